@@ -1,0 +1,84 @@
+"""A model attacked, and left exactly as it was.
+
+A peer's usual ``model.eval(); attack; model.train()`` un-freezes frozen BatchNorm layers, is skipped when an exception
+passes, and fails under ``torch.no_grad()``. Here each submodule's own flag is put back, whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits in a model's output: a tensor, an object with ``.logits`` (Hugging Face), or a dict with that key."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict) and isinstance(output.get("logits"), Tensor):
+        return output["logits"]
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    raise TypeError(
+        f"the model should return logits as a tensor or an output with .logits, got {type(output).__name__}"
+    )
+
+
+class Watched:
+    """The model as objectives see it: gives logits, remembers the last ones, and is otherwise the model."""
+
+    def __init__(self, model: Callable, largest_label: int | None = None) -> None:
+        self._model = model
+        self._largest_label = largest_label
+        self.last_logits: Tensor | None = None
+        self.samples_forwarded = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits = logits_of(self._model(x))
+        if logits.dim() != 2 or logits.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"the model should give logits [B, classes] with B = {x.shape[0]}, got {tuple(logits.shape)}"
+            )
+        if self._largest_label is not None and self._largest_label >= logits.shape[1]:
+            raise ValueError(f"target holds label {self._largest_label}, but the model has {logits.shape[1]} classes")
+        self.last_logits = logits.detach()
+        self.samples_forwarded += x.shape[0]
+        return logits
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._model, name)
+
+
+def _modules(model: Callable) -> list[nn.Module]:
+    if not isinstance(model, nn.Module):
+        model = getattr(model, "__self__", None)  # a bound method of a module
+    return list(model.modules()) if isinstance(model, nn.Module) else []
+
+
+@contextmanager
+def no_trace(model: Callable, device: torch.device) -> Iterator[None]:
+    """Inside: gradients are on, every submodule is in eval mode. Afterwards, also after an exception: the training flag
+    of every submodule, the global random state (CPU and this device) and the grad and inference modes are as before.
+
+    Parameters' ``.grad`` and ``requires_grad`` and BatchNorm's statistics are never touched in between.
+    """
+    flags = [(m, m.training) for m in _modules(model)]
+    on_cuda = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+    cpu_state = torch.get_rng_state()
+    cuda_state = torch.cuda.get_rng_state(device) if on_cuda else None
+    try:
+        for m, training in flags:
+            if training:
+                m.training = False  # not m.eval(), which walks the children and which modules override
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for m, training in flags:
+            if m.training != training:
+                m.training = training
+        torch.set_rng_state(cpu_state)
+        if cuda_state is not None:
+            torch.cuda.set_rng_state(cuda_state, device)

@@ -1,0 +1,125 @@
+"""What an attack pushes up (untargeted) or down (targeted): one number a sample, larger when further from the target.
+
+An objective is one method, ``value(model, x, target) -> [B]``. It may call the model as it likes; the attack reads the
+predictions off the model's last call, so a custom objective costs no second forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Objective:
+    """Base class; subclass it and write ``value``, or pass any function ``(model, x, target) -> [B]`` to an attack."""
+
+    def value(self, model: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> Tensor:
+        """The objective of each sample, [B]. ``model(x)`` gives logits [B, classes]; other attributes are the model's
+        own."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+
+def _others(logits: Tensor, target: Tensor) -> Tensor:
+    """The logits with the target's own put to minus infinity."""
+    if logits.shape[1] < 2:
+        raise ValueError(f"the model should give at least 2 logits a sample, got {logits.shape[1]}")
+    return logits.scatter(1, target[:, None], float("-inf"))
+
+
+def _own(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.gather(1, target[:, None])[:, 0]
+
+
+class Margin(Objective):
+    """``logsumexp_{j != y} z_j - z_y``: cross-entropy's direction without its saturation.
+
+    The gradient of the cross-entropy is this gradient times ``sigmoid(margin)``, a number per sample that vanishes for
+    confident predictions (1e-40 is 0 in float32). A step that normalises the gradient, L2 or sign, sees only the
+    direction, so attacks agree with cross-entropy in exact arithmetic and keep their strength whatever the scale of the
+    logits.
+    """
+
+    def value(self, model, x, target):
+        logits = model(x).float()
+        return _others(logits, target).logsumexp(dim=1) - _own(logits, target)
+
+
+class CrossEntropy(Objective):
+    """``-log softmax(z)_y``, the usual loss. Its gradient underflows on confident samples: prefer :class:`Margin`."""
+
+    def value(self, model, x, target):
+        return F.cross_entropy(model(x).float(), target, reduction="none")
+
+
+class CW(Objective):
+    """``max_{j != y} z_j - z_y``, the margin of Carlini and Wagner 2017 (their f6, without the floor)."""
+
+    def value(self, model, x, target):
+        logits = model(x).float()
+        return _others(logits, target).amax(dim=1) - _own(logits, target)
+
+
+class DLR(Objective):
+    """The difference of logits ratio, ``(max_{j != y} z_j - z_y) / (z_(1) - z_(3))``; Croce and Hein 2020, Equation 6.
+
+    Invariant to scale and shift of the logits. Needs three classes; untargeted only.
+    """
+
+    def value(self, model, x, target):
+        logits = model(x).float()
+        if logits.shape[1] < 3:
+            raise ValueError(f"DLR needs at least 3 classes, the model has {logits.shape[1]}")
+        top = logits.topk(3, dim=1).values
+        return (_others(logits, target).amax(dim=1) - _own(logits, target)) / (top[:, 0] - top[:, 2])
+
+
+@dataclass(frozen=True)
+class Representation(Objective):
+    """``||f(x) - target||_2`` for a feature map f: the paper's representation matching, Equation (5) (arXiv (6)).
+
+    The target is a tensor [B, k] of features; run it with ``targeted=True``, which descends. ``features``: a function
+    from inputs to [B, k]; None takes the model's own ``representation``. ``relative`` divides by ||target|| as the
+    authors' notebook does; for normalised steps that changes the reported value alone. At distance 0 the gradient is 0.
+    """
+
+    features: Callable[[Tensor], Tensor] | None = None
+    relative: bool = False
+
+    def value(self, model, x, target):
+        features = model.representation if self.features is None else self.features
+        f = features(x).float().reshape(x.shape[0], -1)
+        if f.shape != target.shape:
+            raise ValueError(f"target should be features of shape {tuple(f.shape)}, got {tuple(target.shape)}")
+        distance = torch.linalg.vector_norm(f - target, dim=1)
+        return distance / torch.linalg.vector_norm(target, dim=1) if self.relative else distance
+
+
+@dataclass(frozen=True)
+class Function(Objective):
+    """A plain function ``(model, x, target) -> [B]`` as an objective."""
+
+    function: Callable[[Callable, Tensor, Tensor], Tensor]
+
+    def value(self, model, x, target):
+        return self.function(model, x, target)
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", "function")
+
+
+def as_objective(objective: Objective | Callable) -> Objective:
+    """An objective as it is, a function wrapped."""
+    if isinstance(objective, Objective):
+        return objective
+    if callable(objective) and not isinstance(objective, type):
+        return Function(objective)
+    raise TypeError(f"objective should be an Objective or a function (model, x, target) -> [B], got {objective!r}")

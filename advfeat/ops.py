@@ -1,0 +1,328 @@
+"""Projected gradient steps, projections and random starts as single passes over the data, in C++ and CUDA.
+
+    x = x0.clone()
+    for _ in range(steps):
+        grad = ...                                                   # of the loss at x, [B, ...]
+        advfeat.ops.l2_step_(x, grad, x0, step_size=0.1, eps=0.5)    # one pass: step, ball, box; in place
+
+A batch ``[B, ...]`` is B samples. Every operator exists out of place and, with a trailing ``_``, in place on its first
+argument. In common:
+
+* ``x``, ``x0``: float32, float64, float16 or bfloat16, alike in shape, dtype and device; ``grad`` like ``x``, or
+  float16 or bfloat16 beside a float32 ``x``. Arithmetic is in float32 (float64 for float64), norms are summed in
+  float64. Contiguous and channels_last tensors are used as they lie; any other layout is right, at the price of a copy.
+* ``step_size``, ``eps``: a float, or a tensor [B]. ``lo``, ``hi``: a float, or a tensor [C] with a bound for each
+  channel (dimension 1), so that normalised inputs work; ``-math.inf`` and ``math.inf`` for no bound.
+* The ball comes first, then the box (as in torchattacks, foolbox, MadryLab/robustness and AutoAttack).
+* No additive epsilon: the direction of any finite non-zero gradient is right, from 1e-38 to 1e38. A gradient that is
+  zero, or for an L2 step not finite, moves nothing (the point is still projected); pass ``grad_status``, int32 [B, 2],
+  to have such samples counted without a synchronisation: column 0 zero gradients, column 1 gradients with NaN or inf.
+* No operator but the projections has a gradient; those are differentiable, then computed in plain torch.
+* Without the compiled extension, and on devices other than CPU and CUDA, :mod:`advfeat.reference` does the work, which
+  is said once.
+
+Errors: RuntimeError naming the argument, what was expected and what was seen.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from advfeat import reference
+
+try:
+    from advfeat import _C
+except ImportError as error:  # not built, or built for another torch: plain torch does the work
+    _C, _missing = None, error
+
+Number = float | Tensor
+
+__all__ = [
+    "l2_step",
+    "l2_step_",
+    "linf_step",
+    "linf_step_",
+    "project_l2",
+    "project_l2_",
+    "project_linf",
+    "project_linf_",
+    "random_start_l2",
+    "random_start_linf",
+    "update_best_",
+]
+
+_kernel_devices = frozenset()
+if _C is not None:
+    _ops = torch.ops.advfeat
+    _kernel_devices = frozenset({"cpu", "cuda"} if _C.build_config()["cuda"] else {"cpu"})
+    _linf_step, _linf_step_ = _ops.linf_step.default, _ops.linf_step_.default
+    _l2_step, _l2_step_ = _ops.l2_step.default, _ops.l2_step_.default
+    _project_linf, _project_linf_ = _ops.project_linf.default, _ops.project_linf_.default
+    _project_l2, _project_l2_ = _ops.project_l2.default, _ops.project_l2_.default
+    _random_start_linf, _random_start_l2 = _ops.random_start_linf.default, _ops.random_start_l2.default
+    _update_best_ = _ops.update_best_.default
+
+    # What torch.compile needs to know: the shape of a result; in-place operators return nothing.
+    for _name in ("linf_step", "l2_step", "project_linf", "project_l2", "random_start_linf", "random_start_l2"):
+        torch.library.register_fake(f"advfeat::{_name}", lambda x, *args: torch.empty_like(x))
+    for _name in ("linf_step_", "l2_step_", "project_linf_", "project_l2_", "update_best_"):
+        torch.library.register_fake(f"advfeat::{_name}", lambda *args: None)
+
+_said: set[str] = set()
+
+
+def _has_kernel(x: Tensor) -> bool:
+    device = x.device.type
+    if device in _kernel_devices:
+        return True
+    if device not in _said:
+        _said.add(device)
+        why = f"the compiled extension is missing ({_missing})" if _C is None else f"it has no kernels for {device}"
+        warnings.warn(f"advfeat.ops runs in plain torch on {device}: {why}", RuntimeWarning, stacklevel=4)
+    return False
+
+
+def _row_number(value: Number, x: Tensor) -> tuple[float, Tensor | None]:
+    if isinstance(value, Tensor):
+        return 0.0, value.expand(x.shape[0]) if value.dim() == 0 else value
+    return value, None
+
+
+def _channel_number(value: Number | None, x: Tensor, unbounded: float) -> tuple[float, Tensor | None]:
+    if isinstance(value, Tensor):
+        channels = x.shape[1] if x.dim() > 1 else 1
+        if value.dim() == 0:
+            return 0.0, value.expand(channels)
+        return 0.0, value.reshape(-1) if value.numel() == channels else value
+    return (unbounded if value is None else value), None
+
+
+def _refuse_autograd(name: str, *tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        raise RuntimeError(f"{name} has no gradient: call it under torch.no_grad(), or detach its arguments")
+
+
+def _written(x: Tensor) -> Tensor:
+    # An in-place change must be visible to autograd, which may have saved x for a backward pass.
+    if not torch.compiler.is_compiling() and not x.is_inference():
+        torch.autograd.graph.increment_version(x)
+    return x
+
+
+def linf_step(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    step_size: Number,
+    eps: Number,
+    lo: Number = 0.0,
+    hi: Number = 1.0,
+    *,
+    grad_status: Tensor | None = None,
+) -> Tensor:
+    """One L-inf step, ``clip(x0 + clip(x + step_size * sign(grad) - x0, -eps, eps), lo, hi)``; ascends for step_size >
+    0.
+
+    A result lies in [x0 - eps, x0 + eps] and in [lo, hi] as numbers of the arithmetic type; a value that needs no
+    clipping is ``x + step_size * sign(grad)`` to the bit. A NaN in the gradient moves its own value by nothing, an inf
+    by its sign. Goodfellow et al. 2015; Madry et al. 2018, Section 2.1.
+
+    x, grad, x0: [B, ...]. step_size, eps: float or [B], eps >= 0. lo, hi: float or [C]. grad_status: int32 [B, 2] or
+    None.
+    """
+    if not _has_kernel(x):
+        return reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
+    _refuse_autograd("linf_step", x, grad, x0)
+    a, a_rows = _row_number(step_size, x)
+    e, e_rows = _row_number(eps, x)
+    lo, lo_channels = _channel_number(lo, x, -math.inf)
+    hi, hi_channels = _channel_number(hi, x, math.inf)
+    return _linf_step(x, grad, x0, a, e, lo, hi, a_rows, e_rows, lo_channels, hi_channels, grad_status)
+
+
+def linf_step_(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    step_size: Number,
+    eps: Number,
+    lo: Number = 0.0,
+    hi: Number = 1.0,
+    *,
+    grad_status: Tensor | None = None,
+) -> Tensor:
+    """:func:`linf_step` in place on ``x``, which must not share memory with ``x0`` or ``grad``; returns ``x``."""
+    if not _has_kernel(x):
+        return x.copy_(reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status))
+    _refuse_autograd("linf_step_", x, grad, x0)
+    a, a_rows = _row_number(step_size, x)
+    e, e_rows = _row_number(eps, x)
+    lo, lo_channels = _channel_number(lo, x, -math.inf)
+    hi, hi_channels = _channel_number(hi, x, math.inf)
+    _linf_step_(x, grad, x0, a, e, lo, hi, a_rows, e_rows, lo_channels, hi_channels, grad_status)
+    return _written(x)
+
+
+def l2_step(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    step_size: Number,
+    eps: Number,
+    lo: Number = 0.0,
+    hi: Number = 1.0,
+    *,
+    grad_status: Tensor | None = None,
+) -> Tensor:
+    """One normalised L2 step: ``d = x + step_size * grad/||grad|| - x0``, then ``clip(x0 + d * min(1, eps/||d||), lo,
+    hi)``.
+
+    A sample whose moved point lies in the ball is ``x + step_size * grad/||grad||``, clipped to the box, and is not
+    rounded further; ``eps=math.inf`` is no ball at all. The result lies in the ball up to the rounding of its own
+    values. A NaN in ``x`` or ``x0`` stays in its sample. The normalised step of the paper's Appendix C (C.3-C.5).
+
+    x, grad, x0: [B, ...]. step_size, eps: float or [B], eps >= 0. lo, hi: float or [C]. grad_status: int32 [B, 2] or
+    None.
+    """
+    if not _has_kernel(x):
+        return reference.l2_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
+    _refuse_autograd("l2_step", x, grad, x0)
+    a, a_rows = _row_number(step_size, x)
+    e, e_rows = _row_number(eps, x)
+    lo, lo_channels = _channel_number(lo, x, -math.inf)
+    hi, hi_channels = _channel_number(hi, x, math.inf)
+    return _l2_step(x, grad, x0, a, e, lo, hi, a_rows, e_rows, lo_channels, hi_channels, grad_status)
+
+
+def l2_step_(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    step_size: Number,
+    eps: Number,
+    lo: Number = 0.0,
+    hi: Number = 1.0,
+    *,
+    grad_status: Tensor | None = None,
+) -> Tensor:
+    """:func:`l2_step` in place on ``x``, which must not share memory with ``x0`` or ``grad``; returns ``x``."""
+    if not _has_kernel(x):
+        return x.copy_(reference.l2_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status))
+    _refuse_autograd("l2_step_", x, grad, x0)
+    a, a_rows = _row_number(step_size, x)
+    e, e_rows = _row_number(eps, x)
+    lo, lo_channels = _channel_number(lo, x, -math.inf)
+    hi, hi_channels = _channel_number(hi, x, math.inf)
+    _l2_step_(x, grad, x0, a, e, lo, hi, a_rows, e_rows, lo_channels, hi_channels, grad_status)
+    return _written(x)
+
+
+def _differentiable(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def project_linf(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
+    """The nearest point of the L-inf ball and the box: ``clip(clip(x, x0 - eps, x0 + eps), lo, hi)``; idempotent to the
+    bit.
+
+    x, x0: [B, ...]. eps: float or [B], >= 0. lo, hi: float or [C]. Differentiable in x and x0 (then in plain torch).
+    """
+    if _differentiable(x, x0) or not _has_kernel(x):
+        return reference.project_linf(x, x0, eps, lo, hi)
+    e, e_rows = _row_number(eps, x)
+    lo, lo_channels = _channel_number(lo, x, -math.inf)
+    hi, hi_channels = _channel_number(hi, x, math.inf)
+    return _project_linf(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
+
+
+def project_linf_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
+    """:func:`project_linf` in place on ``x``; returns ``x``."""
+    if not _has_kernel(x):
+        return x.copy_(reference.project_linf(x, x0, eps, lo, hi))
+    _refuse_autograd("project_linf_", x, x0)
+    e, e_rows = _row_number(eps, x)
+    lo, lo_channels = _channel_number(lo, x, -math.inf)
+    hi, hi_channels = _channel_number(hi, x, math.inf)
+    _project_linf_(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
+    return _written(x)
+
+
+def project_l2(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
+    """Onto the L2 ball, then the box: ``clip(x0 + d min(1, eps/||d||), lo, hi)`` with ``d = x - x0``.
+
+    With x0 in the box the result lies in both (clipping only brings a value nearer to x0); it is not always the nearest
+    such point. A sample inside the ball is clipped to the box and otherwise untouched.
+
+    x, x0: [B, ...]. eps: float or [B], >= 0. lo, hi: float or [C]. Differentiable in x and x0 (then in plain torch).
+    """
+    if _differentiable(x, x0) or not _has_kernel(x):
+        return reference.project_l2(x, x0, eps, lo, hi)
+    e, e_rows = _row_number(eps, x)
+    lo, lo_channels = _channel_number(lo, x, -math.inf)
+    hi, hi_channels = _channel_number(hi, x, math.inf)
+    return _project_l2(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
+
+
+def project_l2_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
+    """:func:`project_l2` in place on ``x``; returns ``x``."""
+    if not _has_kernel(x):
+        return x.copy_(reference.project_l2(x, x0, eps, lo, hi))
+    _refuse_autograd("project_l2_", x, x0)
+    e, e_rows = _row_number(eps, x)
+    lo, lo_channels = _channel_number(lo, x, -math.inf)
+    hi, hi_channels = _channel_number(hi, x, math.inf)
+    _project_l2_(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
+    return _written(x)
+
+
+def random_start_linf(
+    x0: Tensor, eps: Number, seed: int, sample_ids: Tensor, lo: Number = 0.0, hi: Number = 1.0
+) -> Tensor:
+    """A uniform point of the L-inf ball of finite radius eps around each x0, clipped to the box.
+
+    The numbers are a function of (seed, sample id, position of the value in its sample) alone (Philox4x32-10): the same
+    for any batch size, order, memory layout and device. x0: [B, ...]. eps: float or [B]. seed: int. sample_ids: int64
+    [B].
+    """
+    if not _has_kernel(x0):
+        return reference.random_start_linf(x0, eps, seed, sample_ids, lo, hi)
+    e, e_rows = _row_number(eps, x0)
+    lo, lo_channels = _channel_number(lo, x0, -math.inf)
+    hi, hi_channels = _channel_number(hi, x0, math.inf)
+    return _random_start_linf(x0.detach(), e, seed, sample_ids, lo, hi, e_rows, lo_channels, hi_channels)
+
+
+def random_start_l2(
+    x0: Tensor, eps: Number, seed: int, sample_ids: Tensor, lo: Number = 0.0, hi: Number = 1.0
+) -> Tensor:
+    """A uniform point of the L2 ball (not of the sphere) of finite radius eps around each x0, clipped to the box.
+
+    ``x0 + eps * u^(1/D) * n/||n||`` with u uniform and n normal; random numbers as in :func:`random_start_linf`.
+    x0: [B, ...]. eps: float or [B]. seed: int. sample_ids: int64 [B].
+    """
+    if not _has_kernel(x0):
+        return reference.random_start_l2(x0, eps, seed, sample_ids, lo, hi)
+    e, e_rows = _row_number(eps, x0)
+    lo, lo_channels = _channel_number(lo, x0, -math.inf)
+    hi, hi_channels = _channel_number(hi, x0, math.inf)
+    return _random_start_l2(x0.detach(), e, seed, sample_ids, lo, hi, e_rows, lo_channels, hi_channels)
+
+
+def update_best_(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keeps the better iterate: where ``value > best_value``, ``best_x`` and ``best_value`` become ``x`` and ``value``.
+
+    A NaN value is never better; any number is better than a NaN. No masks are indexed and nothing synchronises.
+
+    best_x, x: [B, ...] of one dtype. best_value, value: [B], both float32 or both float64. Returns (best_x,
+    best_value).
+    """
+    if not _has_kernel(x):
+        new_x, new_value = reference.update_best(best_x, best_value, x, value)
+        return best_x.copy_(new_x), best_value.copy_(new_value)
+    _refuse_autograd("update_best_", best_x, best_value, x, value)
+    _update_best_(best_x, best_value, x, value)
+    return _written(best_x), _written(best_value)

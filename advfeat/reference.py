@@ -1,0 +1,211 @@
+"""The operators of :mod:`advfeat.ops` in plain torch: the oracle of the tests, and what runs where there is no kernel.
+
+Called with float64 tensors this is the truth that every kernel is compared with. It is written to be read: no fusion,
+and every operator out of place. Half types compute in float32. Shapes are those of :mod:`advfeat.ops`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+Number = float | Tensor
+
+_WORD = 0xFFFFFFFF
+
+
+def _arithmetic(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _rows(value: Number, x: Tensor) -> Number:
+    """A number a sample, [B], as [B, 1, ...]."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.to(_arithmetic(x)).expand(x.shape[0]) if value.dim() == 0 else value.to(_arithmetic(x))
+    return value.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def _channels(value: Number, x: Tensor) -> Tensor:
+    """A bound a channel, [C], as [1, C, 1, ...]; a number as a tensor without dimensions."""
+    bound = torch.as_tensor(value, dtype=_arithmetic(x), device=x.device)
+    return bound if bound.dim() == 0 else bound.reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+def _clip(x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    # where, not clamp: a value that is NaN stays NaN, a bound that is NaN does not bind. The same as the kernels.
+    x = torch.where(x < lo, lo, x)
+    return torch.where(x > hi, hi, x)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The L2 norm of each sample, [B, 1, ...], of any scale: the largest magnitude is taken out before squaring."""
+    if x.numel() == 0:
+        return x.new_zeros([x.shape[0]] + [1] * (x.dim() - 1))
+    dims = list(range(1, x.dim()))
+    largest = x.abs().amax(dim=dims, keepdim=True) if dims else x.abs()
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    scaled = x / scale
+    norm = (scaled * scaled).sum(dim=dims, keepdim=True).sqrt() if dims else scaled.abs()
+    return norm * scale
+
+
+def _direction(grad: Tensor) -> Tensor:
+    """grad / ||grad|| for each sample; zero where the gradient is zero or not finite."""
+    if grad.numel() == 0:
+        return grad
+    dims = list(range(1, grad.dim()))
+    largest = grad.abs().amax(dim=dims, keepdim=True) if dims else grad.abs()
+    usable = (largest > 0) & torch.isfinite(largest)
+    scaled = torch.where(usable, grad, torch.zeros_like(grad)) / torch.where(usable, largest, torch.ones_like(largest))
+    norm = (scaled * scaled).sum(dim=dims, keepdim=True).sqrt() if dims else scaled.abs()
+    return scaled / torch.where(usable, norm, torch.ones_like(norm))
+
+
+def _count(grad: Tensor, grad_status: Tensor | None) -> None:
+    if grad_status is None:
+        return
+    flat = grad.reshape(grad.shape[0], -1)
+    grad_status[:, 0] += (flat == 0).all(dim=1)
+    grad_status[:, 1] += (~torch.isfinite(flat)).any(dim=1)
+
+
+def project_linf(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
+    """See :func:`advfeat.ops.project_linf`."""
+    a = _arithmetic(x)
+    y, centre, eps = x.to(a), x0.to(a), _rows(eps, x)
+    y = _clip(y, centre - eps, centre + eps)
+    return _clip(y, _channels(lo, x), _channels(hi, x)).to(x.dtype)
+
+
+def linf_step(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    step_size: Number,
+    eps: Number,
+    lo: Number = 0.0,
+    hi: Number = 1.0,
+    *,
+    grad_status: Tensor | None = None,
+) -> Tensor:
+    """See :func:`advfeat.ops.linf_step`."""
+    a = _arithmetic(x)
+    y, centre, size, eps = x.to(a), x0.to(a), _rows(step_size, x), _rows(eps, x)
+    _count(grad, grad_status)
+    y = torch.where(grad > 0, y + size, torch.where(grad < 0, y - size, y))
+    y = _clip(y, centre - eps, centre + eps)
+    return _clip(y, _channels(lo, x), _channels(hi, x)).to(x.dtype)
+
+
+def _l2_ball(y: Tensor, centre: Tensor, eps: Number) -> Tensor:
+    d = y - centre
+    norm = _norm(d)
+    outside = ~(norm <= eps) | (torch.as_tensor(eps) <= 0)
+    shrink = torch.where(outside, eps / torch.where(outside, norm, torch.ones_like(norm)), torch.ones_like(norm))
+    if isinstance(eps, Tensor):
+        shrink = torch.where(eps <= 0, torch.zeros_like(shrink), shrink)
+    elif eps <= 0:
+        shrink = torch.zeros_like(shrink)
+    return torch.where(outside, centre + shrink * d, y)
+
+
+def project_l2(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
+    """See :func:`advfeat.ops.project_l2`. Differentiable almost everywhere."""
+    a = _arithmetic(x)
+    y = _l2_ball(x.to(a), x0.to(a), _rows(eps, x))
+    return _clip(y, _channels(lo, x), _channels(hi, x)).to(x.dtype)
+
+
+def l2_step(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    step_size: Number,
+    eps: Number,
+    lo: Number = 0.0,
+    hi: Number = 1.0,
+    *,
+    grad_status: Tensor | None = None,
+) -> Tensor:
+    """See :func:`advfeat.ops.l2_step`."""
+    a = _arithmetic(x)
+    _count(grad, grad_status)
+    y = x.to(a) + _rows(step_size, x) * _direction(grad.to(a))
+    y = _l2_ball(y, x0.to(a), _rows(eps, x))
+    return _clip(y, _channels(lo, x), _channels(hi, x)).to(x.dtype)
+
+
+def _mul32(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    """High and low word of the 64-bit product of 32-bit words held in int64, without overflowing int64."""
+    low, high = a * (b & 0xFFFF), a * (b >> 16)
+    middle = high + (low >> 16)
+    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def philox(seed: int, sample_ids: Tensor, quads: Tensor, stream: int) -> Tensor:
+    """Philox4x32-10 (Salmon et al., SC 2011): four 32-bit words, as int64 [B, Q, 4], for each sample and quad of
+    positions.
+
+    sample_ids: int64 [B]; quads: int64 [Q]; stream: 0 for the values of a random start, 1 for its radius.
+    """
+    ids = sample_ids.reshape(-1, 1).expand(-1, quads.numel())
+    c0 = quads.reshape(1, -1).expand_as(ids)
+    c1 = torch.full_like(c0, stream)
+    c2, c3 = ids & _WORD, (ids >> 32) & _WORD
+    k0, k1 = seed & _WORD, (seed >> 32) & _WORD
+    for _ in range(10):
+        hi0, lo0 = _mul32(c0, 0xD2511F53)
+        hi1, lo1 = _mul32(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
+    return torch.stack([c0, c1, c2, c3], dim=-1)
+
+
+def _open_unit(words: Tensor) -> Tensor:
+    # float64 where the device has it (mps has not)
+    dtype = torch.float32 if words.device.type == "mps" else torch.float64
+    return (words.to(dtype) + 0.5) * 2.0**-32
+
+
+def _uniform(x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
+    dim = math.prod(x0.shape[1:])
+    quads = torch.arange((dim + 3) // 4, device=x0.device)
+    return _open_unit(philox(seed, sample_ids, quads, 0)).reshape(x0.shape[0], -1)
+
+
+def random_start_linf(
+    x0: Tensor, eps: Number, seed: int, sample_ids: Tensor, lo: Number = 0.0, hi: Number = 1.0
+) -> Tensor:
+    """See :func:`advfeat.ops.random_start_linf`."""
+    dim = math.prod(x0.shape[1:])
+    offset = (2 * _uniform(x0, seed, sample_ids)[:, :dim] - 1).reshape(x0.shape) * _rows(eps, x0)
+    y = x0.to(_arithmetic(x0)) + offset.to(_arithmetic(x0))
+    return _clip(y, _channels(lo, x0), _channels(hi, x0)).to(x0.dtype)
+
+
+def random_start_l2(
+    x0: Tensor, eps: Number, seed: int, sample_ids: Tensor, lo: Number = 0.0, hi: Number = 1.0
+) -> Tensor:
+    """See :func:`advfeat.ops.random_start_l2`."""
+    dim = math.prod(x0.shape[1:])
+    if x0.numel() == 0:
+        return x0.clone()
+    u = _uniform(x0, seed, sample_ids)
+    radius, angle = (-2 * u[:, 0::2].log()).sqrt(), 2 * math.pi * u[:, 1::2]
+    normal = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).reshape(x0.shape[0], -1)[:, :dim]
+    quad = torch.zeros(1, dtype=torch.int64, device=x0.device)
+    u = _open_unit(philox(seed, sample_ids, quad, 1))[:, 0, :1]
+    unit = normal / normal.norm(dim=1, keepdim=True)
+    offset = (unit * u ** (1 / dim)).reshape(x0.shape) * _rows(eps, x0)
+    y = x0.to(_arithmetic(x0)) + offset.to(_arithmetic(x0))
+    return _clip(y, _channels(lo, x0), _channels(hi, x0)).to(x0.dtype)
+
+
+def update_best(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The out-of-place form of :func:`advfeat.ops.update_best_`: the new (best_x, best_value)."""
+    better = (value > best_value) | (best_value.isnan() & ~value.isnan())
+    rows = better.reshape(-1, *[1] * (x.dim() - 1))
+    return torch.where(rows, x, best_x), torch.where(better, value, best_value)

@@ -1,0 +1,114 @@
+"""Threat models: the ball around a sample and the box of valid inputs, and how an iterate moves in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advfeat import ops
+from advfeat.ops import Number
+
+
+@dataclass(frozen=True, eq=False)
+class Threat:
+    """Perturbations of norm at most ``eps`` that stay in the box ``[lo, hi]``. Use :class:`L2` or :class:`Linf`.
+
+    eps: the radius in the units of the input (pixel scale [0, 1] by default), a float or a tensor [B]; ``math.inf`` for
+    no ball. lo, hi: a float, or a tensor [C] with one bound a channel; a model that takes normalised inputs has
+    ``lo = (0 - mean) / std`` and ``hi = (1 - mean) / std``.
+    """
+
+    eps: Number
+    lo: Number = 0.0
+    hi: Number = 1.0
+
+    norm = ""  # "l2" or "linf"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.eps, Tensor) and not self.eps >= 0:
+            raise ValueError(f"eps should be at least 0, got {self.eps}")
+        if isinstance(self.eps, Tensor) and self.eps.dim() > 1:
+            raise ValueError(f"eps should be a float or a tensor [B], got shape {tuple(self.eps.shape)}")
+        if not isinstance(self.lo, Tensor) and not isinstance(self.hi, Tensor) and not self.lo <= self.hi:
+            raise ValueError(f"lo should be at most hi, got lo={self.lo} and hi={self.hi}")
+
+    def step_(
+        self, x: Tensor, grad: Tensor, x0: Tensor, step_size: Number, *, grad_status: Tensor | None = None
+    ) -> Tensor:
+        """One step of length step_size along grad (ascent for step_size > 0), then the ball and the box; in place."""
+        raise NotImplementedError
+
+    def project_(self, x: Tensor, x0: Tensor) -> Tensor:
+        """x into the ball around x0 and the box, in place."""
+        raise NotImplementedError
+
+    def random_start(self, x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
+        """A uniform point of the ball around each x0, clipped to the box; a function of (seed, sample id) alone."""
+        raise NotImplementedError
+
+    def distance(self, x: Tensor, x0: Tensor) -> Tensor:
+        """The norm of x - x0 of each sample, [B] float32 (float64 for float64)."""
+        raise NotImplementedError
+
+    def rows(self, index: Tensor) -> Threat:
+        """The same threat for a selection of the batch."""
+        if isinstance(self.eps, Tensor) and self.eps.dim() == 1:
+            return dataclasses.replace(self, eps=self.eps[index])
+        return self
+
+    def to_dict(self) -> dict:
+        """The settings as JSON values."""
+
+        def plain(v: Number) -> float | list[float]:
+            return v.tolist() if isinstance(v, Tensor) else v
+
+        eps = plain(self.eps)
+        return {"norm": self.norm, "eps": "inf" if eps == math.inf else eps, "lo": plain(self.lo), "hi": plain(self.hi)}
+
+
+def _difference(x: Tensor, x0: Tensor) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return (x.to(wide) - x0.to(wide)).reshape(x.shape[0], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class L2(Threat):
+    """The L2 ball; a step is normalised, ``step_size * grad / ||grad||``. The paper's threat (Appendix C.3-C.5)."""
+
+    norm = "l2"
+
+    def step_(self, x, grad, x0, step_size, *, grad_status=None):
+        return ops.l2_step_(x, grad, x0, step_size, self.eps, self.lo, self.hi, grad_status=grad_status)
+
+    def project_(self, x, x0):
+        return ops.project_l2_(x, x0, self.eps, self.lo, self.hi)
+
+    def random_start(self, x0, seed, sample_ids):
+        return ops.random_start_l2(x0, self.eps, seed, sample_ids, self.lo, self.hi)
+
+    def distance(self, x, x0):
+        return torch.linalg.vector_norm(_difference(x, x0), dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Linf(Threat):
+    """The L-inf ball; a step is ``step_size * sign(grad)``."""
+
+    norm = "linf"
+
+    def step_(self, x, grad, x0, step_size, *, grad_status=None):
+        return ops.linf_step_(x, grad, x0, step_size, self.eps, self.lo, self.hi, grad_status=grad_status)
+
+    def project_(self, x, x0):
+        return ops.project_linf_(x, x0, self.eps, self.lo, self.hi)
+
+    def random_start(self, x0, seed, sample_ids):
+        return ops.random_start_linf(x0, self.eps, seed, sample_ids, self.lo, self.hi)
+
+    def distance(self, x, x0):
+        d = _difference(x, x0).abs()
+        return d.amax(dim=1) if d.shape[1] else d.sum(dim=1)

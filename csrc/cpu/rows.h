@@ -1,0 +1,39 @@
+// The inner loops over (a part of) a row, one table of functions a SIMD level and pair of dtypes.
+#pragma once
+
+#include "../args.h"
+#include "../l2_math.h"
+
+namespace advfeat::cpu {
+
+// The box for the kernels: numbers, or rows of `dim` bounds in the arithmetic type (float, or double for float64).
+struct Box {
+  double lo, hi;
+  const void* lo_row = nullptr;
+  const void* hi_row = nullptr;
+};
+
+struct L2Max {
+  double grad = 0, d = 0;
+};
+
+enum GradFlag : uint8_t { kGradNonzero = 1, kGradNotFinite = 2 };
+
+// Values [begin, end) of row `row`.
+struct RowKernels {
+  void (*linf)(const StepArgs&, const Box&, int64_t row, int64_t begin, int64_t end, double step_size, double eps);
+  uint8_t (*grad_flags)(const StepArgs&, int64_t row, int64_t begin, int64_t end);
+  L2Sums (*l2_sums)(const StepArgs&, int64_t row, int64_t begin, int64_t end, const L2Scales&);
+  L2Max (*l2_max)(const StepArgs&, int64_t row, int64_t begin, int64_t end);
+  double (*l2_moved_sum)(const StepArgs&, int64_t row, int64_t begin, int64_t end, const L2Move&, double scale);
+  void (*l2_apply)(const StepArgs&, const Box&, int64_t row, int64_t begin, int64_t end, const L2Move&);
+};
+
+// The table for the best SIMD level of this processor (ADVFEAT_SIMD=default|avx2|avx512 lowers it).
+const RowKernels& row_kernels(Dtype dtype, Dtype grad_dtype);
+
+// "default", "avx2" or "avx512": the level in use, and the levels compiled into this library.
+const char* simd_level();
+const char* simd_levels();
+
+}  // namespace advfeat::cpu

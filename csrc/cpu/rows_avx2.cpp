@@ -1,0 +1,18 @@
+// The inner loops with AVX2 instructions; empty on other processors than x86-64.
+#include <cstdint>
+
+#include "rows.h"
+
+#if defined(__x86_64__)
+#define ADVFEAT_LEVEL level_avx2
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#include "rows.inl.h"
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx2")
+#include "rows.inl.h"
+#pragma GCC pop_options
+#endif
+#endif

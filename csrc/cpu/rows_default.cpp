@@ -1,0 +1,7 @@
+// The inner loops for the baseline of the platform (SSE2 on x86-64, NEON on 64-bit Arm).
+#include <cstdint>
+
+#include "rows.h"
+
+#define ADVFEAT_LEVEL level_default
+#include "rows.inl.h"
