@@ -27,8 +27,19 @@ class Objective:
         return type(self).__name__
 
 
+def _wide(values: Tensor) -> Tensor:
+    """Half types as float32: the differences of logits are what matters, and they cancel."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _check_labels(target: Tensor) -> None:
+    if target.dim() != 1 or target.dtype != torch.int64:
+        raise ValueError(f"target should be labels, int64 [B], got {target.dtype} of shape {tuple(target.shape)}")
+
+
 def _others(logits: Tensor, target: Tensor) -> Tensor:
     """The logits with the target's own put to minus infinity."""
+    _check_labels(target)
     if logits.shape[1] < 2:
         raise ValueError(f"the model should give at least 2 logits a sample, got {logits.shape[1]}")
     return logits.scatter(1, target[:, None], float("-inf"))
@@ -48,7 +59,7 @@ class Margin(Objective):
     """
 
     def value(self, model, x, target):
-        logits = model(x).float()
+        logits = _wide(model(x))
         return _others(logits, target).logsumexp(dim=1) - _own(logits, target)
 
 
@@ -56,14 +67,15 @@ class CrossEntropy(Objective):
     """``-log softmax(z)_y``, the usual loss. Its gradient underflows on confident samples: prefer :class:`Margin`."""
 
     def value(self, model, x, target):
-        return F.cross_entropy(model(x).float(), target, reduction="none")
+        _check_labels(target)
+        return F.cross_entropy(_wide(model(x)), target, reduction="none")
 
 
 class CW(Objective):
     """``max_{j != y} z_j - z_y``, the margin of Carlini and Wagner 2017 (their f6, without the floor)."""
 
     def value(self, model, x, target):
-        logits = model(x).float()
+        logits = _wide(model(x))
         return _others(logits, target).amax(dim=1) - _own(logits, target)
 
 
@@ -74,7 +86,7 @@ class DLR(Objective):
     """
 
     def value(self, model, x, target):
-        logits = model(x).float()
+        logits = _wide(model(x))
         if logits.shape[1] < 3:
             raise ValueError(f"DLR needs at least 3 classes, the model has {logits.shape[1]}")
         top = logits.topk(3, dim=1).values
@@ -95,7 +107,7 @@ class Representation(Objective):
 
     def value(self, model, x, target):
         features = model.representation if self.features is None else self.features
-        f = features(x).float().reshape(x.shape[0], -1)
+        f = _wide(features(x)).reshape(x.shape[0], -1)
         if f.shape != target.shape:
             raise ValueError(f"target should be features of shape {tuple(f.shape)}, got {tuple(target.shape)}")
         distance = torch.linalg.vector_norm(f - target, dim=1)

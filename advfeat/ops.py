@@ -94,15 +94,18 @@ def _row_number(value: Number, x: Tensor) -> tuple[float, Tensor | None]:
 
 def _channel_number(value: Number | None, x: Tensor, unbounded: float) -> tuple[float, Tensor | None]:
     if isinstance(value, Tensor):
-        channels = x.shape[1] if x.dim() > 1 else 1
         if value.dim() == 0:
-            return 0.0, value.expand(channels)
-        return 0.0, value.reshape(-1) if value.numel() == channels else value
+            return (0.0, value.expand(x.shape[1])) if x.dim() > 1 else (value.item(), None)
+        return 0.0, value.reshape(-1) if x.dim() > 1 and value.numel() == x.shape[1] else value
     return (unbounded if value is None else value), None
 
 
-def _refuse_autograd(name: str, *tensors: Tensor) -> None:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+def _wants_grad(*arguments: Number | None) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+
+
+def _refuse_autograd(name: str, *arguments: Number | None) -> None:
+    if _wants_grad(*arguments):
         raise RuntimeError(f"{name} has no gradient: call it under torch.no_grad(), or detach its arguments")
 
 
@@ -136,7 +139,7 @@ def linf_step(
     """
     if not _has_kernel(x):
         return reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
-    _refuse_autograd("linf_step", x, grad, x0)
+    _refuse_autograd("linf_step", x, grad, x0, step_size, eps, lo, hi)
     a, a_rows = _row_number(step_size, x)
     e, e_rows = _row_number(eps, x)
     lo, lo_channels = _channel_number(lo, x, -math.inf)
@@ -158,7 +161,7 @@ def linf_step_(
     """:func:`linf_step` in place on ``x``, which must not share memory with ``x0`` or ``grad``; returns ``x``."""
     if not _has_kernel(x):
         return x.copy_(reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status))
-    _refuse_autograd("linf_step_", x, grad, x0)
+    _refuse_autograd("linf_step_", x, grad, x0, step_size, eps, lo, hi)
     a, a_rows = _row_number(step_size, x)
     e, e_rows = _row_number(eps, x)
     lo, lo_channels = _channel_number(lo, x, -math.inf)
@@ -190,7 +193,7 @@ def l2_step(
     """
     if not _has_kernel(x):
         return reference.l2_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
-    _refuse_autograd("l2_step", x, grad, x0)
+    _refuse_autograd("l2_step", x, grad, x0, step_size, eps, lo, hi)
     a, a_rows = _row_number(step_size, x)
     e, e_rows = _row_number(eps, x)
     lo, lo_channels = _channel_number(lo, x, -math.inf)
@@ -212,7 +215,7 @@ def l2_step_(
     """:func:`l2_step` in place on ``x``, which must not share memory with ``x0`` or ``grad``; returns ``x``."""
     if not _has_kernel(x):
         return x.copy_(reference.l2_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status))
-    _refuse_autograd("l2_step_", x, grad, x0)
+    _refuse_autograd("l2_step_", x, grad, x0, step_size, eps, lo, hi)
     a, a_rows = _row_number(step_size, x)
     e, e_rows = _row_number(eps, x)
     lo, lo_channels = _channel_number(lo, x, -math.inf)
@@ -221,17 +224,14 @@ def l2_step_(
     return _written(x)
 
 
-def _differentiable(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
 def project_linf(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
     """The nearest point of the L-inf ball and the box: ``clip(clip(x, x0 - eps, x0 + eps), lo, hi)``; idempotent to the
     bit.
 
-    x, x0: [B, ...]. eps: float or [B], >= 0. lo, hi: float or [C]. Differentiable in x and x0 (then in plain torch).
+    x, x0: [B, ...]. eps: float or [B], >= 0. lo, hi: float or [C].
+    Differentiable in x, x0 and tensors eps, lo, hi (then in plain torch).
     """
-    if _differentiable(x, x0) or not _has_kernel(x):
+    if _wants_grad(x, x0, eps, lo, hi) or not _has_kernel(x):
         return reference.project_linf(x, x0, eps, lo, hi)
     e, e_rows = _row_number(eps, x)
     lo, lo_channels = _channel_number(lo, x, -math.inf)
@@ -243,7 +243,7 @@ def project_linf_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Numb
     """:func:`project_linf` in place on ``x``; returns ``x``."""
     if not _has_kernel(x):
         return x.copy_(reference.project_linf(x, x0, eps, lo, hi))
-    _refuse_autograd("project_linf_", x, x0)
+    _refuse_autograd("project_linf_", x, x0, eps, lo, hi)
     e, e_rows = _row_number(eps, x)
     lo, lo_channels = _channel_number(lo, x, -math.inf)
     hi, hi_channels = _channel_number(hi, x, math.inf)
@@ -257,9 +257,10 @@ def project_l2(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number 
     With x0 in the box the result lies in both (clipping only brings a value nearer to x0); it is not always the nearest
     such point. A sample inside the ball is clipped to the box and otherwise untouched.
 
-    x, x0: [B, ...]. eps: float or [B], >= 0. lo, hi: float or [C]. Differentiable in x and x0 (then in plain torch).
+    x, x0: [B, ...]. eps: float or [B], >= 0. lo, hi: float or [C].
+    Differentiable in x, x0 and tensors eps, lo, hi (then in plain torch).
     """
-    if _differentiable(x, x0) or not _has_kernel(x):
+    if _wants_grad(x, x0, eps, lo, hi) or not _has_kernel(x):
         return reference.project_l2(x, x0, eps, lo, hi)
     e, e_rows = _row_number(eps, x)
     lo, lo_channels = _channel_number(lo, x, -math.inf)
@@ -271,7 +272,7 @@ def project_l2_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number
     """:func:`project_l2` in place on ``x``; returns ``x``."""
     if not _has_kernel(x):
         return x.copy_(reference.project_l2(x, x0, eps, lo, hi))
-    _refuse_autograd("project_l2_", x, x0)
+    _refuse_autograd("project_l2_", x, x0, eps, lo, hi)
     e, e_rows = _row_number(eps, x)
     lo, lo_channels = _channel_number(lo, x, -math.inf)
     hi, hi_channels = _channel_number(hi, x, math.inf)

@@ -20,6 +20,10 @@ def _arithmetic(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
 def _rows(value: Number, x: Tensor) -> Number:
     """A number a sample, [B], as [B, 1, ...]."""
     if not isinstance(value, Tensor):
@@ -28,8 +32,9 @@ def _rows(value: Number, x: Tensor) -> Number:
     return value.reshape(-1, *[1] * (x.dim() - 1))
 
 
-def _channels(value: Number, x: Tensor) -> Tensor:
+def _channels(value: Number | None, x: Tensor, unbounded: float) -> Tensor:
     """A bound a channel, [C], as [1, C, 1, ...]; a number as a tensor without dimensions."""
+    value = unbounded if value is None else value
     bound = torch.as_tensor(value, dtype=_arithmetic(x), device=x.device)
     return bound if bound.dim() == 0 else bound.reshape(1, -1, *[1] * (x.dim() - 2))
 
@@ -48,8 +53,11 @@ def _norm(x: Tensor) -> Tensor:
     largest = x.abs().amax(dim=dims, keepdim=True) if dims else x.abs()
     scale = torch.where(largest > 0, largest, torch.ones_like(largest))
     scaled = x / scale
-    norm = (scaled * scaled).sum(dim=dims, keepdim=True).sqrt() if dims else scaled.abs()
-    return norm * scale
+    if not dims:
+        return scaled.abs() * scale
+    squares = (scaled * scaled).sum(dim=dims, keepdim=True)
+    # The derivative of the square root at 0 is infinite: a norm of 0 takes no part in differentiation.
+    return torch.where(squares > 0, torch.where(squares > 0, squares, torch.ones_like(squares)).sqrt(), squares) * scale
 
 
 def _direction(grad: Tensor) -> Tensor:
@@ -67,7 +75,9 @@ def _direction(grad: Tensor) -> Tensor:
 def _count(grad: Tensor, grad_status: Tensor | None) -> None:
     if grad_status is None:
         return
-    flat = grad.reshape(grad.shape[0], -1)
+    flat = _flat(grad)
+    if flat.shape[1] == 0:
+        return
     grad_status[:, 0] += (flat == 0).all(dim=1)
     grad_status[:, 1] += (~torch.isfinite(flat)).any(dim=1)
 
@@ -77,7 +87,7 @@ def project_linf(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Numbe
     a = _arithmetic(x)
     y, centre, eps = x.to(a), x0.to(a), _rows(eps, x)
     y = _clip(y, centre - eps, centre + eps)
-    return _clip(y, _channels(lo, x), _channels(hi, x)).to(x.dtype)
+    return _clip(y, _channels(lo, x, -math.inf), _channels(hi, x, math.inf)).to(x.dtype)
 
 
 def linf_step(
@@ -97,7 +107,7 @@ def linf_step(
     _count(grad, grad_status)
     y = torch.where(grad > 0, y + size, torch.where(grad < 0, y - size, y))
     y = _clip(y, centre - eps, centre + eps)
-    return _clip(y, _channels(lo, x), _channels(hi, x)).to(x.dtype)
+    return _clip(y, _channels(lo, x, -math.inf), _channels(hi, x, math.inf)).to(x.dtype)
 
 
 def _l2_ball(y: Tensor, centre: Tensor, eps: Number) -> Tensor:
@@ -116,7 +126,7 @@ def project_l2(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number 
     """See :func:`advfeat.ops.project_l2`. Differentiable almost everywhere."""
     a = _arithmetic(x)
     y = _l2_ball(x.to(a), x0.to(a), _rows(eps, x))
-    return _clip(y, _channels(lo, x), _channels(hi, x)).to(x.dtype)
+    return _clip(y, _channels(lo, x, -math.inf), _channels(hi, x, math.inf)).to(x.dtype)
 
 
 def l2_step(
@@ -135,7 +145,7 @@ def l2_step(
     _count(grad, grad_status)
     y = x.to(a) + _rows(step_size, x) * _direction(grad.to(a))
     y = _l2_ball(y, x0.to(a), _rows(eps, x))
-    return _clip(y, _channels(lo, x), _channels(hi, x)).to(x.dtype)
+    return _clip(y, _channels(lo, x, -math.inf), _channels(hi, x, math.inf)).to(x.dtype)
 
 
 def _mul32(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
@@ -173,7 +183,7 @@ def _open_unit(words: Tensor) -> Tensor:
 def _uniform(x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
     dim = math.prod(x0.shape[1:])
     quads = torch.arange((dim + 3) // 4, device=x0.device)
-    return _open_unit(philox(seed, sample_ids, quads, 0)).reshape(x0.shape[0], -1)
+    return _open_unit(philox(seed, sample_ids, quads, 0)).reshape(x0.shape[0], 4 * quads.numel())
 
 
 def random_start_linf(
@@ -183,7 +193,15 @@ def random_start_linf(
     dim = math.prod(x0.shape[1:])
     offset = (2 * _uniform(x0, seed, sample_ids)[:, :dim] - 1).reshape(x0.shape) * _rows(eps, x0)
     y = x0.to(_arithmetic(x0)) + offset.to(_arithmetic(x0))
-    return _clip(y, _channels(lo, x0), _channels(hi, x0)).to(x0.dtype)
+    return _clip(y, _channels(lo, x0, -math.inf), _channels(hi, x0, math.inf)).to(x0.dtype)
+
+
+def normals(x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
+    """Standard normal numbers [B, D] by Box-Muller, keyed like the random starts: two words give two normals."""
+    dim = math.prod(x0.shape[1:])
+    u = _uniform(x0, seed, sample_ids)
+    radius, angle = (-2 * u[:, 0::2].log()).sqrt(), 2 * math.pi * u[:, 1::2]
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).reshape(u.shape)[:, :dim]
 
 
 def random_start_l2(
@@ -193,15 +211,19 @@ def random_start_l2(
     dim = math.prod(x0.shape[1:])
     if x0.numel() == 0:
         return x0.clone()
-    u = _uniform(x0, seed, sample_ids)
-    radius, angle = (-2 * u[:, 0::2].log()).sqrt(), 2 * math.pi * u[:, 1::2]
-    normal = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).reshape(x0.shape[0], -1)[:, :dim]
-    quad = torch.zeros(1, dtype=torch.int64, device=x0.device)
-    u = _open_unit(philox(seed, sample_ids, quad, 1))[:, 0, :1]
+    normal = normals(x0, seed, sample_ids)
+    u = uniform_numbers(seed, sample_ids, stream=1)[:, None]
     unit = normal / normal.norm(dim=1, keepdim=True)
     offset = (unit * u ** (1 / dim)).reshape(x0.shape) * _rows(eps, x0)
     y = x0.to(_arithmetic(x0)) + offset.to(_arithmetic(x0))
-    return _clip(y, _channels(lo, x0), _channels(hi, x0)).to(x0.dtype)
+    return _clip(y, _channels(lo, x0, -math.inf), _channels(hi, x0, math.inf)).to(x0.dtype)
+
+
+def uniform_numbers(seed: int, sample_ids: Tensor, stream: int) -> Tensor:
+    """One number in (0, 1) for each sample, [B]; ``stream`` names independent draws (0 and 1 belong to random
+    starts)."""
+    quad = torch.zeros(1, dtype=torch.int64, device=sample_ids.device)
+    return _open_unit(philox(seed, sample_ids, quad, stream))[:, 0, 0]
 
 
 def update_best(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,13 @@ class Threat:
             return dataclasses.replace(self, eps=self.eps[index])
         return self
 
+    def to(self, device: torch.device) -> Threat:
+        """The same threat with its tensors on a device, in the float64 that the kernels take."""
+        tensors = {k: getattr(self, k) for k in ("eps", "lo", "hi") if isinstance(getattr(self, k), Tensor)}
+        if not tensors:
+            return self
+        return dataclasses.replace(self, **{k: v.detach().to(device, torch.float64) for k, v in tensors.items()})
+
     def to_dict(self) -> dict:
         """The settings as JSON values."""
 
@@ -72,7 +79,7 @@ class Threat:
 
 def _difference(x: Tensor, x0: Tensor) -> Tensor:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return (x.to(wide) - x0.to(wide)).reshape(x.shape[0], -1)
+    return (x.to(wide) - x0.to(wide)).reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cmath>
+#include <limits>
 #include <string>
 
 namespace advfeat {
@@ -100,9 +101,13 @@ Shape rows_and_dim(const Tensor& x, const char* name) {
 
 int64_t row_stride(const Tensor& t, int64_t dim) { return t.size(0) > 1 ? t.stride(0) : dim; }
 
-void check_no_overlap(const Tensor& t, const char* name, const Shape& shape) {
-  check(shape.rows < 2 || shape.dim == 0 || t.stride(0) >= shape.dim, name,
-        " is written to, so its rows should not share memory (it is expanded; clone it first)");
+// A tensor that is written to must not have two values in one place. Rows that lie densely are written where they are;
+// any other layout is written through torch's copy_, which sees other kinds of overlap itself.
+void check_no_overlap(const Tensor& t, const char* name, const Shape& shape, Layout layout) {
+  if (shape.rows == 0 || shape.dim == 0) return;
+  bool apart = layout == Layout::other || shape.rows < 2 || t.stride(0) >= shape.dim;
+  for (int64_t i = 0; apart && i < t.dim(); ++i) apart = t.size(i) < 2 || t.stride(i) != 0;
+  check(apart, name, " is written to, so its values should not share memory (it is expanded; clone it first)");
 }
 
 // A [n] tensor as float64 on x's device. On the CPU its values can be checked too: that costs no synchronisation.
@@ -135,6 +140,7 @@ PerRow per_row(double value, const OptionalTensor& rows, const char* name, const
 
 bool is_radius(double v) { return v >= 0; }  // infinity is no ball at all; NaN fails
 bool is_finite(double v) { return std::isfinite(v); }
+bool is_finite_float(double v) { return std::fabs(v) <= std::numeric_limits<float>::max(); }
 constexpr const char* kRadius = "at least 0";
 
 template <typename Args>
@@ -211,7 +217,7 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
     a.grad_stride = row_stride(gk, s.dim);
   }
   p.result = in_place ? x : torch::stable::empty_like(x);
-  if (in_place) check_no_overlap(x, "x", s);
+  if (in_place) check_no_overlap(x, "x", s, layout);
   Tensor out = p.result;
   if (in_place && layout == Layout::other) {
     out = xk;  // a contiguous copy of x, written in place
@@ -225,7 +231,8 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
   a.out_stride = row_stride(out, s.dim);
 
   if (grad)
-    a.step_size = per_row(numbers.step_size, numbers.step_size_rows, "step_size", "finite", is_finite, x, p.alive);
+    a.step_size = per_row(numbers.step_size, numbers.step_size_rows, "step_size", "finite in the arithmetic type",
+                          a.dtype == Dtype::float64 ? is_finite : is_finite_float, x, p.alive);
   set_eps_and_box(p, numbers, x, kernel_layout);
   if (grad_status) {
     const Tensor& t = *grad_status;
@@ -282,7 +289,7 @@ Prepared<UpdateBestArgs> prepare_update_best(const Tensor& best_x, const Tensor&
   const Shape s = rows_and_dim(x, "x");
   check_same_shape(best_x, "best_x", x, "x");
   check_same_device(best_x, "best_x", x);
-  check_no_overlap(best_x, "best_x", s);
+  check_no_overlap(best_x, "best_x", s, layout_of(best_x));
   check(best_x.scalar_type() == x.scalar_type(), "best_x should have the dtype of x, ",
         torch::headeronly::toString(x.scalar_type()), ", got ", torch::headeronly::toString(best_x.scalar_type()));
   const auto check_value = [&](const Tensor& t, const char* name) {

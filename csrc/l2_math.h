@@ -25,23 +25,27 @@ struct L2Scales {
   double grad = 1, d = 1;
 };
 
-// What the second half does to each value: y = d + (g * prescale) * factor, then out = x0 + shrink * y, or x + ... inside.
+// What the second half does to each value. Inside the ball:  x + (g * prescale) * factor, and x itself without a gradient;
+// outside:  x0 + (d * d_prescale) * shrink + (g * prescale) * factor.  The prescales are powers of two, so exact; they keep
+// every factor and product a normal number, whatever the size of the gradient and the ball.
 struct L2Move {
   bool has_grad = false;  // false: the gradient is absent, zero or not finite, and is not looked at again
-  bool inside = true;     // the moved point is in the ball: nothing is rounded that need not be
-  double prescale = 1;    // a power of two, exact; keeps g * prescale * factor normal for any finite gradient
-  double factor = 0;
-  double shrink = 1;
+  bool inside = true;
+  double prescale = 1;
+  double factor = 0;  // step_size / ||g * prescale||, outside also times the shrinkage
+  double d_prescale = 1;
+  double shrink = 1;  // with d_prescale: eps / ||d + step||
 };
 
 ADVFEAT_HOST_DEVICE inline bool finite(double v) { return v - v == 0; }
 
 ADVFEAT_HOST_DEVICE inline bool in_safe_range(double sum) { return sum == 0 || (sum > 1e-250 && sum < 1e250); }
 
-// The power of two 2^-e with |v| in [2^e, 2^(e+1)), limited so that it is a normal number of the arithmetic type.
-ADVFEAT_HOST_DEVICE inline double inverse_power_of_two(double v, int limit) {
-  if (!(v > 0) || !finite(v)) return 1;
-  int e = ilogb(v);
+// The exponent e with |v| in [2^e, 2^(e+1)); 0 for zero and what is not finite.
+ADVFEAT_HOST_DEVICE inline int exponent_of(double v) { return v > 0 && finite(v) ? ilogb(v) : 0; }
+
+// The power of two 2^-e, with e limited so that it is a normal number of the arithmetic type.
+ADVFEAT_HOST_DEVICE inline double inverse_power_of_two(int e, int limit) {
   e = e > limit ? limit : (e < -limit ? -limit : e);
   return ldexp(1.0, -e);
 }
@@ -55,11 +59,11 @@ ADVFEAT_HOST_DEVICE inline L2Move l2_direction(const L2Sums& s, const L2Scales& 
   L2Move m;
   m.has_grad = grad && s.gg > 0 && finite(s.gg);
   if (m.has_grad) {
+    // By exponents, because the norm itself may be beyond the largest number: 1e308 in every value.
     const double norm = sqrt(s.gg);  // of grad * scales.grad
-    const double inverse = inverse_power_of_two(norm / scales.grad, float_exponent);
-    m.prescale = inverse;
-    // factor = step_size / (true norm * prescale), in an order that never leaves the range
-    m.factor = step_size / (norm * (inverse / scales.grad));
+    const int scale_exponent = exponent_of(scales.grad);
+    m.prescale = inverse_power_of_two(exponent_of(norm) - scale_exponent, float_exponent);
+    m.factor = step_size / ldexp(norm, exponent_of(m.prescale) - scale_exponent);
   }
   return m;
 }
@@ -84,6 +88,11 @@ ADVFEAT_HOST_DEVICE inline void l2_set_shrink(L2Move& m, double moved_norm, doub
   m.inside = eps > 0 ? moved_norm <= eps : false;
   if (m.inside) return;
   m.shrink = eps > 0 ? eps / moved_norm : 0;  // NaN stays NaN; eps = 0 gives x0 itself
+  m.factor *= m.shrink;
+  if (m.shrink < 1e-30) {
+    m.d_prescale = 0x1p-100;
+    m.shrink *= 0x1p100;
+  }
 }
 
 }  // namespace advfeat

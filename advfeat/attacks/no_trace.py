@@ -6,6 +6,8 @@ passes, and fails under ``torch.no_grad()``. Here each submodule's own flag is p
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -34,7 +36,6 @@ class Watched:
         self._model = model
         self._largest_label = largest_label
         self.last_logits: Tensor | None = None
-        self.samples_forwarded = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = logits_of(self._model(x))
@@ -45,25 +46,50 @@ class Watched:
         if self._largest_label is not None and self._largest_label >= logits.shape[1]:
             raise ValueError(f"target holds label {self._largest_label}, but the model has {logits.shape[1]} classes")
         self.last_logits = logits.detach()
-        self.samples_forwarded += x.shape[0]
         return logits
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._model, name)
 
 
-def _modules(model: Callable) -> list[nn.Module]:
-    if not isinstance(model, nn.Module):
-        model = getattr(model, "__self__", None)  # a bound method of a module
-    return list(model.modules()) if isinstance(model, nn.Module) else []
+def _modules(model: Callable, depth: int = 3) -> list[nn.Module]:
+    """Every module that a callable can reach: itself, what a method, partial or lambda is bound to, and what it
+    names."""
+    if isinstance(model, nn.Module):
+        return list(model.modules())
+    if depth == 0:
+        return []
+    reached: list[object] = [getattr(model, "__self__", None), getattr(model, "__wrapped__", None)]
+    if isinstance(model, functools.partial):
+        reached += [model.func, *model.args, *model.keywords.values()]
+    if isinstance(model, types.FunctionType):
+        names = model.__code__.co_names
+        reached += [model.__globals__[name] for name in names if name in model.__globals__]
+        reached += [cell.cell_contents for cell in model.__closure__ or () if _filled(cell)]
+    elif not isinstance(model, type):
+        reached += list(getattr(model, "__dict__", {}).values())
+    found: dict[int, nn.Module] = {}
+    for other in reached:
+        if isinstance(other, nn.Module) or (callable(other) and not isinstance(other, (type, types.ModuleType))):
+            found.update((id(m), m) for m in _modules(other, depth - 1))
+    return list(found.values())
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that is not assigned yet
+        return False
 
 
 @contextmanager
 def no_trace(model: Callable, device: torch.device) -> Iterator[None]:
-    """Inside: gradients are on, every submodule is in eval mode. Afterwards, also after an exception: the training flag
-    of every submodule, the global random state (CPU and this device) and the grad and inference modes are as before.
+    """Inside: gradients are on, and every submodule that ``model`` is or refers to is in eval mode.
 
-    Parameters' ``.grad`` and ``requires_grad`` and BatchNorm's statistics are never touched in between.
+    Afterwards, also after an exception: the training flag of every submodule, the global random state (CPU and this
+    device) and the grad and inference modes are as before. Parameters' ``.grad`` and ``requires_grad`` and BatchNorm's
+    statistics are never touched in between. A function's modules are found through what it is bound to, its closure and
+    the global names it uses.
     """
     flags = [(m, m.training) for m in _modules(model)]
     on_cuda = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()

@@ -249,7 +249,7 @@ static void l2_apply(const StepArgs& args, const Box& box, int64_t row, int64_t 
   using A = typename ArithmeticOf<T>::type;
   const Row<T, G> r = row_of<T, G>(args, row);
   const A prescale = static_cast<A>(move.prescale), factor = static_cast<A>(move.factor);
-  const A shrink = static_cast<A>(move.shrink);
+  const A d_prescale = static_cast<A>(move.d_prescale), shrink = static_cast<A>(move.shrink);
   if (move.inside && move.has_grad) {
     for_each_value<A>(box, begin, end, [=](int64_t i, A lo, A hi) __attribute__((always_inline)) {
       const A x = load(r.x[i]), g = static_cast<A>(load(r.grad[i]));
@@ -262,12 +262,12 @@ static void l2_apply(const StepArgs& args, const Box& box, int64_t row, int64_t 
   } else if (move.has_grad) {
     for_each_value<A>(box, begin, end, [=](int64_t i, A lo, A hi) __attribute__((always_inline)) {
       const A x = load(r.x[i]), g = static_cast<A>(load(r.grad[i])), x0 = load(r.x0[i]);
-      store(r.out + i, clip(x0 + shrink * ((x - x0) + (g * prescale) * factor), lo, hi));
+      store(r.out + i, clip(x0 + (((x - x0) * d_prescale) * shrink + (g * prescale) * factor), lo, hi));
     });
   } else {
     for_each_value<A>(box, begin, end, [=](int64_t i, A lo, A hi) __attribute__((always_inline)) {
       const A x = load(r.x[i]), x0 = load(r.x0[i]);
-      store(r.out + i, clip(x0 + shrink * (x - x0), lo, hi));
+      store(r.out + i, clip(x0 + ((x - x0) * d_prescale) * shrink, lo, hi));
     });
   }
 }

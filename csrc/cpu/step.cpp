@@ -90,7 +90,7 @@ class L2Row {
         if (part.grad > m.grad || part.grad != part.grad) m.grad = part.grad;
         if (part.d > m.d || part.d != part.d) m.d = part.d;
       });
-      scales = {inverse_power_of_two(m.grad, 1000), inverse_power_of_two(m.d, 1000)};
+      scales = {inverse_power_of_two(exponent_of(m.grad), 1000), inverse_power_of_two(exponent_of(m.d), 1000)};
       s = sums_of_row(a_, k_, row_, scales);
       zero = m.grad == 0;
       not_finite = !finite(m.grad);
@@ -99,7 +99,8 @@ class L2Row {
     L2Move move = l2_direction(s, scales, step_size, a_.grad && !not_finite, a_.dtype == Dtype::float64 ? 1022 : 126);
     double norm = l2_moved_norm(s, scales, step_size, move);
     if (norm < 0) {
-      const double scale = inverse_power_of_two(std::max(std::sqrt(s.dd) / scales.d, std::fabs(step_size)), 1000);
+      const double longest = std::max(std::sqrt(s.dd) / scales.d, std::fabs(step_size));
+      const double scale = inverse_power_of_two(exponent_of(longest), 1000);
       double sum = 0;
       for_each_block(a_, row_, [&](int64_t r, int64_t begin, int64_t end) {
         sum += k_.l2_moved_sum(a_, r, begin, end, move, scale);

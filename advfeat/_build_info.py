@@ -1,0 +1,28 @@
+"""What was built: the facts compiled into the extension, beside those of the running process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from advfeat._version import __version__
+
+
+def build_config() -> dict[str, Any]:
+    """How the extension was built and what it runs on; never fails, so that it can be asked when something is wrong.
+
+    Returns a dict of plain values, ready for JSON. Always there: ``version`` (advfeat), ``extension`` (its file, or None
+    where it is missing), ``torch_running``. With an extension: ``torch`` (compiled against), ``stable_abi`` (the LibTorch
+    stable ABI targeted: the library loads in this torch and all later ones), ``compiler``, ``cxx_standard``, ``cxx11_abi``,
+    ``python_abi``, ``build_type``, ``simd_levels`` (compiled in), ``simd_level`` (chosen on this processor), ``cuda`` (bool),
+    ``cuda_version``, ``cuda_architectures`` and ``cuda_reason`` (why CUDA was compiled, or was not). Without one: ``error``.
+    """
+    config: dict[str, Any] = {"version": __version__, "torch_running": torch.__version__, "extension": None}
+    try:
+        from advfeat import _C
+
+        config.update(_C.build_config(), extension=_C.__file__)
+    except Exception as error:
+        config["error"] = f"{type(error).__name__}: {error}"
+    return config

@@ -1,0 +1,80 @@
+"""What an attack refuses, and says so before it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from advfeat.ops import Number
+
+if TYPE_CHECKING:
+    from advfeat.attacks.pgd import PGD
+
+
+def are_labels(target: Tensor) -> bool:
+    return target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
+
+
+def _kind(t: Tensor) -> str:
+    return f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}"
+
+
+def check_inputs(
+    attack: PGD, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
+) -> int | None:
+    """Refuses what cannot be attacked; returns the largest label. One look at the values, before the loop."""
+    if not x.is_floating_point() or x.dim() < 1:
+        raise ValueError(f"x should be a floating-point batch [B, ...], got {_kind(x)}")
+    if target.shape[:1] != x.shape[:1]:
+        raise ValueError(f"target should have one entry a sample, {x.shape[0]}, got shape {tuple(target.shape)}")
+    if start is not None and (start.shape != x.shape or start.dtype != x.dtype):
+        raise ValueError(f"start should be like x, {_kind(x)}, got {_kind(start)}")
+    if start is not None and (attack.random_start or attack.restarts > 1):
+        raise ValueError("start should be None with random_start or restarts: it would replace every random start")
+    for name, value in (("eps", attack.threat.eps), ("step_size", attack.step_size)):
+        if isinstance(value, Tensor) and value.dim() > 0 and value.shape != x.shape[:1]:
+            raise ValueError(
+                f"{name} should be a float or a tensor [B] = ({x.shape[0]},), got shape {tuple(value.shape)}"
+            )
+    for name, value in (("lo", attack.threat.lo), ("hi", attack.threat.hi)):
+        if isinstance(value, Tensor) and value.dim() > 0 and (x.dim() < 2 or value.numel() != x.shape[1]):
+            raise ValueError(
+                f"{name} should be a float or a tensor [C] with one bound a channel, got shape {tuple(value.shape)} for
+                " f"x of shape {tuple(x.shape)}"
+            )
+    if sample_ids is not None and (sample_ids.shape != x.shape[:1] or sample_ids.dtype != torch.int64):
+        raise ValueError(f"sample_ids should be int64 [B] = ({x.shape[0]},), got {_kind(sample_ids)}")
+    if x.numel() == 0 or (x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        return None
+
+    def bound(v: Number) -> Tensor:
+        b = torch.as_tensor(v, dtype=torch.float32, device=x.device)
+        return b if b.dim() == 0 else b.reshape(1, -1, *[1] * (x.dim() - 2))
+
+    lo, hi = bound(attack.threat.lo), bound(attack.threat.hi)
+    # Rounding in the user's own normalisation (-3e-8 for 0) is no error; the first projection clips it.
+    slack = 1e-4 * torch.where(torch.isfinite(hi - lo), hi - lo, torch.ones_like(hi - lo))
+    bad = [(~torch.isfinite(x)).any(), ((x < lo - slack) | (x > hi + slack)).any()]
+    labels = are_labels(target)
+    least, most = target.aminmax() if labels else (torch.zeros_like(bad[0]), torch.zeros_like(bad[0]))
+    not_finite, outside, least, most = torch.stack([t.to(torch.int64) for t in (*bad, least, most)]).tolist()
+    if not_finite:
+        row = int((~torch.isfinite(x)).reshape(x.shape[0], -1).any(dim=1).nonzero()[0])
+        raise ValueError(f"x should be finite, sample {row} of the batch holds NaN or inf")
+    threat, size = attack.threat, attack.step_length
+    if isinstance(size, Tensor) and not bool((torch.isfinite(size) & (size >= 0)).all()):
+        raise ValueError(f"step_size should be finite and at least 0, got {size.tolist()}")
+    if isinstance(threat.eps, Tensor) and not bool((threat.eps >= 0).all()):
+        raise ValueError(f"eps should be at least 0, got {threat.eps.tolist()}")
+    if isinstance(threat.eps, Tensor) and attack.random_start and not bool(torch.isfinite(threat.eps).all()):
+        raise ValueError("random_start needs a finite eps for every sample")
+    if outside:
+        raise ValueError(
+            f"x should lie in the box [{attack.threat.lo}, {attack.threat.hi}] of the threat, got values from "
+            f"{x.min().item():.4g} to {x.max().item():.4g}; for normalised inputs give the threat lo and hi by channel"
+        )
+    if labels and least < 0:
+        raise ValueError(f"target should hold labels of at least 0, got {least}")
+    return most if labels else None

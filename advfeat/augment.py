@@ -1,0 +1,81 @@
+"""Random translations and flips of a batch, per sample, that do not change what an image shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advfeat.seeds import generator
+
+AUGMENTATIONS = ("none", "shift", "crop-flip")
+
+
+class Augmentation:
+    """One of "none", "shift" and "crop-flip" for images of one size.
+
+    "shift": a translation by up to ``pixels`` in each direction, zeros (black) moving in: the random crop of an image
+    padded with zeros. ``pixels`` is an eighth of the side by default: 1 for 8x8, 3 for 28x28, 4 for 32x32 (the paper's
+    library, Appendix C.2).
+    "crop-flip": the same, then a horizontal flip with probability 1/2.
+
+    What a sample gets is a function of (seed, epoch, its id) alone: not of the batch it is in, nor of the global random
+    state. ``samples`` is the size of the data set that the ids count.
+    """
+
+    def __init__(self, name: str, side: int, samples: int, seed: int, pixels: int | None = None) -> None:
+        if name not in AUGMENTATIONS:
+            raise ValueError(f"augment should be one of {', '.join(AUGMENTATIONS)}, got {name!r}")
+        self.name, self.samples, self.seed = name, samples, seed
+        self.pixels = max(1, side // 8) if pixels is None else pixels
+        self._epoch, self._moves = -1, torch.empty(0)
+
+    def moves(self, epoch: int) -> Tensor:
+        """What every sample gets in an epoch: int64 [samples, 3] of (down, right, flip), moves in -pixels .. pixels."""
+        if epoch != self._epoch:
+            random = generator(self.seed, "augment", epoch)
+            moves = torch.randint(-self.pixels, self.pixels + 1, (self.samples, 3), generator=random)
+            moves[:, 2] = torch.randint(0, 2, (self.samples,), generator=random)
+            if self.name == "shift":
+                moves[:, 2] = 0
+            self._epoch, self._moves = epoch, moves
+        return self._moves
+
+    def __call__(self, images: Tensor, epoch: int, sample_ids: Tensor) -> Tensor:
+        """The augmented images [B, C, H, W]; sample_ids: int64 [B] on the CPU."""
+        if self.name == "none":
+            return images
+        moves = self.moves(epoch)[sample_ids].to(images.device, non_blocking=True)
+        return flip(translate(images, moves[:, 0], moves[:, 1], self.pixels), moves[:, 2].bool())
+
+
+def translate(images: Tensor, down: Tensor, right: Tensor, pixels: int) -> Tensor:
+    """Each image moved by its own number of pixels, with zeros moving in.
+
+    images [B, C, H, W]; down, right: int64 [B], each in -pixels .. pixels. One gather from the view of all windows of
+    the padded images; no loop over samples.
+    """
+    height, width = images.shape[2:]
+    windows = F.pad(images, (pixels,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(len(images), device=images.device), :, pixels - down, pixels - right]
+
+
+def flip(images: Tensor, which: Tensor) -> Tensor:
+    """The images [B, C, H, W] mirrored left to right where ``which`` (bool [B]) is true."""
+    return torch.where(which[:, None, None, None], images.flip(3), images)
+
+
+def check_label_safe(augment: str, data: str, classes: Sequence[str], allow_flip: bool) -> None:
+    """Raises ValueError where flips could turn an image into one of another class: the data set's classes are digits.
+
+    A mirrored 2 is no 2. Data sets count as digits by the names of their classes, so that the sets constructed from
+    them do too.
+    """
+    digits = len(classes) > 0 and all(name.strip()[:1].isdigit() for name in classes)
+    if augment == "crop-flip" and digits and not allow_flip:
+        raise ValueError(
+            f'augment="crop-flip" mirrors digits, which changes what they show, and {data} has the classes '
+            f'{", ".join(classes[:3])}, ...: take augment="shift", or allow_flip=True if mirrored is still the class'
+        )

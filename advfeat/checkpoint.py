@@ -1,0 +1,148 @@
+"""The folder of a training: its config, its metrics, and checkpoints from which it goes on as if nothing had happened.
+
+``config.json``         the resolved config, the data, and what it ran with
+``metrics.jsonl``       one line an epoch
+``checkpoint.json``     the epoch reached and the history; names the file with weights and momentum, and its checksum
+``checkpoint-*.safetensors``
+``model.safetensors``, ``model.json``    the trained model; while they are missing, the training is not finished
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from advfeat.runs import append_json_line, read_checked, read_json, write_bytes, write_json, write_json_lines
+
+_FORMAT = "advfeat-checkpoint-1"
+# Of the config, what does not change the result and may differ when a run goes on.
+_FREE = ("checkpoint_every",)
+
+
+class RunFolder:
+    """Reads and writes the folder of one training; every write is atomic."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def open(self, description: dict, resume: bool) -> bool:
+        """Makes the folder, or finds it made by a run with the same config and data; True if that run is finished.
+
+        description: {"config": ..., "data": ..., and provenance}. Errors: ValueError naming the settings that differ.
+        """
+        path = self.file("config.json")
+        if resume and path.is_file():
+            old = read_json(path)
+            differing = list(_differences(_identity(old), _identity(description)))
+            if differing:
+                raise ValueError(
+                    f"{self.path} holds another run ({'; '.join(differing[:4])}): take another folder, or resume=False "
+                    "to replace it"
+                )
+            return self.file("model.json").is_file()
+        self._clear()
+        write_json(path, description)
+        return False
+
+    def append(self, row: dict) -> None:
+        """One more line of metrics."""
+        append_json_line(self.file("metrics.jsonl"), row)
+
+    def history(self) -> list[dict]:
+        """The metrics of the last checkpoint; for a finished run all of them."""
+        path = self.file("checkpoint.json")
+        return read_json(path)["history"] if path.is_file() else []
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
+        """A checkpoint after the epochs in the history."""
+        epoch = len(history)
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for name, parameter in model.named_parameters():
+            momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum
+        data = safetensors.torch.save(
+            {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        )
+        file = self.file(f"checkpoint-{epoch:05d}.safetensors")
+        write_bytes(file, data)
+        self._write_state(history, {"file": file.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        self._drop_tensors(but=file.name)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict]:
+        """Puts the last checkpoint into model and optimizer; the history so far, empty if there is no checkpoint.
+
+        metrics.jsonl is cut back to the checkpoint. Errors: FileNotFoundError and ValueError naming the file.
+        """
+        path = self.file("checkpoint.json")
+        history: list[dict] = []
+        if path.is_file():
+            state = read_json(path)
+            if state.get("format") != _FORMAT:
+                raise ValueError(f"{path} should be a checkpoint of format {_FORMAT!r}, got {state.get('format')!r}")
+            if state.get("tensors") is None:
+                raise ValueError(
+                    f"{path}: the training was finished, but its model.json is gone; resume=False repeats it"
+                )
+            entry, history = state["tensors"], state["history"]
+            file = self.file(Path(entry["file"]).name)
+            tensors = safetensors.torch.load(read_checked(file, entry["bytes"], entry["sha256"]))
+            _restore(file, tensors, model, optimizer)
+        write_json_lines(self.file("metrics.jsonl"), history)
+        return history
+
+    def finish(self, history: list[dict]) -> None:
+        """The model is saved: the checkpoint's tensors go, the history stays."""
+        self._write_state(history, None)
+        self._drop_tensors()
+
+    def _write_state(self, history: list[dict], tensors: dict | None) -> None:
+        state = {"format": _FORMAT, "epoch": len(history), "tensors": tensors, "history": history}
+        write_json(self.file("checkpoint.json"), state)
+
+    def _drop_tensors(self, but: str = "") -> None:
+        for file in self.path.glob("checkpoint-*.safetensors"):
+            if file.name != but:
+                file.unlink(missing_ok=True)
+
+    def _clear(self) -> None:
+        for name in ("model.json", "model.safetensors", "checkpoint.json", "metrics.jsonl"):
+            self.file(name).unlink(missing_ok=True)
+        self._drop_tensors()
+
+
+def _restore(file: Path, tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: t.clone() for name, t in tensors.items() if name.startswith(prefix)}
+
+    momentum = part("momentum.")
+    try:
+        model.load_state_dict(part("model."), strict=True)
+        for name, parameter in model.named_parameters():
+            if name in momentum:
+                buffer = torch.empty_like(parameter)  # in the parameter's own memory format
+                optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momentum[name])
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit the model: {error}") from error
+
+
+def _identity(description: dict) -> dict:
+    config = {key: value for key, value in description.get("config", {}).items() if key not in _FREE}
+    # Through JSON, so that what was read compares with what is about to be written.
+    return json.loads(json.dumps({"config": config, "data": description.get("data")}))
+
+
+def _differences(old: object, new: object, name: str = ""):
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name.removeprefix('config.')} was {old!r} and is now {new!r}"

@@ -1,0 +1,243 @@
+"""The command line: ``advfeat train | build | evaluate | attack | demo | info``.
+
+Settings come from dataclasses, so ``advfeat COMMAND --help`` shows every one of them with its default. Nothing heavy is
+imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, subcommand
+
+
+def _root_from_environment() -> Path | None:
+    root = os.environ.get("ADVFEAT_DATA")
+    return Path(root) if root else None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images."""
+
+    dataset: str = "digits"
+    """digits, planted, cifar10, fashion-mnist, mnist, folder, or the folder of a constructed set."""
+    root: Path | None = field(default_factory=_root_from_environment)
+    """Where the data set lies (default: the environment variable ADVFEAT_DATA); digits and planted need none."""
+    limit: int | None = None
+    """Use a class-balanced part of this many images."""
+    size: int | None = None
+    """Side in pixels to which the images of a folder are brought."""
+
+    def load(self, split: str):
+        from advfeat.datasets import sources
+
+        return sources.load(self.dataset, split=split, root=self.root, limit=self.limit, size=self.size)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how it runs."""
+
+    device: str | None = None
+    """cpu, cuda, cuda:1, ...; the first GPU if there is one."""
+    amp: Literal["none", "bf16"] = "none"
+    """Run the model in bfloat16; iterates and projections stay in float32."""
+    batch_size: int = 250
+
+    def torch_device(self):
+        import torch
+
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def autocast(self):
+        import torch
+
+        return torch.bfloat16 if self.amp == "bf16" else None
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a classifier, by standard or by adversarial training, into a run folder."""
+
+    out: Path
+    """The run folder: model, config, metrics, checkpoint. A run that was interrupted goes on."""
+    data: Data = field(default_factory=Data)
+    test_dataset: str | None = None
+    """What to test on after each epoch; for a constructed set, the data set it was built from."""
+    arch: str = "small-convnet"
+    """small-convnet, resnet18 or resnet50."""
+    width: int | None = None
+    """Channels of the small convnet's first layer."""
+    epochs: int | None = None
+    lr: float | None = None
+    train_batch_size: int | None = None
+    augment: str | None = None
+    """none, shift or crop-flip."""
+    adversarial: Literal["none", "l2", "linf"] = "none"
+    """Train on adversarial examples of this norm."""
+    eps: float | None = None
+    """Radius of adversarial training, in pixel scale [0, 1]."""
+    attack_steps: int = 7
+    attack_step_size: float | None = None
+    """Default eps / 5, the paper's."""
+    seed: int = 0
+    device: str | None = None
+    amp: Literal["none", "bf16"] = "none"
+
+    def run(self) -> None:
+        from advfeat import commands
+
+        commands.train(self)
+
+
+@dataclass(frozen=True)
+class Build:
+    """Build D_R, D_NR, D_rand or D_det with a trained model. Goes on where it was interrupted."""
+
+    recipe: Positional[Literal["robust", "nonrobust", "rand", "det"]]
+    model: Path
+    """A run folder of advfeat train; an adversarially trained one for "robust", a standard one for the others."""
+    out: Path
+    """The folder of the set."""
+    data: Data = field(default_factory=Data)
+    preset: Literal["cifar10", "restricted-imagenet", "digits", "cifar10-cpu"] | None = None
+    """Settings; by default those of the data set (cifar10: the paper's)."""
+    eps: float | None = None
+    """Radius of the perturbation (rand and det)."""
+    steps: int | None = None
+    step_size: float | None = None
+    start: Literal["image", "noise"] | None = None
+    """What the robust and nonrobust sets start from."""
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    """How images are stored; uint8 is rounded inside the ball."""
+    shard_size: int = 2000
+    seed: int = 0
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def run(self) -> None:
+        from advfeat import commands
+
+        commands.build(self)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Clean and robust accuracy of a trained model, with confidence intervals."""
+
+    model: Path
+    """A run folder of advfeat train."""
+    data: Data = field(default_factory=Data)
+    split: Literal["train", "test"] = "test"
+    norm: Literal["l2", "linf"] = "l2"
+    eps: tuple[float, ...] = (0.25, 0.5)
+    """Radii, in pixel scale [0, 1]."""
+    steps: int = 40
+    step_size: float | None = None
+    """Default 2.5 * eps / steps."""
+    restarts: int = 1
+    out: Path | None = None
+    """Also write the results, with every setting, as JSON."""
+    seed: int = 0
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def run(self) -> None:
+        from advfeat import commands
+
+        commands.evaluate(self)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Adversarial examples for the images of a data set, saved with their statistics and a picture."""
+
+    model: Path
+    """A run folder of advfeat train."""
+    out: Path
+    """A folder for adversarial.safetensors, attack.json and samples.png."""
+    data: Data = field(default_factory=Data)
+    split: Literal["train", "test"] = "test"
+    norm: Literal["l2", "linf"] = "l2"
+    eps: float = 0.5
+    """Radius, in pixel scale [0, 1]."""
+    steps: int = 40
+    step_size: float | None = None
+    restarts: int = 1
+    target: Literal["none", "next"] = "none"
+    """Leave the label, or reach the next class."""
+    seed: int = 0
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def run(self) -> None:
+        from advfeat import commands
+
+        commands.attack(self)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The paper's main experiment on scikit-learn's digits: six models, four sets, one report."""
+
+    out: Path = Path("report")
+    """The folder of the report; steps that are already done there are not done again."""
+    preset: Literal["digits", "cifar10-cpu"] = "digits"
+    """cifar10-cpu takes about 45 minutes on two cores and needs --root."""
+    root: Path | None = field(default_factory=_root_from_environment)
+    """Where CIFAR-10 lies (default: the environment variable ADVFEAT_DATA)."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from advfeat import commands
+
+        commands.demo(self)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What was built and what it runs on; or what a run folder or a constructed set is."""
+
+    path: Positional[Path | None] = None
+    """A run folder or the folder of a constructed set."""
+
+    def run(self) -> None:
+        from advfeat import commands
+
+        commands.info(self)
+
+
+Command = (
+    Annotated[Train, subcommand("train")]
+    | Annotated[Build, subcommand("build")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Attack, subcommand("attack")]
+    | Annotated[Demo, subcommand("demo")]
+    | Annotated[Info, subcommand("info")]
+)
+
+# What a user can cause and mend; anything else is a defect and shows its traceback.
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The ``advfeat`` command. ADVFEAT_TRACEBACK=1 shows where an error came from."""
+    command = tyro.cli(
+        OmitArgPrefixes[Command],
+        prog="advfeat",
+        description="Robust and non-robust features: attacks, data sets, training, evaluation.",
+        args=arguments,
+    )
+    try:
+        command.run()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except _USER_ERRORS as error:
+        if os.environ.get("ADVFEAT_TRACEBACK"):
+            raise
+        print(f"advfeat {type(command).__name__.lower()}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

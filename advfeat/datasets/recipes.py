@@ -1,0 +1,151 @@
+"""The paper's four constructions as recipes: what is started from, what is optimised, which label is stored.
+
+A recipe is a frozen dataclass; :func:`advfeat.datasets.build.build` carries it out. ``preset("cifar10", "det")`` gives
+the paper's settings, Appendix C.4 (Table 5, Figure 5) and C.5 (Table 6, Figure 6).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from advfeat import reference
+from advfeat.attacks import PGD
+from advfeat.objectives import Margin, Representation
+from advfeat.threat import L2, Linf
+
+# Streams of random numbers of their own, beside those of random starts (0 and 1).
+_STREAM_TARGET, _STREAM_START = 2, 3
+
+
+@dataclass(frozen=True)
+class MatchRepresentation:
+    """D_R and D_NR: an image with the representation of x, found from an unrelated start (paper C.4, Equation (5)).
+
+    min_z ||g(z) - g(x)||_2 over z in [0, 1]^d by normalised gradient steps of fixed length, starting from another image
+    of the data set drawn independently of the label ("image") or from noise ("noise", N(0.5, 1/20) clipped); no norm
+    ball. Labelled like x. With an adversarially trained g the set is D_R ("robust"), with a standard one D_NR
+    ("nonrobust").
+    """
+
+    name: Literal["robust", "nonrobust"]
+    steps: int
+    step_size: float
+    start: Literal["image", "noise"] = "image"
+
+    def __post_init__(self) -> None:
+        _check_choice("name", self.name, ("robust", "nonrobust"))
+        _check_choice("start", self.start, ("image", "noise"))
+
+    @property
+    def source_model(self) -> str:
+        return "robust" if self.name == "robust" else "standard"
+
+    def attack(self) -> PGD:
+        return PGD(
+            L2(math.inf),
+            steps=self.steps,
+            step_size=self.step_size,
+            objective=Representation(relative=True),
+            targeted=True,
+        )
+
+    def to_dict(self) -> dict:
+        return {"kind": "match-representation", **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class PerturbTowardsTarget:
+    """D_rand and D_det: x with a small targeted perturbation, labelled with the target t (paper C.5, Equation (6)).
+
+    min L(x', t) over ||x' - x|| <= eps by normalised gradient steps on a standard model, from x itself. t is uniform
+    over the classes, possibly y ("uniform", D_rand), or (y + 1) mod C ("next", D_det). Every sample is kept, fooled or
+    not.
+    """
+
+    name: Literal["rand", "det"]
+    eps: float
+    steps: int
+    step_size: float
+    norm: Literal["l2", "linf"] = "l2"
+
+    def __post_init__(self) -> None:
+        _check_choice("name", self.name, ("rand", "det"))
+        _check_choice("norm", self.norm, ("l2", "linf"))
+
+    @property
+    def source_model(self) -> str:
+        return "standard"
+
+    def attack(self) -> PGD:
+        threat = L2(self.eps) if self.norm == "l2" else Linf(self.eps)
+        return PGD(threat, steps=self.steps, step_size=self.step_size, objective=Margin(), targeted=True)
+
+    def targets(self, labels: Tensor, classes: int, seed: int, sample_ids: Tensor) -> Tensor:
+        """The labels that are stored, int64 [B], for true labels [B]."""
+        if self.name == "det":
+            return (labels + 1) % classes
+        return random_integers(classes, seed, sample_ids, _STREAM_TARGET)
+
+    def to_dict(self) -> dict:
+        return {"kind": "perturb-towards-target", **dataclasses.asdict(self)}
+
+
+Recipe = MatchRepresentation | PerturbTowardsTarget
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} should be one of {', '.join(choices)}, got {value!r}")
+
+
+def random_integers(n: int, seed: int, sample_ids: Tensor, stream: int) -> Tensor:
+    """Uniform integers in [0, n), int64 [B], a function of (seed, sample id, stream) alone."""
+    u = reference.uniform_numbers(seed, sample_ids, stream)
+    return (u * n).to(torch.int64).clamp_(max=n - 1)
+
+
+def start_indices(n: int, seed: int, sample_ids: Tensor) -> Tensor:
+    """For each sample of a data set of n another one to start from, int64 [B]; never the sample itself."""
+    if n < 2:
+        raise ValueError(f"a start from another image needs at least 2 samples, the data set has {n}")
+    return (sample_ids + 1 + random_integers(n - 1, seed, sample_ids, _STREAM_START)) % n
+
+
+def noise_start(images: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
+    """Noise images N(0.5, 1/20) clipped to [0, 1], of the shape of ``images``, a function of (seed, sample id)
+    alone."""
+    noise = reference.normals(images, seed, sample_ids).reshape(images.shape)
+    return (0.5 + noise / 20).clamp(0, 1).to(images.dtype)
+
+
+def _recipes(match_steps: int, match_step: float, eps: float, steps: int, step_size: float) -> dict[str, Recipe]:
+    return {
+        "robust": MatchRepresentation("robust", match_steps, match_step),
+        "nonrobust": MatchRepresentation("nonrobust", match_steps, match_step),
+        "rand": PerturbTowardsTarget("rand", eps, steps, step_size),
+        "det": PerturbTowardsTarget("det", eps, steps, step_size),
+    }
+
+
+PRESETS: dict[str, dict[str, Recipe]] = {
+    # Tables 5 and 6.
+    "cifar10": _recipes(match_steps=1000, match_step=0.1, eps=0.5, steps=100, step_size=0.1),
+    "restricted-imagenet": _recipes(match_steps=2000, match_step=1.0, eps=3.0, steps=100, step_size=0.1),
+    # Small ones, measured: see docs/decisions.md.
+    "digits": _recipes(match_steps=200, match_step=0.1, eps=1.5, steps=100, step_size=0.1),
+    "cifar10-cpu": _recipes(match_steps=100, match_step=0.2, eps=0.5, steps=20, step_size=0.1),
+}
+
+
+def preset(name: str, recipe: str) -> Recipe:
+    """The recipe "robust", "nonrobust", "rand" or "det" of a preset: "cifar10", "restricted-imagenet" (the paper's),
+    "digits" or "cifar10-cpu"."""
+    _check_choice("preset", name, tuple(PRESETS))
+    _check_choice("recipe", recipe, tuple(PRESETS[name]))
+    return PRESETS[name][recipe]

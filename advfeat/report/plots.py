@@ -1,0 +1,101 @@
+"""The report's pictures, as PNG bytes: training curves and grids of sample images."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib
+
+matplotlib.use("Agg")  # no window, and no display needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+from torch import Tensor
+
+# One colour a training set, the same in every picture; chosen to stay apart for colour-blind readers.
+COLOURS = {
+    "standard": "#4d4d4d",
+    "adversarial": "#000000",
+    "robust": "#0072b2",
+    "nonrobust": "#d55e00",
+    "rand": "#009e73",
+    "det": "#cc79a7",
+}
+_INK = "#222222"
+
+
+def _png(figure: plt.Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _plain(ax: plt.Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8, colors=_INK)
+    ax.grid(axis="y", color="#e5e5e5", linewidth=0.8)
+    ax.set_axisbelow(True)
+
+
+def training_curves(curves: dict[str, list[dict]], labels: dict[str, str]) -> bytes:
+    """Accuracy on the model's own training set and on the true test set against the epoch, one panel a model.
+
+    curves: for each model the metrics of its epochs, with ``epoch``, ``train_accuracy`` and ``test_accuracy`` (or None).
+    """
+    names = [name for name in curves if curves[name]]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.3 * columns, 2.2 * rows), squeeze=False, sharey=True)
+    for ax, name in zip(axes.flat, names, strict=False):
+        history = curves[name]
+        epochs = [h["epoch"] for h in history]
+        colour = COLOURS.get(name, _INK)
+        ax.plot(epochs, [100 * h["train_accuracy"] for h in history], color=colour, alpha=0.35, linewidth=1.5)
+        tested = [(h["epoch"], 100 * h["test_accuracy"]) for h in history if h.get("test_accuracy") is not None]
+        if tested:
+            ax.plot(*zip(*tested, strict=True), color=colour, linewidth=2)
+        ax.set_title(labels.get(name, name), fontsize=9, color=_INK, loc="left")
+        ax.set_ylim(0, 102)
+        _plain(ax)
+    for ax in list(axes.flat)[len(names) :]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("accuracy, %", fontsize=8, color=_INK)
+    for ax in axes[-1]:
+        ax.set_xlabel("epoch", fontsize=8, color=_INK)
+    figure.tight_layout()
+    return _png(figure)
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    array = image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy()
+    return array.repeat(3, axis=2) if array.shape[2] == 1 else array
+
+
+def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference: tuple[str, Tensor]) -> bytes:
+    """Sample images in columns: one row for each (title, images [n, C, H, W]), then the amplified difference.
+
+    difference: (title, values [n, C, H, W]), shown around mid-grey, scaled so that the largest magnitude fills the range;
+    the factor is written into the title. captions: one line below each column.
+    """
+    n = len(captions)
+    title, values = difference
+    largest = float(values.abs().max())
+    factor = 0.5 / largest if largest > 0 else 1.0
+    shown = [*rows, (f"{title}\n(x {factor:.2g})", 0.5 + factor * values)]
+    figure, axes = plt.subplots(len(shown), n, figsize=(1.05 * n + 1.2, 1.12 * len(shown) + 0.3), squeeze=False)
+    for r, (name, images) in enumerate(shown):
+        for c in range(n):
+            ax = axes[r, c]
+            ax.imshow(_picture(images[c]), interpolation="nearest", vmin=0, vmax=1)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            for spine in ax.spines.values():
+                spine.set_color("#cccccc")
+            if c == 0:
+                ax.set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center", labelpad=6, color=_INK)
+            if r == len(shown) - 1:
+                ax.set_xlabel(captions[c], fontsize=8, color=_INK)
+    figure.subplots_adjust(wspace=0.06, hspace=0.06)
+    return _png(figure)

@@ -1,0 +1,393 @@
+"""Training a classifier on a data set: standard, or adversarial with the attack of this library."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advfeat.attacks import PGD
+from advfeat.augment import AUGMENTATIONS, Augmentation, check_label_safe
+from advfeat.batches import Batches, check_labels
+from advfeat.checkpoint import RunFolder
+from advfeat.evaluation import evaluate
+from advfeat.models import Model, check_fits, create, evaluating, fingerprint, load, save
+from advfeat.progress import Reporter
+from advfeat.runs import plain, provenance
+from advfeat.schedules import SCHEDULES, learning_rate
+from advfeat.seeds import derive_seed
+
+# How often, in steps, the loss is looked at. On the CPU looking is free; elsewhere it waits for the device.
+_LOOK_EVERY = {"cpu": 1}
+_LOOK_EVERY_ELSEWHERE = 50
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a training's result depends on, besides the data.
+
+    arch, width: see :func:`advfeat.models.create`. mean, std: normalisation inside the model, per channel in pixel scale;
+        None takes the training images' own.
+    epochs, batch_size, lr, momentum, nesterov, weight_decay: SGD. The paper has momentum 0.9, weight decay 5e-4, batch
+        128 and lr 0.1 or 0.01 (Table 3).
+    schedule, milestones, gamma, peak: see :func:`advfeat.schedules.learning_rate`.
+    augment: "none", "shift" or "crop-flip", see :class:`advfeat.augment.Augmentation`; flips are refused for digits unless
+        ``allow_flip``.
+    label_smoothing: share of the label spread over all classes.
+    attack: adversarial training: each batch is replaced by the attack's examples, made in eval mode (Madry et al. 2018);
+        see :func:`paper_attack`. A random start differs between epochs.
+    amp: "bf16" runs forward passes, the attack's too, under bfloat16 autocast; weights and updates stay float32.
+    channels_last: memory format of the images and weights; faster, other last bits.
+    eval_every: epochs between tests, 0 for the last epoch only. eval_attack, eval_limit: also robust accuracy at these
+        tests, on so many samples. checkpoint_every: epochs between checkpoints, 0 for none.
+    seed: of the weights, the order and the augmentation, each a stream of its own. Nothing depends on global random state.
+    """
+
+    arch: str = "small-convnet"
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: Literal["constant", "cosine", "step", "cyclic"] = "cyclic"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    peak: float = 4 / 15
+    augment: Literal["none", "shift", "crop-flip"] = "none"
+    allow_flip: bool = False
+    label_smoothing: float = 0.0
+    attack: PGD | None = None
+    amp: Literal["none", "bf16"] = "none"
+    channels_last: bool = True
+    width: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    eval_every: int = 1
+    eval_attack: PGD | None = None
+    eval_limit: int | None = None
+    checkpoint_every: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("eval_every", 0), ("checkpoint_every", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} should be an integer, at least {least}, got {value!r}")
+        for name, low, high in (
+            ("lr", 0.0, float("inf")),
+            ("momentum", 0.0, 1.0),
+            ("weight_decay", 0.0, float("inf")),
+            ("label_smoothing", 0.0, 1.0),
+        ):
+            if not low <= getattr(self, name) < high:
+                raise ValueError(f"{name} should be in [{low:g}, {high:g}), got {getattr(self, name)!r}")
+        for name, options in (("schedule", SCHEDULES), ("augment", AUGMENTATIONS), ("amp", ("none", "bf16"))):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} should be one of {', '.join(options)}, got {getattr(self, name)!r}")
+        if not 0 < self.peak < 1:
+            raise ValueError(f"peak should lie between 0 and 1, got {self.peak!r}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0, got momentum=0.0")
+        for name in ("attack", "eval_attack"):
+            attack = getattr(self, name)
+            if attack is not None and not isinstance(attack, PGD):
+                raise TypeError(f"{name} should be an advfeat.PGD or None, got {type(attack).__name__}")
+            if attack is not None and attack.targeted:
+                raise ValueError(f"{name} should not be targeted: its target is the label to get away from")
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """A copy with some settings changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict:
+        """The settings as JSON values."""
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained model in eval mode, and its metrics.
+
+    history: a dict an epoch: ``epoch`` (from 1), ``lr`` (of its last step), ``train_loss`` and ``train_accuracy`` (of the
+    batches as they were trained on: augmented, adversarial, in train mode), ``test_accuracy`` and ``robust_accuracy``
+    (None where not measured), ``seconds``. config: with mean and std filled in. out: the run folder or None.
+    """
+
+    model: Model
+    history: list[dict]
+    config: TrainConfig
+    out: Path | None = None
+
+
+def train(
+    config: TrainConfig,
+    train_source: Any,
+    test_source: Any = None,
+    out: str | Path | None = None,
+    *,
+    model: Model | None = None,
+    resume: bool = True,
+    device: torch.device | str | None = None,
+    progress: Any = None,
+) -> TrainResult:
+    """Trains a classifier by SGD on the cross-entropy, on the images or on adversarial examples of them.
+
+    train_source, test_source: ``images(indices)``, ``labels``, ``classes``, ``image_shape``, ``name``, ``fingerprint``.
+    out: the run folder, see :mod:`advfeat.checkpoint`. With ``resume`` a run that was stopped goes on from its last
+        checkpoint and ends with the same weights as if it had not been (bit for bit on the CPU, with the same number of
+        threads), and a finished one is read; a folder of a run with other settings is refused. Without, it is replaced.
+    model: a model to train instead of a fresh one; its weights change, and ``arch`` and ``width`` are not used.
+    device: None takes CUDA where there is one. progress: see :class:`advfeat.progress.Reporter`; counts steps.
+
+    Errors, before anything is written: ValueError for labels out of range, images outside [0, 1], a test set or model of
+    other classes or shape, flips of digits, a folder with another run. While it runs: FloatingPointError naming epoch and
+    step for a loss that is not finite; OSError naming the file for a full disk (the last checkpoint stays).
+    """
+    check_data(config, train_source, test_source)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    config = _with_statistics(config, train_source)
+    shape, classes = tuple(train_source.image_shape), len(train_source.classes)
+    description = {
+        "config": config.to_dict(),
+        "data": {"train": _describe(train_source), "test": test_source and _describe(test_source)},
+    }
+    if model is None:
+        model = create(
+            config.arch, classes, shape, mean=config.mean, std=config.std, width=config.width, seed=config.seed
+        )
+    else:
+        check_fits(model, classes, shape, f"data set {train_source.name!r}")
+        # Of the weights that it starts from, so that a resumed run is known to have started from the same.
+        description["config"]["initial_weights"] = fingerprint(model)
+    folder = None if out is None else RunFolder(out)
+    if folder is not None and folder.open({**description, **provenance(device)}, resume):
+        return TrainResult(_load(out, model, config).to(device), folder.history(), config, folder.path)
+
+    with _own_random_state(device):
+        history = _Loop(config, model, train_source, test_source, folder, device, progress).run()
+    model.eval()
+    if folder is not None:
+        save(model, folder.path, extra={"training": description, "metrics": history[-1]})
+        folder.finish(history)
+    return TrainResult(model, history, config, None if folder is None else folder.path)
+
+
+class _Loop:
+    """The epochs of one training."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Model,
+        train_source: Any,
+        test_source: Any,
+        folder: RunFolder | None,
+        device: torch.device,
+        progress: Any,
+    ) -> None:
+        self.config, self.test_source, self.folder, self.device = config, test_source, folder, device
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = model.to(device=device, memory_format=memory_format)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+        augmentation = Augmentation(config.augment, train_source.image_shape[-1], len(train_source), config.seed)
+        self.batches = Batches(
+            train_source, config.batch_size, config.seed, augmentation, device, config.channels_last
+        )
+        self.history = folder.restore(self.model, self.optimizer) if folder is not None else []
+        steps = self.batches.steps
+        self.report = Reporter(progress, "train", steps * config.epochs, steps * len(self.history))
+
+    def run(self) -> list[dict]:
+        config = self.config
+        while len(self.history) < config.epochs:
+            began, epoch, last = time.monotonic(), len(self.history), len(self.history) + 1 == config.epochs
+            row = self._epoch(epoch)
+            row |= self._test() if last or (config.eval_every and (epoch + 1) % config.eval_every == 0) else _UNTESTED
+            row["seconds"] = round(time.monotonic() - began, 3)
+            self.history.append(row)
+            if self.folder is not None:
+                self.folder.append(row)
+                if last or (config.checkpoint_every and (epoch + 1) % config.checkpoint_every == 0):
+                    self.folder.save(self.model, self.optimizer, self.history)
+        return self.history
+
+    def _epoch(self, epoch: int) -> dict:
+        config, steps = self.config, self.batches.steps
+        look_every = _LOOK_EVERY.get(self.device.type, _LOOK_EVERY_ELSEWHERE)
+        attack = _attack_of_epoch(config, epoch)
+        # Dropout and the like in a user's model: the stream of an epoch does not depend on how the run came to it.
+        _seed_device(derive_seed(config.seed, "model", epoch), self.device)
+        losses = torch.zeros(steps, device=self.device)
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        samples, rate, note, unseen = 0, 0.0, f"epoch {epoch + 1}/{config.epochs}", 0
+        self.model.train()
+        for step, (x, y, ids) in enumerate(self.batches.epoch(epoch)):
+            rate = learning_rate(
+                config.schedule,
+                config.lr,
+                epoch * steps + step,
+                steps,
+                config.epochs,
+                milestones=config.milestones,
+                gamma=config.gamma,
+                peak=config.peak,
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss, right = self._step(x, y, ids, attack)
+            losses[step] = loss * len(y)
+            hits += right
+            samples += len(y)
+            if (step + 1) % look_every == 0 or step + 1 == steps:
+                _check_finite(losses[unseen : step + 1], epoch, unseen)
+                unseen = step + 1
+            self.report.advance(1, note)
+        return {
+            "epoch": epoch + 1,
+            "lr": rate,
+            "train_loss": float(losses.double().sum()) / samples,
+            "train_accuracy": int(hits) / samples,
+        }
+
+    def _step(self, x: Tensor, y: Tensor, ids: Tensor, attack: PGD | None) -> tuple[Tensor, Tensor]:
+        config = self.config
+        if attack is not None:
+            x = attack(self.model, x, y, sample_ids=ids.to(self.device))
+        with _autocast(config, self.device):
+            logits = self.model(x).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), (logits.detach().argmax(dim=1) == y).sum()
+
+    def _test(self) -> dict:
+        if self.test_source is None:
+            return dict(_UNTESTED)
+        config = self.config
+        clean = evaluate(self.model, self.test_source).clean.value
+        robust = None
+        if config.eval_attack is not None:
+            attacked = evaluate(
+                self.model, self.test_source, attacks=[("attack", config.eval_attack)], limit=config.eval_limit
+            )
+            robust = attacked.robustness[0].accuracy.value
+        return {"test_accuracy": clean, "robust_accuracy": robust}
+
+
+_UNTESTED = {"test_accuracy": None, "robust_accuracy": None}
+
+
+def check_data(config: TrainConfig, train_source: Any, test_source: Any = None) -> None:
+    """Raises ValueError where a training on this data would go wrong; see :func:`train`."""
+    classes = len(train_source.classes)
+    if len(train_source) == 0:
+        raise ValueError(f"data set {train_source.name!r} has no samples")
+    check_labels(train_source.labels, classes, train_source.name)
+    check_label_safe(config.augment, train_source.name, train_source.classes, config.allow_flip)
+    if test_source is not None:
+        if len(test_source.classes) != classes:
+            raise ValueError(
+                f"training and test data should have the same classes, got {classes} in {train_source.name!r} and "
+                f"{len(test_source.classes)} in {test_source.name!r}"
+            )
+        if tuple(test_source.image_shape) != tuple(train_source.image_shape):
+            raise ValueError(
+                "training and test images should have one shape, got "
+                f"{tuple(train_source.image_shape)} and {tuple(test_source.image_shape)}"
+            )
+        check_labels(test_source.labels, classes, test_source.name)
+
+
+def channel_statistics(source: Any, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, in pixel scale, of at most so many evenly spaced images.
+
+    A channel that never varies gets 1 for its standard deviation.
+    """
+    n = min(most, len(source))
+    index = torch.arange(n) * len(source) // n
+    count, total, squares = 0, 0.0, 0.0
+    for part in index.split(1000):
+        images = source.images(part).double()
+        count += images[:, 0].numel()
+        total, squares = total + images.sum((0, 2, 3)), squares + images.square().sum((0, 2, 3))
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    std = torch.where(std > 1e-6, std, 1.0)
+    return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
+
+
+def _with_statistics(config: TrainConfig, source: Any) -> TrainConfig:
+    if config.mean is not None and config.std is not None:
+        return config
+    mean, std = channel_statistics(source)
+    return config.replace(mean=config.mean or mean, std=config.std or std)
+
+
+def _attack_of_epoch(config: TrainConfig, epoch: int) -> PGD | None:
+    attack = config.attack
+    if attack is None:
+        return None
+    if config.amp == "bf16" and attack.autocast is None:
+        attack = attack.replace(autocast=torch.bfloat16)
+    if attack.random_start:  # else a sample would get the same start in every epoch
+        attack = attack.replace(seed=derive_seed(config.seed, "attack", attack.seed, epoch))
+    return attack
+
+
+def _autocast(config: TrainConfig, device: torch.device):
+    return torch.autocast(device.type, dtype=torch.bfloat16) if config.amp == "bf16" else nullcontext()
+
+
+def _check_finite(losses: Tensor, epoch: int, first: int) -> None:
+    wrong = (~losses.isfinite()).nonzero()
+    if len(wrong):
+        step = first + int(wrong[0])
+        raise FloatingPointError(
+            f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {float(losses[int(wrong[0])])}. "
+            "A lower learning rate (lr), or a look at the data, may help"
+        )
+
+
+def _describe(source: Any) -> dict:
+    return {
+        "name": source.name,
+        "samples": len(source),
+        "image_shape": list(source.image_shape),
+        "classes": list(source.classes),
+        "fingerprint": source.fingerprint,
+    }
+
+
+def _load(out: str | Path, model: Model, config: TrainConfig) -> Model:
+    return load(out) if model.arch is not None else load(out, model)
+
+
+@contextmanager
+def _own_random_state(device: torch.device) -> Iterator[None]:
+    """Afterwards the global random state, the CPU's and this device's, is as before."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _seed_device(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

@@ -1,0 +1,190 @@
+// The L2 step of one row by one block: sums, then the decision, then the values. Each is written over a reader of groups, so that
+// it is the same for a row in shared memory and for one in global memory.
+//
+// Products and sums are float64 whatever the dtype. A product of two float32 is exact there and its exponent always fits
+// (1e-45 squared is 1e-90, 3e38 squared 1e77), so no scaling, no maximum and no second look is needed, and the direction is
+// right for any finite gradient. The price is three fused multiply-adds and two conversions a value. A value moves 16 bytes, so
+// the memory of an H200 brings each multiprocessor 1.2 values a clock (64 multiply-adds and 16 conversions a clock), that of a
+// consumer card with 1/64 float64 rate about 0.2 (2 a clock of either): memory is the limit on both. Only rows that
+// come out of the cache of such a consumer card wait for the float64 units.
+#pragma once
+
+#include "../l2_math.h"
+#include "reduction.cuh"
+#include "values.cuh"
+
+namespace advfeat::cuda {
+
+// What the sums are made of; x - x0 is rounded as on the CPU.
+template <typename T, typename G>
+__device__ inline double difference(const Group<T, G>& v, int k) {
+  using A = ArithmeticOf<T>;
+  return sub(static_cast<A>(load(v.x.v[k])), static_cast<A>(load(v.x0.v[k])));
+}
+template <typename T, typename G>
+__device__ inline double gradient(const Group<T, G>& v, int k) {
+  return load(v.grad.v[k]);
+}
+
+// This thread's part of the groups [first, end): every blockDim.x-th. Values beyond the row are zeros and add nothing.
+template <typename Reader, typename Body>
+__device__ inline void for_each_group(const Reader& reader, int64_t first, int64_t end, Body body) {
+  for (int64_t group = first + threadIdx.x; group < end; group += blockDim.x) body(reader.read(group));
+}
+
+// Sums over the groups [first, end), by the whole block; every thread gets them. The multiply-adds are fused: for float32 and
+// the half types the product is exact, so that is the CPU's result; for float64 it is one rounding less.
+template <typename T, typename Reader>
+__device__ L2Sums row_sums(const Reader& reader, int64_t first, int64_t end, const L2Scales& scales) {
+  double sums[3] = {0, 0, 0};
+  for_each_group(reader, first, end, [&](const auto& v) {
+#pragma unroll
+    for (int k = 0; k < kWidth<T>; ++k) {
+      double g = gradient(v, k), d = difference(v, k);
+      if constexpr (std::is_same_v<T, double>) {
+        g *= scales.grad;
+        d *= scales.d;
+      }
+      sums[0] = fma(g, g, sums[0]);
+      sums[1] = fma(d, g, sums[1]);
+      sums[2] = fma(d, d, sums[2]);
+    }
+  });
+  block_sum(sums);
+  L2Sums s;
+  s.gg = sums[0];
+  s.dg = sums[1];
+  s.dd = sums[2];
+  return s;
+}
+
+// The largest magnitudes of gradient and difference, for float64 rows whose squares leave the range.
+template <typename T, typename Reader>
+__device__ L2Scales row_scales(const Reader& reader, int64_t groups, bool& zero, bool& not_finite) {
+  double m[2] = {0, 0};
+  for_each_group(reader, 0, groups, [&](const auto& v) {
+#pragma unroll
+    for (int k = 0; k < kWidth<T>; ++k) {
+      const double g = fabs(gradient(v, k)), d = fabs(difference(v, k));
+      m[0] = g > m[0] || g != g ? g : m[0];
+      m[1] = d > m[1] || d != d ? d : m[1];
+    }
+  });
+  block_max(m);
+  zero = m[0] == 0;
+  not_finite = !finite(m[0]);
+  L2Scales scales;
+  scales.grad = inverse_power_of_two(exponent_of(m[0]), 1000);
+  scales.d = inverse_power_of_two(exponent_of(m[1]), 1000);
+  return scales;
+}
+
+// ||d + u|| measured on the values, where the sums cancel.
+template <typename T, typename Reader>
+__device__ double measured_norm(const Reader& reader, int64_t groups, const L2Move& move, double largest) {
+  const double scale = inverse_power_of_two(exponent_of(largest), 1000);
+  double sum[1] = {0};
+  for_each_group(reader, 0, groups, [&](const auto& v) {
+#pragma unroll
+    for (int k = 0; k < kWidth<T>; ++k) {
+      const double d = (difference(v, k) + mul(gradient(v, k) * move.prescale, move.factor)) * scale;
+      sum[0] = fma(d, d, sum[0]);
+    }
+  });
+  block_sum(sum);
+  return sqrt(sum[0]) / scale;
+}
+
+// What thread 0 tells the others. (Shared variables have no constructors, so not L2Move itself.)
+struct SharedMove {
+  bool has_grad, inside;
+  double prescale, factor, d_prescale, shrink, norm;
+};
+
+// From the sums of a row to its move, by the whole block; thread 0 counts the row in grad_status.
+template <typename T, typename Reader>
+__device__ L2Move row_move(const StepArgs& a, int64_t row, L2Sums s, const Reader& reader, int64_t groups) {
+  L2Scales scales;
+  bool zero = s.gg == 0, not_finite = !finite(s.gg);
+  if constexpr (std::is_same_v<T, double>) {
+    // Squares may have vanished or overflowed: look at the magnitudes, and sum again in a safe range. Every thread has the
+    // same sums, so the whole block takes this branch or none.
+    const bool grad_safe = !a.grad || (s.gg != 0 && in_safe_range(s.gg));
+    if (!(grad_safe && s.dd != 0 && in_safe_range(s.dd))) {
+      scales = row_scales<T>(reader, groups, zero, not_finite);
+      s = row_sums<T>(reader, 0, groups, scales);
+    }
+  }
+  __shared__ SharedMove told;
+  __syncthreads();  // `told` may still be read for the row before
+  const double step_size = at(a.step_size, row), eps = at(a.eps, row);
+  if (threadIdx.x == 0) {  // alone: square roots and divisions in float64 by every thread would take longer than the barrier
+    L2Move m = l2_direction(s, scales, step_size, a.grad && !not_finite, kExponent<T>);
+    const double norm = l2_moved_norm(s, scales, step_size, m);
+    if (!(norm < 0)) l2_set_shrink(m, norm, eps);
+    told = {m.has_grad, m.inside, m.prescale, m.factor, m.d_prescale, m.shrink, norm};
+    if (a.grad && a.grad_status) {
+      a.grad_status[2 * row] += zero;
+      a.grad_status[2 * row + 1] += not_finite;
+    }
+  }
+  __syncthreads();
+  L2Move m;
+  m.has_grad = told.has_grad;
+  m.inside = told.inside;
+  m.prescale = told.prescale;
+  m.factor = told.factor;
+  m.d_prescale = told.d_prescale;
+  m.shrink = told.shrink;
+  if (told.norm < 0) {
+    const double d = sqrt(s.dd) / scales.d, step = fabs(step_size);
+    l2_set_shrink(m, measured_norm<T>(reader, groups, m, d > step ? d : step), eps);
+  }
+  return m;
+}
+
+// The move in the arithmetic type, ready for the values.
+template <typename A>
+struct Mover {
+  bool has_grad, inside;
+  A prescale, factor, d_prescale, shrink;
+
+  __device__ explicit Mover(const L2Move& m)
+      : has_grad(m.has_grad),
+        inside(m.inside),
+        prescale(static_cast<A>(m.prescale)),
+        factor(static_cast<A>(m.factor)),
+        d_prescale(static_cast<A>(m.d_prescale)),
+        shrink(static_cast<A>(m.shrink)) {}
+
+  // A gradient that is not part of the move is not looked at: it may be NaN.
+  __device__ A operator()(A x, A g, A x0) const {
+    const A u = mul(mul(g, prescale), factor);
+    if (inside) return has_grad ? add(x, u) : x;
+    const A d = mul(mul(sub(x, x0), d_prescale), shrink);
+    return add(x0, has_grad ? add(d, u) : d);
+  }
+};
+
+// Moves the groups [first, end) of a row from `reader` into `to`.
+template <typename T, typename G, typename Reader>
+__device__ void move_row(const StepArgs& a, const Row<T, G>& to, const Reader& reader, int64_t first, int64_t end,
+                         const L2Move& move) {
+  using A = ArithmeticOf<T>;
+  const Mover<A> mover(move);
+  Box<A, StepArgs> box(a);
+  for (int64_t group = first + threadIdx.x; group < end; group += blockDim.x) {
+    const Group<T, G> v = reader.read(group);
+    Pack<T, kWidth<T>> out;
+    box.start(group * kWidth<T>);
+#pragma unroll
+    for (int k = 0; k < kWidth<T>; ++k) {
+      const A x = load(v.x.v[k]), g = static_cast<A>(load(v.grad.v[k])), x0 = load(v.x0.v[k]);
+      store(out.v[k], clip(mover(x, g, x0), box.lo, box.hi));
+      box.next();
+    }
+    to.write(group, out);
+  }
+}
+
+}  // namespace advfeat::cuda
