@@ -21,9 +21,7 @@ def _kind(t: Tensor) -> str:
     return f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}"
 
 
-def check_inputs(
-    attack: PGD, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
-) -> int | None:
+def check_inputs(attack: PGD, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
     """Refuses what cannot be attacked; returns the largest label. One look at the values, before the loop."""
     if not x.is_floating_point() or x.dim() < 1:
         raise ValueError(f"x should be a floating-point batch [B, ...], got {_kind(x)}")
@@ -41,8 +39,8 @@ def check_inputs(
     for name, value in (("lo", attack.threat.lo), ("hi", attack.threat.hi)):
         if isinstance(value, Tensor) and value.dim() > 0 and (x.dim() < 2 or value.numel() != x.shape[1]):
             raise ValueError(
-                f"{name} should be a float or a tensor [C] with one bound a channel, got shape {tuple(value.shape)} for
-                " f"x of shape {tuple(x.shape)}"
+                f"{name} should be a float or a tensor [C] with one bound a channel, got shape {tuple(value.shape)} "
+                f"for x of shape {tuple(x.shape)}"
             )
     if sample_ids is not None and (sample_ids.shape != x.shape[:1] or sample_ids.dtype != torch.int64):
         raise ValueError(f"sample_ids should be int64 [B] = ({x.shape[0]},), got {_kind(sample_ids)}")

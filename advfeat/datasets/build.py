@@ -105,8 +105,8 @@ def _check_fits(recipe: Recipe, model: nn.Module, source: Source, device: torch.
         )
     if isinstance(recipe, MatchRepresentation) and not callable(getattr(model, "representation", None)):
         raise ValueError(
-            f"recipe {recipe.name!r} matches representations: the model should have a method representation(x) -> [B,
-            k]" " (advfeat.models.adapt gives one to a module of yours)"
+            f"recipe {recipe.name!r} matches representations: the model should have a method representation(x) -> "
+            "[B, k] (advfeat.models.adapt gives one to a module of yours)"
         )
 
 
