@@ -1,4 +1,4 @@
-"""Batches for training: the data on the device where it fits, else read ahead by a thread; either way the same batches."""
+"""Batches for training: from images on the device where they fit, else read ahead by a thread; the same either way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from advfeat.augment import Augmentation
+from advfeat.checks import check_images, evenly_spaced
 from advfeat.seeds import generator
 
 _READ_AHEAD = 3  # batches
@@ -19,9 +20,9 @@ _READ_AHEAD = 3  # batches
 class Batches:
     """The shuffled and augmented batches of a data set, epoch by epoch.
 
-    source: ``images(indices) -> float32 [n, C, H, W] in [0, 1]``, ``labels`` int64 [N], ``image_shape``. The order of an
-    epoch is a function of (seed, epoch). Batches differ in size by at most one sample instead of leaving a small last
-    one, whose BatchNorm statistics would be noise.
+    source: ``images(indices) -> float32 [n, C, H, W] in [0, 1]``, ``labels`` int64 [N], ``image_shape``. The order of
+    an epoch is a function of (seed, epoch). Batches differ in size by at most one sample instead of leaving a small
+    last one, whose BatchNorm statistics would be noise.
     memory_limit: bytes of images up to which all of them are kept on the device.
     Errors: ValueError naming the sample whose image is not finite or leaves [0, 1].
     """
@@ -63,26 +64,20 @@ class Batches:
         return images
 
 
-def check_images(images: Tensor, ids: Tensor, name: str) -> None:
-    """Raises ValueError naming the first sample whose image holds NaN, infinity or a value outside [0, 1]."""
-    flat = images.reshape(len(images), -1)
-    good = ((flat >= 0) & (flat <= 1)).all(dim=1)  # False for NaN too
-    if not bool(good.all()):
-        row = int((~good).nonzero()[0])
-        low, high = flat[row].aminmax()
-        what = f"values from {low:.4g} to {high:.4g}" if bool(torch.isfinite(flat[row]).all()) else "NaN or infinity"
-        raise ValueError(f"images of {name!r} should lie in [0, 1]: sample {int(ids[row])} holds {what}")
+def channel_statistics(source: Any, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, in pixel scale, of at most so many evenly spaced images.
 
-
-def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
-    """Raises ValueError naming the first sample whose label is not in 0 .. num_classes - 1."""
-    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
-    if len(wrong):
-        first = int(wrong[0])
-        raise ValueError(
-            f"labels of {name!r} should be in 0 .. {num_classes - 1} for {num_classes} classes: sample {first} has "
-            f"label {int(labels[first])} ({len(wrong)} of {len(labels)} samples are out of range)"
-        )
+    A channel that never varies gets 1 for its standard deviation.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for part in evenly_spaced(len(source), most).split(1000):
+        images = source.images(part).double()
+        count += images[:, 0].numel()
+        total, squares = total + images.sum((0, 2, 3)), squares + images.square().sum((0, 2, 3))
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    std = torch.where(std > 1e-6, std, 1.0)
+    return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
 
 
 def _read_ahead(read: Any, chunks: tuple[Tensor, ...]) -> Iterator[Tensor]:

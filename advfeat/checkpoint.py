@@ -33,24 +33,28 @@ class RunFolder:
     def file(self, name: str) -> Path:
         return self.path / name
 
-    def open(self, description: dict, resume: bool) -> bool:
-        """Makes the folder, or finds it made by a run with the same config and data; True if that run is finished.
+    def is_finished(self, description: dict) -> bool:
+        """Whether a run with this config and this data is there and finished; writes nothing.
 
-        description: {"config": ..., "data": ..., and provenance}. Errors: ValueError naming the settings that differ.
+        description: {"config": ..., "data": ...}, and whatever else goes into config.json. Errors: ValueError naming
+        the settings that differ from those of the run that is there.
         """
         path = self.file("config.json")
-        if resume and path.is_file():
-            old = read_json(path)
-            differing = list(_differences(_identity(old), _identity(description)))
-            if differing:
-                raise ValueError(
-                    f"{self.path} holds another run ({'; '.join(differing[:4])}): take another folder, or resume=False "
-                    "to replace it"
-                )
-            return self.file("model.json").is_file()
-        self._clear()
-        write_json(path, description)
-        return False
+        if not path.is_file():
+            return False
+        differing = list(_differences(_identity(read_json(path)), _identity(description)))
+        if differing:
+            raise ValueError(
+                f"{self.path} holds another run ({'; '.join(differing[:4])}): take another folder, or resume=False to "
+                "replace it"
+            )
+        return self.file("model.json").is_file()
+
+    def begin(self, description: dict, resume: bool) -> None:
+        """Makes the folder; with ``resume`` what is in it stays, as :meth:`is_finished` has seen that it fits."""
+        if not (resume and self.file("config.json").is_file()):
+            self._clear()
+            write_json(self.file("config.json"), description)
 
     def append(self, row: dict) -> None:
         """One more line of metrics."""

@@ -12,50 +12,12 @@ from torch import Tensor, nn
 
 from advfeat.attacks import PGD
 from advfeat.attacks.no_trace import logits_of
-from advfeat.batches import check_images, check_labels
+from advfeat.checks import check_images, check_labels, evenly_spaced
+from advfeat.intervals import Share
 from advfeat.models import check_fits, evaluating
 from advfeat.objectives import Margin, Objective
 from advfeat.progress import Reporter
 from advfeat.threat import L2, Linf
-
-_Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
-
-
-def wilson(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion: 95 % by default.
-
-    ``(p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)`` with p = successes/n; right at 0 and at n, where the
-    usual ``p -+ z sqrt(p (1 - p)/n)`` has width 0. Errors: ValueError unless 0 <= successes <= n and n > 0.
-    """
-    if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"successes should be in 0 .. n with n > 0, got {successes} of {n}")
-    p = successes / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    low = 0.0 if successes == 0 else (centre - half) / scale
-    high = 1.0 if successes == n else (centre + half) / scale
-    return low, high
-
-
-@dataclass(frozen=True)
-class Share:
-    """``count`` of ``n`` samples, with the 95 % interval of the proportion."""
-
-    count: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        """The proportion, in [0, 1]."""
-        return self.count / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval."""
-        return wilson(self.count, self.n)
-
-    def to_dict(self) -> dict:
-        return {"value": self.value, "count": self.count, "n": self.n, "interval": list(self.interval)}
 
 
 @dataclass(frozen=True)
@@ -63,13 +25,13 @@ class Robustness:
     """What one attack left standing.
 
     accuracy: samples that are classified correctly and that no iterate of any restart of this attack broke, nor any
-        attack of the same evaluation with the same norm and box at a smaller radius (its examples lie in this ball too).
+        attack of the same evaluation with the same norm and box at a smaller radius (those lie in this ball too).
     found_alone: the same without the smaller radii's examples.
     carried: samples that a smaller radius broke and this attack did not; more than a few mean it has not converged.
     attacked: samples that were attacked, which are the correctly classified ones; the counts below are of these.
     margin: mean of ``z_y - max_{j != y} z_j`` at the examples returned; negative is broken.
-    zero_gradient, nonfinite_gradient: samples that met at least one gradient that was zero, or held NaN or infinity. The
-        sample did not move at such a step: where there are many, "robust" means "not attacked".
+    zero_gradient, nonfinite_gradient: samples that met at least one gradient that was zero, or held NaN or infinity.
+        The sample did not move at such a step: where there are many, "robust" means "not attacked".
     largest_distance: of the examples from their samples, in the attack's norm; at most the radius.
     """
 
@@ -113,8 +75,8 @@ class Robustness:
 class Evaluation:
     """A model on a data set: clean accuracy, and one :class:`Robustness` an attack, in the order they were given.
 
-    Per sample, on the CPU: ``prediction`` int64 [n], ``correct`` bool [n], ``margins`` float32 [n] (clean, positive is
-    correct), ``robust`` a bool [n] for each attack's name.
+    Per sample, on the CPU: ``index`` int64 [n] (its position in the data set), ``prediction`` int64 [n], ``correct``
+    bool [n], ``margins`` float32 [n] (clean, positive is correct), ``robust`` a bool [n] for each attack's name.
     """
 
     data: str
@@ -122,6 +84,7 @@ class Evaluation:
     margin: float | None
     robustness: list[Robustness]
     nonfinite_logits: int
+    index: Tensor = field(repr=False)
     prediction: Tensor = field(repr=False)
     correct: Tensor = field(repr=False)
     margins: Tensor = field(repr=False)
@@ -151,8 +114,8 @@ def default_attack(
 ) -> PGD:
     """The attack that a bare radius stands for: PGD with 20 steps of ``2.5 eps / steps`` on the margin.
 
-    The step size is that of the authors' library (MadryLab/robustness, README); the margin never saturates. It starts at
-    the sample; with ``restarts`` > 1 at that many random points. The best iterate counts, not the last.
+    The step size is that of the authors' library (MadryLab/robustness, README); the margin never saturates. It starts
+    at the sample; with ``restarts`` > 1 at that many random points. The best iterate counts, not the last.
     Errors: ValueError for a norm that is neither "l2" nor "linf".
     """
     if norm not in ("l2", "linf"):
@@ -182,11 +145,12 @@ def evaluate(
 ) -> Evaluation:
     """Clean accuracy, and robust accuracy under each attack.
 
-    model: gives logits [B, classes] or an output with ``.logits``, for images in [0, 1]. It runs in eval mode and in the
-        precision it is in, and is left exactly as it was.
+    model: gives logits [B, classes] or an output with ``.logits``, for images in [0, 1]. It runs in eval mode and in
+        the precision it is in, and is left exactly as it was.
     source: ``images(indices)``, ``labels``, ``classes``, ``image_shape``, ``name``.
     attacks: radii (each stands for :func:`default_attack` of ``norm``), attacks, or pairs of a name and an attack.
-    limit: only the first so many samples. progress: see :class:`advfeat.progress.Reporter`; counts samples.
+    limit: only so many samples, evenly spaced over the data set (the first of a folder would all be of one class).
+    progress: see :class:`advfeat.progress.Reporter`; counts samples.
 
     Only correctly classified samples are attacked; what is misclassified is not robust. Radius 0 gives clean accuracy.
     Results do not depend on the batch size, but for rounding inside the model.
@@ -197,20 +161,20 @@ def evaluate(
     names = [name for name, _ in named]
     if len(set(names)) < len(names):
         raise ValueError(f"attacks should have different names, got {', '.join(names)}")
-    n = _count(model, source, limit)
-    labels = source.labels[:n]
+    index = _select(model, source, limit)
+    n = len(index)
     report = Reporter(progress, "evaluate", n * (1 + len(named)))
-    prediction, margins, finite = _clean(model, source, n, batch_size, report)
-    correct = (prediction == labels) & finite
-    ids = correct.nonzero()[:, 0]
+    prediction, margins, finite = _clean(model, source, index, batch_size, report)
+    correct = (prediction == source.labels[index]) & finite
+    rows = correct.nonzero()[:, 0]
 
     alone: dict[str, Tensor] = {}
     seen: dict[str, dict] = {}
     for name, attack in named:
-        report.advance(n - len(ids))
-        broken, seen[name] = _attack(model, source, attack, ids, batch_size, report)
+        report.advance(n - len(rows))
+        broken, seen[name] = _attack(model, source, attack, index[rows], batch_size, report)
         alone[name] = correct.clone()
-        alone[name][ids[broken]] = False
+        alone[name][rows[broken]] = False
     robust = {
         name: _without(alone[name], [alone[other] for other, smaller in named if _inside(smaller, attack)])
         for name, attack in named
@@ -227,12 +191,13 @@ def evaluate(
                 accuracy=Share(int(robust[name].sum()), n),
                 found_alone=Share(int(alone[name].sum()), n),
                 carried=int((alone[name] & ~robust[name]).sum()),
-                attacked=len(ids),
+                attacked=len(rows),
                 **seen[name],
             )
             for name, attack in named
         ],
         nonfinite_logits=int((~finite).sum()),
+        index=index,
         prediction=prediction,
         correct=correct,
         margins=margins,
@@ -256,15 +221,16 @@ def label_agreement(
     """How often a model predicts the label, and how often the relabelled one.
 
     relabel: from labels int64 [n] to labels; None is ``(y + 1) mod classes``. A model trained on D_det that follows the
-    robust features predicts y + 1, one that follows the non-robust ones y: Table 10 (Appendix D.6) has 43.7 % and 16.2 %.
+    robust features predicts y + 1, one that follows the non-robust ones y (Table 10, Appendix D.6: 43.7 % y, 16.2 %
+    y + 1).
     Returns "label", "relabelled" and "other". Errors as for :func:`evaluate`.
     """
-    n = _count(model, source, limit)
-    labels, classes = source.labels[:n], len(source.classes)
+    index = _select(model, source, limit)
+    n, labels, classes = len(index), source.labels[index], len(source.classes)
     other = (labels + 1) % classes if relabel is None else relabel(labels)
     if other.shape != labels.shape:
         raise ValueError(f"relabel should give labels of shape {tuple(labels.shape)}, got {tuple(other.shape)}")
-    prediction, _, finite = _clean(model, source, n, batch_size, Reporter(None, "", 0))
+    prediction, _, finite = _clean(model, source, index, batch_size, Reporter(None, "", 0))
     same, moved = (prediction == labels) & finite, (prediction == other) & finite
     return {
         "label": Share(int(same.sum()), n),
@@ -289,14 +255,15 @@ def _named(attack: float | PGD | tuple[str, PGD], norm: str) -> tuple[str, PGD]:
     return name, pgd
 
 
-def _count(model: nn.Module, source: Any, limit: int | None) -> int:
-    n = len(source) if limit is None else min(limit, len(source))
-    if n < 1:
-        raise ValueError(f"there should be at least one sample to evaluate on, got {n} of {len(source)}")
+def _select(model: nn.Module, source: Any, limit: int | None) -> Tensor:
+    """The positions of the samples to evaluate on; checks that the model fits the data."""
+    index = evenly_spaced(len(source), limit)
+    if len(index) == 0:
+        raise ValueError(f"there should be at least one sample to evaluate on, got limit={limit} of {len(source)}")
     name = getattr(source, "name", "data")
     check_fits(model, len(source.classes), source.image_shape, f"data set {name!r}")
     check_labels(source.labels, len(source.classes), name)
-    return n
+    return index
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -318,11 +285,13 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     return own - logits.scatter(1, labels[:, None], float("-inf")).amax(dim=1)
 
 
-def _clean(model: nn.Module, source: Any, n: int, batch_size: int, report: Reporter) -> tuple[Tensor, Tensor, Tensor]:
-    """Predictions, margins, and whether the logits are finite, for the first n samples."""
+def _clean(
+    model: nn.Module, source: Any, index: Tensor, batch_size: int, report: Reporter
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions, margins, and whether the logits are finite, of the samples at ``index``."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     device, classes = _device(model), len(source.classes)
-    for ids in torch.arange(n).split(batch_size):
+    for ids in index.split(batch_size):
         images = source.images(ids)
         check_images(images, ids, getattr(source, "name", "data"))
         logits = _logits(model, images.to(device), classes).cpu()
@@ -348,7 +317,9 @@ def _attack(
         result = attack.run(model, x, y, sample_ids=batch.to(device))
         logits = _logits(model, result.x_adv, classes)
         hit = logits.argmax(dim=1) != y
-        if result.first_success is not None:  # an iterate that keep="last" moved on from counts as well
+        # An iterate that keep="last" moved on from counts as well; but what low precision took for a success does not
+        # unless the model itself agrees, above.
+        if result.first_success is not None and attack.autocast is None:
             hit |= result.success | (result.first_success >= 0)
         farthest = max(farthest, _distance(attack, result.x_adv, x))
         if math.isfinite(eps) and farthest > eps * (1 + 1e-5) + 1e-6:

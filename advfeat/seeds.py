@@ -17,5 +17,5 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator of its own, seeded with :func:`derive_seed`; the global random state is neither read nor moved."""
+    """A CPU generator seeded with :func:`derive_seed`; the global random state is neither read nor moved."""
     return torch.Generator().manual_seed(derive_seed(*parts))

@@ -12,14 +12,15 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from advfeat.attacks import PGD
 from advfeat.augment import AUGMENTATIONS, Augmentation, check_label_safe
-from advfeat.batches import Batches, check_labels
+from advfeat.batches import Batches, channel_statistics
 from advfeat.checkpoint import RunFolder
+from advfeat.checks import check_pair
 from advfeat.evaluation import evaluate
-from advfeat.models import Model, check_fits, create, evaluating, fingerprint, load, save
+from advfeat.models import Model, check_fits, create, fingerprint, load, save
 from advfeat.progress import Reporter
 from advfeat.runs import plain, provenance
 from advfeat.schedules import SCHEDULES, learning_rate
@@ -34,21 +35,21 @@ _LOOK_EVERY_ELSEWHERE = 50
 class TrainConfig:
     """Everything that a training's result depends on, besides the data.
 
-    arch, width: see :func:`advfeat.models.create`. mean, std: normalisation inside the model, per channel in pixel scale;
-        None takes the training images' own.
+    arch, width: see :func:`advfeat.models.create`. mean, std: normalisation inside the model, per channel in pixel
+        scale; None takes the training images' own.
     epochs, batch_size, lr, momentum, nesterov, weight_decay: SGD. The paper has momentum 0.9, weight decay 5e-4, batch
         128 and lr 0.1 or 0.01 (Table 3).
     schedule, milestones, gamma, peak: see :func:`advfeat.schedules.learning_rate`.
-    augment: "none", "shift" or "crop-flip", see :class:`advfeat.augment.Augmentation`; flips are refused for digits unless
-        ``allow_flip``.
+    augment: "none", "shift" or "crop-flip", see :class:`advfeat.augment.Augmentation`; flips are refused for digits
+        unless ``allow_flip``.
     label_smoothing: share of the label spread over all classes.
-    attack: adversarial training: each batch is replaced by the attack's examples, made in eval mode (Madry et al. 2018);
-        see :func:`paper_attack`. A random start differs between epochs.
+    attack: adversarial training: each batch is replaced by the attack's examples, made in eval mode (Madry et al.
+        2018); see :func:`advfeat.training_presets.paper_attack`. A random start differs between epochs.
     amp: "bf16" runs forward passes, the attack's too, under bfloat16 autocast; weights and updates stay float32.
     channels_last: memory format of the images and weights; faster, other last bits.
     eval_every: epochs between tests, 0 for the last epoch only. eval_attack, eval_limit: also robust accuracy at these
         tests, on so many samples. checkpoint_every: epochs between checkpoints, 0 for none.
-    seed: of the weights, the order and the augmentation, each a stream of its own. Nothing depends on global random state.
+    seed: of the weights, the order and the augmentation, each a stream of its own; global random state has no effect.
     """
 
     arch: str = "small-convnet"
@@ -117,9 +118,10 @@ class TrainConfig:
 class TrainResult:
     """A trained model in eval mode, and its metrics.
 
-    history: a dict an epoch: ``epoch`` (from 1), ``lr`` (of its last step), ``train_loss`` and ``train_accuracy`` (of the
-    batches as they were trained on: augmented, adversarial, in train mode), ``test_accuracy`` and ``robust_accuracy``
-    (None where not measured), ``seconds``. config: with mean and std filled in. out: the run folder or None.
+    history: a dict an epoch: ``epoch`` (from 1), ``lr`` (of its last step), ``train_loss`` and ``train_accuracy`` (of
+    the batches as they were trained on: augmented, adversarial, in train mode), ``test_accuracy`` and
+    ``robust_accuracy`` (None where not measured), ``seconds``. config: with mean and std filled in. out: the run folder
+    or None.
     """
 
     model: Model
@@ -148,11 +150,12 @@ def train(
     model: a model to train instead of a fresh one; its weights change, and ``arch`` and ``width`` are not used.
     device: None takes CUDA where there is one. progress: see :class:`advfeat.progress.Reporter`; counts steps.
 
-    Errors, before anything is written: ValueError for labels out of range, images outside [0, 1], a test set or model of
-    other classes or shape, flips of digits, a folder with another run. While it runs: FloatingPointError naming epoch and
-    step for a loss that is not finite; OSError naming the file for a full disk (the last checkpoint stays).
+    Errors, before anything is written: ValueError for labels out of range, images outside [0, 1], a test set or model
+    of other classes or shape, flips of digits, a folder with another run. While it runs: FloatingPointError naming
+    epoch and step for a loss that is not finite; OSError naming the file for a full disk (the last checkpoint stays).
     """
-    check_data(config, train_source, test_source)
+    check_pair(train_source, test_source)
+    check_label_safe(config.augment, f"data set {train_source.name!r}", train_source.classes, config.allow_flip)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = _with_statistics(config, train_source)
     shape, classes = tuple(train_source.image_shape), len(train_source.classes)
@@ -169,11 +172,15 @@ def train(
         # Of the weights that it starts from, so that a resumed run is known to have started from the same.
         description["config"]["initial_weights"] = fingerprint(model)
     folder = None if out is None else RunFolder(out)
-    if folder is not None and folder.open({**description, **provenance(device)}, resume):
-        return TrainResult(_load(out, model, config).to(device), folder.history(), config, folder.path)
+    if folder is not None and resume and folder.is_finished(description):
+        trained = load(folder.path, None if model.arch else model)
+        return TrainResult(trained.to(device), folder.history(), config, folder.path)
 
     with _own_random_state(device):
-        history = _Loop(config, model, train_source, test_source, folder, device, progress).run()
+        loop = _Loop(config, model, train_source, test_source, device)
+        if folder is not None:  # only now, that the data was found to be good
+            folder.begin({**description, **provenance(device)}, resume)
+        history = loop.run(folder, progress)
     model.eval()
     if folder is not None:
         save(model, folder.path, extra={"training": description, "metrics": history[-1]})
@@ -190,11 +197,9 @@ class _Loop:
         model: Model,
         train_source: Any,
         test_source: Any,
-        folder: RunFolder | None,
         device: torch.device,
-        progress: Any,
     ) -> None:
-        self.config, self.test_source, self.folder, self.device = config, test_source, folder, device
+        self.config, self.test_source, self.device = config, test_source, device
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(device=device, memory_format=memory_format)
         self.optimizer = torch.optim.SGD(
@@ -205,28 +210,25 @@ class _Loop:
             weight_decay=config.weight_decay,
         )
         augmentation = Augmentation(config.augment, train_source.image_shape[-1], len(train_source), config.seed)
-        self.batches = Batches(
-            train_source, config.batch_size, config.seed, augmentation, device, config.channels_last
-        )
-        self.history = folder.restore(self.model, self.optimizer) if folder is not None else []
-        steps = self.batches.steps
-        self.report = Reporter(progress, "train", steps * config.epochs, steps * len(self.history))
+        self.batches = Batches(train_source, config.batch_size, config.seed, augmentation, device, config.channels_last)
 
-    def run(self) -> list[dict]:
-        config = self.config
-        while len(self.history) < config.epochs:
-            began, epoch, last = time.monotonic(), len(self.history), len(self.history) + 1 == config.epochs
-            row = self._epoch(epoch)
+    def run(self, folder: RunFolder | None, progress: Any) -> list[dict]:
+        config, steps = self.config, self.batches.steps
+        history = folder.restore(self.model, self.optimizer) if folder is not None else []
+        report = Reporter(progress, "train", steps * config.epochs, steps * len(history))
+        while len(history) < config.epochs:
+            began, epoch, last = time.monotonic(), len(history), len(history) + 1 == config.epochs
+            row = self._epoch(epoch, report)
             row |= self._test() if last or (config.eval_every and (epoch + 1) % config.eval_every == 0) else _UNTESTED
             row["seconds"] = round(time.monotonic() - began, 3)
-            self.history.append(row)
-            if self.folder is not None:
-                self.folder.append(row)
+            history.append(row)
+            if folder is not None:
+                folder.append(row)
                 if last or (config.checkpoint_every and (epoch + 1) % config.checkpoint_every == 0):
-                    self.folder.save(self.model, self.optimizer, self.history)
-        return self.history
+                    folder.save(self.model, self.optimizer, history)
+        return history
 
-    def _epoch(self, epoch: int) -> dict:
+    def _epoch(self, epoch: int, report: Reporter) -> dict:
         config, steps = self.config, self.batches.steps
         look_every = _LOOK_EVERY.get(self.device.type, _LOOK_EVERY_ELSEWHERE)
         attack = _attack_of_epoch(config, epoch)
@@ -256,7 +258,7 @@ class _Loop:
             if (step + 1) % look_every == 0 or step + 1 == steps:
                 _check_finite(losses[unseen : step + 1], epoch, unseen)
                 unseen = step + 1
-            self.report.advance(1, note)
+            report.advance(1, note)
         return {
             "epoch": epoch + 1,
             "lr": rate,
@@ -291,45 +293,6 @@ class _Loop:
 
 
 _UNTESTED = {"test_accuracy": None, "robust_accuracy": None}
-
-
-def check_data(config: TrainConfig, train_source: Any, test_source: Any = None) -> None:
-    """Raises ValueError where a training on this data would go wrong; see :func:`train`."""
-    classes = len(train_source.classes)
-    if len(train_source) == 0:
-        raise ValueError(f"data set {train_source.name!r} has no samples")
-    check_labels(train_source.labels, classes, train_source.name)
-    check_label_safe(config.augment, train_source.name, train_source.classes, config.allow_flip)
-    if test_source is not None:
-        if len(test_source.classes) != classes:
-            raise ValueError(
-                f"training and test data should have the same classes, got {classes} in {train_source.name!r} and "
-                f"{len(test_source.classes)} in {test_source.name!r}"
-            )
-        if tuple(test_source.image_shape) != tuple(train_source.image_shape):
-            raise ValueError(
-                "training and test images should have one shape, got "
-                f"{tuple(train_source.image_shape)} and {tuple(test_source.image_shape)}"
-            )
-        check_labels(test_source.labels, classes, test_source.name)
-
-
-def channel_statistics(source: Any, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, in pixel scale, of at most so many evenly spaced images.
-
-    A channel that never varies gets 1 for its standard deviation.
-    """
-    n = min(most, len(source))
-    index = torch.arange(n) * len(source) // n
-    count, total, squares = 0, 0.0, 0.0
-    for part in index.split(1000):
-        images = source.images(part).double()
-        count += images[:, 0].numel()
-        total, squares = total + images.sum((0, 2, 3)), squares + images.square().sum((0, 2, 3))
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    std = torch.where(std > 1e-6, std, 1.0)
-    return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
 
 
 def _with_statistics(config: TrainConfig, source: Any) -> TrainConfig:
@@ -372,10 +335,6 @@ def _describe(source: Any) -> dict:
         "classes": list(source.classes),
         "fingerprint": source.fingerprint,
     }
-
-
-def _load(out: str | Path, model: Model, config: TrainConfig) -> Model:
-    return load(out) if model.arch is not None else load(out, model)
 
 
 @contextmanager

@@ -41,7 +41,8 @@ def _plain(ax: plt.Axes) -> None:
 def training_curves(curves: dict[str, list[dict]], labels: dict[str, str]) -> bytes:
     """Accuracy on the model's own training set and on the true test set against the epoch, one panel a model.
 
-    curves: for each model the metrics of its epochs, with ``epoch``, ``train_accuracy`` and ``test_accuracy`` (or None).
+    curves: for each model the metrics of its epochs, with ``epoch``, ``train_accuracy`` and ``test_accuracy`` (or
+    None).
     """
     names = [name for name in curves if curves[name]]
     columns = min(3, len(names))
@@ -76,8 +77,8 @@ def _picture(image: Tensor) -> np.ndarray:
 def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference: tuple[str, Tensor]) -> bytes:
     """Sample images in columns: one row for each (title, images [n, C, H, W]), then the amplified difference.
 
-    difference: (title, values [n, C, H, W]), shown around mid-grey, scaled so that the largest magnitude fills the range;
-    the factor is written into the title. captions: one line below each column.
+    difference: (title, values [n, C, H, W]), shown around mid-grey, scaled so that the largest magnitude fills the
+    range; the factor is written into the title. captions: one line below each column.
     """
     n = len(captions)
     title, values = difference

@@ -82,7 +82,8 @@ class L2Row {
   L2Move move(L2Sums s) const {
     L2Scales scales;
     bool zero = s.gg == 0, not_finite = !finite(s.gg);
-    if (a_.dtype == Dtype::float64 && !(in_safe_range(s.gg) && in_safe_range(s.dd) && s.gg != 0 && s.dd != 0)) {
+    const bool grad_safe = !a_.grad || (s.gg != 0 && in_safe_range(s.gg));
+    if (a_.dtype == Dtype::float64 && !(grad_safe && s.dd != 0 && in_safe_range(s.dd))) {
       // Squares may have vanished or overflowed: look at the magnitudes, and sum again in a safe range.
       L2Max m;
       for_each_block(a_, row_, [&](int64_t r, int64_t begin, int64_t end) {

@@ -1,0 +1,67 @@
+"""What data has to be before a model sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_images(images: Tensor, ids: Tensor, name: str) -> None:
+    """Raises ValueError naming the first sample whose image holds NaN, infinity or a value outside [0, 1]."""
+    flat = images.reshape(len(images), -1)
+    good = ((flat >= 0) & (flat <= 1)).all(dim=1)  # False for NaN too
+    if not bool(good.all()):
+        row = int((~good).nonzero()[0])
+        low, high = flat[row].aminmax()
+        what = f"values from {low:.4g} to {high:.4g}" if bool(torch.isfinite(flat[row]).all()) else "NaN or infinity"
+        raise ValueError(f"images of {name!r} should lie in [0, 1]: sample {int(ids[row])} holds {what}")
+
+
+def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
+    """Raises ValueError naming the first sample whose label is not in 0 .. num_classes - 1."""
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise ValueError(
+            f"labels of {name!r} should be in 0 .. {num_classes - 1} for {num_classes} classes: sample {first} has "
+            f"label {int(labels[first])} ({len(wrong)} of {len(labels)} samples are out of range)"
+        )
+
+
+def check_pair(train_source: Any, test_source: Any = None) -> None:
+    """Raises ValueError for an empty training set, labels out of range, or a test set of other classes or shape.
+
+    Of the test images at most 10 000 are looked at; the training images are when they are read.
+    """
+    classes = len(train_source.classes)
+    if len(train_source) == 0:
+        raise ValueError(f"data set {train_source.name!r} has no samples")
+    check_labels(train_source.labels, classes, train_source.name)
+    if test_source is None:
+        return
+    if len(test_source.classes) != classes:
+        raise ValueError(
+            f"training and test data should have the same classes, got {classes} in {train_source.name!r} and "
+            f"{len(test_source.classes)} in {test_source.name!r}"
+        )
+    if tuple(test_source.image_shape) != tuple(train_source.image_shape):
+        raise ValueError(
+            "training and test images should have one shape, got "
+            f"{tuple(train_source.image_shape)} and {tuple(test_source.image_shape)}"
+        )
+    if len(test_source) == 0:
+        raise ValueError(f"data set {test_source.name!r} has no samples")
+    check_labels(test_source.labels, classes, test_source.name)
+    for ids in evenly_spaced(len(test_source), 10_000).split(1000):
+        check_images(test_source.images(ids), ids, test_source.name)
+
+
+def evenly_spaced(samples: int, most: int | None) -> Tensor:
+    """At most so many of the positions 0 .. samples - 1, evenly spaced, int64.
+
+    Not the first ones: those of an image folder would all be of one class.
+    """
+    n = samples if most is None else min(most, samples)
+    return torch.arange(n) * samples // max(n, 1)

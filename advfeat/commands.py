@@ -1,0 +1,258 @@
+"""What each command of :mod:`advfeat.cli` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import advfeat
+from advfeat.attacks import PGD
+from advfeat.console import bar, console, table
+from advfeat.datasets import build as builder
+from advfeat.datasets import sources
+from advfeat.datasets.recipes import PRESETS, preset
+from advfeat.evaluation import default_attack
+from advfeat.evaluation import evaluate as evaluate_model
+from advfeat.models import load
+from advfeat.runs import provenance, write_bytes, write_json
+from advfeat.threat import L2, Linf
+from advfeat.training import TrainConfig, paper_attack
+from advfeat.training import train as train_model
+
+if TYPE_CHECKING:
+    from advfeat import cli
+
+
+def _percent(share) -> str:
+    low, high = share.interval
+    return f"{100 * share.value:.1f} % [dim]({100 * low:.1f} – {100 * high:.1f})[/dim]"
+
+
+def _preset_of(dataset: str) -> str:
+    """The preset that a data set's name stands for."""
+    return dataset if dataset in PRESETS else ("digits" if dataset in ("planted",) else "cifar10")
+
+
+def train(c: cli.Train) -> None:
+    source = c.data.load("train")
+    test_name = c.test_dataset or getattr(source, "built_from", None) or c.data.dataset
+    test = sources.load(test_name, split="test", root=c.data.root)
+    changes = {
+        "arch": c.arch,
+        "width": c.width,
+        "seed": c.seed,
+        "amp": c.amp,
+        "epochs": c.epochs,
+        "lr": c.lr,
+        "batch_size": c.train_batch_size,
+        "augment": c.augment,
+    }
+    config = TrainConfig(**{k: v for k, v in changes.items() if v is not None})
+    if c.adversarial != "none":
+        if c.eps is None:
+            raise ValueError("--eps should be given with --adversarial: the radius, in pixel scale [0, 1]")
+        config = config.replace(attack=_training_attack(c))
+    elif c.eps is not None:
+        raise ValueError("--eps needs --adversarial l2 or linf")
+    with bar(f"training {c.arch} on {source.name}", "steps") as report:
+        result = train_model(config, source, test, c.out, device=c.device, progress=report)
+    last = result.history[-1]
+    console.print(
+        f"test accuracy on {test.name}: [bold]{100 * last['test_accuracy']:.1f} %[/bold] after {last['epoch']} epochs; "
+        f"model in {c.out}"
+    )
+
+
+def _training_attack(c: cli.Train) -> PGD:
+    if c.adversarial == "l2" and c.attack_step_size is None and c.attack_steps == 7:
+        return paper_attack(c.eps)
+    threat = L2(c.eps) if c.adversarial == "l2" else Linf(c.eps)
+    return PGD(threat, steps=c.attack_steps, step_size=c.attack_step_size or c.eps / 5)
+
+
+def build(c: cli.Build) -> None:
+    source = c.data.load("train")
+    recipe = preset(c.preset or _preset_of(c.data.dataset), c.recipe)
+    given = {"eps": c.eps, "steps": c.steps, "step_size": c.step_size, "start": c.start}
+    fields = {f.name for f in dataclasses.fields(recipe)}
+    for name, value in given.items():
+        if value is not None and name not in fields:
+            raise ValueError(f"--{name.replace('_', '-')} has no meaning for the recipe {c.recipe!r}")
+    recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    with bar(f"building {c.recipe} from {source.name}", "images") as report:
+        made = builder.build(
+            recipe,
+            load(c.model),
+            source,
+            c.out,
+            seed=c.seed,
+            batch_size=c.runtime.batch_size,
+            shard_size=c.shard_size,
+            dtype=c.dtype,
+            device=c.runtime.torch_device(),
+            autocast=c.runtime.autocast(),
+            progress=report,
+        )
+    _describe_set(made, c.out)
+
+
+def _describe_set(made, path: Path) -> None:
+    success, moved = made.target_success.float().mean(), made.distance.float()
+    relabelled = (made.labels != made.original_labels).float().mean()
+    console.print(f"{len(made):,} images in {path}")
+    console.print(f"  the source model says the label for {100 * success:.1f} %")
+    console.print(f"  {100 * relabelled:.1f} % are relabelled")
+    console.print(f"  moved by {moved.mean():.3f} on average, {moved.max():.3f} at most")
+
+
+def _attacks(norm: str, eps: tuple[float, ...], steps: int, step_size: float | None, restarts: int, seed: int):
+    return [
+        (f"{norm} {e:g}", default_attack(e, norm, steps=steps, step_size=step_size, restarts=restarts, seed=seed))
+        for e in eps
+    ]
+
+
+def evaluate(c: cli.Evaluate) -> None:
+    source = c.data.load(c.split)
+    device = c.runtime.torch_device()
+    model = load(c.model).to(device)
+    attacks = _attacks(c.norm, c.eps, c.steps, c.step_size, c.restarts, c.seed)
+    attacks = [(name, attack.replace(autocast=c.runtime.autocast())) for name, attack in attacks]
+    with bar(f"evaluating {c.model} on {source.name}", "samples") as report:
+        result = evaluate_model(model, source, attacks=attacks, batch_size=c.runtime.batch_size, progress=report)
+    rows = [["clean", _percent(result.clean), "", ""]]
+    for r in result.robustness:
+        notes = [] if r.converged else [f"{r.carried} carried over from a smaller radius"]
+        notes += [f"{r.zero_gradient} with zero gradients"] if r.zero_gradient else []
+        notes += [f"{r.nonfinite_gradient} with gradients not finite"] if r.nonfinite_gradient else []
+        rows.append([f"{r.attack['norm']} {r.eps:g}", _percent(r.accuracy), f"{r.margin:.2f}", ", ".join(notes)])
+    attack = attacks[0][1].to_dict() if attacks else {}
+    caption = (
+        f"{result.clean.n:,} samples; 95 % Wilson intervals; PGD, {attack['steps']} steps of 2.5 eps / steps unless "
+        f"given, {attack['restarts']} start(s), {attack['objective']}, best iterate"
+        if attacks
+        else f"{result.clean.n:,} samples; 95 % Wilson intervals"
+    )
+    table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
+    if c.out:
+        write_json(c.out, {"model": str(c.model), **result.to_dict(), **provenance(device)})
+        console.print(f"written to {c.out}")
+
+
+def attack(c: cli.Attack) -> None:
+    import safetensors.torch
+
+    from advfeat.report.plots import sample_grid
+
+    source = c.data.load(c.split)
+    device = c.runtime.torch_device()
+    model = load(c.model).to(device)
+    targeted = c.target == "next"
+    pgd = default_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, restarts=c.restarts, seed=c.seed)
+    pgd = pgd.replace(targeted=targeted, autocast=c.runtime.autocast())
+    labels = source.labels
+    target = (labels + 1) % len(source.classes) if targeted else labels
+    parts, images = [], []
+    with bar(f"attacking {c.model} on {source.name}", "images") as report:
+        for index in torch.arange(len(source)).split(c.runtime.batch_size):
+            x = source.images(index)
+            images.append(x)
+            parts.append(pgd.run(model, x.to(device), target[index].to(device), sample_ids=index.to(device)))
+            report(int(index[-1]) + 1, len(source))
+    x, x_adv = torch.cat(images), torch.cat([p.x_adv.cpu() for p in parts])
+    success = torch.cat([p.success.cpu() for p in parts])
+    tensors = {
+        "images": x_adv,
+        "label": labels,
+        "target": target,
+        "success": success,
+        "value": torch.cat([p.value.float().cpu() for p in parts]),
+        "distance": torch.cat([p.distance.float().cpu() for p in parts]),
+        "zero_grad_steps": torch.cat([p.zero_grad_steps.cpu() for p in parts]),
+        "nonfinite_grad_steps": torch.cat([p.nonfinite_grad_steps.cpu() for p in parts]),
+    }
+    c.out.mkdir(parents=True, exist_ok=True)
+    contiguous = {k: v.contiguous() for k, v in tensors.items()}
+    write_bytes(c.out / "adversarial.safetensors", safetensors.torch.save(contiguous))
+    summary = {"attack": pgd.to_dict(), "data": source.name, "n": len(source), "success": float(success.float().mean())}
+    write_json(c.out / "attack.json", {**summary, "model": str(c.model), **provenance(device)})
+    shown = success.nonzero()[:10, 0] if success.any() else torch.arange(min(10, len(source)))
+    with torch.no_grad():
+        said = model.eval()(x_adv[shown].to(device)).argmax(dim=1).tolist()
+    names = source.classes
+    captions = [f"{names[int(labels[i])]} → {names[s]}" for i, s in zip(shown, said, strict=True)]
+    rows = [("original", x[shown]), ("attacked", x_adv[shown])]
+    picture = sample_grid(rows, captions, ("difference", (x_adv - x)[shown]))
+    write_bytes(c.out / "samples.png", picture)
+    verb = "reached the next class" if targeted else "are misclassified"
+    console.print(f"{100 * summary['success']:.1f} % of {len(source):,} images {verb} at {c.norm} {c.eps:g}")
+    console.print(f"written to {c.out}: adversarial.safetensors, attack.json, samples.png")
+
+
+def demo(c: cli.Demo) -> None:
+    from advfeat.experiments import main_experiment
+    from advfeat.report.main_report import write_main_report
+
+    config = main_experiment.preset_config(c.preset, seed=c.seed)
+    began = time.monotonic()
+    outcome = main_experiment.run(config, c.out, root=c.root, bar=bar)
+    command = "advfeat " + shlex.join(sys.argv[1:]) if len(sys.argv) > 1 else "advfeat demo"
+    page = write_main_report(config, outcome, c.out, command=command, root=c.root)
+    rows = []
+    for row in outcome.results["rows"]:
+        rows.append(
+            [
+                main_experiment.LABELS[row["key"]],
+                f"{100 * row['accuracy']['value']:.1f}",
+                *(f"{100 * r['value']:.1f}" for r in row["robust"]),
+                f"{100 * row['next_class']:.1f}",
+                "–" if row["paper"]["accuracy"] is None else f"{row['paper']['accuracy']:g}",
+                *("–" if v is None else f"{v:g}" for v in row["paper"]["robust"]),
+            ]
+        )
+    columns = ["trained on", "accuracy", *(f"robust {e:g}" for e in config.radii), "says y+1"]
+    table(
+        f"{config.dataset}, % of the test set",
+        [*columns, "paper", "robust .25", "robust .5"],
+        rows,
+        "Paper: CIFAR-10, ResNet-50 (Tables 1 and 7), for the pattern.",
+    )
+    for finding in outcome.results["findings"]:
+        mark = "[green]seen    [/green]" if finding["holds"] else "[red]not seen[/red]"
+        console.print(f"{mark} {finding['claim']} [dim]{finding['seen']}[/dim]", highlight=False)
+    console.print(f"report: [bold]{page}[/bold]  [dim]({time.monotonic() - began:.0f} s)[/dim]")
+
+
+def info(c: cli.Info) -> None:
+    if c.path is None:
+        rows = [[k, _short(v)] for k, v in advfeat.build_config().items()]
+        rows += [["python", platform.python_version()], ["torch", torch.__version__]]
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        rows += [["threads", str(torch.get_num_threads())], ["GPUs", ", ".join(gpus) or "none"]]
+        table("advfeat", ["", ""], rows)
+        return
+    if (c.path / "manifest.json").is_file():
+        made = sources.load(str(c.path))
+        _describe_set(made, c.path)
+        console.print_json(json.dumps({k: made.manifest[k] for k in ("recipe", "source", "model", "seed")}))
+    elif (c.path / "model.json").is_file():
+        model = load(c.path)
+        parameters = sum(p.numel() for p in model.parameters())
+        shape = " x ".join(map(str, model.input_shape))
+        console.print(f"{model.arch}: {parameters:,} parameters, {model.num_classes} classes, images {shape}")
+        if (c.path / "config.json").is_file():
+            console.print_json((c.path / "config.json").read_text())
+    else:
+        raise FileNotFoundError(f"{c.path} is neither a run folder (model.json) nor a constructed set (manifest.json)")
+
+
+def _short(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

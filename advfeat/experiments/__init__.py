@@ -1,0 +1,1 @@
+"""Experiments of the paper: each file holds a config and a ``run``."""

@@ -1,0 +1,120 @@
+"""Models on disk: ``model.safetensors`` with the weights, ``model.json`` with the rest. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from advfeat.models.model import Model, fingerprint
+from advfeat.models.networks import create
+from advfeat.runs import plain, read_checked, read_json, write_bytes, write_json
+
+_FORMAT = "advfeat-model-1"
+_WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
+
+
+def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
+    """Writes a model to a folder, atomically: afterwards it is there and whole, or :func:`load` says that it is not.
+
+    model: from :func:`create` or :func:`adapt`. extra: JSON values to keep with it, see :func:`load_extra`.
+    Errors: TypeError for another module, OSError naming the file that could not be written.
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"model should come from advfeat.models.create or adapt, got {type(model).__name__}")
+    folder = Path(folder)
+    data = safetensors.torch.save(_contiguous(model.state_dict()))
+    description = {
+        "format": _FORMAT,
+        "arch": model.arch,
+        "arguments": model.arch_arguments,
+        "num_classes": model.num_classes,
+        "input_shape": list(model.input_shape),
+        "weights": {"file": _WEIGHTS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+        "fingerprint": fingerprint(model),
+        "extra": plain(extra or {}),
+    }
+    # The description goes first and comes last, so that it never stands beside weights that are not its own.
+    (folder / _DESCRIPTION).unlink(missing_ok=True)
+    write_bytes(folder / _WEIGHTS, data)
+    write_json(folder / _DESCRIPTION, description)
+
+
+def load(folder: str | Path, model: Model | None = None) -> Model:
+    """Reads a model from a folder, in eval mode on the CPU.
+
+    model: for a model from :func:`adapt`, which no file can build: a freshly adapted one, whose weights are replaced.
+    Errors, each naming the file: FileNotFoundError; ValueError for truncated or altered weights (their SHA-256 is in
+    model.json), missing, unknown or wrongly shaped tensors, or a folder of another format.
+    """
+    folder = Path(folder)
+    path, description = folder / _DESCRIPTION, _describe(folder)
+    weights = description["weights"]
+    file = folder / weights["file"]
+    data = read_checked(file, weights["bytes"], weights["sha256"])
+    try:
+        state = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{file} is not a safetensors file: {error}") from error
+    if model is None:
+        if description["arch"] is None:
+            raise ValueError(f"{path} describes a module of the user's own: give load() a fresh adapt(...) as model=")
+        try:
+            model = create(description["arch"], **description["arguments"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not describe a known network: {error}") from error
+    _check_state(file, state, model)
+    # assign, so that a model saved in another dtype comes back in it; clones, for the buffer behind them is read-only
+    model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True, assign=True)
+    return model.eval()
+
+
+def load_extra(folder: str | Path) -> dict:
+    """What was saved with a model as ``extra``. Errors as :func:`load` has them."""
+    return _describe(Path(folder))["extra"]
+
+
+def _describe(folder: Path) -> dict:
+    path = folder / _DESCRIPTION
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: expected one with {_DESCRIPTION} and {_WEIGHTS}")
+    if not path.is_file():
+        cut = " (its weights are there: saving was interrupted)" if (folder / _WEIGHTS).is_file() else ""
+        raise FileNotFoundError(f"{path} does not exist{cut}")
+    description = read_json(path)
+    if description.get("format") != _FORMAT:
+        raise ValueError(f"{path} should have format {_FORMAT!r}, got {description.get('format')!r}")
+    weights = description.get("weights")
+    missing = {"arch", "arguments", "extra"} - description.keys()
+    if missing or not isinstance(weights, dict) or not {"file", "bytes", "sha256"} <= weights.keys():
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing)) or 'its weights entry'}")
+    if Path(weights["file"]).name != weights["file"]:
+        raise ValueError(f"{path} should name a file of its own folder, got {weights['file']!r}")
+    return description
+
+
+def _check_state(file: Path, state: dict[str, Tensor], model: Model) -> None:
+    expected = model.state_dict()
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or unknown:
+        lacking = f" lacks {', '.join(missing[:3])} ({len(missing)} missing)" if missing else ""
+        extra = f" has {', '.join(unknown[:3])} ({len(unknown)} unknown)" if unknown else ""
+        raise ValueError(f"{file} does not fit the network:{lacking}{extra}")
+    for name, tensor in expected.items():
+        found = state[name]
+        if found.shape != tensor.shape:
+            classes = f"; a model of {model.num_classes} classes is expected" if name.startswith("head.") else ""
+            raise ValueError(f"{file}: {name} should be {tuple(tensor.shape)}, got {tuple(found.shape)}{classes}")
+        if found.is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{file}: {name} should be {tensor.dtype}, got {found.dtype}")
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            raise ValueError(f"{file}: {name} holds values that are not finite")
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    # Clones where two names share memory, which safetensors refuses, and for weights in channels_last.
+    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
