@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 
 from advfeat import ops
+from advfeat._build_info import build_config
+from advfeat._version import __version__
 from advfeat.attacks import PGD, AttackResult
 from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation
 from advfeat.threat import L2, Linf
@@ -24,6 +26,8 @@ __all__ = [
     "Margin",
     "Objective",
     "Representation",
+    "__version__",
+    "build_config",
     "ops",
 ]
 

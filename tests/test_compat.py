@@ -1,0 +1,149 @@
+"""Scripts written for torchattacks and MadryLab/robustness run on advfeat.compat with one import changed."""
+
+import importlib
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import advfeat.compat
+from advfeat import ops
+
+
+def _network(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 32), nn.ReLU(), nn.Linear(32, 10))
+    for p in net.parameters():
+        p.data = torch.randn(p.shape, generator=generator) * 0.1
+    return net
+
+
+def _batch(n=16, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, 8, 8, generator=generator), torch.randint(10, (n,), generator=generator)
+
+
+# What a user wrote for torchattacks; `torchattacks` is the module it imports.
+TORCHATTACKS_SCRIPT = """
+attack = torchattacks.{name}(model, eps={eps}, alpha={alpha}, steps=7, random_start=False)
+{mode}
+adversarial = attack(images, labels)
+"""
+
+# What a user wrote for robustness.attack_steps.
+ROBUSTNESS_SCRIPT = """
+step = {name}(orig_input=images, eps={eps}, step_size={alpha})
+adversarial = images.clone()
+for _ in range(7):
+    adversarial = adversarial.detach().requires_grad_(True)
+    loss = torch.nn.functional.cross_entropy(model(adversarial), labels)
+    (grad,) = torch.autograd.grad(loss, [adversarial])
+    with torch.no_grad():
+        adversarial = step.project(step.step(adversarial, grad))
+adversarial = step.to_image(adversarial).detach()
+"""
+
+
+def _theirs(module):
+    """The peer where it is installed (the extra ``compare``)."""
+    return pytest.importorskip(module, reason=f"{module} is not installed; pip install 'advfeat[compare]'")
+
+
+def _run(script, **names):
+    exec(compile(script, "script", "exec"), names)
+    return names["adversarial"]
+
+
+MODES = {
+    "default": "",
+    "by label": "attack.set_mode_targeted_by_label(quiet=True)",
+    "by function": "attack.set_mode_targeted_by_function(lambda images, labels: (labels + 1) % 10, quiet=True)",
+    "least likely": "attack.set_mode_targeted_least_likely(quiet=True)",
+    "normalised": "attack.set_normalization_used([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])",
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "eps", "alpha"), [("PGD", 8 / 255, 2 / 255), ("PGDL2", 1.0, 0.2)])
+def test_torchattacks_script_runs_with_either(name, eps, alpha, mode):
+    torchattacks = _theirs("torchattacks")
+    model, (images, labels) = _network(), _batch()
+    if mode == "normalised":
+        images = (images - torch.tensor([0.4, 0.5, 0.6])[:, None, None]) / torch.tensor([0.2, 0.25, 0.3])[:, None, None]
+    script = TORCHATTACKS_SCRIPT.format(name=name, eps=eps, alpha=alpha, mode=MODES[mode])
+    ours = _run(script, torchattacks=advfeat.compat, model=model, images=images, labels=labels)
+    theirs = _run(script, torchattacks=torchattacks, model=model, images=images, labels=labels)
+    assert (ours - images).abs().max() > 0.01
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize(("name", "eps", "alpha"), [("LinfStep", 8 / 255, 2 / 255), ("L2Step", 1.0, 0.2)])
+def test_robustness_script_runs_with_either(name, eps, alpha):
+    _theirs("robustness")
+    peer = importlib.import_module("robustness.attack_steps")
+    model, (images, labels) = _network(), _batch()
+    script = ROBUSTNESS_SCRIPT.format(name=name, eps=eps, alpha=alpha)
+    both = [
+        _run(script, torch=torch, model=model, images=images, labels=labels, **{name: getattr(module, name)})
+        for module in (advfeat.compat, peer)
+    ]
+    assert (both[0] - images).abs().max() > 0.01
+    torch.testing.assert_close(*both, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["PGD", "PGDL2"])
+def test_script_without_the_peer(name):
+    """The same script, on our names alone: what it returns is the ops' own loop."""
+    eps, alpha = (8 / 255, 2 / 255) if name == "PGD" else (1.0, 0.2)
+    model, (images, labels) = _network(), _batch()
+    script = TORCHATTACKS_SCRIPT.format(name=name, eps=eps, alpha=alpha, mode="")
+    ours = _run(script, torchattacks=advfeat.compat, model=model, images=images, labels=labels)
+    step_ = ops.linf_step_ if name == "PGD" else ops.l2_step_
+    x = images.clone()
+    for _ in range(7):
+        z = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(z), labels, reduction="sum"), z)
+        step_(x, grad, images, alpha, eps)
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-5)
+
+
+def test_random_starts_follow_the_global_seed():
+    model, (images, labels) = _network(), _batch()
+    attack = advfeat.compat.PGDL2(model)
+    torch.manual_seed(3)
+    first = attack(images, labels)
+    second = attack(images, labels)
+    torch.manual_seed(3)
+    assert torch.equal(attack(images, labels), first)
+    assert not torch.equal(first, second)
+
+
+def test_random_targets_are_never_the_label():
+    attack = advfeat.compat.PGD(_network())
+    attack.set_mode_targeted_random(quiet=True)
+    images, labels = _batch(n=500)
+    targets = attack._targets(images, labels)
+    assert not (targets == labels).any()
+    assert len(targets.unique()) == 10
+
+
+def test_perturbation_is_in_the_ball_and_random():
+    images, _ = _batch()
+    for name, norm in (("L2Step", 2), ("LinfStep", math.inf)):
+        step = getattr(advfeat.compat, name)(images, 0.3, 0.1)
+        moved = step.random_perturb(images)
+        distance = torch.linalg.vector_norm((moved - images).flatten(1), ord=norm, dim=1)
+        assert (distance <= 0.3 + 1e-6).all()
+        assert (distance > 0).all()
+        assert not torch.equal(moved, step.random_perturb(images))
+
+
+def test_errors_name_the_argument():
+    attack = advfeat.compat.PGD(_network())
+    with pytest.raises(ValueError, match="labels"):
+        attack(_batch()[0])
+    with pytest.raises(ValueError, match="eval mode"):
+        attack.set_model_training_mode(model_training=True)
+    with pytest.raises(ValueError, match="kth_min"):
+        attack.set_mode_targeted_least_likely(kth_min=0)
