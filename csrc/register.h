@@ -24,9 +24,10 @@ struct Operators {
   template <void (*kernel)(const StepArgs&)>
   static Tensor step(Tensor x, Tensor grad, Tensor x0, double step_size, double eps, double lo, double hi,
                      OptionalTensor step_size_rows, OptionalTensor eps_rows, OptionalTensor lo_channels,
-                     OptionalTensor hi_channels, OptionalTensor grad_status) {
-    return run<kernel>(x, &grad, x0, {step_size, eps, lo, hi, step_size_rows, eps_rows, lo_channels, hi_channels},
-                       grad_status, false);
+                     OptionalTensor hi_channels) {
+    const OptionalTensor none;
+    return run<kernel>(x, &grad, x0, {step_size, eps, lo, hi, step_size_rows, eps_rows, lo_channels, hi_channels}, none,
+                       false);
   }
 
   template <void (*kernel)(const StepArgs&)>

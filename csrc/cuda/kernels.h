@@ -1,4 +1,5 @@
-// The CUDA kernels, on torch's current stream. Every pointer in the arguments is a device pointer; nothing synchronises.
+// The CUDA kernels, on torch's current stream. Every pointer in the arguments is a device pointer; nothing
+// synchronises.
 #pragma once
 
 #include "../args.h"

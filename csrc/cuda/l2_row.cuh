@@ -1,12 +1,12 @@
-// The L2 step of one row by one block: sums, then the decision, then the values. Each is written over a reader of groups, so that
-// it is the same for a row in shared memory and for one in global memory.
+// The L2 step of one row by one block: sums, then the decision, then the values. Each is written over a reader of
+// groups, so that it is the same for a row in shared memory and for one in global memory.
 //
-// Products and sums are float64 whatever the dtype. A product of two float32 is exact there and its exponent always fits
-// (1e-45 squared is 1e-90, 3e38 squared 1e77), so no scaling, no maximum and no second look is needed, and the direction is
-// right for any finite gradient. The price is three fused multiply-adds and two conversions a value. A value moves 16 bytes, so
-// the memory of an H200 brings each multiprocessor 1.2 values a clock (64 multiply-adds and 16 conversions a clock), that of a
-// consumer card with 1/64 float64 rate about 0.2 (2 a clock of either): memory is the limit on both. Only rows that
-// come out of the cache of such a consumer card wait for the float64 units.
+// Products and sums are float64 whatever the dtype. A product of two float32 is exact there and its exponent always
+// fits (1e-45 squared is 1e-90, 3e38 squared 1e77), so no scaling, no maximum and no second look is needed, and the
+// direction is right for any finite gradient. The price is three fused multiply-adds and two conversions a value. A
+// value moves 16 bytes, so the memory of an H200 brings each multiprocessor 1.2 values a clock (64 multiply-adds and 16
+// conversions a clock), that of a consumer card with 1/64 float64 rate about 0.2 (2 a clock of either): memory is the
+// limit on both. Only rows that come out of the cache of such a consumer card wait for the float64 units.
 #pragma once
 
 #include "../l2_math.h"
@@ -32,8 +32,8 @@ __device__ inline void for_each_group(const Reader& reader, int64_t first, int64
   for (int64_t group = first + threadIdx.x; group < end; group += blockDim.x) body(reader.read(group));
 }
 
-// Sums over the groups [first, end), by the whole block; every thread gets them. The multiply-adds are fused: for float32 and
-// the half types the product is exact, so that is the CPU's result; for float64 it is one rounding less.
+// Sums over the groups [first, end), by the whole block; every thread gets them. The multiply-adds are fused: for
+// float32 and the half types the product is exact, so that is the CPU's result; for float64 it is one rounding less.
 template <typename T, typename Reader>
 __device__ L2Sums row_sums(const Reader& reader, int64_t first, int64_t end, const L2Scales& scales) {
   double sums[3] = {0, 0, 0};
@@ -107,8 +107,8 @@ __device__ L2Move row_move(const StepArgs& a, int64_t row, L2Sums s, const Reade
   L2Scales scales;
   bool zero = s.gg == 0, not_finite = !finite(s.gg);
   if constexpr (std::is_same_v<T, double>) {
-    // Squares may have vanished or overflowed: look at the magnitudes, and sum again in a safe range. Every thread has the
-    // same sums, so the whole block takes this branch or none.
+    // Squares may have vanished or overflowed: look at the magnitudes, and sum again in a safe range. Every thread has
+    // the same sums, so the whole block takes this branch or none.
     const bool grad_safe = !a.grad || (s.gg != 0 && in_safe_range(s.gg));
     if (!(grad_safe && s.dd != 0 && in_safe_range(s.dd))) {
       scales = row_scales<T>(reader, groups, zero, not_finite);
@@ -118,7 +118,8 @@ __device__ L2Move row_move(const StepArgs& a, int64_t row, L2Sums s, const Reade
   __shared__ SharedMove told;
   __syncthreads();  // `told` may still be read for the row before
   const double step_size = at(a.step_size, row), eps = at(a.eps, row);
-  if (threadIdx.x == 0) {  // alone: square roots and divisions in float64 by every thread would take longer than the barrier
+  if (threadIdx.x ==
+      0) {  // alone: square roots and divisions in float64 by every thread would take longer than the barrier
     L2Move m = l2_direction(s, scales, step_size, a.grad && !not_finite, kExponent<T>);
     const double norm = l2_moved_norm(s, scales, step_size, m);
     if (!(norm < 0)) l2_set_shrink(m, norm, eps);

@@ -1,6 +1,6 @@
-// l2_step and project_l2. A row that fits into a block's shared memory is read once (l2_rows). A longer one is cut into chunks:
-// one kernel sums, one decides, one moves. The decision is its own kernel because an in-place move overwrites what the rare
-// second looks at a row read.
+// l2_step and project_l2. A row that fits into a block's shared memory is read once (l2_rows). A longer one is cut into
+// chunks: one kernel sums, one decides, one moves. The decision is its own kernel because an in-place move overwrites
+// what the rare second looks at a row read.
 #include <cuda_pipeline.h>
 
 #include "kernels.h"
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(kChunkThreads)
   for (int64_t i = blockIdx.x; i < all; i += gridDim.x) {
     const Split place = split(i, chunks.per_row);
     const int64_t first = place.remainder * chunks.chunk_groups;
-    const L2Sums s = row_sums<T>(Row<T, G>(a, place.quotient, aligned), first,
-                                 min(first + chunks.chunk_groups, chunks.groups), {});
+    const L2Sums s =
+        row_sums<T>(Row<T, G>(a, place.quotient, aligned), first, min(first + chunks.chunk_groups, chunks.groups), {});
     if (threadIdx.x == 0) sums[i] = s;
   }
 }
@@ -126,7 +126,8 @@ void launch(const StepArgs& a) {
   L2Sums* sums = static_cast<L2Sums*>(memory.mutable_data_ptr());
   L2Move* moves = reinterpret_cast<L2Move*>(sums + blocks);
   run("l2_sum_chunks", l2_sum_chunks<T, G>, blocks, kChunkThreads, 0, a, chunks, aligned, sums);
-  run("l2_decide", l2_decide<T, G>, a.rows, kChunkThreads, 0, a, chunks, aligned, static_cast<const L2Sums*>(sums), moves);
+  run("l2_decide", l2_decide<T, G>, a.rows, kChunkThreads, 0, a, chunks, aligned, static_cast<const L2Sums*>(sums),
+      moves);
   run("l2_move_chunks", l2_move_chunks<T, G>, blocks, kChunkThreads, 0, a, chunks, aligned,
       static_cast<const L2Move*>(moves));
 }
@@ -134,7 +135,8 @@ void launch(const StepArgs& a) {
 }  // namespace
 
 void l2_step(const StepArgs& args) {
-  for_dtypes(args.dtype, args.grad_dtype, [&](auto value, auto grad) { launch<decltype(value), decltype(grad)>(args); });
+  for_dtypes(args.dtype, args.grad_dtype,
+             [&](auto value, auto grad) { launch<decltype(value), decltype(grad)>(args); });
 }
 
 }  // namespace advfeat::cuda

@@ -115,7 +115,8 @@ void launch(const StepArgs& a) {
 }  // namespace
 
 void linf_step(const StepArgs& args) {
-  for_dtypes(args.dtype, args.grad_dtype, [&](auto value, auto grad) { launch<decltype(value), decltype(grad)>(args); });
+  for_dtypes(args.dtype, args.grad_dtype,
+             [&](auto value, auto grad) { launch<decltype(value), decltype(grad)>(args); });
 }
 
 }  // namespace advfeat::cuda

@@ -1,5 +1,5 @@
-// Keeps the better iterate of each sample. No other block reads a row's best value after it was overwritten: a row that one
-// block copies is decided before that block writes the value; longer rows get their values from a second kernel.
+// Keeps the better iterate of each sample. No other block reads a row's best value after it was overwritten: a row that
+// one block copies is decided before that block writes the value; longer rows get their values from a second kernel.
 #include <algorithm>
 
 #include "kernels.h"

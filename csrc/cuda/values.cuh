@@ -1,4 +1,5 @@
-// A value and a group of values on the device: types, loads, stores, the box. Same results, bit for bit, as cpu/rows.inl.h.
+// A value and a group of values on the device: types, loads, stores, the box. Same results, bit for bit, as
+// cpu/rows.inl.h.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -33,8 +34,8 @@ __device__ inline void store(double& to, double v) { to = v; }
 __device__ inline void store(f16& to, float v) { to = __float2half_rn(v); }  // to nearest even, as on the CPU
 __device__ inline void store(bf16& to, float v) { to = __float2bfloat16_rn(v); }
 
-// The arithmetic on values is written with these, so that no compiler flag contracts a product and a sum into one rounding:
-// the CPU kernels round both, and the two devices give the same bits.
+// The arithmetic on values is written with these, so that no compiler flag contracts a product and a sum into one
+// rounding: the CPU kernels round both, and the two devices give the same bits.
 __device__ inline float add(float a, float b) { return __fadd_rn(a, b); }
 __device__ inline float sub(float a, float b) { return __fsub_rn(a, b); }
 __device__ inline float mul(float a, float b) { return __fmul_rn(a, b); }
@@ -165,8 +166,7 @@ __device__ inline Split split(int64_t i, int64_t by) {
 template <typename A, typename Args>
 class Box {
  public:
-  __device__ explicit Box(const Args& a)
-      : lo(static_cast<A>(a.lo.value)), hi(static_cast<A>(a.hi.value)), a_(a) {}
+  __device__ explicit Box(const Args& a) : lo(static_cast<A>(a.lo.value)), hi(static_cast<A>(a.hi.value)), a_(a) {}
 
   // Goes to value i of a row.
   __device__ void start(int64_t i) {
