@@ -12,11 +12,12 @@ from advfeat._version import __version__
 def build_config() -> dict[str, Any]:
     """How the extension was built and what it runs on; never fails, so that it can be asked when something is wrong.
 
-    Returns a dict of plain values, ready for JSON. Always there: ``version`` (advfeat), ``extension`` (its file, or None
-    where it is missing), ``torch_running``. With an extension: ``torch`` (compiled against), ``stable_abi`` (the LibTorch
-    stable ABI targeted: the library loads in this torch and all later ones), ``compiler``, ``cxx_standard``, ``cxx11_abi``,
-    ``python_abi``, ``build_type``, ``simd_levels`` (compiled in), ``simd_level`` (chosen on this processor), ``cuda`` (bool),
-    ``cuda_version``, ``cuda_architectures`` and ``cuda_reason`` (why CUDA was compiled, or was not). Without one: ``error``.
+    Returns a dict of plain values, ready for JSON. Always there: ``version`` (advfeat), ``extension`` (its file, or
+    None where it is missing), ``torch_running``. With an extension: ``torch`` (compiled against), ``stable_abi`` (the
+    LibTorch stable ABI it targets: the library loads in that torch and all later ones), ``compiler``, ``cxx_standard``,
+    ``cxx11_abi``, ``python_abi``, ``build_type``, ``simd_levels`` (compiled in), ``simd_level`` (chosen on this
+    processor), ``cuda`` (bool), ``cuda_version``, ``cuda_architectures``, ``cuda_reason`` (why CUDA was compiled, or
+    was not). Without one: ``error``.
     """
     config: dict[str, Any] = {"version": __version__, "torch_running": torch.__version__, "extension": None}
     try:

@@ -1,0 +1,68 @@
+# make demo | test | lint | format | cmake | clean. The environment and the compiled extension are made first where needed.
+#   PYTHON=python3      the Python (3.10 or later) that .venv is made with
+#   VENV=.venv          the environment
+#   PYTEST_ARGS=        more for pytest, such as PYTEST_ARGS="-k theory -x"
+#   FORCE_CUDA, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS: see setup.py
+
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+MADE := $(VENV)/.made
+STEP := .ci/step
+PIP := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
+CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+
+.PHONY: help env compile demo test lint format cmake clean distclean
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+$(MADE)/torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python should be 3.10 or later, got " + sys.version)'
+	@test -x $(PY) || $(STEP) "environment: $(VENV), $$($(PYTHON) --version)" $(PYTHON) -m venv $(VENV)
+	@$(STEP) "environment: torch (the first time some 3 GB to fetch)" $(PIP) torch torchvision setuptools ninja
+	@mkdir -p $(MADE) && touch $@
+
+# An editable install compiles, too; ninja then finds nothing left to do below.
+$(MADE)/installed: $(MADE)/torch pyproject.toml setup.py advfeat/_version.py $(wildcard build_support/*.py)
+	@$(STEP) "environment: advfeat and what it needs, compiled" \
+	  $(PIP) -v --no-build-isolation -e ".[vision,test,dev]"
+	@touch $@
+
+# Without the library itself a stamp says nothing.
+$(MADE)/compiled: $(MADE)/installed $(CPP) $(if $(wildcard advfeat/_C.*.so),,always)
+	@$(STEP) "compile: csrc" $(PY) setup.py build_ext --inplace
+	@touch $@
+.PHONY: always
+always:
+
+env: $(MADE)/installed
+compile: $(MADE)/compiled
+
+demo: compile
+	@$(VENV)/bin/advfeat demo
+
+test: compile
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(MADE)/installed
+	$(PY) -m ruff check --output-format concise .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+format: $(MADE)/installed
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+# The same library through CMake: compile_commands.json for clangd, symbols for profilers.
+cmake: $(MADE)/installed
+	@$(STEP) "cmake: configure build/cmake" cmake -S . -B build/cmake -G Ninja -DPython_EXECUTABLE=$(abspath $(PY))
+	@$(STEP) "cmake: compile" cmake --build build/cmake
+
+clean:
+	rm -rf build dist *.egg-info advfeat/_C.*.so .pytest_cache .ruff_cache .hypothesis $(MADE)/compiled
+	find advfeat theory tests build_support -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
