@@ -71,7 +71,9 @@ def channel_statistics(source: Any, most: int = 10_000) -> tuple[tuple[float, ..
     """
     count, total, squares = 0, 0.0, 0.0
     for part in evenly_spaced(len(source), most).split(1000):
-        images = source.images(part).double()
+        images = source.images(part)
+        check_images(images, part, source.name)
+        images = images.double()
         count += images[:, 0].numel()
         total, squares = total + images.sum((0, 2, 3)), squares + images.square().sum((0, 2, 3))
     mean = total / count

@@ -23,7 +23,6 @@ from advfeat.evaluation import default_attack
 from advfeat.evaluation import evaluate as evaluate_model
 from advfeat.models import load
 from advfeat.runs import provenance, write_bytes, write_json
-from advfeat.threat import L2, Linf
 from advfeat.training import TrainConfig, paper_attack
 from advfeat.training import train as train_model
 
@@ -72,10 +71,8 @@ def train(c: cli.Train) -> None:
 
 
 def _training_attack(c: cli.Train) -> PGD:
-    if c.adversarial == "l2" and c.attack_step_size is None and c.attack_steps == 7:
-        return paper_attack(c.eps)
-    threat = L2(c.eps) if c.adversarial == "l2" else Linf(c.eps)
-    return PGD(threat, steps=c.attack_steps, step_size=c.attack_step_size or c.eps / 5)
+    attack = paper_attack(c.eps, c.adversarial, c.attack_steps)
+    return attack if c.attack_step_size is None else attack.replace(step_size=c.attack_step_size)
 
 
 def build(c: cli.Build) -> None:

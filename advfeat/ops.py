@@ -140,11 +140,13 @@ def linf_step(
     if not _has_kernel(x):
         return reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
     _refuse_autograd("linf_step", x, grad, x0, step_size, eps, lo, hi)
+    if grad_status is not None:
+        return linf_step_(x.clone(), grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
     a, a_rows = _row_number(step_size, x)
     e, e_rows = _row_number(eps, x)
     lo, lo_channels = _channel_number(lo, x, -math.inf)
     hi, hi_channels = _channel_number(hi, x, math.inf)
-    return _linf_step(x, grad, x0, a, e, lo, hi, a_rows, e_rows, lo_channels, hi_channels, grad_status)
+    return _linf_step(x, grad, x0, a, e, lo, hi, a_rows, e_rows, lo_channels, hi_channels)
 
 
 def linf_step_(
@@ -194,11 +196,13 @@ def l2_step(
     if not _has_kernel(x):
         return reference.l2_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
     _refuse_autograd("l2_step", x, grad, x0, step_size, eps, lo, hi)
+    if grad_status is not None:
+        return l2_step_(x.clone(), grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
     a, a_rows = _row_number(step_size, x)
     e, e_rows = _row_number(eps, x)
     lo, lo_channels = _channel_number(lo, x, -math.inf)
     hi, hi_channels = _channel_number(hi, x, math.inf)
-    return _l2_step(x, grad, x0, a, e, lo, hi, a_rows, e_rows, lo_channels, hi_channels, grad_status)
+    return _l2_step(x, grad, x0, a, e, lo, hi, a_rows, e_rows, lo_channels, hi_channels)
 
 
 def l2_step_(

@@ -22,27 +22,46 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Errors: OSError naming the file (a full disk, say); the old file stays and no half of the new one is left.
     """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_together([(Path(path), data)])
+
+
+def write_together(files: list[tuple[Path, bytes]]) -> None:
+    """Writes files of one folder: all beside their places first, so that a full disk changes none, then renamed.
+
+    The last one describes the others: it is removed before the first rename and comes last, so that it never stands
+    beside files that are not its own. Errors as :func:`write_bytes` has them.
+    """
+    beside = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path, _ in files]
+    current = files[0][0]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        current.parent.mkdir(parents=True, exist_ok=True)
+        for (path, data), temporary in zip(files, beside, strict=True):
+            current = path
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        if len(files) > 1:
+            files[-1][0].unlink(missing_ok=True)
+        for (path, _), temporary in zip(files, beside, strict=True):
+            current = path
+            os.replace(temporary, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+        raise OSError(error.errno, f"could not write {current}: {error.strerror or error}") from error
+    finally:
+        for temporary in beside:
+            temporary.unlink(missing_ok=True)
+    _sync_folder(current.parent)
+
+
+def to_json(value: object) -> bytes:
+    """JSON with two spaces, keys in order of insertion. Errors: ValueError for NaN and infinity."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes JSON (two spaces, keys in order of insertion) atomically; NaN and infinity are refused with ValueError."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    """Writes :func:`to_json` of a value atomically."""
+    write_bytes(path, to_json(value))
 
 
 def write_json_lines(path: Path, rows: Iterable[dict]) -> None:

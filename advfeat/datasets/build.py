@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from advfeat.attacks.no_trace import logits_of, no_trace
+from advfeat.datasets.base import Source, to_float
 from advfeat.datasets.recipes import MatchRepresentation, Recipe, noise_start, start_indices
-from advfeat.datasets.sources import Source
 from advfeat.datasets.store import ConstructedSet, SetWriter, quantise
 from advfeat.models import fingerprint
 
 Progress = Callable[[int, int], None]
+
+# Seconds that a rank waits for the shards of the others, whose work is as long as its own.
+_PATIENCE = 3600.0
 
 
 def build(
@@ -53,7 +56,7 @@ def build(
     manifest = {
         "recipe": recipe.to_dict(),
         "attack": recipe.attack().replace(autocast=autocast).to_dict(),
-        "source": {"name": source.name, "fingerprint": source.fingerprint},
+        "source": {"name": source.name, "split": source.split, "fingerprint": source.fingerprint},
         "model": {"fingerprint": fingerprint(model)},
         "seed": seed,
         "batch_size": batch_size,
@@ -63,7 +66,7 @@ def build(
     }
     writer = SetWriter(Path(out), manifest, n=len(source), shard_size=shard_size)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    mine = [(shard, rows) for shard, rows in writer.missing_shards() if shard % ranks == rank]
+    mine = writer.missing_shards(rank, ranks)
     total = sum(len(rows) for _, rows in mine)
     done = 0
     if progress:
@@ -77,7 +80,10 @@ def build(
             if progress:
                 progress(done, total)
         writer.write(shard, {name: torch.cat([p[name] for p in parts]) for name in parts[0]})
-    writer.finish()
+    if not writer.finish(timeout=0.0 if ranks == 1 else _PATIENCE):
+        raise TimeoutError(
+            f"{out}: this process has made its shards, but others are still missing: see the other ranks"
+        )
     return ConstructedSet.open(Path(out), verify=False)
 
 
@@ -138,11 +144,14 @@ def _construct(
         stored_labels = recipe.targets(labels, len(source.classes), seed, index)
         target = stored_labels.to(device)
     result = attack.run(model, centre, target, sample_ids=index.to(device))
+    stored = quantise(result.x_adv.cpu(), centre.cpu(), attack.threat, dtype)
+    if dtype != "float32":
+        # What is recorded is true of the image as it is stored: rounding can undo an attack.
+        result = attack.replace(steps=0).run(model, centre, target, start=to_float(stored).to(device))
     with no_trace(model, device), torch.no_grad():
         says_label = logits_of(model(result.x_adv)).argmax(dim=1).cpu() == stored_labels
-    threat = attack.threat
     return {
-        "images": quantise(result.x_adv.cpu(), centre.cpu(), threat, dtype),
+        "images": stored,
         "label": stored_labels,
         "original_label": labels,
         "source_index": index,

@@ -7,6 +7,7 @@ step is kept in a folder of its own and not done again when it is there.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -17,10 +18,10 @@ from pathlib import Path
 import torch
 
 from advfeat.datasets import build, sources
-from advfeat.datasets.recipes import MatchRepresentation, Recipe, preset
+from advfeat.datasets.recipes import PRESETS, MatchRepresentation, Recipe
 from advfeat.evaluation import default_attack, evaluate, label_agreement
 from advfeat.runs import plain, provenance, read_json, write_json
-from advfeat.training import TrainConfig, train
+from advfeat.training import TrainConfig, paper_attack, train
 
 Bar = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -302,6 +303,41 @@ def describe_set(recipe: Recipe) -> str:
     )
 
 
+def preset_config(name: str, seed: int = 0) -> MainExperiment:
+    """The experiment on "digits" (minutes on two cores, no download) or "cifar10-cpu" (45 minutes, a part of CIFAR-10)."""
+    if name not in _PRESETS:
+        raise ValueError(f"preset should be one of {', '.join(_PRESETS)}, got {name!r}")
+    return dataclasses.replace(_PRESETS[name](), seed=seed)
+
+
 def _digits() -> MainExperiment:
-    standard = TrainConfig(epochs=30, lr=0.1, batch_size=64, augment="shift")
-    raise NotImplementedError(standard, preset)
+    standard = TrainConfig(epochs=20, lr=0.1, batch_size=64, augment="shift", width=16)
+    return MainExperiment(
+        name="digits",
+        dataset="digits",
+        standard=standard,
+        adversarial=standard.replace(epochs=20, attack=paper_attack(1.0)),
+        on=dict.fromkeys(SETS, standard),
+        recipes=PRESETS["digits"],
+        radii=(0.5, 1.0),
+        attack_steps=50,
+    )
+
+
+def _cifar10_cpu() -> MainExperiment:
+    standard = TrainConfig(epochs=15, lr=0.2, batch_size=128, augment="crop-flip", width=16)
+    return MainExperiment(
+        name="cifar10-cpu",
+        dataset="cifar10",
+        limit=15_000,
+        test_limit=2_000,
+        standard=standard,
+        adversarial=standard.replace(epochs=10, attack=paper_attack(0.5)),
+        on=dict.fromkeys(SETS, standard),
+        recipes=PRESETS["cifar10-cpu"],
+        radii=(0.25, 0.5),
+        attack_steps=20,
+    )
+
+
+_PRESETS = {"digits": _digits, "cifar10-cpu": _cifar10_cpu}

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from advfeat.models.model import Model, fingerprint
 from advfeat.models.networks import create
-from advfeat.runs import plain, read_checked, read_json, write_bytes, write_json
+from advfeat.runs import plain, read_checked, read_json, to_json, write_together
 
 _FORMAT = "advfeat-model-1"
+_LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -35,13 +36,11 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
         "num_classes": model.num_classes,
         "input_shape": list(model.input_shape),
         "weights": {"file": _WEIGHTS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+        "memory_format": _memory_format(model),
         "fingerprint": fingerprint(model),
         "extra": plain(extra or {}),
     }
-    # The description goes first and comes last, so that it never stands beside weights that are not its own.
-    (folder / _DESCRIPTION).unlink(missing_ok=True)
-    write_bytes(folder / _WEIGHTS, data)
-    write_json(folder / _DESCRIPTION, description)
+    write_together([(folder / _WEIGHTS, data), (folder / _DESCRIPTION, to_json(description))])
 
 
 def load(folder: str | Path, model: Model | None = None) -> Model:
@@ -68,9 +67,12 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not describe a known network: {error}") from error
     _check_state(file, state, model)
+    layout = description.get("memory_format", "contiguous")
+    if layout not in _LAYOUTS:
+        raise ValueError(f"{path} should have a memory_format of {', '.join(_LAYOUTS)}, got {layout!r}")
     # assign, so that a model saved in another dtype comes back in it; clones, for the buffer behind them is read-only
     model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True, assign=True)
-    return model.eval()
+    return model.to(memory_format=_LAYOUTS[layout]).eval()
 
 
 def load_extra(folder: str | Path) -> dict:
@@ -113,6 +115,16 @@ def _check_state(file: Path, state: dict[str, Tensor], model: Model) -> None:
             raise ValueError(f"{file}: {name} should be {tensor.dtype}, got {found.dtype}")
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
             raise ValueError(f"{file}: {name} holds values that are not finite")
+    for name in ("mean", "std"):  # the model was built with its own: its weights were trained behind these
+        if not torch.equal(state[name].to(expected[name]), expected[name]):
+            raise ValueError(f"{file}: {name} is {state[name].tolist()}, the model has {expected[name].tolist()}")
+
+
+def _memory_format(model: Model) -> str:
+    # Kept, since convolutions in another layout give other last bits, and a data set built with them other bytes.
+    kernels = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
+    last = any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    return "channels_last" if last else "contiguous"
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

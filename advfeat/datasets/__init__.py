@@ -1,0 +1,1 @@
+"""Data sets: the sources, the constructed sets and their files."""

@@ -1,0 +1,182 @@
+"""What a data set is to the rest of the package: images in [0, 1] by position, labels, names of classes, a hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from advfeat.checks import check_images, check_labels
+from advfeat.seeds import derive_seed
+
+Indices = Tensor | Sequence[int] | range | slice | None
+
+_CHUNK = 1000  # images looked at or hashed at once
+
+
+class Source:
+    """Images and labels by position; the base of every data set.
+
+    name: what :func:`advfeat.datasets.sources.load` takes. split: "train", "test", or "" where there are none.
+    classes: their names, by label. labels: int64 [N] on the CPU. image_shape: (C, H, W). A subclass has :meth:`images`
+    and :attr:`fingerprint`.
+    """
+
+    name: str = ""
+    split: str = ""
+    classes: tuple[str, ...] = ()
+    labels: Tensor
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, indices: Indices = None) -> Tensor:
+        """float32 [n, C, H, W] in [0, 1] on the CPU, the caller's own, in the order of ``indices`` (all if None).
+
+        indices: int64 or bool tensor, integers, range or slice. Errors: IndexError for a position outside 0 .. N-1.
+        """
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what the set holds, whatever it is called: equal hashes mean equal images and labels."""
+        raise NotImplementedError
+
+    def subset(self, indices: Indices) -> Source:
+        """The samples at ``indices``, in that order, as a data set."""
+        return Subset(self, as_indices(indices, len(self), self.name))
+
+    def batches(self, batch_size: int, order: Indices = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(positions, images, labels) of ``batch_size`` samples at a time, in ``order`` or as they come."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size should be at least 1, got {batch_size}")
+        for index in as_indices(order, len(self), self.name).split(batch_size):
+            yield index, self.images(index), self.labels[index]
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.image_shape))
+        return (
+            f"{type(self).__name__}({self.name!r}, {self.split!r}: {len(self):,} {shape}, {len(self.classes)} classes)"
+        )
+
+
+class ArraySource(Source):
+    """A data set whose images lie in memory.
+
+    images: [N, C, H, W], uint8 (kept so, read as k / 255) or float32 in [0, 1]. labels: int64 [N].
+    Errors: ValueError for another shape or dtype, no samples, labels out of range, values not finite or outside [0, 1].
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, classes: Sequence[str], name: str = "arrays", split: str = "train"
+    ) -> None:
+        if images.dim() != 4 or images.dtype not in (torch.uint8, torch.float32):
+            raise ValueError(
+                f"images should be uint8 or float32 [N, C, H, W], got {images.dtype} of shape {tuple(images.shape)}"
+            )
+        if labels.dtype != torch.int64 or labels.shape != (len(images),):
+            raise ValueError(
+                f"labels should be int64 [{len(images)}], got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        if len(images) == 0:
+            raise ValueError(f"data set {name!r} has no samples")
+        check_labels(labels, len(classes), name)
+        if images.dtype == torch.float32:
+            for index in torch.arange(len(images)).split(_CHUNK):
+                check_images(images[index], index, name)
+        self._images, self.labels, self.classes = images, labels, tuple(classes)
+        self.name, self.split, self.image_shape = name, split, tuple(images.shape[1:])
+        self._fingerprint: str | None = None
+
+    def images(self, indices: Indices = None) -> Tensor:
+        return to_float(self._images[as_indices(indices, len(self), self.name)])
+
+    @property
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            hashed = hashlib.sha256(f"{self._images.dtype} {tuple(self._images.shape)}".encode())
+            for part in self._images.split(_CHUNK):
+                hashed.update(part.contiguous().numpy())
+            hashed.update(self.labels.contiguous().numpy())
+            self._fingerprint = hashed.hexdigest()
+        return self._fingerprint
+
+    def subset(self, indices: Indices) -> ArraySource:
+        index = as_indices(indices, len(self), self.name)
+        return ArraySource(self._images[index], self.labels[index], self.classes, self.name, self.split)
+
+
+class Subset(Source):
+    """Some samples of another data set, read from it when they are asked for."""
+
+    def __init__(self, parent: Source, index: Tensor) -> None:
+        if len(index) == 0:
+            raise ValueError(f"a part of {parent.name!r} should have at least one sample")
+        self.parent, self.index = parent, index
+        self.name, self.split, self.classes = parent.name, parent.split, parent.classes
+        self.labels, self.image_shape = parent.labels[index], parent.image_shape
+
+    def images(self, indices: Indices = None) -> Tensor:
+        return self.parent.images(self.index[as_indices(indices, len(self), self.name)])
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.parent.fingerprint.encode() + self.index.contiguous().numpy().tobytes()).hexdigest()
+
+
+def to_float(images: Tensor) -> Tensor:
+    """float32 images in [0, 1] of stored ones: k / 255 for uint8, the value itself for float16 and float32."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def as_indices(indices: Indices, n: int, name: str = "the data") -> Tensor:
+    """Positions as int64 [k]; all n of them for None. Errors: IndexError naming the first one outside 0 .. n-1."""
+    if indices is None:
+        return torch.arange(n)
+    if isinstance(indices, slice):
+        return torch.arange(n)[indices] if (indices.step or 1) > 0 else torch.tensor(range(n)[indices])
+    index = torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices)).cpu()
+    if index.dtype == torch.bool:
+        if index.shape != (n,):
+            raise IndexError(f"a mask for {name!r} should have shape [{n}], got {tuple(index.shape)}")
+        return index.nonzero()[:, 0]
+    if index.numel() == 0:
+        return torch.empty(0, dtype=torch.int64)
+    if index.dim() != 1 or index.is_floating_point():
+        raise IndexError(f"indices should be integers [k], got {index.dtype} of shape {tuple(index.shape)}")
+    index = index.to(torch.int64)
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= n:
+        raise IndexError(f"indices of {name!r} should be in 0 .. {n - 1}, got {low if low < 0 else high}")
+    return index
+
+
+def keyed_order(n: int, *key: int | str) -> Tensor:
+    """The positions 0 .. n-1 in the order of a hash of (key, position), int64 [n].
+
+    A shuffle that no release of torch or numpy can change, as they may change what their generators draw.
+    """
+    keys = [derive_seed(*key, i) for i in range(n)]
+    return torch.tensor(sorted(range(n), key=keys.__getitem__), dtype=torch.int64)
+
+
+def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:
+    """The positions of n samples, as evenly over the classes as they allow, drawn by ``seed``; int64 [n], ascending.
+
+    The smaller of two subsets with one seed lies inside the larger. All positions if there are no more than n. Errors:
+    ValueError for n < 1.
+    """
+    if n < 1:
+        raise ValueError(f"limit should be at least 1, got {n}")
+    if n >= len(labels):
+        return torch.arange(len(labels))
+    order = keyed_order(len(labels), seed, "subset")
+    label = labels[order]
+    rank = torch.empty_like(label)  # how many of its class come before, in this order
+    for value in label.unique().tolist():
+        rows = (label == value).nonzero()[:, 0]
+        rank[rows] = torch.arange(len(rows))
+    return order[torch.argsort(rank, stable=True)[:n]].sort().values

@@ -1,0 +1,181 @@
+"""Images with known features: a large, slow pattern that mostly tells the class, a faint, fast one that always does.
+
+The oracle of the whole pipeline: what a model uses and what a constructed set holds can be measured, by projecting
+images on the patterns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advfeat.datasets.base import ArraySource, Indices, as_indices, keyed_order
+from advfeat.seeds import generator
+
+_SAMPLES = {"train": 2000, "test": 500}
+# Cycles over the image, (down, across): four orientations.
+_SLOW = ((0, 2), (2, 0), (2, 2), (2, -2))
+# Alternating from pixel to pixel across, down or both, in colours without brightness. At this highest frequency there
+# is no phase: shifted by a pixel the pattern is itself or its negative. At any lower one a network with pooling does
+# not care about the phase, attacks plant all phases, and the projection on one of them shows little.
+_FAST = ((0, 1), (1, 0), (1, 1), (1, 1))
+_COLOURS = ((1.0, -1.0, 0.0),) * 3 + ((1.0, 1.0, -2.0),)
+
+
+@dataclass(frozen=True)
+class PlantedConfig:
+    """How the images are made.
+
+    shape: (C, H, W), C 1 or 3, sides even and at least 8. classes: 2 .. 4, 2 .. 3 for C = 1. slow_norm, fast_norm: L2
+    norms of the patterns, in pixel scale [0, 1]. p_robust: the share of samples whose slow pattern is that of their
+    class. noise: standard deviation of a value's noise.
+    """
+
+    shape: tuple[int, int, int] = (3, 16, 16)
+    classes: int = 4
+    slow_norm: float = 2.0
+    fast_norm: float = 0.25
+    slow_base: float = 1.0
+    fast_base: float = 0.25
+    p_robust: float = 0.8
+    noise: float = 0.03
+
+    def __post_init__(self) -> None:
+        channels, height, width = self.shape
+        if channels not in (1, 3) or height % 2 or width % 2 or min(height, width) < 8:
+            raise ValueError(f"shape should be 1 or 3 channels and even sides from 8 on, got {tuple(self.shape)}")
+        most = 3 if channels == 1 else 4
+        if not 2 <= self.classes <= most:
+            raise ValueError(f"classes should be in 2 .. {most} for {channels} channel(s), got {self.classes}")
+        if not 0 < self.p_robust <= 1:
+            raise ValueError(f"p_robust should be in (0, 1], got {self.p_robust}")
+        for name in ("slow_norm", "fast_norm", "noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} should be at least 0, got {getattr(self, name)}")
+
+
+class Planted(ArraySource):
+    """x = 1/2 + slow pattern + fast pattern + noise, float32 [n, C, H, W].
+
+    The fast pattern (of norm ``fast_norm``) is that of the label. The slow one (``slow_norm``) is that of
+    ``slow_label`` [n]: the label for exactly ``round(p_robust * n)`` samples, another class, drawn evenly, for the
+    rest. The patterns are orthogonal, and the noise is orthogonal to all of them, so both features are as strong in
+    every image. Nothing is clipped. Images of other splits or seeds differ in noise and draws, never in the patterns.
+
+    What to expect of a convolutional network with global average pooling, at the default settings: standard training
+    reaches 100 %, leans on the fast pattern where the two disagree, and falls to 0 within ``nonrobust_radius``
+    (sqrt(2) ``fast_norm`` = 0.35, where one class's fast pattern can be exchanged for another's; half of it leads to
+    the boundary). Adversarial training with eps well beyond it (1.0) leaves the slow pattern alone: ``p_robust``
+    accuracy, clean and at eps 1.0. D_det at eps 0.5 exchanges the fast pattern and leaves the slow one; its model is
+    still right on the true test set. In D_R the fast pattern tells nothing about the label beyond what the slow one
+    does; its model has ``p_robust`` accuracy and keeps it beyond ``nonrobust_radius``.
+
+    Errors: ValueError for n < 1 or an unknown split, and for settings whose images leave [0, 1].
+    """
+
+    def __init__(
+        self, split: str = "train", n: int | None = None, seed: int = 0, config: PlantedConfig | None = None
+    ) -> None:
+        config = config or PlantedConfig()
+        if split not in _SAMPLES:
+            raise ValueError(f"split should be train or test, got {split!r}")
+        n = _SAMPLES[split] if n is None else n
+        if n < 1:
+            raise ValueError(f"n should be at least 1, got {n}")
+        labels = keyed_order(n, seed, "planted label", split) % config.classes
+        slow_label = labels.clone()
+        astray = keyed_order(n, seed, "planted slow", split)[round(config.p_robust * n) :]
+        slow_label[astray] += 1 + torch.arange(len(astray)) % (config.classes - 1)
+        slow_label %= config.classes
+        self.config, self.slow_label = config, slow_label
+        slow, fast = self.patterns()
+        noise = torch.randn(
+            n, math.prod(config.shape), dtype=torch.float64, generator=generator(seed, "planted noise", split)
+        )
+        slow_all = config.slow_base * _slow_basis(config, math.pi / 4).sum(0)
+        fast_all = config.fast_base * _fast_basis(config).sum(0)
+        images = 0.5 + slow_all + fast_all + slow[slow_label] + fast[labels] + config.noise * self._off_patterns(noise)
+        low, high = images.aminmax()
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"planted images should lie in [0, 1], got {low:.2f} to {high:.2f}: lower slow_norm, fast_norm or noise"
+            )
+        names = tuple("abcd"[: config.classes])
+        super().__init__(images.float(), labels, names, "planted", split)
+
+    def patterns(self) -> tuple[Tensor, Tensor]:
+        """The planted patterns (slow, fast), float64 [classes, C, H, W] each."""
+        config = self.config
+        return (
+            config.slow_norm * _slow_basis(config, math.pi / 4),
+            config.fast_norm * _fast_basis(config),
+        )
+
+    def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of each class's pattern images [n, C, H, W] hold: (slow, fast), float64 [n, classes] each.
+
+        1 is what was planted. fast is the signed projection on the pattern. slow is the amplitude at the pattern's
+        frequency, whatever its phase: a network with pooling does not see the phase, so an image made to look the same
+        to it has the pattern, but shifted.
+        """
+        config = self.config
+        flat = (images.double().cpu() - 0.5).flatten(1)
+        slow = flat @ _slow_basis(config, math.pi / 4).flatten(1).T - config.slow_base
+        fast = flat @ _fast_basis(config).flatten(1).T - config.fast_base
+        return slow / config.slow_norm, fast / config.fast_norm
+
+    @property
+    def nonrobust_radius(self) -> float:
+        """||fast_i - fast_j||: the L2 distance at which the label's fast pattern is exchanged for another's."""
+        return math.sqrt(2) * self.config.fast_norm
+
+    @property
+    def robust_radius(self) -> float:
+        """||slow_i - slow_j||: the L2 distance at which the slow pattern is exchanged for another's."""
+        return math.sqrt(2) * self.config.slow_norm
+
+    def subset(self, indices: Indices) -> Planted:
+        index = as_indices(indices, len(self), self.name)
+        part = object.__new__(Planted)
+        ArraySource.__init__(part, self._images[index], self.labels[index], self.classes, self.name, self.split)
+        part.config, part.slow_label = self.config, self.slow_label[index]
+        return part
+
+    def _off_patterns(self, flat: Tensor) -> Tensor:
+        """The part of [n, D] that is orthogonal to all patterns (at both phases of the slow ones), [n, C, H, W]."""
+        basis = torch.cat(
+            [*(_slow_basis(self.config, math.pi * phase) for phase in (0.25, 0.75)), _fast_basis(self.config)]
+        ).flatten(1)
+        return (flat - (flat @ basis.T) @ basis).unflatten(1, self.config.shape)
+
+
+def _slow_basis(config: PlantedConfig, phase: float) -> Tensor:
+    """Unit-norm gratings cos(2 pi (f_y y / H + f_x x / W) + phase), the same in every channel, [classes, C, H, W]."""
+    _, height, width = config.shape
+    y, x = _grid(height, width)
+    waves = [torch.cos(2 * math.pi * (fy * y / height + fx * x / width) + phase) for fy, fx in _SLOW[: config.classes]]
+    return _unit(torch.stack(waves).unsqueeze(1).expand(-1, *config.shape))
+
+
+def _fast_basis(config: PlantedConfig) -> Tensor:
+    """Unit-norm patterns (-1)^(f_y y + f_x x) times a colour, [classes, C, H, W]."""
+    channels, height, width = config.shape
+    y, x = _grid(height, width)
+    patterns = []
+    for (fy, fx), colour in zip(_FAST, _COLOURS, strict=True):
+        colour = torch.tensor(colour if channels == 3 else (1.0,), dtype=torch.float64)
+        patterns.append(colour[:, None, None] * (1 - 2 * ((fy * y + fx * x) % 2)))
+    return _unit(torch.stack(patterns[: config.classes]))
+
+
+def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:
+    return torch.meshgrid(
+        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
+    )
+
+
+def _unit(patterns: Tensor) -> Tensor:
+    return patterns / patterns.flatten(1).norm(dim=1)[:, None, None, None]

@@ -1,0 +1,265 @@
+"""A constructed set on disk: shards of safetensors and a manifest, written whole or not at all, resumed by checksum.
+
+    manifest.json                what the set is; when it is finished, also the checksum of every shard
+    shard-00000.safetensors      images and what is known of each
+    shard-00000.json             its checksum, written after it: while this is missing, the shard is not there
+
+A shard has one writer and its own record, so processes that share the work never write the same file, and the manifest
+is only written from records that are all there: any process may do that, and all would write the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import re
+import shutil
+import time
+import warnings
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from advfeat._version import __version__
+from advfeat.checks import check_images, check_labels
+from advfeat.datasets.constructed import ConstructedSet
+from advfeat.datasets.layout import FIELDS, FORMAT, MANIFEST, VERSION, file_sha256, record_name, shard_name
+from advfeat.datasets.rounding import DTYPES, quantise
+from advfeat.runs import plain, read_json, write_bytes
+
+__all__ = ["ConstructedSet", "SetWriter", "quantise"]
+
+_REQUIRED = ("recipe", "source", "model", "seed", "image_shape", "classes", "dtype")
+_OURS = re.compile(r"manifest\.json|shard-\d{5,}\.(safetensors|json)|\..*\.tmp")
+
+
+class SetWriter:
+    """Writes a constructed set into ``out``, or goes on with the one that is there.
+
+    out: a folder; made if missing. manifest: JSON values (dataclasses, infinities and paths are put into words) with
+    recipe, source, model, seed, image_shape, classes, dtype and whatever else the bytes of the set depend on; the rest
+    (format, code version, n, shard_size, shards, complete) is filled in. n: samples. shard_size: samples of a shard,
+    but the last. Several processes may write one set, each its own shards.
+
+    Attribute ``damaged``: file name -> what was wrong, of finished shards that have to be made again; each is warned of
+    once.
+
+    Errors: ValueError naming the keys in which the set that is there differs, for a folder that holds something else,
+    for a manifest that lacks a key; OSError for a full disk.
+    """
+
+    def __init__(self, out: str | Path, manifest: dict, n: int, shard_size: int) -> None:
+        if n < 1 or shard_size < 1:
+            raise ValueError(f"n and shard_size should be at least 1, got n={n} and shard_size={shard_size}")
+        missing = [key for key in _REQUIRED if key not in manifest]
+        if missing:
+            raise ValueError(f"the manifest should have {', '.join(_REQUIRED)}: {', '.join(missing)} missing")
+        if manifest["dtype"] not in DTYPES:
+            raise ValueError(f"dtype should be one of {', '.join(DTYPES)}, got {manifest['dtype']!r}")
+        self.out, self.n, self.shard_size = Path(out), n, shard_size
+        self.shards = math.ceil(n / shard_size)
+        self.damaged: dict[str, str] = {}
+        fixed = {"format": FORMAT, "version": VERSION, "code": __version__, "n": n, "shard_size": shard_size}
+        # Through JSON, so that what is compared with a file went through the same.
+        self._identity = json.loads(json.dumps({**fixed, **plain(manifest)}, allow_nan=False))
+        self._id = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
+        self._dtype = DTYPES[manifest["dtype"]]
+        self._open()
+
+    def rows(self, shard: int) -> range:
+        """The positions of a shard's samples."""
+        if not 0 <= shard < self.shards:
+            raise IndexError(f"shard should be in 0 .. {self.shards - 1}, got {shard}")
+        return range(shard * self.shard_size, min(self.n, (shard + 1) * self.shard_size))
+
+    def missing_shards(self, rank: int = 0, ranks: int = 1) -> list[tuple[int, range]]:
+        """(shard, its positions) of those that are not finished, or damaged; of every ``ranks``-th, from ``rank`` on.
+
+        Reads the finished ones to compare their checksums.
+        """
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank should be in 0 .. {ranks - 1}, got {rank}")
+        return [(shard, self.rows(shard)) for shard in range(rank, self.shards, ranks) if not self._is_finished(shard)]
+
+    def write(self, shard: int, tensors: dict[str, Tensor]) -> None:
+        """Writes a shard and then its record; each appears whole or not at all.
+
+        tensors: by name, all with as many rows as the shard (:data:`advfeat.datasets.layout.FIELDS`): images in the
+        manifest's dtype (see :func:`quantise`), label, original_label, source_index, start_index (-1 for none),
+        target_success, objective, distance. The same tensors give the same bytes.
+        Errors: ValueError naming the tensor and the sample; OSError for a full disk: what is finished stays.
+        """
+        rows = self.rows(shard)
+        data = safetensors.torch.save(self._checked(tensors, rows))
+        for stale in self.out.glob(f".{Path(shard_name(shard)).stem}.*.tmp"):
+            stale.unlink(missing_ok=True)  # of a process that was killed: this shard has no other writer
+        record = {
+            "file": shard_name(shard),
+            "rows": len(rows),
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "set": self._id,
+        }
+        try:
+            self._put(shard_name(shard), data)
+            self._put(record_name(shard), _json_bytes(record))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                error.errno,
+                f"no space left for {self.out / shard_name(shard)}: it needs {len(data) / 2**20:.1f} MiB, "
+                f"{shutil.disk_usage(self.out).free / 2**20:.1f} MiB are free; the finished shards are kept: make room "
+                "and run it again",
+            ) from error
+        self.damaged.pop(shard_name(shard), None)
+
+    def finish(self, timeout: float = 0.0) -> bool:
+        """Writes the manifest with the checksums of all shards; False if some are still missing after ``timeout`` s.
+
+        The other processes may still be writing theirs: whichever comes last finishes the set, and it does no harm if
+        several do. Left-overs of killed processes are removed.
+        """
+        end = time.monotonic() + timeout
+        while (records := self._records()) is None:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(min(0.2, timeout))
+        shards = [{"file": r["file"], "rows": r["rows"], "sha256": r["sha256"]} for r in records]
+        self._put(MANIFEST, _json_bytes({**self._identity, "shards": shards, "complete": True}))
+        for stale in self.out.glob(".*.tmp"):
+            if _OURS.fullmatch(stale.name):
+                stale.unlink(missing_ok=True)
+        return True
+
+    def _open(self) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"{self.out} should be a folder for the set, but is a file")
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / MANIFEST
+        found = None
+        if path.is_file():
+            try:
+                found = read_json(path)
+            except ValueError as error:
+                if self._foreign_record():
+                    raise
+                warnings.warn(f"{error}; written anew", stacklevel=3)
+        else:
+            strangers = sorted(p.name for p in self.out.iterdir() if not _OURS.fullmatch(p.name))
+            if strangers or self._foreign_record():
+                raise ValueError(
+                    f"{self.out} is not empty and holds no {MANIFEST}, but "
+                    f"{', '.join(strangers[:5]) or 'the shards of another set'}: take another folder"
+                )
+        if found is None:
+            self._put(MANIFEST, _json_bytes({**self._identity, "shards": [], "complete": False}))
+            return
+        differing = _differences(
+            {key: value for key, value in found.items() if key not in ("shards", "complete")}, self._identity
+        )
+        if differing:
+            raise ValueError(
+                f"{self.out} holds another set ({'; '.join(differing[:5])}): take another folder, or remove that one"
+            )
+
+    def _foreign_record(self) -> bool:
+        """Whether a shard of another set lies here: with the manifest gone, only the records tell."""
+        for path in sorted(self.out.glob("shard-*.json")):
+            try:
+                if read_json(path).get("set") != self._id:
+                    return True
+            except ValueError:
+                continue
+        return False
+
+    def _is_finished(self, shard: int) -> bool:
+        record, path = self._record(shard), self.out / shard_name(shard)
+        if record is None:
+            return False
+        if not path.is_file():
+            problem = "is missing"
+        elif (size := path.stat().st_size) != record["bytes"]:
+            problem = f"is truncated or altered: {size:,} bytes, expected {record['bytes']:,}"
+        elif (found := file_sha256(path)) != record["sha256"]:
+            problem = f"was altered: its sha256 is {found[:16]}..., expected {record['sha256'][:16]}..."
+        else:
+            return True
+        if self.damaged.get(path.name) != problem:
+            self.damaged[path.name] = problem
+            warnings.warn(f"{path} {problem}; it is made again", stacklevel=4)
+        return False
+
+    def _record(self, shard: int) -> dict | None:
+        path = self.out / record_name(shard)
+        try:
+            record = read_json(path)
+            sound = record["set"] == self._id and record["file"] == shard_name(shard)
+            return record if sound and record["rows"] == len(self.rows(shard)) and record["sha256"] else None
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def _records(self) -> list[dict] | None:
+        """All records, or None as long as a shard is missing or of another length than its record says."""
+        records = []
+        for shard in range(self.shards):
+            record, path = self._record(shard), self.out / shard_name(shard)
+            if record is None or not path.is_file() or path.stat().st_size != record["bytes"]:
+                return None
+            records.append(record)
+        return records
+
+    def _checked(self, tensors: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
+        dtypes = {**FIELDS, "images": self._dtype}
+        if tensors.keys() != dtypes.keys():
+            raise ValueError(f"tensors should be {', '.join(sorted(dtypes))}, got {', '.join(sorted(tensors))}")
+        checked = {}
+        for name, dtype in sorted(dtypes.items()):
+            tensor = tensors[name].detach().cpu()
+            shape = (len(rows), *self._identity["image_shape"]) if name == "images" else (len(rows),)
+            if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+                raise ValueError(
+                    f"{name} should be {dtype} of shape {shape}, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                )
+            # A copy of its own: safetensors refuses tensors that share memory.
+            checked[name] = tensor.clone(memory_format=torch.contiguous_format)
+        ids = torch.arange(rows.start, rows.stop)
+        if self._dtype != torch.uint8:
+            check_images(checked["images"], ids, str(self.out))
+        for name in ("label", "original_label"):
+            check_labels(checked[name], len(self._identity["classes"]), f"{self.out} ({name})")
+        for name in ("objective", "distance"):
+            wrong = (~checked[name].isfinite()).nonzero()
+            if len(wrong):
+                row = int(wrong[0])
+                raise ValueError(f"{name} should be finite, got {float(checked[name][row])} for sample {rows[row]}")
+        return checked
+
+    def _put(self, name: str, data: bytes) -> None:
+        path = self.out / name
+        try:
+            write_bytes(path, data)
+        except FileNotFoundError:
+            # Another process that found the set finished swept our temporary file; then what we wrote is there.
+            if not path.is_file() or path.read_bytes() != data:
+                raise
+
+
+def _json_bytes(value: dict) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _differences(old: object, new: object, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+    return [] if old == new else [f"{name} is {_short(old)} there, {_short(new)} here"]
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

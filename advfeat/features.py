@@ -1,0 +1,323 @@
+"""How useful features are, and how much of it an adversary leaves (Section 2; Goh 2019, "Two Examples").
+
+A feature f, shifted and scaled to mean 0 and variance 1 on the data, is rho-useful for a label y in {-1, +1} with
+
+    rho   = E[y f(x)]                                       (1)
+    gamma = E[min over allowed delta of y f(x + delta)]     (2)
+
+robust if gamma > 0 and useful but non-robust if rho > 0 and gamma <= 0. With more than two classes, y is one class
+against the rest. The sign of f is free, so every rho here is >= 0: -f is meant where f itself is anti-correlated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advfeat.attacks import PGD
+from advfeat.objectives import Objective
+
+ROBUST, NON_ROBUST, USELESS = "robust", "non-robust", "useless"
+KINDS = (ROBUST, NON_ROBUST, USELESS)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranges:
+    """A feature's value at each sample, and the least and greatest that the adversary can make it: each [N, k] float64.
+
+    stuck [k]: the share of attacks that never saw a gradient other than 0 (a dead ReLU): their ends are not to be
+    trusted.
+    """
+
+    value: Tensor
+    low: Tensor
+    high: Tensor
+    stuck: Tensor | None = None
+
+
+def linear_ranges(
+    weights: Tensor, x: Tensor, eps: float, norm: str = "l2", *, box: tuple[float, float] | None = None
+) -> Ranges:
+    """Ranges of the linear features w_j^T x in closed form: w_j^T x -+ eps ||w_j||_* (Goh's R3).
+
+    weights: [k, D]. x: [N, ...] with D values a sample. eps >= 0 in the units of x, norm "l2" (dual L2) or "linf" (dual
+    L1). box: (lo, hi) that x + delta keeps, exactly, for "linf"; an L2 ball cut by a box has no closed form and is
+    refused.
+    """
+    weights, x = weights.to(torch.float64), x.to(torch.float64).flatten(1)
+    if weights.dim() != 2 or weights.shape[1] != x.shape[1]:
+        raise ValueError(f"weights should be [k, {x.shape[1]}] for x of that size, got shape {tuple(weights.shape)}")
+    if not (eps >= 0 and math.isfinite(eps)):
+        raise ValueError(f"eps should be finite and at least 0, got {eps}")
+    if norm not in ("l2", "linf"):
+        raise ValueError(f'norm should be "l2" or "linf", got {norm!r}')
+    value = x @ weights.T
+    if box is None:
+        reach = eps * torch.linalg.vector_norm(weights, 2 if norm == "l2" else 1, dim=1)
+        return Ranges(value, value - reach, value + reach)
+    if norm == "l2":
+        raise ValueError("box should be None with norm='l2': no closed form there; use attacked_ranges")
+    lo, hi = box
+    if not bool(((x >= lo) & (x <= hi)).all()):
+        raise ValueError(f"x should lie in the box [{lo}, {hi}], got values from {x.min():.4g} to {x.max():.4g}")
+    down, up = (x - eps).clamp(min=lo), (x + eps).clamp(max=hi)
+    positive, negative = weights.clamp(min=0).T, weights.clamp(max=0).T
+    return Ranges(value, down @ positive + up @ negative, up @ positive + down @ negative)
+
+
+@dataclass(frozen=True)
+class SignedFeature(Objective):
+    """sign * f_j(x) for target rows (j, sign): pushed down, one attack serves every feature and both ends of its
+    range."""
+
+    features: Callable[[Tensor], Tensor]
+
+    def value(self, model, x, target):
+        f = self.features(x).flatten(1)
+        return target[:, 1].to(f.dtype) * f.gather(1, target[:, :1].to(torch.int64))[:, 0]
+
+
+def attacked_ranges(
+    features: Callable[[Tensor], Tensor],
+    x: Tensor,
+    attack: PGD,
+    *,
+    select: list[int] | None = None,
+    batch_size: int = 512,
+) -> Ranges:
+    """Ranges of any differentiable features by projected gradient descent, each end its own attack.
+
+    features: a module, or a function or method of one (model.representation), [B, ...] -> [B, k]. x: [N, ...] in the
+    box of attack.threat. attack: gives the ball, steps, step size, random starts and restarts; its objective and
+    direction are set here, and the best iterate is kept. select: which of the k features (default all). Costs
+    2 N len(select) attacks, batch_size at a time.
+
+    A gradient attack finds inner bounds: the true range is at least as wide, so gamma from it is an upper bound. The
+    unattacked value is always inside.
+    """
+    if not isinstance(attack, PGD):
+        raise TypeError(f"attack should be advfeat.PGD, got {type(attack).__name__}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size should be at least 1, got {batch_size}")
+    if x.dim() < 2 or x.shape[0] == 0:
+        raise ValueError(f"x should be [N, ...] with N at least 1, got shape {tuple(x.shape)}")
+    total = _width(features, x[:1])
+    chosen = list(range(total)) if select is None else [int(j) for j in select]
+    if not chosen or not all(0 <= j < total for j in chosen):
+        raise ValueError(f"select should be features between 0 and {total - 1}, got {select}")
+    value = _clean_values(features, x, batch_size)[:, chosen]
+    attack = attack.replace(objective=SignedFeature(features), targeted=True, keep="best", stop=None)
+    n, k = value.shape
+    ends = torch.empty(2, n * k, dtype=torch.float64)
+    stuck = torch.zeros(k, dtype=torch.float64)
+    columns = torch.tensor(chosen)
+    for side, sign in enumerate((1.0, -1.0)):
+        for first in range(0, n * k, batch_size):
+            pair = torch.arange(first, min(first + batch_size, n * k))
+            sample, column = pair // k, pair % k
+            target = torch.stack([columns[column].to(torch.float32), torch.full((len(pair),), sign)], dim=1)
+            rows = x[sample.to(x.device)]
+            # Random starts are keyed by what is attacked, so a result does not depend on batch_size.
+            ids = sample * total + columns[column]
+            result = attack.run(features, rows, target.to(x.device), sample_ids=ids.to(x.device))
+            ends[side, pair] = sign * result.value.to("cpu", torch.float64)
+            stuck += torch.bincount(
+                column, weights=(result.zero_grad_steps.cpu() >= attack.steps * attack.restarts).double(), minlength=k
+            )
+    low, high = torch.minimum(ends[0].view(n, k), value), torch.maximum(ends[1].view(n, k), value)
+    # With no steps every attack counts as one that saw no gradient; there was none to see.
+    return Ranges(value, low, high, stuck / (2 * n) if attack.steps else torch.zeros(k, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Usefulness:
+    """rho and gamma of k features for each class against the rest, [k, classes], with their standard errors over
+    samples.
+
+    classes: what the columns are; for two classes one column, the greater label as +1. sign [k, classes]: -1 where -f
+    is meant. stuck: as in `Ranges`. significance: how many standard errors count as being above 0.
+    """
+
+    rho: np.ndarray
+    rho_error: np.ndarray
+    gamma: np.ndarray
+    gamma_error: np.ndarray
+    sign: np.ndarray
+    classes: tuple[int, ...]
+    n: int
+    stuck: np.ndarray | None = None
+    significance: float = 3.0
+
+    @property
+    def useful(self) -> np.ndarray:
+        """[k, classes]: rho is above 0 beyond sampling error."""
+        return self.rho > self.significance * self.rho_error
+
+    @property
+    def robust(self) -> np.ndarray:
+        """[k, classes]: useful, and gamma is above 0 beyond sampling error."""
+        return self.useful & (self.gamma > self.significance * self.gamma_error)
+
+    @property
+    def kinds(self) -> list[str]:
+        """For each feature: "robust" if it is for one class at least (as Goh counts), "non-robust" or "useless"."""
+        return [
+            ROBUST if robust else NON_ROBUST if useful else USELESS
+            for robust, useful in zip(self.robust.any(1), self.useful.any(1), strict=True)
+        ]
+
+    @property
+    def best(self) -> np.ndarray:
+        """For each feature the column that `kinds` speaks of: the largest gamma if robust, else the largest rho."""
+        gamma = np.where(self.robust, self.gamma, -np.inf)
+        return np.where(self.robust.any(1), gamma.argmax(1), self.rho.argmax(1))
+
+    def rows(self) -> list[dict]:
+        """One dict a feature, of JSON values: index, kind, class, sign, rho, gamma, errors; most useful first."""
+        best, kinds = self.best, self.kinds
+        found = [
+            {
+                "feature": j,
+                "kind": kinds[j],
+                "class": self.classes[best[j]],
+                "sign": int(self.sign[j, best[j]]),
+                **{
+                    name: float(getattr(self, name)[j, best[j]])
+                    for name in ("rho", "rho_error", "gamma", "gamma_error")
+                },
+            }
+            for j in range(len(kinds))
+        ]
+        return sorted(found, key=lambda row: -row["rho"])
+
+    def table(self, limit: int = 20):
+        """A rich table of the `limit` most useful features."""
+        from rich.table import Table
+
+        counts = ", ".join(f"{self.kinds.count(kind)} {kind}" for kind in KINDS)
+        result = Table(title=f"{len(self.kinds)} features on {self.n} samples: {counts}", title_justify="left")
+        for heading in ("feature", "class", "rho", "gamma", "kind"):
+            result.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
+        for row in self.rows()[:limit]:
+            result.add_row(
+                ("-" if row["sign"] < 0 else "") + f"f{row['feature']}",
+                str(row["class"]),
+                f"{row['rho']:.3f} ± {row['rho_error']:.3f}",
+                f"{row['gamma']:.3f} ± {row['gamma_error']:.3f}",
+                row["kind"],
+            )
+        return result
+
+    def scatter(self, path: Path, title: str = "") -> Path:
+        """A PNG of gamma against rho, a point a feature, coloured by kind; robust ones lie above the line gamma = 0."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(5.6, 4.4), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw_scatter(figure.subplots(), self, title)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png")
+        return path
+
+
+def draw_scatter(axis, found: Usefulness, title: str = "") -> None:
+    """gamma against rho on a matplotlib Axes."""
+    rows = found.rows()
+    for kind, colour, marker in ((ROBUST, "#2f8f5b", "o"), (NON_ROBUST, "#b8333a", "^"), (USELESS, "#8a8a8a", "x")):
+        points = [(row["rho"], row["gamma"]) for row in rows if row["kind"] == kind]
+        label = f"{kind} ({len(points)})"
+        axis.plot(*(zip(*points, strict=True) if points else ([], [])), marker, ms=5, color=colour, label=label)
+    right = 1.08 * max((row["rho"] for row in rows), default=1.0)
+    axis.plot([0, right], [0, right], color="#8a8a8a", lw=0.8, ls=":", label=r"no adversary: $\gamma = \rho$")
+    axis.axhline(0, color="black", lw=0.8)
+    axis.set(xlim=(0, right), xlabel=r"usefulness $\rho$", ylabel=r"robust usefulness $\gamma$", title=title)
+    axis.legend(fontsize=8)
+
+
+def usefulness(ranges: Ranges, labels: Tensor, *, significance: float = 3.0) -> Usefulness:
+    """rho and gamma of (1) and (2) from the ranges of the features and the labels [N] (integers, at least two classes).
+
+    Means and variances are those of the N samples. A constant feature has rho = gamma = 0 (it cannot be scaled to
+    variance 1). With C classes and one against the rest at share p, no rho exceeds 2 sqrt(p (1 - p)).
+    """
+    labels = torch.as_tensor(labels).cpu()
+    n, k = ranges.value.shape
+    if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels should be integers [{n}], got {labels.dtype} of shape {tuple(labels.shape)}")
+    classes = labels.unique().tolist()
+    if len(classes) < 2:
+        raise ValueError(f"labels should hold at least two classes, got {classes}")
+    value, low, high = (t.detach().cpu().to(torch.float64).numpy() for t in (ranges.value, ranges.low, ranges.high))
+    for name, part in (("value", value), ("low", low), ("high", high)):
+        if not np.isfinite(part).all():
+            raise ValueError(f"ranges.{name} should be finite, feature {np.argwhere(~np.isfinite(part))[0][1]} is not")
+    mean, spread = value.mean(0), value.std(0)
+    # A feature that rounding alone moves is constant too: scaling it up would be scaling noise.
+    constant = spread <= 1e-12 * np.abs(value).max(0)
+    scale = np.where(constant, 0.0, 1 / np.where(constant, 1.0, spread))
+    value, low, high = ((part - mean) * scale for part in (value, low, high))
+
+    columns = classes[1:] if len(classes) == 2 else classes
+    shape = (k, len(columns))
+    rho, rho_error, gamma, gamma_error, sign = (np.zeros(shape) for _ in range(5))
+    for c, label in enumerate(columns):
+        y = np.where(labels.numpy() == label, 1.0, -1.0)[:, None]
+        s = np.where((y * value).mean(0) < 0, -1.0, 1.0)
+        clean = y * s * value
+        attacked = np.where(y * s > 0, low, -high)
+        sign[:, c] = s
+        for moment, error, sample in ((rho, rho_error, clean), (gamma, gamma_error, attacked)):
+            moment[:, c] = sample.mean(0)
+            error[:, c] = sample.std(0) / math.sqrt(n)
+    stuck = None if ranges.stuck is None else ranges.stuck.cpu().numpy()
+    return Usefulness(rho, rho_error, gamma, gamma_error, sign, tuple(columns), n, stuck, significance)
+
+
+def containment(first: tuple[float, float], second: tuple[float, float], alpha: float) -> tuple[float, float]:
+    """(robustness, usefulness) of alpha f_1 + (1 - alpha) f_2 for two linear features along singular vectors (Goh's
+    R3).
+
+    For f_i = a_i^T x / ||a_i||_S with a_i eigenvectors of S = E x x^T, robustness is ||a||_S / ||a||_2 (the singular
+    value s_i for a_i itself) and usefulness E[y f]. With u_i the usefulness of a_i:
+
+        v = sqrt((alpha s_1)^2 + ((1 - alpha) s_2)^2),
+        usefulness = (alpha s_1 u_1 + (1 - alpha) s_2 u_2) / v,    robustness = v / sqrt(alpha^2 + (1 - alpha)^2).
+
+    A useful feature mixed into a useless non-robust one gives a feature that is useful and non-robust.
+    """
+    for name, value in (("first robustness", first[0]), ("second robustness", second[0])):
+        if not value > 0:
+            raise ValueError(f"{name} should be > 0, got {value}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha should be between 0 and 1, got {alpha}")
+    parts = alpha * first[0], (1 - alpha) * second[0]
+    length = math.hypot(*parts)
+    useful = (parts[0] * first[1] + parts[1] * second[1]) / length
+    return length / math.hypot(alpha, 1 - alpha), useful
+
+
+def _width(features: Callable, x: Tensor) -> int:
+    return _clean_values(features, x, 1).shape[1]
+
+
+def _clean_values(features: Callable, x: Tensor, batch_size: int) -> Tensor:
+    """The features of x [N, k] float64 on the CPU, in eval mode and without a trace."""
+    from advfeat.attacks.no_trace import no_trace
+
+    with no_trace(features, x.device), torch.no_grad():
+        parts = []
+        for batch in x.split(batch_size):
+            found = features(batch)
+            if not isinstance(found, Tensor) or found.shape[:1] != batch.shape[:1]:
+                shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(f"features should give a tensor [{len(batch)}, k], got {shape}")
+            parts.append(found.flatten(1).to("cpu", torch.float64))
+        return torch.cat(parts)
