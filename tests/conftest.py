@@ -1,0 +1,60 @@
+"""Hypothesis profiles, markers and fixtures shared by all tests.
+
+HYPOTHESIS_PROFILE=ci (the default: the same examples every time) or thorough (many more, random).
+ADVFEAT_DATA=DIR with CIFAR-10, Fashion-MNIST or MNIST in torchvision's layout turns on the tests on real data.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+_relaxed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("ci", derandomize=True, max_examples=40, **_relaxed)
+settings.register_profile("thorough", max_examples=1000, **_relaxed)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+settings.load_profile(PROFILE)
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow (minutes each)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda: needs a CUDA device and an extension built for it")
+    config.addinivalue_line("markers", "compare: compares with a third-party package, skipped where it is not installed")
+    config.addinivalue_line("markers", "slow: takes minutes; runs with --slow or HYPOTHESIS_PROFILE=thorough")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    run_slow = config.getoption("--slow") or PROFILE == "thorough"
+    for item in items:
+        if "cuda" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "slow" in item.keywords and not run_slow:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with the real data sets; skips where there is none."""
+    root = os.environ.get("ADVFEAT_DATA")
+    if not root:
+        pytest.skip("ADVFEAT_DATA is not set: no real data sets here")
+    if not Path(root).is_dir():
+        pytest.skip(f"ADVFEAT_DATA={root} is not a folder")
+    return Path(root)
+
+
+@pytest.fixture
+def threads():
+    """A function that sets the number of torch threads; put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,0 +1,351 @@
+"""Models: shapes, representation, initialisation, a user's own modules, files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import advfeat
+from advfeat import models
+
+SHAPES = [(1, 8, 8), (3, 16, 16), (1, 28, 28), (3, 32, 32), (2, 12, 20), (1, 4, 4)]
+
+
+def _small(classes: int = 4, shape: tuple[int, int, int] = (1, 8, 8), **settings) -> models.Classifier:
+    return models.create("small-convnet", classes, shape, width=settings.pop("width", 4), **settings)
+
+
+# --- networks
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_small_convnet_gives_logits_from_a_pooled_nonnegative_representation(shape):
+    model = _small(5, shape, width=3).eval()
+    x = torch.rand(7, *shape)
+    g = model.representation(x)
+    assert g.shape == (7, 12)
+    assert (g >= 0).all() and (g > 0).any()  # after the last ReLU
+    torch.testing.assert_close(model(x), g @ model.head.weight.T + model.head.bias)
+    assert model(x).shape == (7, 5)
+
+
+@pytest.mark.parametrize("arch, features", [("resnet18", 512), ("resnet50", 2048)])
+def test_resnets_have_a_cifar_stem(arch, features):
+    pytest.importorskip("torchvision")
+    model = models.create(arch, 10, (3, 32, 32)).eval()
+    stem = model.body[0]
+    assert stem.kernel_size == (3, 3) and stem.stride == (1, 1)
+    with torch.no_grad():
+        assert model.body(torch.rand(1, 3, 32, 32)).shape == (1, features, 4, 4)  # 32 / 8: no max-pooling
+        assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+        assert model.representation(torch.rand(2, 3, 32, 32)).shape == (2, features)
+
+
+def test_a_resnet_for_large_images_keeps_the_imagenet_stem():
+    pytest.importorskip("torchvision")
+    model = models.create("resnet18", 9, (3, 96, 96)).eval()
+    assert model.body[0].stride == (2, 2) and any(isinstance(m, nn.MaxPool2d) for m in model.body)
+
+
+def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_state():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = models.fingerprint(_small(seed=3))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert models.fingerprint(_small(seed=3)) == first
+    assert models.fingerprint(_small(seed=4)) != first
+
+
+def test_importing_models_needs_no_torchvision():
+    code = (
+        "import sys; sys.modules['torchvision'] = None\n"
+        "from advfeat import models\n"
+        "models.create('small-convnet', 3, (1, 8, 8))\n"
+        "try: models.create('resnet18', 3, (3, 32, 32))\n"
+        "except ImportError as error: assert 'torchvision' in str(error), error\n"
+        "else: raise SystemExit('no error')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("vgg", 10, (3, 32, 32)), "arch should be one of small-convnet, resnet18, resnet50, got 'vgg'"),
+        (("small-convnet", 1, (3, 32, 32)), "num_classes should be an integer, at least 2, got 1"),
+        (("small-convnet", 10, (32, 32)), "input_shape should be"),
+        (("small-convnet", 10, (3, 2, 2)), "at least 4x4"),
+    ],
+)
+def test_create_says_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        models.create(*arguments)
+    with pytest.raises(ValueError, match="width should be None for resnet18, got 8"):
+        models.create("resnet18", 10, (3, 32, 32), width=8)
+
+
+# --- normalisation and input checks
+
+
+@given(mean=st.floats(0, 1), std=st.floats(0.05, 2))
+def test_normalisation_happens_inside_in_pixel_scale(mean, std):
+    plain, inside = _small(seed=1).eval(), _small(seed=1, mean=[mean], std=[std]).eval()
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(inside(x), plain((x - mean) / std))
+
+
+def test_normalisation_is_part_of_the_fingerprint():
+    assert models.fingerprint(_small(mean=[0.1], std=[1.0])) != models.fingerprint(_small(mean=[0.2], std=[1.0]))
+
+
+def test_wrong_inputs_are_named():
+    model = _small().eval()
+    with pytest.raises(ValueError, match=r"x should be \[B, 1, 8, 8\], got shape \(2, 3, 8, 8\)"):
+        model(torch.rand(2, 3, 8, 8))
+    with pytest.raises(TypeError, match="torch.uint8"):
+        model(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="std should be positive"):
+        _small(std=[0.0])
+    with pytest.raises(ValueError, match="mean should be 1 finite numbers"):
+        _small(mean=[0.1, 0.2])
+
+
+# --- a user's own module
+
+
+class _Own(nn.Module):
+    """Returns an output object, as Hugging Face models do; an auxiliary linear layer has other sizes."""
+
+    def __init__(self, wrapped: bool) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU())
+        self.neck = nn.Linear(6, 5)
+        self.out = nn.Linear(5, 4)
+        self.wrapped = wrapped
+
+    def forward(self, x):
+        logits = self.out(self.neck(self.features(x).mean((2, 3))).tanh())
+        return SimpleNamespace(logits=logits) if self.wrapped else logits
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_adapt_finds_the_input_of_the_last_layer(wrapped):
+    own = _Own(wrapped)
+    model = models.adapt(own, num_classes=4, input_shape=(1, 8, 8), mean=[0.5], std=[0.5])
+    x = torch.rand(3, 1, 8, 8)
+    pixels = (x - 0.5) / 0.5
+    g = own.neck(own.features(pixels).mean((2, 3))).tanh()
+    torch.testing.assert_close(model.representation(x), g)
+    torch.testing.assert_close(model(x), own.out(g))
+    assert not own.out._forward_pre_hooks, "the hook stayed"
+
+
+def test_adapt_takes_a_name_or_a_function_for_the_representation():
+    own, x = _Own(False), torch.rand(3, 1, 8, 8)
+    pooled = own.features(x).mean((2, 3))
+    for representation in ("features", own.features, lambda x: own.features(x)):
+        model = models.adapt(own, num_classes=4, input_shape=(1, 8, 8), representation=representation)
+        torch.testing.assert_close(model.representation(x), pooled)
+        assert len(model.state_dict()) == len(own.state_dict()) + 2  # mean and std; no second copy of the features
+    neck = models.adapt(own, num_classes=4, input_shape=(1, 8, 8), head="neck")
+    torch.testing.assert_close(neck.representation(x), pooled)
+
+
+def test_adapt_says_what_is_wrong():
+    with pytest.raises(ValueError, match="representation should name a submodule, got 'feature'; there are features"):
+        models.adapt(_Own(False), num_classes=4, input_shape=(1, 8, 8), representation="feature")
+    with pytest.raises(ValueError, match="not both"):
+        models.adapt(_Own(False), num_classes=4, input_shape=(1, 8, 8), representation="features", head="out")
+    headless = models.adapt(_Own(False), num_classes=7, input_shape=(1, 8, 8))
+    with pytest.raises(ValueError, match="representation=.*head="):
+        headless.representation(torch.rand(1, 1, 8, 8))
+
+
+def test_an_adapted_model_can_be_attacked_by_its_representation():
+    model = models.adapt(_Own(True), num_classes=4, input_shape=(1, 8, 8))
+    x, y = torch.rand(3, 1, 8, 8), torch.rand(3, 1, 8, 8)
+    target = model.representation(y).detach()
+    attack = advfeat.PGD(
+        advfeat.L2(float("inf")), steps=20, step_size=0.1, objective=advfeat.Representation(), targeted=True
+    )
+    found = attack(model, x, target)
+    before, after = ((model.representation(z) - target).norm(dim=1) for z in (x, found))
+    assert (after < 0.5 * before).all()
+
+
+# --- files
+
+
+def test_save_and_load_give_the_same_model(tmp_path):
+    model = _small(mean=[0.3], std=[0.7], seed=5).to(memory_format=torch.channels_last)
+    model(torch.rand(8, 1, 8, 8))  # moves BatchNorm's statistics
+    models.save(model, tmp_path / "run", extra={"note": "x", "eps": float("inf")})
+    again = models.load(tmp_path / "run")
+    x = torch.rand(5, 1, 8, 8)
+    assert not again.training
+    assert torch.equal(again(x), model.eval()(x))
+    assert models.fingerprint(again) == models.fingerprint(model)
+    assert again.body[3].weight.stride() == model.body[3].weight.stride()
+    assert again.input_shape == (1, 8, 8) and again.num_classes == 4 and again.normalises
+    assert models.load_extra(tmp_path / "run") == {"note": "x", "eps": "inf"}
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_model_of_another_dtype_comes_back_in_it(tmp_path):
+    model = _small(seed=5).double()
+    models.save(model, tmp_path)
+    again = models.load(tmp_path)
+    assert again.head.weight.dtype == torch.float64
+    assert models.fingerprint(again) == models.fingerprint(model)
+
+
+def test_an_adapted_model_is_loaded_into_a_fresh_one(tmp_path):
+    make = lambda: models.adapt(_Own(False), num_classes=4, input_shape=(1, 8, 8))  # noqa: E731
+    model = make()
+    models.save(model, tmp_path)
+    with pytest.raises(ValueError, match="model.json describes a module of the user's own"):
+        models.load(tmp_path)
+    assert models.fingerprint(models.load(tmp_path, make())) == models.fingerprint(model)
+
+
+def _edit_json(path, edit):
+    value = json.loads(path.read_text())
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+def _rewrite_weights(folder, edit):
+    """Weights that are not the network's, with a correct checksum: only the comparison of keys and shapes can tell."""
+    file = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    edit(tensors)
+    data = safetensors.torch.save(tensors)
+    file.write_bytes(data)
+    entry = {"file": file.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    _edit_json(folder / "model.json", lambda d: d.update(weights=entry))
+
+
+def _truncate(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def _flip_a_bit(folder):
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+
+
+DAMAGE = [
+    (lambda f: (f / "model.json").unlink(), FileNotFoundError, "model.json does not exist.*interrupted"),
+    (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, "model.safetensors does not exist"),
+    (lambda f: (f / "model.json").write_text("{"), ValueError, "model.json is not JSON"),
+    (
+        lambda f: _edit_json(f / "model.json", lambda d: d.update(format="x")),
+        ValueError,
+        "model.json should have format",
+    ),
+    (
+        lambda f: _edit_json(f / "model.json", lambda d: d.update(arch="vgg")),
+        ValueError,
+        "model.json does not describe",
+    ),
+    (lambda f: _edit_json(f / "model.json", lambda d: d.pop("extra")), ValueError, "model.json lacks extra"),
+    (
+        lambda f: _edit_json(f / "model.json", lambda d: d["weights"].update(file="../model.safetensors")),
+        ValueError,
+        "model.json should name a file of its own folder",
+    ),
+    (_truncate, ValueError, "model.safetensors is truncated: [0-9]+ bytes, expected"),
+    (_flip_a_bit, ValueError, "model.safetensors was altered: its sha256"),
+    (
+        lambda f: _edit_json(f / "model.json", lambda d: d["arguments"].update(num_classes=7)),
+        ValueError,
+        r"model.safetensors: head.weight should be \(7, 16\), got \(4, 16\); a model of 7 classes is expected",
+    ),
+    (lambda f: _rewrite_weights(f, lambda t: t.pop("head.bias")), ValueError, "model.safetensors.* lacks head.bias"),
+    (
+        lambda f: _rewrite_weights(f, lambda t: t.update(extra=torch.zeros(1))),
+        ValueError,
+        "model.safetensors.* has extra",
+    ),
+    (
+        lambda f: _rewrite_weights(f, lambda t: t["head.bias"].fill_(float("nan"))),
+        ValueError,
+        "model.safetensors: head.bias holds values that are not finite",
+    ),
+    (
+        lambda f: _edit_json(f / "model.json", lambda d: d["arguments"].update(mean=[0.5])),
+        ValueError,
+        r"model.safetensors: mean is \[0.25\], the model has \[0.5\]",
+    ),
+]
+
+
+@pytest.mark.parametrize("damage, error, message", DAMAGE)
+def test_a_damaged_folder_is_named(tmp_path, damage, error, message):
+    models.save(_small(mean=[0.25]), tmp_path)
+    models.load(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(error, match=message) as raised:
+        models.load(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_loading_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        models.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.json"])
+def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch, file):
+    old = _small(seed=1)
+    models.save(old, tmp_path)
+    sync, seen = os.fsync, []
+
+    def full(handle):
+        seen.append(handle)
+        if len(seen) == ["model.safetensors", "model.json"].index(file) + 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=f"could not write .*{file}: No space left on device") as raised:
+        models.save(_small(seed=2), tmp_path)
+    assert raised.value.errno == errno.ENOSPC
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    assert models.fingerprint(models.load(tmp_path)) == models.fingerprint(old)
+
+
+def test_fingerprint_sees_every_bit_and_no_layout():
+    model = _small(seed=2)
+    first = models.fingerprint(model)
+    assert models.fingerprint(model.to(memory_format=torch.channels_last)) == first
+    assert models.fingerprint({k: v.clone() for k, v in model.state_dict().items()}) == first
+    with torch.no_grad():
+        model.body[1].running_mean[0] += 1e-6
+    assert models.fingerprint(model) != first
+
+
+def test_evaluating_puts_back_each_flag_after_an_exception():
+    model = _small().train()
+    model.body[1].eval()  # a frozen BatchNorm
+    flags = [m.training for m in model.modules()]
+    with pytest.raises(RuntimeError), models.evaluating(model):
+        assert not any(m.training for m in model.modules())
+        raise RuntimeError
+    assert [m.training for m in model.modules()] == flags
