@@ -175,8 +175,9 @@ def test_results_do_not_depend_on_the_batch_size(trained):
     attacks = [default_attack(0.3), ("start", start), ("restarts", default_attack(0.3, restarts=2, steps=5))]
     results = [evaluate(model, test, attacks=attacks, batch_size=b) for b in (7, 90)]
     assert 0 < results[0].robust["start"].sum() < results[0].clean.count
-    for name in results[0].robust:
-        assert torch.equal(results[0].robust[name], results[1].robust[name])
+    for a, b in zip(results[0].robustness, results[1].robustness, strict=True):
+        assert torch.equal(results[0].robust[a.name], results[1].robust[b.name])
+        assert a.margin == pytest.approx(b.margin, rel=1e-4)  # the same random starts
 
 
 def test_a_low_precision_success_has_to_hold_for_the_model_itself():

@@ -331,6 +331,22 @@ def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch, file):
     assert models.fingerprint(models.load(tmp_path)) == models.fingerprint(old)
 
 
+def test_a_save_that_was_killed_between_its_two_files_is_seen(tmp_path, monkeypatch):
+    models.save(_small(seed=1), tmp_path)
+    replace = os.replace
+
+    def killed(source, target):
+        if str(target).endswith("model.json"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        models.save(_small(seed=2), tmp_path)
+    with pytest.raises(FileNotFoundError, match="model.json does not exist .its weights are there: saving was inter"):
+        models.load(tmp_path)
+
+
 def test_fingerprint_sees_every_bit_and_no_layout():
     model = _small(seed=2)
     first = models.fingerprint(model)
@@ -339,6 +355,9 @@ def test_fingerprint_sees_every_bit_and_no_layout():
     with torch.no_grad():
         model.body[1].running_mean[0] += 1e-6
     assert models.fingerprint(model) != first
+    zeros = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32), torch.zeros(2, 3).double()]
+    states = [{"a": z} for z in zeros] + [{"b": zeros[0]}, {"a": zeros[0], "b": zeros[0]}]
+    assert len({models.fingerprint(state) for state in states}) == len(states)
 
 
 def test_evaluating_puts_back_each_flag_after_an_exception():

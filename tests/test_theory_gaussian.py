@@ -184,7 +184,7 @@ def test_the_worst_move_is_a_move_of_length_eps_and_no_other_is_worse(seed, dim,
     rng = np.random.default_rng(seed)
     spectrum, v = np.exp(rng.uniform(-3, 3, dim)), rng.standard_normal((5, dim))
     delta = worst_move(v, spectrum, eps)
-    np.testing.assert_allclose(np.linalg.norm(delta, axis=1), eps, rtol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(delta, axis=1), eps, rtol=1e-12)
     value = ((v + delta) ** 2 / spectrum).sum(1)
     others = rng.standard_normal((2000, 1, dim))
     others *= eps / np.linalg.norm(others, axis=2, keepdims=True)

@@ -63,12 +63,13 @@ def test_the_closed_form_against_sampling(convention):
     assert abs(mean - closed) < 4.5 * error and error < 0.02 * closed
 
 
-@given(seed=st.integers(0, 10**6), convention=st.sampled_from(sorted(CONVENTIONS)))
-def test_another_model_than_the_maximum_likelihood_one(seed, convention):
+@given(seed=st.integers(0, 10**6), convention=st.sampled_from(sorted(CONVENTIONS)), diagonal=st.sampled_from("tmn"))
+def test_another_model_than_the_maximum_likelihood_one(seed, convention, diagonal):
     # The statement says "incurred by (mu, Sigma)", but its right-hand side holds for the true parameters alone.
     rng = np.random.default_rng(seed)
-    task = GaussianTask(rng.standard_normal(3), dense(np.exp(rng.uniform(-1, 1, 3)), seed))
-    model = GaussianTask(rng.standard_normal(3), dense(np.exp(rng.uniform(-1, 1, 3)), seed + 1))
+    spectra = np.exp(rng.uniform(-1, 1, (2, 3)))
+    task = GaussianTask(rng.standard_normal(3), spectra[0] if diagonal == "t" else dense(spectra[0], seed))
+    model = GaussianTask(rng.standard_normal(3), spectra[1] if diagonal == "m" else dense(spectra[1], seed + 1))
     c = 1.5 * least_c(model, convention)
     # v = x - model mean: nodes exact for second moments are the shifted cubature points, with both signs.
     nodes = cubature_points(task)

@@ -13,7 +13,7 @@ from advfeat.attacks.no_trace import logits_of, no_trace
 from advfeat.datasets.base import Source, to_float
 from advfeat.datasets.recipes import MatchRepresentation, Recipe, noise_start, start_indices
 from advfeat.datasets.store import ConstructedSet, SetWriter, quantise
-from advfeat.models import fingerprint
+from advfeat.models import check_fits, fingerprint
 
 Progress = Callable[[int, int], None]
 
@@ -96,6 +96,7 @@ def _check_fits(recipe: Recipe, model: nn.Module, source: Source, device: torch.
     """One forward pass of one image, so that a wrong model fails before anything is written."""
     if len(source) == 0:
         raise ValueError(f"source {source.name} has no images")
+    check_fits(model, len(source.classes), source.image_shape, f"data set {source.name!r}")
     image = source.images(torch.tensor([0])).to(device)
     with no_trace(model, device), torch.no_grad():
         try:

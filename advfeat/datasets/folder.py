@@ -206,11 +206,8 @@ def _resize_and_crop(image: Image, size: int) -> Image:
     if image.size == (size, size):
         return image
     side = round(size * 8 / 7)
-    width, height = image.size
-    scale = side / min(width, height)
-    # max: rounding must not make a side shorter than the crop.
-    image = image.resize(
-        (max(side, round(width * scale)), max(side, round(height * scale))), resample=Resampling.BILINEAR
-    )
+    short, long = sorted(image.size)
+    long = int(side * long / short)  # cut off, as torchvision does
+    image = image.resize((side, long) if image.width <= image.height else (long, side), resample=Resampling.BILINEAR)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))

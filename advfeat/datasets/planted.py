@@ -18,9 +18,8 @@ from advfeat.seeds import generator
 _SAMPLES = {"train": 2000, "test": 500}
 # Cycles over the image, (down, across): four orientations.
 _SLOW = ((0, 2), (2, 0), (2, 2), (2, -2))
-# Alternating from pixel to pixel across, down or both, in colours without brightness. At this highest frequency there
-# is no phase: shifted by a pixel the pattern is itself or its negative. At any lower one a network with pooling does
-# not care about the phase, attacks plant all phases, and the projection on one of them shows little.
+_PHASE = math.pi / 4
+# Alternating from pixel to pixel across, down or both, in colours without brightness.
 _FAST = ((0, 1), (1, 0), (1, 1), (1, 1))
 _COLOURS = ((1.0, -1.0, 0.0),) * 3 + ((1.0, 1.0, -2.0),)
 
@@ -30,17 +29,18 @@ class PlantedConfig:
     """How the images are made.
 
     shape: (C, H, W), C 1 or 3, sides even and at least 8. classes: 2 .. 4, 2 .. 3 for C = 1. slow_norm, fast_norm: L2
-    norms of the patterns, in pixel scale [0, 1]. p_robust: the share of samples whose slow pattern is that of their
-    class. noise: standard deviation of a value's noise.
+    norms, in pixel scale [0, 1], of the patterns that tell the class. slow_base, fast_base: L2 norm with which every
+    class's pattern is in every image. p_robust: the share of samples whose slow pattern is that of their class. noise:
+    standard deviation of a value's noise.
     """
 
     shape: tuple[int, int, int] = (3, 16, 16)
     classes: int = 4
     slow_norm: float = 2.0
     fast_norm: float = 0.25
-    slow_base: float = 1.0
-    fast_base: float = 0.25
-    p_robust: float = 0.8
+    slow_base: float = 0.5
+    fast_base: float = 0.5
+    p_robust: float = 0.9
     noise: float = 0.03
 
     def __post_init__(self) -> None:
@@ -52,26 +52,37 @@ class PlantedConfig:
             raise ValueError(f"classes should be in 2 .. {most} for {channels} channel(s), got {self.classes}")
         if not 0 < self.p_robust <= 1:
             raise ValueError(f"p_robust should be in (0, 1], got {self.p_robust}")
-        for name in ("slow_norm", "fast_norm", "noise"):
-            if getattr(self, name) < 0:
+        for name in ("slow_norm", "fast_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} should be above 0, got {getattr(self, name)}")
+        for name in ("slow_base", "fast_base", "noise"):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} should be at least 0, got {getattr(self, name)}")
 
 
 class Planted(ArraySource):
-    """x = 1/2 + slow pattern + fast pattern + noise, float32 [n, C, H, W].
+    """x = 1/2 + sum_k base patterns + slow pattern + fast pattern + noise, float32 [n, C, H, W].
 
-    The fast pattern (of norm ``fast_norm``) is that of the label. The slow one (``slow_norm``) is that of
-    ``slow_label`` [n]: the label for exactly ``round(p_robust * n)`` samples, another class, drawn evenly, for the
-    rest. The patterns are orthogonal, and the noise is orthogonal to all of them, so both features are as strong in
-    every image. Nothing is clipped. Images of other splits or seeds differ in noise and draws, never in the patterns.
+    With unit-norm, orthogonal patterns S_k and F_k of class k, label y and slow label s:
+    x = 1/2 + sum_k (slow_base + slow_norm [k = s]) S_k + sum_k (fast_base + fast_norm [k = y]) F_k + noise.
+    The fast pattern always is that of the label. ``slow_label`` [n] is the label for exactly ``round(p_robust * n)``
+    samples and another class, drawn evenly, for the rest. The noise is orthogonal to all patterns, so both features are
+    equally strong in every image. Nothing is clipped. Images of other splits or seeds differ in noise and draws, never
+    in the patterns.
 
-    What to expect of a convolutional network with global average pooling, at the default settings: standard training
-    reaches 100 %, leans on the fast pattern where the two disagree, and falls to 0 within ``nonrobust_radius``
-    (sqrt(2) ``fast_norm`` = 0.35, where one class's fast pattern can be exchanged for another's; half of it leads to
-    the boundary). Adversarial training with eps well beyond it (1.0) leaves the slow pattern alone: ``p_robust``
-    accuracy, clean and at eps 1.0. D_det at eps 0.5 exchanges the fast pattern and leaves the slow one; its model is
-    still right on the true test set. In D_R the fast pattern tells nothing about the label beyond what the slow one
-    does; its model has ``p_robust`` accuracy and keeps it beyond ``nonrobust_radius``.
+    Why every image holds all patterns a little: to a network with pooling a pattern is the same when it is shifted or
+    turned into its negative. An attack on it would plant all of these, here and there in the image, and the projection
+    on the pattern would show little. With the pattern already there, the direction that makes it stronger is the
+    pattern itself (measured: without ``fast_base`` D_det holds its target's pattern in 40 % of the images, with it in
+    all).
+
+    What to expect of a convolutional network with global average pooling, at the default settings and few epochs:
+    standard training reaches 100 %, follows the fast pattern where the two disagree, and falls to 0 at eps 0.2, between
+    half of ``nonrobust_radius`` and the whole. Adversarial training with eps well beyond it (1.0) leaves the slow
+    pattern alone: ``p_robust`` accuracy, clean and at eps 1.0. D_det (eps 0.5) exchanges the fast pattern and leaves
+    the slow one; its model is right on the true test set. In D_R the fast pattern is that of the start image and tells
+    nothing about the label; its model has ``p_robust`` accuracy and keeps it up to ``nonrobust_radius``. In D_NR the
+    fast pattern follows the label and the slow one does not.
 
     Errors: ValueError for n < 1 or an unknown split, and for settings whose images leave [0, 1].
     """
@@ -91,39 +102,32 @@ class Planted(ArraySource):
         slow_label[astray] += 1 + torch.arange(len(astray)) % (config.classes - 1)
         slow_label %= config.classes
         self.config, self.slow_label = config, slow_label
-        slow, fast = self.patterns()
-        noise = torch.randn(
-            n, math.prod(config.shape), dtype=torch.float64, generator=generator(seed, "planted noise", split)
-        )
-        slow_all = config.slow_base * _slow_basis(config, math.pi / 4).sum(0)
-        fast_all = config.fast_base * _fast_basis(config).sum(0)
-        images = 0.5 + slow_all + fast_all + slow[slow_label] + fast[labels] + config.noise * self._off_patterns(noise)
+        slow, fast = _slow_basis(config), _fast_basis(config)
+        random = generator(seed, "planted noise", split)
+        noise = torch.randn(n, math.prod(config.shape), dtype=torch.float64, generator=random)
+        images = 0.5 + config.slow_base * slow.sum(0) + config.fast_base * fast.sum(0)
+        images = images + config.slow_norm * slow[slow_label] + config.fast_norm * fast[labels]
+        images = images + config.noise * _without(noise, torch.cat([slow, fast]))
         low, high = images.aminmax()
         if low < 0 or high > 1:
             raise ValueError(
-                f"planted images should lie in [0, 1], got {low:.2f} to {high:.2f}: lower slow_norm, fast_norm or noise"
+                f"planted images should lie in [0, 1], got {low:.2f} to {high:.2f}: lower the norms, bases or noise"
             )
-        names = tuple("abcd"[: config.classes])
-        super().__init__(images.float(), labels, names, "planted", split)
+        super().__init__(images.float(), labels, tuple("abcd"[: config.classes]), "planted", split)
 
     def patterns(self) -> tuple[Tensor, Tensor]:
-        """The planted patterns (slow, fast), float64 [classes, C, H, W] each."""
-        config = self.config
-        return (
-            config.slow_norm * _slow_basis(config, math.pi / 4),
-            config.fast_norm * _fast_basis(config),
-        )
+        """The patterns that tell the class, (slow, fast), float64 [classes, C, H, W] each, as strong as planted."""
+        return self.config.slow_norm * _slow_basis(self.config), self.config.fast_norm * _fast_basis(self.config)
 
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """How much of each class's pattern images [n, C, H, W] hold: (slow, fast), float64 [n, classes] each.
 
-        1 is what was planted. fast is the signed projection on the pattern. slow is the amplitude at the pattern's
-        frequency, whatever its phase: a network with pooling does not see the phase, so an image made to look the same
-        to it has the pattern, but shifted.
+        The projection on the pattern, less what every image holds, over what was planted: 1 for the planted class and 0
+        for the others in an image of this set.
         """
         config = self.config
-        flat = (images.double().cpu() - 0.5).flatten(1)
-        slow = flat @ _slow_basis(config, math.pi / 4).flatten(1).T - config.slow_base
+        flat = (images.detach().cpu().double() - 0.5).flatten(1)
+        slow = flat @ _slow_basis(config).flatten(1).T - config.slow_base
         fast = flat @ _fast_basis(config).flatten(1).T - config.fast_base
         return slow / config.slow_norm, fast / config.fast_norm
 
@@ -144,19 +148,12 @@ class Planted(ArraySource):
         part.config, part.slow_label = self.config, self.slow_label[index]
         return part
 
-    def _off_patterns(self, flat: Tensor) -> Tensor:
-        """The part of [n, D] that is orthogonal to all patterns (at both phases of the slow ones), [n, C, H, W]."""
-        basis = torch.cat(
-            [*(_slow_basis(self.config, math.pi * phase) for phase in (0.25, 0.75)), _fast_basis(self.config)]
-        ).flatten(1)
-        return (flat - (flat @ basis.T) @ basis).unflatten(1, self.config.shape)
 
-
-def _slow_basis(config: PlantedConfig, phase: float) -> Tensor:
-    """Unit-norm gratings cos(2 pi (f_y y / H + f_x x / W) + phase), the same in every channel, [classes, C, H, W]."""
+def _slow_basis(config: PlantedConfig) -> Tensor:
+    """Unit-norm gratings cos(2 pi (f_y y / H + f_x x / W) + pi / 4), the same in every channel, [classes, C, H, W]."""
     _, height, width = config.shape
     y, x = _grid(height, width)
-    waves = [torch.cos(2 * math.pi * (fy * y / height + fx * x / width) + phase) for fy, fx in _SLOW[: config.classes]]
+    waves = [torch.cos(2 * math.pi * (fy * y / height + fx * x / width) + _PHASE) for fy, fx in _SLOW[: config.classes]]
     return _unit(torch.stack(waves).unsqueeze(1).expand(-1, *config.shape))
 
 
@@ -179,3 +176,9 @@ def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 def _unit(patterns: Tensor) -> Tensor:
     return patterns / patterns.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def _without(flat: Tensor, patterns: Tensor) -> Tensor:
+    """The part of [n, D] that is orthogonal to orthonormal patterns [k, C, H, W], as [n, C, H, W]."""
+    basis = patterns.flatten(1)
+    return (flat - (flat @ basis.T) @ basis).unflatten(1, patterns.shape[1:])

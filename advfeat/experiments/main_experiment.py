@@ -65,7 +65,7 @@ class MainExperiment:
 
     def to_dict(self) -> dict:
         """The settings as JSON values."""
-        return plain(self)
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
 @dataclass
@@ -304,7 +304,7 @@ def describe_set(recipe: Recipe) -> str:
 
 
 def preset_config(name: str, seed: int = 0) -> MainExperiment:
-    """The experiment on "digits" (minutes on two cores, no download) or "cifar10-cpu" (45 minutes, a part of CIFAR-10)."""
+    """The experiment on "digits" (minutes on two cores, no download) or "cifar10-cpu" (a part of CIFAR-10)."""
     if name not in _PRESETS:
         raise ValueError(f"preset should be one of {', '.join(_PRESETS)}, got {name!r}")
     return dataclasses.replace(_PRESETS[name](), seed=seed)

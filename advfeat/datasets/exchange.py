@@ -1,0 +1,119 @@
+"""Sets to and from other programs: the paper authors' lists of tensors, and folders of PNG images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from advfeat.datasets.base import ArraySource, Source
+from advfeat.datasets.official import CIFAR10_CLASSES, what_is_in
+from advfeat.runs import write_bytes
+
+_BATCH = 1000
+
+
+def export_lists(source: Source, path: str | Path, prefix: str = "CIFAR") -> None:
+    """Writes the two files in which the paper's authors released their sets: ``path/CIFAR_ims`` and ``path/CIFAR_lab``.
+
+    Each is a list of batches saved by ``torch.save``: float32 [n, C, H, W] in [0, 1], and int64 [n]. Their code reads
+    them by ``torch.cat(torch.load(file))``. Source and start indices have no place there, and 8-bit images become
+    float32. Both files are written whole or not at all.
+    """
+    images, labels = [], []
+    for _, x, y in source.batches(_BATCH):
+        images.append(x)
+        labels.append(y)
+    for name, batches in (("ims", images), ("lab", labels)):
+        buffer = io.BytesIO()
+        torch.save(batches, buffer)
+        write_bytes(Path(path) / f"{prefix}_{name}", buffer.getvalue())
+
+
+def import_lists(
+    path: str | Path, classes: Sequence[str] = CIFAR10_CLASSES, prefix: str = "CIFAR", name: str | None = None
+) -> ArraySource:
+    """Reads a set that the paper's authors released (``d_robust_CIFAR``, ``ddet_CIFAR``, ...) or :func:`export_lists`
+    wrote: a folder with ``CIFAR_ims`` and ``CIFAR_lab``.
+
+    No code in the files is run (``weights_only``), and tensors saved on a GPU come to the CPU.
+    Errors: FileNotFoundError saying what is there; ValueError naming a file that is damaged, holds anything but a list
+    of tensors, or does not fit the other one.
+    """
+    folder = Path(path)
+    images, labels = (_load_list(folder / f"{prefix}_{kind}") for kind in ("ims", "lab"))
+    if images.dim() != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"{folder / f'{prefix}_ims'} should hold float images [n, C, H, W], got {images.dtype} of shape "
+            f"{tuple(images.shape)}"
+        )
+    if labels.is_floating_point() or labels.shape != (len(images),):
+        raise ValueError(
+            f"{folder / f'{prefix}_lab'} should hold {len(images)} integers, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}"
+        )
+    return ArraySource(images.float(), labels.long(), classes, name or str(folder))
+
+
+def _load_list(file: Path) -> Tensor:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing. {what_is_in(file.parent)}")
+    try:
+        batches = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{file} is damaged, or holds more than tensors: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+    batches = [batches] if isinstance(batches, Tensor) else batches
+    if not isinstance(batches, (list, tuple)) or not batches or not all(isinstance(b, Tensor) for b in batches):
+        raise ValueError(f"{file} should hold a list of tensors, got {type(batches).__name__}")
+    try:
+        return torch.cat(list(batches))
+    except RuntimeError as error:
+        raise ValueError(f"{file} should hold batches of one shape: {error}") from error
+
+
+def export_folder(source: Source, path: str | Path) -> None:
+    """Writes ``path/<split>/<class>/00000.png``, numbered by position, and ``path/<split>/metadata.csv``.
+
+    The split is the source's, or "train". Values are rounded to the nearest of k / 255, not cut off: with ``byte()``,
+    as is usual, every image would get darker by half a level. A constructed set in float32 may leave its ball by that;
+    build it as uint8 if that matters. The CSV has the name of each file, its label, and for a constructed set what is
+    known of each sample; torchvision's ImageFolder, Hugging Face's imagefolder and this package's "folder" read it.
+    Errors: ValueError for images of another number of channels than 1 or 3, or names of classes that are no folders.
+    """
+    from PIL import Image
+
+    channels = source.image_shape[0]
+    if channels not in (1, 3):
+        raise ValueError(f"an image file has 1 or 3 channels, {source.name!r} has {channels}")
+    folders = [c.replace("/", "_") for c in source.classes]
+    if len(set(folders)) < len(folders) or any(not f or f.startswith(".") or os.sep in f for f in folders):
+        raise ValueError(f"names of classes should do as names of folders, got {', '.join(map(repr, source.classes))}")
+    # A folder's classes come in sorted order: numbers in front keep the labels what they are.
+    if sorted(folders) != folders:
+        digits = len(str(len(folders) - 1))
+        folders = [f"{i:0{digits}d}_{f}" for i, f in enumerate(folders)]
+    root = Path(path) / (source.split or "train")
+    for folder in folders:  # also of a class without images: without its folder the labels above it would move down
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    extra = [n for n in ("original_labels", "source_index", "start_index", "target_success") if hasattr(source, n)]
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["file_name", "label", *extra])
+    for positions, images, labels in source.batches(_BATCH):
+        pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        for position, image, label in zip(positions.tolist(), pixels.numpy(), labels.tolist(), strict=True):
+            name = f"{folders[label]}/{position:05d}.png"
+            buffer = io.BytesIO()
+            Image.fromarray(image[:, :, 0] if channels == 1 else image).save(buffer, "PNG")
+            (root / name).write_bytes(buffer.getvalue())
+            rows.writerow([name, label, *(getattr(source, n)[position].item() for n in extra)])
+    # Last: with it the export is whole.
+    write_bytes(root / "metadata.csv", table.getvalue().encode())

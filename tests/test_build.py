@@ -1,0 +1,301 @@
+"""Building a constructed set: what is in it, and that it survives kills, damage, full disks and wrong arguments."""
+
+import errno
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from advfeat import runs
+from advfeat.datasets import sources
+from advfeat.datasets.build import build
+from advfeat.datasets.recipes import (
+    PRESETS,
+    MatchRepresentation,
+    PerturbTowardsTarget,
+    noise_start,
+    preset,
+    random_integers,
+    start_indices,
+)
+from advfeat.datasets.store import ConstructedSet
+from advfeat.models import create
+from advfeat.training import TrainConfig, train
+
+DET = PerturbTowardsTarget("det", eps=1.5, steps=5, step_size=0.5)
+RAND = PerturbTowardsTarget("rand", eps=1.5, steps=5, step_size=0.5)
+MATCH = MatchRepresentation("robust", steps=8, step_size=0.3)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return sources.load("digits", limit=90)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A little trained: the classes of a fresh network hardly depend on the image."""
+    config = TrainConfig(epochs=4, batch_size=32, lr=0.1, width=4, eval_every=0)
+    return train(config, sources.load("digits", limit=600)).model
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def test_paper_presets_are_the_papers():
+    """Tables 5 and 6 of the appendix."""
+    assert preset("cifar10", "robust") == MatchRepresentation("robust", steps=1000, step_size=0.1, start="image")
+    assert preset("cifar10", "nonrobust") == MatchRepresentation("nonrobust", steps=1000, step_size=0.1)
+    assert preset("cifar10", "det") == PerturbTowardsTarget("det", eps=0.5, steps=100, step_size=0.1)
+    assert preset("cifar10", "rand") == PerturbTowardsTarget("rand", eps=0.5, steps=100, step_size=0.1)
+    assert preset("restricted-imagenet", "robust") == MatchRepresentation("robust", steps=2000, step_size=1.0)
+    assert preset("restricted-imagenet", "det") == PerturbTowardsTarget("det", eps=3.0, steps=100, step_size=0.1)
+    assert PRESETS["cifar10"]["robust"].source_model == "robust"
+    assert {PRESETS["cifar10"][k].source_model for k in ("nonrobust", "rand", "det")} == {"standard"}
+
+
+def test_recipe_errors_name_the_choices():
+    with pytest.raises(ValueError, match="preset should be one of cifar10"):
+        preset("cifar", "det")
+    with pytest.raises(ValueError, match="recipe should be one of robust"):
+        preset("cifar10", "dett")
+    with pytest.raises(ValueError, match="start should be one of image, noise"):
+        MatchRepresentation("robust", 1, 0.1, start="zeros")
+
+
+def test_draws_belong_to_the_sample_and_are_uniform():
+    ids = torch.arange(20_000)
+    draws = random_integers(7, 3, ids, stream=2)
+    assert torch.equal(draws[torch.tensor([5, 17_000])], random_integers(7, 3, torch.tensor([5, 17_000]), stream=2))
+    counts = draws.bincount(minlength=7).double()
+    chi2 = ((counts - 20_000 / 7) ** 2 / (20_000 / 7)).sum()
+    assert len(counts) == 7 and chi2 < 22.5  # the 99.9 % quantile with 6 degrees of freedom
+    assert not torch.equal(draws, random_integers(7, 4, ids, stream=2))
+    starts = start_indices(20_000, 3, ids)
+    assert not (starts == ids).any() and starts.min() >= 0 and starts.max() < 20_000
+    assert set(start_indices(2, 0, torch.arange(2)).tolist()) == {0, 1}
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        start_indices(1, 0, torch.tensor([0]))
+
+
+def test_noise_start_has_the_notebooks_moments():
+    noise = noise_start(torch.empty(200, 3, 8, 8), seed=1, sample_ids=torch.arange(200))
+    assert abs(float(noise.mean()) - 0.5) < 1e-3 and abs(float(noise.std()) - 0.05) < 1e-3
+
+
+def test_det_set_holds_perturbed_images_with_the_next_label(tmp_path, digits, model):
+    made = build(DET, model, digits, tmp_path / "det", batch_size=32, shard_size=40)
+    assert len(made) == len(digits) and made.built_from == "digits"
+    assert torch.equal(made.labels, (digits.labels + 1) % 10)
+    assert torch.equal(made.original_labels, digits.labels)
+    assert torch.equal(made.source_index, torch.arange(90)) and bool((made.start_index == -1).all())
+    distance = (made.images() - digits.images()).flatten(1).double().norm(dim=1)
+    assert distance.max() <= 1.5 + 1e-5 and distance.mean() > 0.5
+    torch.testing.assert_close(made.distance.double(), distance, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        said = model(made.images()).argmax(1)
+    assert torch.equal(made.target_success, said == made.labels)
+    assert made.target_success.float().mean() > 0.5  # the attack worked
+
+
+def test_rand_labels_do_not_depend_on_batches(tmp_path, digits, model):
+    made = build(RAND, model, digits, tmp_path / "a", batch_size=32, shard_size=40)
+    other = build(RAND, model, digits, tmp_path / "b", batch_size=7, shard_size=90)
+    assert torch.equal(made.labels, other.labels)
+    torch.testing.assert_close(made.images(), other.images(), rtol=0, atol=1e-4)
+    reseeded = build(RAND, model, digits, tmp_path / "c", seed=1, batch_size=32, shard_size=40)
+    assert not torch.equal(made.labels, reseeded.labels)
+
+
+@pytest.mark.parametrize("start", ["image", "noise"])
+def test_matched_images_have_the_representation_of_the_labelled_image(tmp_path, digits, model, start):
+    recipe = MatchRepresentation("robust", steps=60, step_size=0.2, start=start)
+    made = build(recipe, model, digits, tmp_path / "set", batch_size=45)
+    assert torch.equal(made.labels, digits.labels)
+    with torch.no_grad():
+        wanted = model.representation(digits.images())
+        got = model.representation(made.images())
+        if start == "image":
+            starts = digits.images(made.start_index)
+            assert not (made.start_index == made.source_index).any()
+        else:
+            starts = noise_start(digits.images(), 0, torch.arange(90))
+            assert bool((made.start_index == -1).all())
+        before = model.representation(starts)
+    relative = (got - wanted).norm(dim=1) / wanted.norm(dim=1)
+    torch.testing.assert_close(made.objective, relative, rtol=1e-4, atol=1e-5)
+    assert relative.mean() < 0.5 * ((before - wanted).norm(dim=1) / wanted.norm(dim=1)).mean()
+    moved = (made.images() - starts).flatten(1).norm(dim=1)
+    torch.testing.assert_close(made.distance, moved, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+def test_stored_images_stay_in_the_ball_and_are_what_is_recorded(tmp_path, digits, model, dtype):
+    made = build(DET, model, digits, tmp_path / dtype, dtype=dtype)
+    distance = (made.images().double() - digits.images().double()).flatten(1).norm(dim=1)
+    assert distance.max() <= 1.5 + 1e-5
+    torch.testing.assert_close(made.distance.double(), distance, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(made.target_success, model(made.images()).argmax(1) == made.labels)
+
+
+def test_interrupted_builds_end_with_the_same_bytes(tmp_path, digits, model):
+    build(DET, model, digits, tmp_path / "whole", batch_size=10, shard_size=20)
+    rng = random.Random(0)
+
+    def interrupting(done, total):
+        if rng.random() < 0.25 and done:
+            raise KeyboardInterrupt
+
+    for _ in range(40):
+        try:
+            build(DET, model, digits, tmp_path / "broken", batch_size=10, shard_size=20, progress=interrupting)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from advfeat.datasets import sources
+from advfeat.datasets.build import build
+from advfeat.datasets.recipes import PerturbTowardsTarget
+from advfeat.models import create
+model = create("small-convnet", 10, (1, 8, 8), width=4, seed=1).eval()
+recipe = PerturbTowardsTarget("rand", eps=1.5, steps=30, step_size=0.2)
+build(recipe, model, sources.load("digits", limit=300), sys.argv[1], batch_size=10, shard_size=10)
+"""
+
+
+def _start(folder, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def test_sigkill_at_random_moments_gives_the_same_bytes(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    _finish(_start(whole))
+    rng = random.Random(1)
+    for wanted in (2, 11, 19, 27):
+        process = _start(killed)
+        while process.poll() is None and len(list(killed.glob("shard-*.json"))) < wanted:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.03))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with pytest.raises(ValueError, match="not finished"):
+            ConstructedSet.open(killed)
+    _finish(_start(killed))
+    assert contents(killed) == contents(whole)
+
+
+def test_ranks_share_the_work_and_give_the_same_bytes(tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    processes = [_start(alone)] + [_start(shared, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    for process in processes:
+        _finish(process)
+    assert contents(shared) == contents(alone)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_a_damaged_shard_is_named_and_rebuilt(tmp_path, digits, model, damage):
+    out = tmp_path / "set"
+    build(DET, model, digits, out, shard_size=30)
+    whole = contents(out)
+    victim = out / "shard-00001.safetensors"
+    data = bytearray(victim.read_bytes())
+    if damage == "truncated":
+        victim.write_bytes(data[:-100])
+    elif damage == "altered":
+        data[-1000] ^= 1
+        victim.write_bytes(data)
+    else:
+        victim.unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match="shard-00001.safetensors"):
+        ConstructedSet.open(out)
+    done = []
+    with pytest.warns(UserWarning, match="shard-00001.safetensors"):
+        build(DET, model, digits, out, shard_size=30, progress=lambda d, t: done.append((d, t)))
+    assert done[-1] == (30, 30)  # that shard alone
+    assert contents(out) == whole
+
+
+def test_a_full_disk_leaves_the_finished_shards_and_nothing_else(tmp_path, digits, model, monkeypatch):
+    out = tmp_path / "set"
+    build(DET, model, digits, tmp_path / "whole", shard_size=30)
+    real, written = os.fsync, []
+
+    def full(handle):
+        written.append(handle)
+        if len(written) > 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "fsync", full)
+        with pytest.raises(OSError, match="shard-0000.*|manifest") as caught:
+            build(DET, model, digits, out, shard_size=30)
+    assert caught.value.errno == errno.ENOSPC
+    assert not list(out.glob("*.tmp")) and not list(out.glob(".*.tmp"))
+    build(DET, model, digits, out, shard_size=30)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_another_model_or_seed_does_not_go_on_with_the_set(tmp_path, digits, model):
+    out = tmp_path / "set"
+    build(DET, model, digits, out, shard_size=30)
+    before = contents(out)
+    with pytest.raises(ValueError, match=r"model\.fingerprint"):
+        build(DET, create("small-convnet", 10, (1, 8, 8), width=4, seed=2).eval(), digits, out, shard_size=30)
+    with pytest.raises(ValueError, match="seed is 0 there, 1 here"):
+        build(DET, model, digits, out, seed=1, shard_size=30)
+    with pytest.raises(ValueError, match="recipe"):
+        build(RAND, model, digits, out, shard_size=30)
+    assert contents(out) == before
+
+
+def test_a_wrong_model_is_refused_before_anything_is_written(tmp_path, digits, model):
+    out = tmp_path / "set"
+    with pytest.raises(ValueError, match="7 classes, data set .digits. has 10"):
+        build(DET, create("small-convnet", 7, (1, 8, 8), width=4), digits, out)
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\)|1, 8, 8"):
+        build(DET, create("small-convnet", 10, (3, 32, 32), width=4), digits, out)
+    with pytest.raises(ValueError, match="10 logits"):
+        build(DET, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 7)), digits, out)
+    with pytest.raises(ValueError, match="does not take images"):
+        build(DET, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 10)), digits, out)
+    with pytest.raises(ValueError, match="representation"):
+        build(MATCH, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), digits, out)
+    assert not out.exists()
+
+
+def test_the_manifest_says_where_everything_came_from(tmp_path, digits, model):
+    out = tmp_path / "set"
+    build(MATCH, model, digits, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["recipe"] == {"kind": "match-representation", "name": "robust", "steps": 8, "step_size": 0.3} | {
+        "start": "image"
+    }
+    assert manifest["source"] == {"name": "digits", "split": "train", "fingerprint": digits.fingerprint}
+    assert len(manifest["model"]["fingerprint"]) == 64 and manifest["seed"] == 0 and manifest["complete"]
+    assert manifest["attack"]["eps"] in ("inf", math.inf)

@@ -1,0 +1,211 @@
+"""The commands as a user runs them, on a few digits with a tiny model; and how they fail."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+from advfeat import cli
+from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget
+from advfeat.datasets.store import ConstructedSet
+from advfeat.experiments import main_experiment
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a standard model, made by the command."""
+    folder = tmp_path_factory.mktemp("cli")
+    cli.main(
+        f"train --out {folder}/std --dataset digits --limit 300 --epochs 3 --width 4 --train-batch-size 30".split()
+    )
+    return folder
+
+
+def run(folder, command, capsys):
+    capsys.readouterr()
+    cli.main([part.format(folder=folder) for part in command.split()])
+    return capsys.readouterr().out
+
+
+def fails(folder, command, capsys):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([part.format(folder=folder) for part in command.split()])
+    assert stopped.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_train_writes_a_run(folder):
+    assert {"model.safetensors", "model.json", "config.json", "metrics.jsonl"} <= {
+        p.name for p in (folder / "std").iterdir()
+    }
+    metrics = [json.loads(line) for line in (folder / "std" / "metrics.jsonl").read_text().splitlines()]
+    assert [m["epoch"] for m in metrics] == [1, 2, 3]
+
+
+def test_adversarial_training(folder, capsys):
+    out = run(
+        folder,
+        "train --out {folder}/at --limit 60 --epochs 1 --width 4 --adversarial l2 --eps 0.5 --attack-steps 2",
+        capsys,
+    )
+    assert "test accuracy on digits" in out
+    attack = json.loads((folder / "at" / "config.json").read_text())["config"]["attack"]
+    assert (attack["norm"], attack["eps"], attack["steps"], attack["step_size"]) == ("l2", 0.5, 2, 0.1)
+
+
+def test_build_train_on_the_set_and_evaluate(folder, capsys):
+    build = "build det --model {folder}/std --limit 100 --out {folder}/det --steps 5 --step-size 0.5 --shard-size 40"
+    out = run(folder, build, capsys)
+    assert "100 images" in out
+    made = ConstructedSet.open(folder / "det")
+    assert made.manifest["recipe"] == PerturbTowardsTarget("det", eps=1.5, steps=5, step_size=0.5).to_dict()
+    before = (folder / "det" / "manifest.json").read_bytes()
+    run(folder, build, capsys)  # again: nothing to do
+    assert (folder / "det" / "manifest.json").read_bytes() == before
+    out = run(folder, "train --out {folder}/on-det --dataset {folder}/det --epochs 1 --width 4", capsys)
+    assert "test accuracy on digits" in out  # the set knows what it was built from
+    out = run(
+        folder,
+        "evaluate --model {folder}/on-det --limit 50 --eps 0 0.5 --steps 3 --out {folder}/evaluation.json",
+        capsys,
+    )
+    results = json.loads((folder / "evaluation.json").read_text())
+    assert results["n"] == 50 and [r["eps"] for r in results["robustness"]] == [0, 0.5]
+    clean = results["clean_accuracy"]["value"]
+    assert results["robustness"][0]["robust_accuracy"]["value"] == clean
+    assert f"{100 * clean:.1f} %" in out
+    assert "complete" not in run(folder, "info {folder}/det", capsys)
+    assert "small-convnet" in run(folder, "info {folder}/on-det", capsys)
+
+
+def test_attack_saves_examples_in_the_ball(folder, capsys):
+    out = run(folder, "attack --model {folder}/std --limit 40 --eps 1.0 --steps 5 --out {folder}/attack", capsys)
+    saved = safetensors.torch.load_file(folder / "attack" / "adversarial.safetensors")
+    assert saved["images"].shape == (40, 1, 8, 8) and saved["distance"].max() <= 1.0 + 1e-5
+    summary = json.loads((folder / "attack" / "attack.json").read_text())
+    assert summary["success"] == pytest.approx(float(saved["success"].float().mean()))
+    assert f"{100 * summary['success']:.1f} %" in out
+    assert (folder / "attack" / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_info_says_what_was_built(folder, capsys):
+    out = run(folder, "info", capsys)
+    assert "simd_level" in out and torch.__version__ in out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train --out {folder}/x --dataset nothing", "unknown data set 'nothing'"),
+        ("train --out {folder}/x --dataset cifar10 --root {folder}", "cifar-10-batches-py"),
+        ("train --out {folder}/x --adversarial l2", "--eps should be given"),
+        ("train --out {folder}/x --eps 0.5", "--eps needs --adversarial"),
+        ("train --out {folder}/std --dataset digits --limit 300 --epochs 4 --width 4", "another run"),
+        ("build det --model {folder}/none --out {folder}/x", "none"),
+        ("build det --model {folder}/std --out {folder}/x --start noise", "--start has no meaning"),
+        ("build robust --model {folder}/std --out {folder}/x --eps 1", "--eps has no meaning"),
+        ("build det --model {folder}/std --dataset planted --out {folder}/x", "model"),
+        ("evaluate --model {folder}/std --dataset {folder}/nothing-there", "unknown data set"),
+        ("info {folder}", "neither a run folder"),
+    ],
+)
+def test_errors_are_one_line_and_name_the_argument(folder, capsys, command, message):
+    assert message in fails(folder, command, capsys)
+    assert not (folder / "x").exists()
+
+
+def test_a_broken_model_file_is_named(folder, tmp_path, capsys):
+    for name in ("model.safetensors", "model.json"):
+        (tmp_path / name).write_bytes((folder / "std" / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((folder / "std" / "model.safetensors").read_bytes()[:-10])
+    message = fails(folder, f"evaluate --model {tmp_path} --limit 10", capsys)
+    assert "model.safetensors" in message and "truncated" in message
+
+
+def test_help_needs_no_torch():
+    """Showing the help imports nothing heavy."""
+    script = "import sys; import advfeat.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "build", "evaluate", "attack", "demo", "info"):
+        assert command in done.stdout
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The demo with everything as small as it goes."""
+    config = main_experiment.preset_config("digits")
+    small = config.standard.replace(epochs=1, width=4)
+    config = dataclasses.replace(
+        config,
+        limit=60,
+        test_limit=40,
+        standard=small,
+        adversarial=config.adversarial.replace(epochs=1, width=4),
+        on=dict.fromkeys(main_experiment.SETS, small),
+        recipes={
+            "robust": MatchRepresentation("robust", 2, 0.1),
+            "nonrobust": MatchRepresentation("nonrobust", 2, 0.1),
+            "rand": PerturbTowardsTarget("rand", 1.5, 2, 0.5),
+            "det": PerturbTowardsTarget("det", 1.5, 2, 0.5),
+        },
+        attack_steps=2,
+    )
+    monkeypatch.setitem(main_experiment._PRESETS, "digits", lambda: config)
+    return config
+
+
+def test_demo_writes_a_report_and_does_nothing_twice(tiny, tmp_path, capsys):
+    cli.main(["demo", "--out", str(tmp_path / "report")])
+    out = capsys.readouterr().out
+    page = (tmp_path / "report" / "index.html").read_text()
+    results = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert [r["key"] for r in results["rows"]] == ["standard", "adversarial", *main_experiment.SETS]
+    for row in results["rows"]:
+        assert f"{100 * row['accuracy']['value']:.1f}" in page
+        assert len(row["robust"]) == 2
+        # Robust accuracy is at most clean accuracy, and falls with the radius.
+        assert row["accuracy"]["value"] >= row["robust"][0]["value"] >= row["robust"][1]["value"]
+        assert row["robust"][0]["details"]["attack"]["steps"] == 2
+    assert page.count("data:image/png;base64,") == 5  # the curves and four grids
+    assert "<script" not in page and "http" not in page.split("</style>")[1]  # stands alone
+    assert str(tmp_path / "report" / "index.html") in out.replace("\n", "")
+    models = {p: p.stat().st_mtime_ns for p in (tmp_path / "report").rglob("*.safetensors")}
+    cli.main(["demo", "--out", str(tmp_path / "report")])
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "report").rglob("*.safetensors")} == models
+
+
+def test_findings_can_fail():
+    """A claim counts as seen only where the intervals do not overlap."""
+
+    def row(key, accuracy, robust, next_class=0.0):
+        share = {"value": accuracy, "low": accuracy - 0.02, "high": accuracy + 0.02}
+        both = [
+            {"eps": e, "value": r, "low": r - 0.02, "high": r + 0.02} for e, r in zip((0.5, 1.0), robust, strict=True)
+        ]
+        return {"key": key, "accuracy": share, "robust": both, "next_class": next_class}
+
+    def seen(**changes):
+        rows = {
+            "standard": row("standard", 0.95, (0.1, 0.0)),
+            "adversarial": row("adversarial", 0.9, (0.8, 0.6)),
+            "robust": row("robust", 0.85, (0.5, 0.2)),
+            "nonrobust": row("nonrobust", 0.88, (0.05, 0.0)),
+            "rand": row("rand", 0.6, (0.0, 0.0)),
+            "det": row("det", 0.44, (0.0, 0.0), next_class=0.16),
+        } | changes
+        results = {"rows": list(rows.values()), "dataset": {"classes": list("0123456789")}}
+        return [f["holds"] for f in main_experiment.findings(results)]
+
+    assert seen() == [True] * 5
+    assert seen(robust=row("robust", 0.85, (0.12, 0.0))) == [True, False, True, True, True]
+    assert seen(nonrobust=row("nonrobust", 0.88, (0.49, 0.19))) == [True, True, False, True, True]
+    assert seen(det=row("det", 0.3, (0, 0), next_class=0.5)) == [True, True, True, True, False]
+    assert seen(rand=row("rand", 0.12, (0, 0))) == [True, True, True, False, True]

@@ -1,0 +1,494 @@
+"""Data sets by name: the official files, image folders, subsets, hashes, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advfeat.datasets import base, official, sources
+from advfeat.datasets.folder import FolderSource
+
+Image = pytest.importorskip("PIL.Image")
+
+
+# --- digits: the data set that is always there
+
+
+def test_digits_split_is_stratified_disjoint_and_complete():
+    from sklearn.datasets import load_digits
+
+    train, test = sources.load("digits", "train"), sources.load("digits", "test")
+    assert (len(train), len(test)) == (1347, 450)
+    assert train.image_shape == (1, 8, 8) and len(train.classes) == 10
+    whole, labels = load_digits(return_X_y=True)
+    rows = torch.cat([train.images(), test.images()]).flatten(1) * 16
+    both = torch.cat([rows, torch.cat([train.labels, test.labels])[:, None].float()], dim=1)
+    expected = torch.cat([torch.tensor(whole), torch.tensor(labels)[:, None]], dim=1).float()
+    assert sorted(map(tuple, both.tolist())) == sorted(map(tuple, expected.tolist()))
+    share = test.labels.bincount() / torch.tensor(labels).bincount()
+    assert float((share - 450 / 1797).abs().max()) < 0.01
+
+
+def test_digits_never_change():
+    """Hashes of the first release: results of other versions are comparable only as long as they hold."""
+    assert sources.load("digits", "train").fingerprint[:16] == "33177dfad8ae3b84"
+    assert sources.load("digits", "test", seed=5).fingerprint == sources.load("digits", "test").fingerprint
+
+
+# --- the base class
+
+
+def _arrays(n: int = 12, classes: int = 3, dtype: torch.dtype = torch.float32) -> base.ArraySource:
+    values = torch.arange(n * 8).remainder(256).view(n, 2, 2, 2)
+    images = values.to(torch.uint8) if dtype == torch.uint8 else values.float() / 255
+    return base.ArraySource(images, torch.arange(n) % classes, tuple("abcdef"[:classes]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    "indices",
+    [None, [3, 1, 1], torch.tensor([5]), range(2, 9, 3), slice(1, 5), slice(None, None, -1), [], "mask"],
+    ids=str,
+)
+def test_images_by_position(dtype, indices):
+    source = _arrays(dtype=dtype)
+    all_images = torch.arange(96).remainder(256).view(12, 2, 2, 2).float() / 255
+    if isinstance(indices, str):
+        indices = torch.arange(12) % 5 == 0
+    chosen = torch.tensor(np.arange(12)[indices.numpy() if isinstance(indices, torch.Tensor) else indices].tolist())
+    expected = all_images if indices is None else all_images[chosen.reshape(-1).long()]
+    assert torch.equal(source.images(indices), expected)
+    if indices is None or len(expected):
+        for part in (source.subset(indices), base.Source.subset(source, indices)):
+            assert torch.equal(part.images(), expected)
+            assert torch.equal(part.labels, source.labels if indices is None else source.labels[chosen.reshape(-1)])
+
+
+@pytest.mark.parametrize("indices", [[-1], [12], torch.tensor([0.5]), [[0]], torch.ones(3, dtype=torch.bool)], ids=str)
+def test_wrong_positions_are_refused(indices):
+    with pytest.raises(IndexError):
+        _arrays().images(indices)
+
+
+def test_images_are_the_callers_own():
+    source = _arrays()
+    before = source.fingerprint
+    source.images().zero_()
+    source._fingerprint = None
+    assert source.fingerprint == before
+
+
+def test_batches_cover_an_order():
+    source, order = _arrays(), torch.tensor([11, 3, 7, 0, 1])
+    index, images, labels = (torch.cat(parts) for parts in zip(*source.batches(2, order), strict=True))
+    assert torch.equal(index, order)
+    assert torch.equal(images, source.images(order)) and torch.equal(labels, source.labels[order])
+    assert [len(x) for _, x, _ in source.batches(5)] == [5, 5, 2]
+
+
+def test_fingerprint_tells_contents_not_names():
+    a = _arrays()
+    same = base.ArraySource(a.images(), a.labels.clone(), ("x", "y", "z"), "another name", "test")
+    assert same.fingerprint == a.fingerprint == a.subset(None).fingerprint
+    images = a.images()
+    images[5, 1, 1, 1] += 1 / 255
+    others = [
+        base.ArraySource(images, a.labels, a.classes),
+        base.ArraySource(a.images(), a.labels.flip(0), a.classes),
+        base.ArraySource(a.images().view(12, 1, 2, 4), a.labels, a.classes),
+        _arrays(dtype=torch.uint8),
+        a.subset(range(11)),
+        base.Source.subset(a, range(11)),
+    ]
+    assert len({o.fingerprint for o in others} | {a.fingerprint}) == 7
+
+
+def test_wrong_arrays_are_refused():
+    x, y = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
+    for images, labels, said in [
+        (x[0], y, r"images should be uint8 or float32 \[N, C, H, W\], got torch.float32 of shape \(1, 2, 2\)"),
+        (x.double(), y, "got torch.float64"),
+        (x, y[:3], r"labels should be int64 \[4\], got torch.int64 of shape \(3,\)"),
+        (x, y.int(), "got torch.int32"),
+        (x[:0], y[:0], "has no samples"),
+        (x, y + 1, r"0 .. 2 for 3 classes: sample 2 has label 3"),
+        (x, y - 1, "sample 0 has label -1"),
+        (x.index_fill(0, torch.tensor([2]), float("nan")), y, "sample 2 holds NaN"),
+        (x.index_fill(0, torch.tensor([1]), 1.5), y, r"lie in \[0, 1\]: sample 1 holds values from 1.5"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            base.ArraySource(images, labels, ("a", "b", "c"))
+
+
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(sum),
+    n=st.integers(1, 30),
+    seed=st.integers(0, 99),
+)
+def test_subset_is_balanced_and_nested(counts, n, seed):
+    labels = torch.cat([torch.full((c,), i) for i, c in enumerate(counts)])
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    chosen = base.balanced_subset(labels, n, seed)
+    assert len(chosen) == min(n, len(labels)) and torch.equal(chosen, chosen.unique())
+    got = labels[chosen].bincount(minlength=len(counts)).tolist()
+    # As even as the classes allow: none has two more than another that still had samples left.
+    for has, of in zip(got, counts, strict=True):
+        assert has == of or has >= max(got) - 1
+    assert set(base.balanced_subset(labels, max(1, n - 1), seed).tolist()) <= set(chosen.tolist())
+
+
+def test_subset_depends_on_the_seed_and_on_nothing_else():
+    labels = torch.arange(50) % 2
+    first = base.balanced_subset(labels, 10, seed=1)
+    torch.manual_seed(12345)
+    assert torch.equal(base.balanced_subset(labels, 10, seed=1), first)
+    assert not torch.equal(base.balanced_subset(labels, 10, seed=2), first)
+    assert base.keyed_order(8, "digits", 0).tolist() == [5, 0, 4, 7, 2, 6, 3, 1]
+
+
+# --- names
+
+
+def test_load_refuses_what_it_does_not_know(tmp_path):
+    for arguments, said in [
+        ({"name": "cifar-10"}, "unknown data set 'cifar-10'.*did you mean cifar10"),
+        ({"name": "digits", "split": "validation"}, "split should be train or test, got 'validation'"),
+        ({"name": "digits", "size": 16}, "size is for image folders and planted"),
+        ({"name": "digits", "class_ranges": {"a": (0, 1)}}, "class_ranges is for image folders"),
+        ({"name": "digits", "limit": 0}, "limit should be at least 1, got 0"),
+        ({"name": "cifar10"}, "root should be given for cifar10"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            sources.load(**arguments)
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        sources.load("mnist", root=tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no manifest.json.*'folder' with root"):
+        sources.load(tmp_path)
+
+
+def test_limit_takes_the_same_samples_every_time():
+    part = sources.load("digits", "train", limit=100, seed=3)
+    assert part.labels.bincount().tolist() == [10] * 10
+    assert part.fingerprint == sources.load("digits", "train", limit=100, seed=3).fingerprint
+    assert part.fingerprint != sources.load("digits", "train", limit=100, seed=4).fingerprint
+    assert len(sources.load("digits", "test", limit=10_000)) == 450
+
+
+def test_importing_sources_is_light():
+    code = "import sys, advfeat.datasets.sources; print([m for m in ('torchvision', 'sklearn', 'PIL') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+# --- CIFAR-10
+
+
+def _batch(labels: list[int], pixels: bytes, protocol: int = 2) -> bytes:
+    return pickle.dumps({b"batch_label": b"x", "labels": labels, "data": pixels.decode("latin-1")}, protocol=protocol)
+
+
+@pytest.fixture
+def small_cifar10(tmp_path, monkeypatch):
+    """Files of CIFAR-10's form with 4 images each, whose MD5 sums are taken for the official ones."""
+    folder, files = tmp_path / "cifar-10-batches-py", {"train": [], "test": []}
+    folder.mkdir()
+    for split, names in (("train", ("data_batch_1", "data_batch_2")), ("test", ("test_batch",))):
+        for i, name in enumerate(names):
+            pixels = np.random.default_rng(i).integers(0, 256, 4 * 3072, dtype=np.uint8)
+            rows = np.frombuffer(pixels.tobytes(), np.uint8).reshape(4, 3072)
+            data = pickle.dumps({"labels": [1, 2, 3, i], "data": _Python2Array(rows)}, protocol=2)
+            (folder / name).write_bytes(data)
+            files[split].append((name, hashlib.md5(data).hexdigest()))
+    monkeypatch.setattr(official, "_CIFAR10_FILES", files)
+    return tmp_path
+
+
+class _Python2Array:
+    """Pickled as numpy under Python 2 pickled an array: its bytes as one string."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __reduce__(self):
+        state = (1, self.array.shape, np.dtype("uint8"), False, self.array.tobytes().decode("latin-1"))
+        return np.ndarray, (self.array.shape,), state
+
+
+def test_cifar10_is_read_without_unpickling(small_cifar10, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr(pickle, "load", never)
+    monkeypatch.setattr(pickle, "loads", never)
+    monkeypatch.setattr(pickle, "Unpickler", never)
+    source = sources.load("cifar10", "train", small_cifar10)
+    assert source.labels.tolist() == [1, 2, 3, 0, 1, 2, 3, 1] and source.image_shape == (3, 32, 32)
+    expected = np.random.default_rng(1).integers(0, 256, 4 * 3072, dtype=np.uint8).reshape(4, 3, 32, 32)
+    assert torch.equal(source.images([4, 5, 6, 7]), torch.from_numpy(expected).float() / 255)
+
+
+def test_a_malicious_batch_file_runs_nothing(tmp_path):
+    mark = tmp_path / "was-run"
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {mark}",)
+
+    data = pickle.dumps({"labels": [1], "data": Evil(), "more": "x" * 3072}, protocol=2)
+    official.scan_cifar_batch(data, Path("data_batch_1"))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not a pickle", _batch([1, 2], b"\0" * 3072), _batch([], b"\0" * 3072), _batch([1], b"\0" * 3071)],
+    ids=["empty", "text", "too few pixels", "no labels", "a pixel less"],
+)
+def test_what_is_no_batch_file_is_named(data):
+    with pytest.raises(ValueError, match="some-file is not a batch file of CIFAR-10"):
+        official.scan_cifar_batch(data, Path("some-file"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered"])
+def test_damaged_cifar10_file_is_named(small_cifar10, damage):
+    file = small_cifar10 / "cifar-10-batches-py" / "data_batch_2"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data if damage == "altered" else data[:-10])
+    with pytest.raises(ValueError, match="data_batch_2 is truncated or altered"):
+        sources.load("cifar10", "train", small_cifar10)
+    assert len(sources.load("cifar10", "test", small_cifar10)) == 4
+
+
+def test_wrong_cifar10_folder_says_what_is_there(small_cifar10):
+    with pytest.raises(FileNotFoundError, match=r"should lie in .*cifar-10-batches-py: not there.*holds data_batch_1,"):
+        sources.load("cifar10", "train", small_cifar10 / "cifar-10-batches-py")
+    (small_cifar10 / "cifar-10-batches-py" / "test_batch").unlink()
+    with pytest.raises(FileNotFoundError, match=r"test_batch is missing.*holds data_batch_1, data_batch_2"):
+        sources.load("cifar10", "test", small_cifar10)
+
+
+# --- MNIST and Fashion-MNIST
+
+
+def _idx(array: np.ndarray) -> bytes:
+    return bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def small_mnist(tmp_path):
+    images = np.arange(3 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "t10k-images-idx3-ubyte").write_bytes(_idx(images))
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(_idx(np.array([9, 0, 4], dtype=np.uint8)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files(small_mnist, packed):
+    raw = small_mnist / "FashionMNIST" / "raw"
+    if packed:
+        for file in list(raw.iterdir()):
+            (raw / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+            file.unlink()
+    source = sources.load("fashion-mnist", "test", small_mnist)
+    assert source.labels.tolist() == [9, 0, 4] and source.classes[9] == "Ankle boot"
+    assert torch.equal(source.images().flatten() * 255, (torch.arange(3 * 784) % 256).float())
+
+
+def test_damaged_idx_files_are_named(small_mnist):
+    raw = small_mnist / "FashionMNIST" / "raw"
+    images = raw / "t10k-images-idx3-ubyte"
+    whole = images.read_bytes()
+    for data, said in [
+        (whole[:-1], "t10k-images-idx3-ubyte is truncated or altered: 2,367 bytes, expected 2,368"),
+        (whole + b"\0", "2,369 bytes, expected 2,368"),
+        (whole[:7], "truncated"),
+        (b"<html>not found</html>", "should start with the bytes 0 0 8 3"),
+        (_idx(np.zeros((2, 28, 28), np.uint8)), "2 images but 3 labels"),
+    ]:
+        images.write_bytes(data)
+        with pytest.raises(ValueError, match=said):
+            sources.load("fashion-mnist", "test", small_mnist)
+    images.unlink()
+    (raw / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:-20])
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte.gz is truncated or altered"):
+        sources.load("fashion-mnist", "test", small_mnist)
+    with pytest.raises(FileNotFoundError, match=r"mnist should lie in .*raw: not there.*holds FashionMNIST/"):
+        sources.load("mnist", "test", small_mnist)
+
+
+# --- the real files
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [("cifar10", 50_000, 10_000), ("mnist", 60_000, 10_000), ("fashion-mnist", 60_000, 10_000)],
+)
+def test_real_files_as_torchvision_reads_them(data_root, name, train, test):
+    folder = {"cifar10": "cifar-10-batches-py", "mnist": "MNIST", "fashion-mnist": "FashionMNIST"}[name]
+    if not (data_root / folder).is_dir():
+        pytest.skip(f"ADVFEAT_DATA holds no {folder}")
+    for split, n in (("train", train), ("test", test)):
+        source = sources.load(name, split, data_root)
+        assert len(source) == n and len(source.labels.unique()) == 10
+        datasets = pytest.importorskip("torchvision.datasets")
+        kind = {"cifar10": "CIFAR10", "mnist": "MNIST", "fashion-mnist": "FashionMNIST"}[name]
+        theirs = getattr(datasets, kind)(data_root, train=split == "train", download=False)
+        data = torch.as_tensor(theirs.data)
+        data = data.permute(0, 3, 1, 2) if data.dim() == 4 else data.unsqueeze(1)
+        assert torch.equal(source.labels, torch.as_tensor(theirs.targets))
+        rows = torch.arange(0, n, 97)
+        assert torch.equal(source.images(rows), data[rows].float() / 255)
+
+
+# --- image folders
+
+
+def _save(path: Path, array: np.ndarray, **settings) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **settings)
+
+
+def _picture(seed: int, height: int = 6, width: int = 6) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes; names, formats and depths as they come."""
+    for i, file in enumerate(["cat/b.png", "cat/a.bmp", "dog/deep/er/x.PNG", "dog/y.png", "dog/z.webp"]):
+        _save(tmp_path / "train" / file, _picture(i), **({"lossless": True} if file.endswith("webp") else {}))
+    _save(tmp_path / "val" / "cat" / "q.png", _picture(9))
+    _save(tmp_path / "val" / "dog" / "r.png", _picture(10))
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / ".hidden").mkdir()
+    return tmp_path
+
+
+def test_folder_reads_every_image_in_sorted_order(pictures):
+    source = sources.load("folder", "train", pictures)
+    assert source.classes == ("cat", "dog") and source.labels.tolist() == [0, 0, 1, 1, 1]
+    assert [source.file(i).name for i in range(5)] == ["a.bmp", "b.png", "x.PNG", "y.png", "z.webp"]
+    expected = torch.stack([torch.from_numpy(_picture(i)) for i in (1, 0, 2, 3, 4)]).permute(0, 3, 1, 2).float() / 255
+    assert torch.equal(source.images(), expected) and source.image_shape == (3, 6, 6)
+    assert torch.equal(source.subset([4, 0]).images([1]), expected[:1])
+    test = sources.load("folder", "test", pictures)
+    assert [test.file(i).name for i in range(2)] == ["q.png", "r.png"]
+
+
+def test_folder_decodes_only_what_is_asked_for(pictures):
+    source = FolderSource(pictures, "train")
+    broken = source.file(3)
+    broken.write_bytes(broken.read_bytes()[:60])
+    assert source.images([0, 1, 2, 4]).shape == (4, 3, 6, 6)
+    with pytest.raises(ValueError, match=r"dog/y\.png cannot be read as an image"):
+        source.images()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "head only"])
+def test_broken_first_image_is_named(pictures, content):
+    (pictures / "train" / "cat" / "a.bmp").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cat/a\.bmp cannot be read as an image"):
+        FolderSource(pictures, "train")
+
+
+def test_folder_fingerprint_is_of_paths_and_bytes(pictures):
+    before = FolderSource(pictures, "train").fingerprint
+    os.utime(pictures / "train" / "dog" / "y.png", (1, 1))
+    assert FolderSource(pictures, "train").fingerprint == before
+    moved = pictures.rename(pictures.with_name("moved"))
+    assert FolderSource(moved, "train").fingerprint == before
+    assert FolderSource(moved, "train", size=6).fingerprint != before
+    (moved / "train" / "dog" / "y.png").rename(moved / "train" / "dog" / "w.png")
+    assert FolderSource(moved, "train").fingerprint != before
+
+
+def test_images_of_several_sizes_need_a_size(pictures):
+    _save(pictures / "train" / "dog" / "wide.png", _picture(5, 12, 20))
+    with pytest.raises(ValueError, match=r"images should have one size.*a\.bmp is 6x6, .*wide\.png is 20x12"):
+        FolderSource(pictures, "train")
+    source = FolderSource(pictures, "train", size=6)
+    assert source.image_shape == (3, 6, 6)
+    # Those of just this size are left alone.
+    assert torch.equal(source.images([0])[0], torch.from_numpy(_picture(1)).permute(2, 0, 1).float() / 255)
+
+
+def test_resize_and_crop_as_for_imagenet(tmp_path):
+    """What torchvision's Resize(256), CenterCrop(224) gives, in small: shorter side 8/7 of it, then the middle."""
+    transforms = pytest.importorskip("torchvision.transforms")
+    for i, (height, width) in enumerate([(48, 64), (40, 40), (17, 20), (97, 33)]):
+        _save(tmp_path / "train" / "a" / f"{i}.png", _picture(i, height, width))
+    source = FolderSource(tmp_path, "train", size=28)
+    theirs = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(28), transforms.ToTensor()])
+    for i in range(4):
+        assert torch.equal(source.images([i])[0], theirs(Image.open(source.file(i)))), source.file(i)
+
+
+def test_channels_follow_the_first_image(tmp_path):
+    grey = np.arange(36, dtype=np.uint8).reshape(6, 6)
+    _save(tmp_path / "grey" / "a" / "0.png", grey)
+    _save(tmp_path / "grey" / "a" / "1.png", np.stack([grey] * 3, axis=2))
+    source = FolderSource(tmp_path / "grey", "train")
+    assert source.image_shape == (1, 6, 6)
+    assert torch.equal(source.images()[0, 0] * 255, torch.from_numpy(grey).float())
+    _save(tmp_path / "deep" / "a" / "0.png", (grey.astype(np.uint16) * 1000))
+    with pytest.raises(ValueError, match=r"0\.png should have 8 bits a channel, got mode I;16"):
+        FolderSource(tmp_path / "deep", "train").images()
+
+
+def test_class_ranges_group_folders(tmp_path):
+    for i in range(6):
+        _save(tmp_path / "train" / f"n{i:04d}" / "x.png", _picture(i))
+    ranges = {"late": (4, 5), "early": (0, 1)}
+    source = sources.load("folder", "train", tmp_path, class_ranges=ranges)
+    assert source.classes == ("late", "early") and source.labels.tolist() == [0, 0, 1, 1]
+    assert [source.file(i).parent.name for i in range(4)] == ["n0004", "n0005", "n0000", "n0001"]
+    with pytest.raises(ValueError, match=r"class_ranges\['a'\] should lie in 0 .. 5"):
+        FolderSource(tmp_path, "train", class_ranges={"a": (4, 6)})
+    with pytest.raises(ValueError, match=r"'a' and 'b' both hold class 2 \(n0002\)"):
+        FolderSource(tmp_path, "train", class_ranges={"a": (0, 2), "b": (2, 3)})
+    with pytest.raises(ValueError, match=r"class_ranges\['dog'\] should lie in 0 .. 5"):
+        sources.load("restricted-imagenet", "train", tmp_path)
+
+
+def test_restricted_imagenet_is_table_2(tmp_path):
+    for i in range(1000):
+        folder = tmp_path / "val" / f"n{i:08d}"
+        folder.mkdir(parents=True)
+        (folder / "x.jpeg").write_bytes(b"")
+    first = tmp_path / "val" / "n00000151" / "x.jpeg"
+    _save(first, _picture(0, 300, 260))
+    source = sources.load("restricted-imagenet", "test", tmp_path)
+    assert source.classes == ("dog", "cat", "frog", "turtle", "bird", "primate", "fish", "crab", "insect")
+    assert source.labels.bincount().tolist() == [118, 5, 3, 5, 21, 18, 9, 4, 20]
+    assert source.images([0]).shape == (1, 3, 224, 224)
+
+
+def test_wrong_folders_say_what_is_there(pictures, tmp_path):
+    empty = pictures / "train" / "emu"
+    empty.mkdir()
+    (empty / "readme.md").write_text("")
+    with pytest.raises(ValueError, match=r"class folder .*emu has no image .*holds readme\.md"):
+        FolderSource(pictures, "train")
+    (pictures / "val").rename(pictures / "validation")
+    with pytest.raises(FileNotFoundError, match="has no folder test or val.*holds train/, validation/"):
+        FolderSource(pictures, "test")
+    flat = pictures / "validation"
+    assert len(FolderSource(flat, "train")) == 2
+    with pytest.raises(FileNotFoundError, match="all of it is the training set"):
+        FolderSource(flat, "test")
+    with pytest.raises(FileNotFoundError, match="should hold a folder for each class.*holds q.png"):
+        FolderSource(flat / "cat", "train")
