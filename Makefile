@@ -1,12 +1,14 @@
 # make demo | test | lint | format | cmake | clean. The environment and the compiled extension are made first where needed.
 #   PYTHON=python3      the Python (3.10 or later) that .venv is made with
 #   VENV=.venv          the environment
+#   EXTRAS=vision,test,dev   add compare for the tests that agree with torchattacks and foolbox
 #   PYTEST_ARGS=        more for pytest, such as PYTEST_ARGS="-k theory -x"
 #   FORCE_CUDA, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS: see setup.py
 
 SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= vision,test,dev
 PY := $(VENV)/bin/python
 MADE := $(VENV)/.made
 STEP := .ci/step
@@ -20,13 +22,13 @@ help:
 $(MADE)/torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python should be 3.10 or later, got " + sys.version)'
 	@test -x $(PY) || $(STEP) "environment: $(VENV), $$($(PYTHON) --version)" $(PYTHON) -m venv $(VENV)
-	@$(STEP) "environment: torch (the first time some 3 GB to fetch)" $(PIP) torch torchvision setuptools ninja
+	@$(STEP) "environment: torch (a CUDA build is some 3 GB to fetch)" $(PIP) torch torchvision setuptools ninja
 	@mkdir -p $(MADE) && touch $@
 
 # An editable install compiles, too; ninja then finds nothing left to do below.
 $(MADE)/installed: $(MADE)/torch pyproject.toml setup.py advfeat/_version.py $(wildcard build_support/*.py)
 	@$(STEP) "environment: advfeat and what it needs, compiled" \
-	  $(PIP) -v --no-build-isolation -e ".[vision,test,dev]"
+	  $(PIP) -v --no-build-isolation -e ".[$(EXTRAS)]"
 	@touch $@
 
 # Without the library itself a stamp says nothing.

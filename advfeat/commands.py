@@ -177,7 +177,9 @@ def attack(c: cli.Attack) -> None:
         "nonfinite_grad_steps": torch.cat([p.nonfinite_grad_steps.cpu() for p in parts]),
     }
     c.out.mkdir(parents=True, exist_ok=True)
-    own = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}  # safetensors shares no memory
+    own = {
+        k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
+    }  # safetensors shares no memory
     write_bytes(c.out / "adversarial.safetensors", safetensors.torch.save(own))
     summary = {"attack": pgd.to_dict(), "data": source.name, "n": len(source), "success": float(success.float().mean())}
     write_json(c.out / "attack.json", {**summary, "model": str(c.model), **provenance(device)})

@@ -66,7 +66,7 @@ def _load_list(file: Path) -> Tensor:
         raise FileNotFoundError(f"{file} is missing. {what_is_in(file.parent)}")
     try:
         batches = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{file} is damaged, or holds more than tensors: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error

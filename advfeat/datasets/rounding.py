@@ -42,9 +42,9 @@ def quantise(images: Tensor, x0: Tensor, threat: Threat, dtype: str | torch.dtyp
         raise ValueError(f"x0 should have the shape of images {tuple(images.shape)}, got {tuple(x0.shape)}")
     if name == "float32":
         return images.float()
-    check_images(images, torch.arange(len(images)), "images")
     if images.numel() == 0:
         return images.to(DTYPES[name])
+    check_images(images, torch.arange(len(images)), "images")
     x, centre = images.double(), x0.double()
     eps = _column(threat.eps, x, 0)
     down, up = _neighbours(x, name)

@@ -61,6 +61,7 @@ class MainExperiment:
     limit: int | None = None
     test_limit: int | None = None
     batch_size: int = 250
+    amp: str = "none"
     seed: int = 0
 
     def to_dict(self) -> dict:
@@ -122,6 +123,7 @@ def run(
                 seed=config.seed,
                 batch_size=config.batch_size,
                 device=device,
+                autocast=torch.bfloat16 if config.amp == "bf16" else None,
                 progress=report,
             )
         outcome.sets[key] = out / "sets" / key
@@ -311,32 +313,35 @@ def preset_config(name: str, seed: int = 0) -> MainExperiment:
 
 
 def _digits() -> MainExperiment:
-    standard = TrainConfig(epochs=20, lr=0.1, batch_size=64, augment="shift", width=16)
+    # No augmentation: a robustness that comes from D_R alone is what is looked for. Adversarial training beyond 0.75 costs
+    # accuracy; at 0.5 and 0.75 the six models lie furthest apart.
+    standard = TrainConfig(epochs=20, lr=0.1, batch_size=64, width=16)
     return MainExperiment(
         name="digits",
         dataset="digits",
         standard=standard,
-        adversarial=standard.replace(epochs=20, attack=paper_attack(1.0)),
+        adversarial=standard.replace(attack=paper_attack(0.75)),
         on=dict.fromkeys(SETS, standard),
         recipes=PRESETS["digits"],
-        radii=(0.5, 1.0),
-        attack_steps=50,
+        radii=(0.5, 0.75),
+        attack_steps=40,
     )
 
 
 def _cifar10_cpu() -> MainExperiment:
-    standard = TrainConfig(epochs=15, lr=0.2, batch_size=128, augment="crop-flip", width=16)
+    standard = TrainConfig(epochs=20, lr=0.2, batch_size=128, augment="crop-flip", width=24, amp="bf16")
     return MainExperiment(
         name="cifar10-cpu",
         dataset="cifar10",
         limit=15_000,
         test_limit=2_000,
         standard=standard,
-        adversarial=standard.replace(epochs=10, attack=paper_attack(0.5)),
-        on=dict.fromkeys(SETS, standard),
+        adversarial=standard.replace(epochs=15, attack=paper_attack(0.5)),
+        on={**dict.fromkeys(SETS, standard), "det": standard.replace(augment="none")},
         recipes=PRESETS["cifar10-cpu"],
         radii=(0.25, 0.5),
         attack_steps=20,
+        amp="bf16",
     )
 
 

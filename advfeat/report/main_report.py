@@ -24,8 +24,8 @@ _SUBSCRIPT = {
 }
 _LABELLED = {"robust": "true", "nonrobust": "true", "rand": "random target", "det": "next class"}
 _EXPLAINED = {
-    "robust": "images that hold only what the adversarially trained model uses; everything else in them is unrelated to "
-    "the label. Standard training on them should give a robust model.",
+    "robust": "images that hold only what the adversarially trained model uses; all else in them is unrelated to the "
+    "label. Standard training on them should give a robust model.",
     "nonrobust": "the same with the standard model: accuracy, but no robustness.",
     "rand": "images with a small perturbation towards a random class, labelled with it. To a person almost all "
     "labels are wrong; the only thing that goes with the label is the perturbation.",
