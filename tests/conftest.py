@@ -28,7 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a CUDA device and an extension built for it")
-    config.addinivalue_line("markers", "compare: compares with a third-party package, skipped where it is not installed")
+    config.addinivalue_line(
+        "markers", "compare: compares with a third-party package, skipped where it is not installed"
+    )
     config.addinivalue_line("markers", "slow: takes minutes; runs with --slow or HYPOTHESIS_PROFILE=thorough")
 
 

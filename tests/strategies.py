@@ -1,7 +1,8 @@
-"""What hypothesis draws for the tests of the operators: shapes, dtypes, layouts, numbers; torch fills the bulk from a seed.
+"""What hypothesis draws for the tests of the operators: shapes, dtypes, layouts, numbers; torch fills the bulk from a
+seed.
 
-Every tensor is cut out of a larger one that is filled with NaN, so that a stray read turns a result into NaN and a stray
-write is found by :meth:`Placed.check`.
+Every tensor is cut out of a larger one that is filled with NaN, so that a stray read turns a result into NaN and a
+stray write is found by :meth:`Placed.check`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ DTYPE_PAIRS = [(F32, F32), (F64, F64), (F16, F16), (BF16, BF16), (F32, F16), (F3
 STEPS = ["linf_step", "l2_step"]
 PROJECTIONS = ["project_linf", "project_l2"]
 
-# Samples around the sizes where the kernels change their loops: eight lanes, blocks of 4096 values, several blocks a row.
+# Samples around the sizes where the kernels change their loops: eight lanes, blocks of 4096 values, several blocks a
+# row.
 INNER = [(), (1,), (5,), (8,), (33,), (1, 1, 1), (3, 4, 5), (1, 6, 3), (3, 1, 1), (2, 3, 2, 5), (3, 17, 16)]
 LONG = [(4095,), (4097,), (3, 53, 60), (8201,)]
 ROWS = [0, 1, 2, 3, 5]
@@ -249,8 +251,12 @@ def cases(
     if sparse:
         grad = grad * (torch.rand(shape, generator=g) < 0.5)
     grad = (grad * scale).to(grad_dtype)
-    radius = eps or st.one_of(numbers(1e-3, 3.0), numbers(1e-3, 3.0), st.sampled_from([0.0, math.inf, 8 / 255]))
-    size = step_size or st.one_of(numbers(1e-3, 1.0), st.sampled_from([0.0, -0.1, 2 / 255]))
+    radius = (
+        eps
+        if eps is not None
+        else st.one_of(numbers(1e-3, 3.0), numbers(1e-3, 3.0), st.sampled_from([0.0, math.inf, 8 / 255]))
+    )
+    size = step_size if step_size is not None else st.one_of(numbers(1e-3, 1.0), st.sampled_from([0.0, -0.1, 2 / 255]))
     return Case(
         place(x, draw(places)),
         place(grad, draw(places)),

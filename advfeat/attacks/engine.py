@@ -188,7 +188,7 @@ def run(
 
         x_adv = best.x if track else batch.x
         unknown = torch.full((x.shape[0],), float("nan"), device=x.device)
-        seen = track and best.seen_logits
+        seen = track and (best.seen_logits or x.shape[0] == 0)
         return AttackResult(
             x_adv=x_adv,
             value=best.value if track else unknown,

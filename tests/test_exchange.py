@@ -1,0 +1,107 @@
+"""Sets to and from other programs: lists of tensors, folders of images."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from constructed_set import build, manifest, rows
+
+from advfeat.datasets import base, exchange
+from advfeat.datasets.folder import FolderSource
+from advfeat.datasets.store import ConstructedSet, SetWriter
+
+
+def test_lists_of_the_paper_s_authors(tmp_path):
+    build(tmp_path / "set")
+    made = ConstructedSet.open(tmp_path / "set")
+    exchange.export_lists(made, tmp_path / "lists")
+    # As their users read them.
+    images = torch.cat(torch.load(tmp_path / "lists" / "CIFAR_ims", map_location="cpu", weights_only=True))
+    assert images.dtype == torch.float32 and torch.equal(images, made.images())
+    back = exchange.import_lists(tmp_path / "lists", classes="abcd")
+    assert torch.equal(back.images(), made.images()) and torch.equal(back.labels, made.labels)
+
+
+def test_their_lists_in_batches_of_any_size(tmp_path):
+    images, labels = torch.rand(10, 3, 32, 32), torch.arange(10)
+    torch.save(list(images.split(4)), tmp_path / "CIFAR_ims")
+    torch.save(list(labels.split(3)), tmp_path / "CIFAR_lab")
+    source = exchange.import_lists(tmp_path)
+    assert source.classes[3] == "cat" and torch.equal(source.images(), images) and torch.equal(source.labels, labels)
+    # As torch 1.1 saved them, before the zip format.
+    torch.save(list(images.split(4)), tmp_path / "CIFAR_ims", _use_new_zipfile_serialization=False)
+    assert torch.equal(exchange.import_lists(tmp_path).images(), images)
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.mkdir, (_Evil.mark,)
+
+    mark = ""
+
+
+def test_imported_lists_run_nothing(tmp_path):
+    _Evil.mark = str(tmp_path / "was-run")
+    torch.save([_Evil()], tmp_path / "CIFAR_ims")
+    torch.save([torch.zeros(1, dtype=torch.int64)], tmp_path / "CIFAR_lab")
+    with pytest.raises(ValueError, match="CIFAR_ims is damaged, or holds more than tensors"):
+        exchange.import_lists(tmp_path)
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_wrong_lists_are_named(tmp_path):
+    images, labels = tmp_path / "CIFAR_ims", tmp_path / "CIFAR_lab"
+    with pytest.raises(FileNotFoundError, match=r"CIFAR_ims is missing\. .* is empty"):
+        exchange.import_lists(tmp_path)
+    good, good_labels = [torch.rand(4, 3, 32, 32)], [torch.arange(4)]
+    for ims, lab, said in [
+        ({"a": 1}, good_labels, "CIFAR_ims should hold a list of tensors, got dict"),
+        ([], good_labels, "CIFAR_ims should hold a list of tensors"),
+        ([torch.rand(4, 3, 8, 8), *good], good_labels, "CIFAR_ims should hold batches of one shape"),
+        ([torch.zeros(4, 3, 8, 8, dtype=torch.uint8)], good_labels, "CIFAR_ims should hold float images"),
+        (good, [torch.arange(3)], "CIFAR_lab should hold 4 integers"),
+        (good, [torch.rand(4)], "CIFAR_lab should hold 4 integers"),
+        (good, [torch.arange(4) + 8], r"0 .. 9 for 10 classes: sample 2 has label 10"),
+        ([good[0] * 255], good_labels, r"lie in \[0, 1\]: sample 0"),
+    ]:
+        torch.save(ims, images)
+        torch.save(lab, labels)
+        with pytest.raises(ValueError, match=said):
+            exchange.import_lists(tmp_path)
+    torch.save(good, images)
+    images.write_bytes(images.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="CIFAR_ims is damaged"):
+        exchange.import_lists(tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folder_of_images_comes_back_rounded(tmp_path, channels):
+    pytest.importorskip("PIL")
+    x = torch.rand(9, channels, 6, 5, generator=torch.Generator().manual_seed(0))
+    source = base.ArraySource(
+        x, torch.tensor([2, 0, 1, 1, 0, 2, 2, 1, 0]), ("zebra", "ape/monkey", "cat"), split="test"
+    )
+    exchange.export_folder(source, tmp_path)
+    back = FolderSource(tmp_path, "test")
+    assert back.classes == ("0_zebra", "1_ape_monkey", "2_cat") and back.image_shape == (channels, 6, 5)
+    order = torch.argsort(source.labels, stable=True)
+    assert torch.equal(back.labels, source.labels[order])
+    assert torch.equal(back.images() * 255, (x[order] * 255).round())
+    lines = (tmp_path / "test" / "metadata.csv").read_text().splitlines()
+    assert lines[0] == "file_name,label" and lines[1] == "2_cat/00000.png,2" and len(lines) == 10
+
+
+def test_folder_of_a_constructed_set_tells_what_is_known(tmp_path):
+    pytest.importorskip("PIL")
+    writer = SetWriter(tmp_path / "set", manifest(image_shape=(1, 4, 4)), 4, 4)
+    writer.write(0, rows(range(4), shape=(1, 4, 4)))
+    writer.finish()
+    exchange.export_folder(ConstructedSet.open(tmp_path / "set"), tmp_path / "images")
+    lines = (tmp_path / "images" / "train" / "metadata.csv").read_text().splitlines()
+    assert lines[0] == "file_name,label,original_labels,source_index,start_index,target_success"
+    assert lines[2] == "c/00001.png,2,1,1,7,True"
+    build(tmp_path / "two-channels")
+    with pytest.raises(ValueError, match="an image file has 1 or 3 channels, .* has 2"):
+        exchange.export_folder(ConstructedSet.open(tmp_path / "two-channels"), tmp_path / "images")

@@ -1,0 +1,146 @@
+"""An attack leaves no trace, whatever the model, the mode it is called in, and however it ends."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from advfeat import L2, PGD
+from advfeat.attacks.no_trace import no_trace
+
+
+class Frozen(nn.BatchNorm1d):
+    """A BatchNorm that its owner keeps in eval mode, by overriding train()."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def network():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), Frozen(8), nn.Linear(8, 4)
+    )
+    net.train()
+    net[5].training = False
+    net[1].weight.requires_grad_(False)
+    net[6].weight.grad = torch.full_like(net[6].weight, 3.0)
+    return net
+
+
+def state(net):
+    return {
+        "training": [m.training for m in net.modules()],
+        "requires_grad": [p.requires_grad for p in net.parameters()],
+        "grad": [None if p.grad is None else p.grad.clone() for p in net.parameters()],
+        "buffers": {k: v.clone() for k, v in net.state_dict().items()},
+        "rng": torch.get_rng_state(),
+        "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+    }
+
+
+def assert_same(a, b):
+    assert a["training"] == b["training"] and a["requires_grad"] == b["requires_grad"] and a["modes"] == b["modes"]
+    assert torch.equal(a["rng"], b["rng"])
+    for x, y in zip(a["grad"], b["grad"], strict=True):
+        assert (x is None) == (y is None) and (x is None or torch.equal(x, y))
+    assert all(torch.equal(a["buffers"][k], b["buffers"][k]) for k in a["buffers"])
+
+
+class Holder:
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, x):
+        return self.net(x)
+
+    def method(self, x):
+        return self.net(x)
+
+
+_GLOBAL = None
+
+
+def _through_a_global(x):
+    return _GLOBAL(x)
+
+
+WRAPPERS = {
+    "module": lambda net: net,
+    "bound method": lambda net: net.forward,
+    "lambda": lambda net: lambda x: net(x),
+    "partial": lambda net: functools.partial(lambda m, x: m(x), net),
+    "object": Holder,
+    "method of an object": lambda net: Holder(net).method,
+    "global": lambda net: _through_a_global,
+}
+
+
+@pytest.mark.parametrize("mode", ["grad", "no_grad", "inference"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_everything_is_as_before(wrapper, mode, monkeypatch):
+    net = network()
+    monkeypatch.setitem(globals(), "_GLOBAL", net)
+    model = WRAPPERS[wrapper](net)
+    x, y = torch.rand(6, 3, 2, 2), torch.randint(4, (6,))
+    x_before, before = x.clone(), state(net)
+    context = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}[mode]
+    attack = PGD(L2(0.5), steps=4, random_start=True, restarts=2)
+    with context():
+        inside = state(net)
+        first = attack.run(model, x, y).x_adv
+        assert_same(state(net), inside)
+        again = attack(model, x, y)
+    assert_same(state(net), before)
+    assert torch.equal(x, x_before) and x.grad is None
+    assert torch.equal(first, again)  # dropout was off: the same both times
+    assert not first.requires_grad and not torch.equal(first, x)
+
+
+def test_after_an_exception():
+    net = network()
+    calls = []
+
+    def model(x):
+        calls.append(net.training)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory, say")
+        torch.rand(5)  # a model that draws random numbers
+        return net(x)
+
+    x, y = torch.rand(6, 3, 2, 2), torch.zeros(6, dtype=torch.int64)
+    before = state(net)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        PGD(L2(0.5), steps=9)(model, x, y)
+    assert calls == [False] * 3
+    assert_same(state(net), before)
+
+
+def test_inputs_that_require_grad_or_come_from_inference_mode():
+    net, y = network().eval(), torch.zeros(4, dtype=torch.int64)
+    x = torch.rand(4, 3, 2, 2, requires_grad=True)
+    x_adv = PGD(L2(0.5), steps=2)(net, x, y)
+    assert x.grad is None and x.is_leaf and not x_adv.requires_grad
+    with torch.inference_mode():
+        made, labels = torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64)
+        assert made.is_inference()
+        PGD(L2(0.5), steps=2)(net, made, labels)
+
+
+def test_a_compiled_model():
+    net = network()
+    compiled = torch.compile(net, backend="aot_eager")
+    x, y = torch.rand(6, 3, 2, 2), torch.randint(4, (6,))
+    before = state(net)
+    a = PGD(L2(0.5), steps=3)(compiled, x, y)
+    assert_same(state(net), before)
+    torch.testing.assert_close(a, PGD(L2(0.5), steps=3)(net, x, y), rtol=0, atol=1e-5)
+
+
+def test_no_trace_puts_each_flag_back():
+    net = network()
+    flags = [m.training for m in net.modules()]
+    with no_trace(net, torch.device("cpu")):
+        assert not any(m.training for m in net.modules())
+    assert [m.training for m in net.modules()] == flags and any(flags) and not all(flags)
