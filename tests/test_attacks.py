@@ -72,7 +72,7 @@ def test_linear_model_l2_optimum_in_the_box(seed, eps):
     x_adv = PGD(L2(eps), steps=500, step_size=eps / 50)(Linear(w), x, torch.tensor([0]))
     optimum, found = float((best - x) @ w), float((x_adv - x) @ w)
     assert found <= optimum + 1e-9
-    assert found >= 0.995 * optimum
+    assert found >= optimum - eps / 50 * float(w.norm())
 
 
 def test_margin_is_cross_entropys_direction():

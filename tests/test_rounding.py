@@ -108,12 +108,12 @@ def test_each_row_has_its_own_radius_and_each_channel_its_own_box():
 
 
 def test_near_a_box_that_is_not_representable_it_rounds_inwards():
-    x = torch.tensor([0.3, 0.6999, 0.7, 0.30001, 0.51]).view(1, 1, 1, 5)
+    x = torch.tensor([0.2991, 0.6999, 0.7, 0.2999, 0.51]).view(1, 1, 1, 5)
     for norm in (Linf, L2):
-        q = quantise(x, x, norm(math.inf, lo=0.3, hi=0.7)).flatten()
-        assert q.tolist() == [77, 178, 178, 77, 130]  # 76.5 and 178.5 are not
-        half = quantise(x, x, norm(math.inf, lo=0.3, hi=0.7), "float16").double()
-        assert float(half.min()) >= 0.3 - 1e-6 and float(half.max()) <= 0.7 + 1e-6
+        q = quantise(x, x, norm(math.inf, lo=0.299, hi=0.7)).flatten()
+        assert q.tolist() == [77, 178, 178, 77, 130]  # the box is 76.2 to 178.5
+        half = quantise(x, x, norm(math.inf, lo=0.299, hi=0.7), "float16").double()
+        assert float(half.min()) >= 0.299 - 1e-6 and float(half.max()) <= 0.7 + 1e-6
 
 
 def test_a_small_ball_around_a_centre_that_is_not_representable():

@@ -76,13 +76,20 @@ class Planted(ArraySource):
     pattern itself (measured: without ``fast_base`` D_det holds its target's pattern in 40 % of the images, with it in
     all).
 
-    What to expect of a convolutional network with global average pooling, at the default settings and few epochs:
-    standard training reaches 100 %, follows the fast pattern where the two disagree, and falls to 0 at eps 0.2, between
-    half of ``nonrobust_radius`` and the whole. Adversarial training with eps well beyond it (1.0) leaves the slow
-    pattern alone: ``p_robust`` accuracy, clean and at eps 1.0. D_det (eps 0.5) exchanges the fast pattern and leaves
-    the slow one; its model is right on the true test set. In D_R the fast pattern is that of the start image and tells
-    nothing about the label; its model has ``p_robust`` accuracy and keeps it up to ``nonrobust_radius``. In D_NR the
-    fast pattern follows the label and the slow one does not.
+    What to expect of the small convnet (width 8, 1000 images, batch 64, lr 0.05; five seeds):
+
+    * standard training, 6 epochs: accuracy 100 %, and 0 to 1 % at eps 0.2, between half of ``nonrobust_radius`` (0.35)
+      and the whole: it follows the fast pattern wherever the two disagree;
+    * adversarial training at eps 1.0, 12 epochs, weight decay 0.01: ``p_robust`` accuracy, clean and at eps 1.0: it
+      knows the slow pattern alone;
+    * D_det and D_rand at eps 0.36 (just beyond ``nonrobust_radius``): the fast pattern is the target's in at least 99 %
+      of the images, the slow one is untouched; a model trained 12 epochs on them is right for at least 98 % of the true
+      test set. More eps plants more than was there: at 0.5 and 6 epochs it can be as few as 61 %;
+    * D_R, 50 steps of 0.1 from another image: the slow pattern is that of the image that gives the label, the fast one
+      that of the start; a model trained 4 epochs on it has ``p_robust`` accuracy and keeps it to ``nonrobust_radius``
+      (88 to 90 % at eps 0.35). Longer training makes any model on such data less robust, for want of a reason not to
+      be, also where the fast patterns are just shuffled: the 10 % that the slow pattern gets wrong pull the weights up;
+    * D_NR, the same with the standard model: the fast pattern follows the label, the slow one does not.
 
     Errors: ValueError for n < 1 or an unknown split, and for settings whose images leave [0, 1].
     """
