@@ -51,7 +51,7 @@ def write_main_report(config: MainExperiment, outcome: Outcome, out: Path, *, co
         ),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "seconds": results["seconds"],
-        "machine": f"{results['device']}, {results['threads']} threads, torch {results['versions']['torch']}, "
+        "machine": f"{results['device']}, {_count(results['threads'], 'thread')}, torch {results['versions']['torch']}, "
         f"{platform.system()}",
         "dataset": {
             **results["dataset"],
@@ -78,6 +78,10 @@ def write_main_report(config: MainExperiment, outcome: Outcome, out: Path, *, co
         "settings": json.dumps({k: v for k, v in results.items() if k not in ("curves", "findings")}, indent=2),
     }
     return write_report(page, pictures, out)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
 def _title(dataset: str) -> str:
