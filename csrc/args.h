@@ -1,7 +1,8 @@
 // The contract between the checks (check.h) and the kernels (cpu/, cuda/): plain structs, no torch types.
 //
-// A batch [B, ...] is `rows` samples of `dim` values. Inside a row the values of every tensor of one call lie densely and
-// in the same order (contiguous or channels_last); rows may be further apart than `dim`, or 0 apart for an expanded tensor.
+// A batch [B, ...] is `rows` samples of `dim` values. Inside a row the values of every tensor of one call lie densely
+// and in the same order (contiguous or channels_last); rows may be further apart than `dim`, or 0 apart for an expanded
+// tensor.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ struct StepArgs {
   int device = -1;  // CUDA device index
   int64_t rows = 0, dim = 0;
   int64_t out_stride = 0, x_stride = 0, grad_stride = 0, x0_stride = 0;  // values from one row to the next
-  Dtype dtype = Dtype::float32;       // of out, x and x0
+  Dtype dtype = Dtype::float32;                                          // of out, x and x0
   Dtype grad_dtype = Dtype::float32;  // of grad: dtype, or a half type when dtype is float32
   PerRow step_size, eps;
   Bound lo, hi;

@@ -195,8 +195,7 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
     const bool half = a.grad_dtype == Dtype::float16 || a.grad_dtype == Dtype::bfloat16;
     check(a.grad_dtype == a.dtype || (a.dtype == Dtype::float32 && half),
           "grad should have the dtype of x, or be float16 or bfloat16 when x is float32; x is ",
-          torch::headeronly::toString(x.scalar_type()), " and grad ",
-          torch::headeronly::toString(grad->scalar_type()));
+          torch::headeronly::toString(x.scalar_type()), " and grad ", torch::headeronly::toString(grad->scalar_type()));
   }
 
   // The layout in which all go: x's own where that is dense, so that most calls copy nothing.

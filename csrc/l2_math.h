@@ -1,7 +1,7 @@
 // The scalar part of the L2 step, for one row and both devices: from the three sums of a row to what each value needs.
 //
-// With d = x - x0 and u = a g/||g||:  ||d + u||^2 = ||d||^2 + 2 a <d, g>/||g|| + a^2, so one reduction over the row gives the norm
-// of the gradient and the norm of the moved point at once (no second pass, no additive epsilon).
+// With d = x - x0 and u = a g/||g||:  ||d + u||^2 = ||d||^2 + 2 a <d, g>/||g|| + a^2, so one reduction over the row
+// gives the norm of the gradient and the norm of the moved point at once (no second pass, no additive epsilon).
 #pragma once
 
 #include <cmath>
@@ -19,15 +19,15 @@ struct L2Sums {
   double gg = 0, dg = 0, dd = 0;
 };
 
-// Powers of two that bring a row into the range where squares neither overflow nor vanish. Float64 accumulation covers all
-// of float32 (1e-45 squared is 1e-90), so these differ from 1 only for extreme float64 rows.
+// Powers of two that bring a row into the range where squares neither overflow nor vanish. Float64 accumulation covers
+// all of float32 (1e-45 squared is 1e-90), so these differ from 1 only for extreme float64 rows.
 struct L2Scales {
   double grad = 1, d = 1;
 };
 
-// What the second half does to each value. Inside the ball:  x + (g * prescale) * factor, and x itself without a gradient;
-// outside:  x0 + (d * d_prescale) * shrink + (g * prescale) * factor.  The prescales are powers of two, so exact; they keep
-// every factor and product a normal number, whatever the size of the gradient and the ball.
+// What the second half does to each value. Inside the ball:  x + (g * prescale) * factor, and x itself without a
+// gradient; outside:  x0 + (d * d_prescale) * shrink + (g * prescale) * factor.  The prescales are powers of two, so
+// exact; they keep every factor and product a normal number, whatever the size of the gradient and the ball.
 struct L2Move {
   bool has_grad = false;  // false: the gradient is absent, zero or not finite, and is not looked at again
   bool inside = true;
@@ -50,7 +50,8 @@ ADVFEAT_HOST_DEVICE inline double inverse_power_of_two(int e, int limit) {
   return ldexp(1.0, -e);
 }
 
-// The squared cosine form loses digits when d and the step nearly cancel; below this the caller measures the norm directly.
+// The squared cosine form loses digits when d and the step nearly cancel; below this the caller measures the norm
+// directly.
 constexpr double kCancellation = 1e-3;
 
 // The gradient's part of the move. float_exponent: 126 for float32 arithmetic, 1022 for float64.

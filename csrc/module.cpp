@@ -1,5 +1,5 @@
-// The Python module advfeat._C. Importing it registers the operators; pybind11 holds build_config() alone, which says how
-// the library was built. The facts come as string macros from build_support/torch_build.py.
+// The Python module advfeat._C. Importing it registers the operators; pybind11 holds build_config() alone, which says
+// how the library was built. The facts come as string macros from build_support/torch_build.py.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

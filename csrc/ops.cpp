@@ -1,7 +1,7 @@
 // The schemas of the operators. Kernels register themselves in cpu/ and cuda/; the folder is the dispatch key.
-// A number that may differ by sample (or by channel) comes twice: as a float and as an optional tensor that replaces it.
-// Only in-place steps count bad gradients: torch.compile's inductor cannot take an operator that both returns a new tensor
-// and changes an optional one.
+// A number that may differ by sample (or by channel) comes twice: as a float and as an optional tensor that replaces
+// it. Only in-place steps count bad gradients: torch.compile's inductor cannot take an operator that both returns a new
+// tensor and changes an optional one.
 
 #include <torch/csrc/stable/library.h>
 

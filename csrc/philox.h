@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): random numbers as a pure function
-// of (seed, sample id, position), so that a result does not depend on the batch size, the sharding or the device.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): random numbers as a pure
+// function of (seed, sample id, position), so that a result does not depend on the batch size, the sharding or the
+// device.
 #pragma once
 
 #include <cstdint>

@@ -279,7 +279,7 @@ def findings(results: dict) -> list[dict]:
             "holds": above(robust["robust"][j], standard["robust"][j]),
         },
         {
-            "claim": "The source model's features do it: the same construction with a standard model, D_NR, gives less.",
+            "claim": "The source model does it: the same construction with a standard one (D_NR) gives less.",
             "seen": f"At radius {eps[k]}: {pct(robust['robust'][k])} against {pct(nonrobust['robust'][k])}.",
             "holds": above(robust["robust"][k], nonrobust["robust"][k]),
         },

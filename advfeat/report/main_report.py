@@ -51,8 +51,10 @@ def write_main_report(config: MainExperiment, outcome: Outcome, out: Path, *, co
         ),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "seconds": results["seconds"],
-        "machine": f"{results['device']}, {_count(results['threads'], 'thread')}, torch {results['versions']['torch']}, "
-        f"{platform.system()}",
+        "machine": (
+            f"{results['device']}, {_count(results['threads'], 'thread')}, "
+            f"torch {results['versions']['torch']}, {platform.system()}"
+        ),
         "dataset": {
             **results["dataset"],
             "title": _title(config.dataset),

@@ -1,4 +1,5 @@
-// A random point of the ball around each sample, clipped to the box; once an attack, so written for clarity, in float64.
+// A random point of the ball around each sample, clipped to the box; once an attack, so written for clarity, in
+// float64.
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>

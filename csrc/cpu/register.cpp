@@ -1,4 +1,5 @@
 #include "../register.h"
+
 #include "kernels.h"
 
 STABLE_TORCH_LIBRARY_IMPL(advfeat, CPU, m) {

@@ -1,6 +1,7 @@
-// The inner loops of rows.h, compiled once for each SIMD level: each rows_<level>.cpp includes this with ADVFEAT_LEVEL set,
-// inside a region that switches the instruction set. Everything here is static or in the level's own namespace, and nothing
-// of the standard library is first instantiated here: else the linker could keep a copy that an older processor cannot run.
+// The inner loops of rows.h, compiled once for each SIMD level: each rows_<level>.cpp includes this with ADVFEAT_LEVEL
+// set, inside a region that switches the instruction set. Everything here is static or in the level's own namespace,
+// and nothing of the standard library is first instantiated here: else the linker could keep a copy that an older
+// processor cannot run.
 //
 // Sums run over eight float64 lanes whatever the level, and products are not contracted into fused multiply-adds
 // (-ffp-contract=off), so every level gives the same bits.

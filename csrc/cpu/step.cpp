@@ -1,6 +1,7 @@
 // linf_step, l2_step and the projections: the split of the work over threads, and what is decided once a row.
 //
-// Work is cut into blocks of fixed size inside a row, whatever the number of threads and rows: a result depends on neither.
+// Work is cut into blocks of fixed size inside a row, whatever the number of threads and rows: a result depends on
+// neither.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -152,9 +153,8 @@ void l2_step(const StepArgs& a) {
     parallel_for(0, a.rows, std::max<int64_t>(1, kGrain / a.dim), [&](int64_t first, int64_t last) {
       for (int64_t row = first; row < last; ++row) {
         const L2Move move = L2Row(a, k, row).move(L2Row::sums_of_row(a, k, row, {}));
-        for_each_block(a, row, [&](int64_t r, int64_t begin, int64_t end) {
-          k.l2_apply(a, box.box(), r, begin, end, move);
-        });
+        for_each_block(a, row,
+                       [&](int64_t r, int64_t begin, int64_t end) { k.l2_apply(a, box.box(), r, begin, end, move); });
       }
     });
     return;
