@@ -1,4 +1,4 @@
-"""The command line: ``advfeat train | build | evaluate | attack | demo | info``.
+"""The command line: ``advfeat train | build | evaluate | attack | demo | theory | info``.
 
 Settings come from dataclasses, so ``advfeat COMMAND --help`` shows every one of them with its default. Nothing heavy is
 imported before a command runs.
@@ -6,6 +6,7 @@ imported before a command runs.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
@@ -210,12 +211,37 @@ class Info:
         commands.info(self)
 
 
+@dataclass(frozen=True)
+class Theory:
+    """Theorems 1-3 on a Gaussian task: closed forms, numerical values, sampling, verdicts; and Figures 4 and 14."""
+
+    dim: int | None = None
+    """Dimension; by default the number of variances given."""
+    eps: float = 0.8
+    """Radius of the adversary."""
+    covariance: str = "3,0.7,0.2"
+    """Variances "3,0.7,0.2", "isotropic:2", "geometric:1e4", or a .npy, .csv or .txt file."""
+    seed: int = 0
+    out: Path = Path("theory-report")
+    """The folder of the figures."""
+    samples: int = 100_000
+    """Of each Monte Carlo estimate."""
+
+    def run(self) -> None:
+        from advfeat.theory import command
+
+        report = command.run(command.TheoryConfig(**dataclasses.asdict(self)))
+        if not report.ok:
+            raise SystemExit(2)
+
+
 Command = (
     Annotated[Train, subcommand("train")]
     | Annotated[Build, subcommand("build")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Attack, subcommand("attack")]
     | Annotated[Demo, subcommand("demo")]
+    | Annotated[Theory, subcommand("theory")]
     | Annotated[Info, subcommand("info")]
 )
 

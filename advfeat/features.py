@@ -23,8 +23,8 @@ from torch import Tensor
 from advfeat.attacks import PGD
 from advfeat.objectives import Objective
 
-ROBUST, NON_ROBUST, USELESS = "robust", "non-robust", "useless"
-KINDS = (ROBUST, NON_ROBUST, USELESS)
+ROBUST, UNDECIDED, NON_ROBUST, USELESS = "robust", "undecided", "non-robust", "useless"
+KINDS = (ROBUST, UNDECIDED, NON_ROBUST, USELESS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,18 +165,27 @@ class Usefulness:
         return self.useful & (self.gamma > self.significance * self.gamma_error)
 
     @property
+    def non_robust(self) -> np.ndarray:
+        """[k, classes]: useful, and gamma is below 0 beyond sampling error."""
+        return self.useful & (self.gamma < -self.significance * self.gamma_error)
+
+    @property
     def kinds(self) -> list[str]:
-        """For each feature: "robust" if it is for one class at least (as Goh counts), "non-robust" or "useless"."""
+        """For each feature "robust" if it is for one class at least (as Goh counts), "useless" if it is for all, else
+        "non-robust"; "undecided" where no class is robust and some gamma lies within its error of 0."""
+        robust, useful, open_ = self.robust.any(1), self.useful, self.useful & ~self.robust & ~self.non_robust
         return [
-            ROBUST if robust else NON_ROBUST if useful else USELESS
-            for robust, useful in zip(self.robust.any(1), self.useful.any(1), strict=True)
+            ROBUST if robust[j] else USELESS if not useful[j].any() else UNDECIDED if open_[j].any() else NON_ROBUST
+            for j in range(len(robust))
         ]
 
     @property
     def best(self) -> np.ndarray:
-        """For each feature the column that `kinds` speaks of: the largest gamma if robust, else the largest rho."""
-        gamma = np.where(self.robust, self.gamma, -np.inf)
-        return np.where(self.robust.any(1), gamma.argmax(1), self.rho.argmax(1))
+        """For each feature the column that `kinds` speaks of: the largest gamma among the columns it is robust for, or
+        else useful for; the largest rho if there is none."""
+        shown = np.where(self.robust.any(1, keepdims=True), self.robust, self.useful)
+        gamma = np.where(shown, self.gamma, -np.inf)
+        return np.where(shown.any(1), gamma.argmax(1), self.rho.argmax(1))
 
     def rows(self) -> list[dict]:
         """One dict a feature, of JSON values: index, kind, class, sign, rho, gamma, errors; most useful first."""
@@ -200,7 +209,8 @@ class Usefulness:
         """A rich table of the `limit` most useful features."""
         from rich.table import Table
 
-        counts = ", ".join(f"{self.kinds.count(kind)} {kind}" for kind in KINDS)
+        kinds = self.kinds
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds)
         result = Table(title=f"{len(self.kinds)} features on {self.n} samples: {counts}", title_justify="left")
         for heading in ("feature", "class", "rho", "gamma", "kind"):
             result.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
@@ -231,7 +241,13 @@ class Usefulness:
 def draw_scatter(axis, found: Usefulness, title: str = "") -> None:
     """gamma against rho on a matplotlib Axes."""
     rows = found.rows()
-    for kind, colour, marker in ((ROBUST, "#2f8f5b", "o"), (NON_ROBUST, "#b8333a", "^"), (USELESS, "#8a8a8a", "x")):
+    styles = {
+        ROBUST: ("#2f8f5b", "o"),
+        UNDECIDED: ("#d9a027", "s"),
+        NON_ROBUST: ("#b8333a", "^"),
+        USELESS: ("#8a8a8a", "x"),
+    }
+    for kind, (colour, marker) in styles.items():
         points = [(row["rho"], row["gamma"]) for row in rows if row["kind"] == kind]
         label = f"{kind} ({len(points)})"
         axis.plot(*(zip(*points, strict=True) if points else ([], [])), marker, ms=5, color=colour, label=label)

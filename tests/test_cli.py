@@ -95,6 +95,12 @@ def test_attack_saves_examples_in_the_ball(folder, capsys):
     assert (folder / "attack" / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_theory_writes_figures(folder, capsys):
+    run(folder, "theory --samples 2000 --out {folder}/theory", capsys)
+    assert list((folder / "theory").glob("*.png"))
+    assert "positive definite" in fails(folder, "theory --covariance 1,-1 --out {folder}/y", capsys)
+
+
 def test_info_says_what_was_built(folder, capsys):
     out = run(folder, "info", capsys)
     assert "simd_level" in out and torch.__version__ in out
@@ -134,7 +140,7 @@ def test_help_needs_no_torch():
     script = "import sys; import advfeat.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "build", "evaluate", "attack", "demo", "info"):
+    for command in ("train", "build", "evaluate", "attack", "demo", "theory", "info"):
         assert command in done.stdout
 
 

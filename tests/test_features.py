@@ -17,6 +17,7 @@ import advfeat
 from advfeat.features import (
     NON_ROBUST,
     ROBUST,
+    UNDECIDED,
     USELESS,
     Ranges,
     attacked_ranges,
@@ -153,11 +154,12 @@ def test_kinds_and_the_constant_feature():
 
 
 def test_a_feature_that_is_robust_for_one_class_only_counts_as_robust():
-    rho = np.array([[0.1, 0.5], [0.0, 0.4]])
-    gamma = np.array([[0.05, -0.3], [-0.2, -0.1]])
-    error = np.full((2, 2), 0.01)
-    found = advfeat.features.Usefulness(rho, error, gamma, error, np.ones((2, 2)), (3, 7), 100)
-    assert found.kinds == [ROBUST, NON_ROBUST]
+    rho = np.array([[0.1, 0.5], [0.0, 0.4], [0.1, 0.3], [0.02, 0.3]])
+    gamma = np.array([[0.05, -0.3], [-0.2, -0.1], [-0.02, -0.1], [-0.01, -0.1]])
+    error = np.full((4, 2), 0.01)
+    found = advfeat.features.Usefulness(rho, error, gamma, error, np.ones((4, 2)), (3, 7), 100)
+    # -0.02 is within three errors of 0, but not if the feature is useless for that class.
+    assert found.kinds == [ROBUST, NON_ROBUST, UNDECIDED, NON_ROBUST]
     rows = {row["feature"]: row for row in found.rows()}
     assert rows[0]["class"] == 3 and rows[0]["rho"] == 0.1 and rows[1]["class"] == 7
 

@@ -1,7 +1,7 @@
 """Draws every figure of docs/theory.md into this folder: python docs/figures/draw.py [--data DIR]
 
 Without --data (a folder with CIFAR-10 in torchvision's layout) the figure of features on real images is left as it is.
-It trains two small networks: about twenty minutes on one core.
+It trains two small networks: about half an hour on one core.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def theory() -> None:
 def real_features(root: Path) -> None:
     """The 64 features of a small network's representation on CIFAR-10, standard and adversarially trained."""
     data = sources.load("cifar10", "train", root, limit=20_000)
-    test = sources.load("cifar10", "test", root, limit=300)
+    test = sources.load("cifar10", "test", root, limit=1000)
     figure = Figure(figsize=(11, 4.4), dpi=figures.DPI, layout="constrained")
     for axis, (name, attack) in zip(
         figure.subplots(1, 2, sharex=True, sharey=True),
