@@ -19,7 +19,9 @@ settings.register_profile("thorough", max_examples=1000, **_relaxed)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(PROFILE)
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# The tests' tensors are small: two threads would wait for each other, on a busy machine ten times longer than they
+# work.
+torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
