@@ -79,6 +79,12 @@ class Placed:
     outside: Tensor  # bool: the places of the buffer that are not the view's
     before: Tensor
 
+    def __repr__(self) -> str:  # what a failing example prints
+        return f"<{str(self.view.dtype).removeprefix('torch.')} {tuple(self.view.shape)} strides {self.view.stride()}>"
+
+    def _repr_pretty_(self, printer: object, cycle: bool) -> None:  # hypothesis prints the fields of dataclasses else
+        printer.text(repr(self))
+
     def check(self, view_too: bool = False) -> None:
         """Nothing outside the view was written, nor (view_too) inside."""
         where = torch.ones_like(self.outside) if view_too else self.outside
