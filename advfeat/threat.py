@@ -70,11 +70,14 @@ class Threat:
     def to_dict(self) -> dict:
         """The settings as JSON values."""
 
-        def plain(v: Number) -> float | list[float]:
-            return v.tolist() if isinstance(v, Tensor) else v
+        def plain(v: Number) -> float | str | list:
+            if isinstance(v, Tensor):
+                return plain(v.tolist())
+            if isinstance(v, list):
+                return [plain(item) for item in v]
+            return v if math.isfinite(v) else str(float(v))  # JSON has no Infinity
 
-        eps = plain(self.eps)
-        return {"norm": self.norm, "eps": "inf" if eps == math.inf else eps, "lo": plain(self.lo), "hi": plain(self.hi)}
+        return {"norm": self.norm, "eps": plain(self.eps), "lo": plain(self.lo), "hi": plain(self.hi)}
 
 
 def _difference(x: Tensor, x0: Tensor) -> Tensor:

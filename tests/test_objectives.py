@@ -1,0 +1,173 @@
+"""Objectives against formulas in numpy, their gradients, and what they refuse."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import BF16, F16, F32, F64
+
+from advfeat import CW, DLR, CrossEntropy, Margin, Objective, Representation
+from advfeat.objectives import Function, as_objective
+
+
+def identity(x):
+    return x
+
+
+def logits_and_labels(seed, classes=6, scale=1.0, n=5):
+    g = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(n, classes, generator=g, dtype=F64), torch.randint(classes, (n,), generator=g)
+
+
+def by_hand(name, z, y):
+    others = [v for j, v in enumerate(z) if j != y]
+    if name == "Margin":
+        return scipy.special.logsumexp(others) - z[y]
+    if name == "CrossEntropy":
+        return scipy.special.logsumexp(z) - z[y]
+    if name == "CW":
+        return max(others) - z[y]
+    top = np.sort(z)[::-1]
+    return (max(others) - z[y]) / (top[0] - top[2])
+
+
+LOSSES = [Margin(), CrossEntropy(), CW(), DLR()]
+
+
+@pytest.mark.parametrize("objective", LOSSES, ids=lambda o: o.name)
+@given(seed=st.integers(0, 2**31), scale=st.sampled_from([1e-3, 1.0, 1e4]), classes=st.integers(3, 12))
+def test_values_are_their_formula(objective, seed, scale, classes):
+    z, y = logits_and_labels(seed, classes, scale)
+    got = objective.value(identity, z, y)
+    want = [by_hand(objective.name, row.numpy(), int(label)) for row, label in zip(z, y, strict=True)]
+    assert got.dtype == F64
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-12, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("objective", LOSSES, ids=lambda o: o.name)
+@pytest.mark.parametrize("dtype", [F16, BF16, F32])
+def test_half_logits_are_compared_in_float32(objective, dtype):
+    z, y = logits_and_labels(1, scale=3.0)
+    z = z.to(dtype)
+    got = objective.value(identity, z, y)
+    assert got.dtype == F32
+    torch.testing.assert_close(got, objective.value(identity, z.float(), y), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("objective", LOSSES, ids=lambda o: o.name)
+def test_gradients(objective):
+    z, y = logits_and_labels(3)
+    assert torch.autograd.gradcheck(lambda v: objective.value(identity, v, y), z.requires_grad_())
+
+
+@given(seed=st.integers(0, 2**31))
+def test_cross_entropys_gradient_is_sigmoid_times_the_margins(seed):
+    """CE = log(1 + exp(margin)): the same direction, a factor for each sample."""
+    z, y = logits_and_labels(seed, scale=2.0)
+    z.requires_grad_()
+    margin = Margin().value(identity, z, y)
+    (a,) = torch.autograd.grad(margin.sum(), z, retain_graph=True)
+    (b,) = torch.autograd.grad(CrossEntropy().value(identity, z, y).sum(), z)
+    torch.testing.assert_close(b, torch.sigmoid(margin)[:, None] * a, rtol=1e-10, atol=1e-14)
+
+
+def test_the_margin_has_a_gradient_where_cross_entropy_has_none():
+    z = torch.tensor([[300.0, 0.0, 1.0]], requires_grad=True)
+    y = torch.tensor([0])
+    (ce,) = torch.autograd.grad(CrossEntropy().value(identity, z, y).sum(), z)
+    (margin,) = torch.autograd.grad(Margin().value(identity, z, y).sum(), z)
+    assert (ce == 0).all() and margin[0, 0] == -1 and margin[0, 2] > margin[0, 1] > 0
+
+
+def test_two_classes_and_infinite_others():
+    z = torch.tensor([[1.0, -2.0], [0.5, 3.0]], requires_grad=True)
+    y = torch.tensor([0, 0])
+    for objective in (Margin(), CW()):
+        value = objective.value(identity, z, y)
+        assert torch.equal(value, torch.tensor([-3.0, 2.5]))
+        (g,) = torch.autograd.grad(value.sum(), z)
+        assert torch.equal(g, torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
+    masked = torch.tensor([[1.0, 2.0, -math.inf]], requires_grad=True)  # a class that the model rules out
+    value = Margin().value(identity, masked, torch.tensor([0]))
+    (g,) = torch.autograd.grad(value.sum(), masked)
+    assert value.item() == 1.0 and torch.equal(g, torch.tensor([[-1.0, 1.0, 0.0]]))
+
+
+@given(seed=st.integers(0, 2**31), scale=st.floats(1e-3, 1e3), shift=st.floats(-50, 50))
+def test_dlr_does_not_see_scale_and_shift(seed, scale, shift):
+    z, y = logits_and_labels(seed)
+    torch.testing.assert_close(
+        DLR().value(identity, scale * z + shift, y), DLR().value(identity, z, y), rtol=1e-8, atol=1e-8
+    )
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 4, dtype=F64)
+
+    def representation(self, x):
+        return self.layer(x.flatten(1)).tanh()
+
+
+def test_representation_is_a_distance():
+    net, g = Net(), torch.Generator().manual_seed(0)
+    x, target = torch.rand(3, 2, 3, generator=g, dtype=F64), torch.rand(3, 4, generator=g, dtype=F64)
+    want = np.linalg.norm(net.representation(x).detach().numpy() - target.numpy(), axis=1)
+    plain = Representation().value(net, x, target)
+    np.testing.assert_allclose(plain.detach().numpy(), want, rtol=1e-13)
+    relative = Representation(relative=True).value(net, x, target)
+    np.testing.assert_allclose(relative.detach().numpy(), want / np.linalg.norm(target.numpy(), axis=1), rtol=1e-13)
+    own = Representation(features=lambda v: v * 2).value(net, x, target=torch.zeros(3, 6, dtype=F64))
+    np.testing.assert_allclose(own.numpy(), 2 * np.linalg.norm(x.flatten(1).numpy(), axis=1), rtol=1e-13)
+    assert torch.autograd.gradcheck(lambda v: Representation().value(net, v, target), x.requires_grad_())
+
+
+def test_representation_at_its_target_has_gradient_zero():
+    x = torch.rand(2, 6, requires_grad=True)
+    target = x.detach().clone()
+    target[1] += 1
+    value = Representation(features=identity).value(None, x, target)
+    (g,) = torch.autograd.grad(value.sum(), x)
+    assert value[0] == 0 and (g[0] == 0).all() and (g[1] != 0).all() and g.isfinite().all()
+
+
+@pytest.mark.parametrize("objective", LOSSES, ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "target", [torch.zeros(5), torch.zeros(5, 1, dtype=torch.int64), torch.zeros(5, dtype=torch.int32)]
+)
+def test_targets_that_are_no_labels_are_refused(objective, target):
+    with pytest.raises(ValueError, match=r"target should be labels, int64 \[B\], got"):
+        objective.value(identity, torch.rand(5, 4), target)
+
+
+def test_too_few_classes_and_wrong_features_are_named():
+    y = torch.zeros(5, dtype=torch.int64)
+    for objective in (Margin(), CW()):
+        with pytest.raises(ValueError, match="at least 2 logits a sample, got 1"):
+            objective.value(identity, torch.rand(5, 1), y)
+    with pytest.raises(ValueError, match="DLR needs at least 3 classes, the model has 2"):
+        DLR().value(identity, torch.rand(5, 2), y)
+    with pytest.raises(ValueError, match=r"target should be features of shape \(5, 4\), got \(5, 3\)"):
+        Representation(features=identity).value(None, torch.rand(5, 4), torch.rand(5, 3))
+
+
+def test_any_function_is_an_objective():
+    def mine(model, x, target):
+        return model(x).sum(1) + target
+
+    objective = as_objective(mine)
+    assert isinstance(objective, Function) and objective.name == "mine"
+    got = objective.value(identity, torch.ones(2, 3), torch.tensor([1.0, 2.0]))
+    assert torch.equal(got, torch.tensor([4.0, 5.0]))
+    margin = Margin()
+    assert as_objective(margin) is margin and margin.name == "Margin"
+    for wrong in (3, "margin", Margin, None):
+        with pytest.raises(TypeError, match="objective should be"):
+            as_objective(wrong)
+    with pytest.raises(NotImplementedError):
+        Objective().value(identity, torch.rand(1, 2), torch.tensor([0]))
