@@ -78,6 +78,7 @@ class Placed:
     buffer: Tensor
     outside: Tensor  # bool: the places of the buffer that are not the view's
     before: Tensor
+    layout: str
 
     def __repr__(self) -> str:  # what a failing example prints
         return f"<{str(self.view.dtype).removeprefix('torch.')} {tuple(self.view.shape)} strides {self.view.stride()}>"
@@ -105,7 +106,7 @@ def place(values: Tensor, layout: str = "contiguous", offset: int = 3) -> Placed
     view = buffer.as_strided(shape, strides, offset)
     view.copy_(values)
     outside.as_strided(shape, strides, offset).fill_(False)
-    return Placed(view, buffer, outside, buffer.clone())
+    return Placed(view, buffer, outside, buffer.clone(), layout)
 
 
 @dataclass

@@ -76,7 +76,13 @@ def test_in_place_is_out_of_place_to_the_bit(op, case):
 @pytest.mark.parametrize("op", ALL)
 @given(case=cases())
 def test_layout_changes_nothing(op, case):
-    assert same_bits(case.call(op), case.clone().call(op))
+    """The same bits however the tensors lie; but norms of channels_last rows are summed in another order."""
+    result, plain = case.call(op), case.clone().call(op)
+    if "linf" in op or not case.x.layout.startswith("channels_last"):
+        assert same_bits(result, plain)
+    else:  # float64 sums of D terms, then a last bit of the result
+        slack = 1000 * 2.0**-53 + 2 * unit_roundoff(case.dtype)
+        assert ((result.double() - plain.double()).abs() <= slack * (plain.double().abs() + 1)).all()
 
 
 @pytest.mark.parametrize("op", ALL)
@@ -90,39 +96,59 @@ def test_samples_do_not_know_each_other(op, case, order, cut):
     assert same_bits(getattr(ops, op)(*case.rows(order)(op)), whole[order])
 
 
+def by_row(norm):
+    return norm.reshape(len(norm), -1).norm(dim=1)
+
+
 @pytest.mark.parametrize("op", ALL)
 @given(case=cases(x0_in_box=True))
 def test_result_is_feasible(op, case):
-    result, x0 = case.call(op).double(), case.x0.view.double()
-    lo, hi = as_channels(case.lo, result), as_channels(case.hi, result)
-    a = arithmetic(case.dtype)
-    rounding = 2 * unit_roundoff(case.dtype)
-    # The bounds as numbers of the arithmetic type; a half type may round past them by half an ulp of its own.
-    slack = 0 if case.dtype == a else rounding
-    assert (result >= lo.to(a).double() - slack * lo.abs().nan_to_num(posinf=0)).all()
-    assert (result <= hi.to(a).double() + slack * hi.abs().nan_to_num(posinf=0)).all()
+    """L-inf and box: exactly, between the bounds as numbers of the arithmetic type, rounded to the dtype as the result
+    is (rounding is monotone). L2: the norm exceeds eps by no more than the rounding of the values can make it."""
+    result, x0, a = case.call(op).double(), case.x0.view.double(), arithmetic(case.dtype)
+
+    def stored(bound):
+        return bound.to(a).to(case.dtype).double()
+
+    assert (result >= stored(as_channels(case.lo, result))).all()
+    assert (result <= stored(as_channels(case.hi, result))).all()
     eps = as_rows(case.eps, result)
     if "linf" in op:
-        low, high = (x0.to(a) - eps.to(a)).double(), (x0.to(a) + eps.to(a)).double()
-        assert (result >= low - slack * low.abs().nan_to_num(posinf=0)).all()
-        assert (result <= high + slack * high.abs().nan_to_num(posinf=0)).all()
-    else:
-        norm = (result - x0).flatten(1).norm(dim=1) if result.dim() > 1 else (result - x0).abs()
-        values = (result.abs() + x0.abs()).flatten(1).norm(dim=1) if result.dim() > 1 else result.abs() + x0.abs()
-        room = 4 * unit_roundoff(a) * (eps.flatten() + values) + rounding * values * (case.dtype != a)
-        assert (norm <= eps.flatten() + room).all()
+        assert (result >= stored(x0.to(a) - eps.to(a))).all()
+        assert (result <= stored(x0.to(a) + eps.to(a))).all()
+    elif case.shape.numel():
+        u = unit_roundoff(case.dtype)
+        subnormal = torch.finfo(case.dtype).smallest_normal * u * math.sqrt(result[0].numel())
+        # shrink, its two products and the sum with x0 in the arithmetic type; then one rounding of each value
+        room = 4 * unit_roundoff(a) * (eps.flatten() + moved_from(case, op)) + (u + unit_roundoff(a)) * by_row(result)
+        assert (by_row(result - x0) <= eps.flatten() + room + subnormal).all()
+
+
+def moved_from(case, op):
+    """||d|| + step, times the factor by which the ball shrinks them: what the roundings of both amount to."""
+    x, x0 = case.x.view.double(), case.x0.view.double()
+    size = 0.0 if op in PROJECTIONS else as_rows(case.step_size, x).abs().flatten()
+    reach, eps = by_row(x - x0) + size, as_rows(case.eps, x).flatten()
+    free = Case(case.x, case.grad, case.x0, case.step_size, math.inf, -math.inf, math.inf)
+    moved = by_row(free.reference(op) - x0)
+    return reach * torch.where(moved > eps, eps / moved.clamp(min=1e-300), 1.0)
 
 
 @pytest.mark.parametrize("op", PROJECTIONS)
 @given(case=cases(x0_in_box=True))
 def test_projection_is_idempotent(op, case):
+    """L-inf: to the bit. L2: rounding may leave the result outside; the second time each value gives up its share."""
     once = case.call(op)
     twice = getattr(ops, op)(once, case.x0.view, case.eps, case.lo, case.hi)
-    if op == "project_linf" and case.dtype in (F32, F64):
+    if op == "project_linf":
         assert same_bits(once, twice)
-    else:
-        scale = once.double().abs() + 2 * case.x0.view.double().abs()
-        assert ((once.double() - twice.double()).abs() <= 8 * unit_roundoff(case.dtype) * scale + 1e-30).all()
+    elif case.shape.numel():
+        u, x0, eps = unit_roundoff(case.dtype), case.x0.view.double(), as_rows(case.eps, once)
+        once, twice = once.double(), twice.double()
+        room = u * by_row(once) + 8 * unit_roundoff(arithmetic(case.dtype)) * (eps.flatten().nan_to_num(posinf=0) + 1)
+        share = (once - x0).abs() / eps.clamp(min=1e-30) * room.reshape(eps.shape)
+        rounding = 3 * u * (once.abs() + x0.abs()) + torch.finfo(case.dtype).smallest_normal * u
+        assert ((once - twice).abs() <= share + rounding).all()
 
 
 @pytest.mark.parametrize("op", ALL)
@@ -150,6 +176,7 @@ def test_eps_zero_is_the_identity(op, case):
 def test_powers_of_two_scale_exactly(op, case, exponent, grad_exponent):
     """Everything times 2^k gives the result times 2^k to the bit; the gradient's own scale does not matter at all."""
     scale, grad_scale = 2.0**exponent, 2.0**grad_exponent
+    case = case.clone()  # sums in the same order
     plain = case.call(op)
     scaled = Case(
         place(case.x.view * scale),
@@ -198,17 +225,6 @@ def test_float64_squares_that_leave_the_range(dtype):
         projected = ops.project_l2(x, x0, 0.5 * 10.0**exponent, -math.inf, math.inf)
         expected = torch.stack([0.5 * x[0], x[1]])
         torch.testing.assert_close(projected, expected, rtol=1e-5 if dtype == F32 else 1e-12, atol=0)
-
-
-def test_cancelling_steps_keep_their_digits():
-    """A step that leads back almost to x0: the norm of what is left is a small difference of large numbers."""
-    direction = torch.randn(1, 5000, generator=torch.Generator().manual_seed(1))
-    direction /= direction.norm()
-    x0 = torch.zeros(1, 5000)
-    x = x0 + direction
-    for left in (1e-2, 1e-4, 1e-6):
-        moved = ops.l2_step(x, -direction, x0, 1 - left, 0.5 * left, -math.inf, math.inf)
-        assert abs(float(moved.double().norm()) / (0.5 * left) - 1) < 0.1 if left < 1e-5 else 1e-3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -71,3 +71,47 @@ def test_robustness_steps(case, name, step, project):
     torch.testing.assert_close(getattr(ops, project)(x, x0, 0.5), theirs.project(x), rtol=0, atol=1e-6)
     ours = getattr(ops, step)(x, grad, x0, 0.1, 0.5)
     torch.testing.assert_close(ours, theirs.project(theirs.step(x, grad)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("threat", "size"), [(L2(0.5), 0.1), (Linf(8 / 255), 2 / 255)])
+def test_targeted(case, threat, size):
+    torchattacks, foolbox = peer("torchattacks"), peer("foolbox")
+    net, x, y = case
+    target = (y + 3) % 10
+    ours = PGD(threat, steps=5, step_size=size, targeted=True)(net, x, target)
+    atol = 2e-6 if threat.norm == "l2" else 1e-6
+    attack = (torchattacks.PGDL2 if threat.norm == "l2" else torchattacks.PGD)(
+        net, eps=threat.eps, alpha=size, steps=5, random_start=False
+    )
+    attack.set_mode_targeted_by_label(quiet=True)
+    torch.testing.assert_close(ours, attack(x, target), rtol=0, atol=atol)
+    attacks = importlib.import_module("foolbox.attacks")
+    kind = attacks.L2PGD if threat.norm == "l2" else attacks.LinfPGD
+    theirs = kind(abs_stepsize=size, steps=5, random_start=False)
+    model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    raw, _, _ = theirs(model, x, foolbox.criteria.TargetedMisclassification(target), epsilons=threat.eps)
+    torch.testing.assert_close(ours, raw, rtol=0, atol=atol)
+
+
+def test_where_an_additive_floor_stops_others(case):
+    """Where the agreement ends, and should: logits times 500, cross-entropy's gradient falls below the 1e-10 that
+    torchattacks adds to its norm, and its samples stay. Ours are broken as at scale 1."""
+    torchattacks = peer("torchattacks")
+    net, x, _ = case
+    y = net(x).argmax(1)
+    loud = nn.Sequential(net, Times(500.0))
+    theirs = torchattacks.PGDL2(loud, eps=2.0, alpha=0.4, steps=10, random_start=False)(x, y)
+    ours = PGD(L2(2.0), steps=10, step_size=0.4)(loud, x, y)
+    moved = (theirs - x).flatten(1).norm(dim=1)
+    assert (moved < 0.1).float().mean() > 0.5
+    assert ((ours - x).flatten(1).norm(dim=1) > 1.0).all()
+    assert (net(ours).argmax(1) != y).sum() > (net(theirs).argmax(1) != y).sum()
+
+
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor

@@ -115,7 +115,8 @@ def run(
 ) -> AttackResult:
     watched = Watched(model, check_inputs(attack, x, target, start, sample_ids))
     forwarded = backwarded = 0
-    with no_trace(model, x.device):
+    # The caller's autocast would also cast the backward pass, which PyTorch advises against.
+    with no_trace(model, x.device), torch.autocast(x.device.type, enabled=False):
         # Clones: the inputs are not to change, and tensors made under inference_mode cannot take part in autograd.
         x0, target = x.detach().clone(), target.detach().clone()
         if are_labels(target):

@@ -38,6 +38,7 @@ class PGD:
     stop: "success" freezes a sample at its first success and lets it leave the batch; the others go on.
     seed: of the random starts; with the sample ids it determines them.
     autocast: torch.bfloat16 or torch.float16 to run the model in; iterates and projections stay in the dtype of x.
+        None: no autocast, also inside the caller's own, so that the result is the same everywhere.
 
     The attack leaves no trace: parameters' ``.grad``, every submodule's training flag, BatchNorm statistics, random
     state, grad mode and inputs are as before, also after an exception. It runs under ``no_grad`` and

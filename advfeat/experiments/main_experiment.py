@@ -324,8 +324,9 @@ def preset_config(name: str, seed: int = 0) -> MainExperiment:
 
 def _digits() -> MainExperiment:
     # No augmentation: a robustness that comes from D_R alone is what is looked for. Adversarial training beyond 0.75
-    # costs accuracy; at 0.5 and 0.75 the six models lie furthest apart.
-    standard = TrainConfig(epochs=20, lr=0.1, batch_size=64, width=16)
+    # costs accuracy; at 0.5 and 0.75 the six models lie furthest apart. Weight decay ten times the usual: with 5e-4,
+    # 1,347 images are learnt by heart, and D_det's model follows its wrong-looking strokes at one seed in three.
+    standard = TrainConfig(epochs=20, lr=0.1, batch_size=32, weight_decay=5e-3, width=16)
     return MainExperiment(
         name="digits",
         dataset="digits",

@@ -1,0 +1,209 @@
+"""keep, stop, restarts, targeted and their mixtures against a plain loop over samples, written from the docstrings."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from advfeat import L2, PGD, CrossEntropy, Linf, Margin, reference
+
+F64 = torch.float64
+EPS = torch.tensor([0.15, 0.3, 0.0, 0.5, 0.25, 0.4, 0.05, 0.35, 0.2, 0.6], dtype=F64)
+SIZE = torch.tensor([0.1, 0.3, 0.1, 0.2, 0.05, 0.4, 0.1, 0.15, 0.2, 0.02], dtype=F64)
+BOX = (0.1, 0.9)
+
+
+def model_and_data():
+    g = torch.Generator().manual_seed(5)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 4)).to(F64)
+    for p in net.parameters():
+        p.data = torch.randn(p.shape, generator=g, dtype=F64) * 0.7
+    x = torch.rand(len(EPS), 2, 4, generator=g, dtype=F64) * 0.8 + 0.1
+    y = net(x).argmax(1)
+    y[3] = (y[3] + 1) % 4  # misclassified from the start
+    return net, x, y
+
+
+def value_and_grad(net, x, y):
+    x = x.clone().requires_grad_()
+    z = net(x[None])[0]
+    value = torch.logsumexp(torch.cat([z[:y], z[y + 1 :]]), 0) - z[y]
+    (grad,) = torch.autograd.grad(value, x)
+    return value.item(), int(z.argmax()), grad
+
+
+def one_sample(net, x0, y, i, *, norm, eps, size, steps, keep, stop, restarts, random_start, targeted, seed):
+    """What the documentation promises for one sample: x_adv, value, success, first_success."""
+    step, project = getattr(reference, f"{norm}_step"), getattr(reference, f"project_{norm}")
+    sign, chosen, first_success = (-1 if targeted else 1), None, -1
+    for restart in range(restarts):
+        if stop and chosen and chosen[2]:
+            break
+        x = x0[None]
+        if random_start:
+            x = getattr(reference, f"random_start_{norm}")(x, eps, seed + (restart << 40), torch.tensor([i]), *BOX)
+        x = project(x, x0[None], eps, *BOX)[0]
+        visited = []
+        for k in range(steps + 1):
+            value, label, grad = value_and_grad(net, x, y)
+            success = label == y if targeted else label != y
+            visited.append((x.clone(), value, success))
+            if success and first_success < 0:
+                first_success = k
+            if stop and success:
+                break
+            if k < steps:
+                x = step(x[None], grad[None], x0[None], sign * size, eps, *BOX)[0]
+        candidates = visited if keep == "best" else visited[-1:]
+        if chosen:
+            candidates = [chosen, *candidates]
+        chosen = max(candidates, key=lambda c: (c[2], sign * c[1]))  # a success first, then the objective
+    return *chosen, first_success
+
+
+ALL = list(
+    itertools.product(
+        ["l2", "linf"], ["last", "best"], [None, "success"], [(1, False), (1, True), (3, True)], [False, True]
+    )
+)
+
+
+@pytest.mark.parametrize(("norm", "keep", "stop", "starts", "targeted"), ALL)
+@pytest.mark.parametrize("steps", [0, 6])
+def test_bookkeeping_is_the_plain_loops(norm, keep, stop, starts, targeted, steps):
+    restarts, random_start = starts
+    net, x, y = model_and_data()
+    target = (y + 1) % 4 if targeted else y
+    settings = {"steps": steps, "keep": keep, "stop": stop, "restarts": restarts, "random_start": random_start}
+    settings |= {"targeted": targeted, "seed": 11}
+    threat = {"l2": L2, "linf": Linf}[norm](EPS, *BOX)
+    size = SIZE if norm == "l2" else SIZE / 4
+    result = PGD(threat, step_size=size, **settings).run(net, x, target)
+    for i in range(len(x)):
+        numbers = {"norm": norm, "eps": float(EPS[i]), "size": float(size[i])}
+        x_adv, value, success, first = one_sample(net, x[i], int(target[i]), i, **numbers, **settings)
+        assert bool(result.success[i]) == success, i
+        assert int(result.first_success[i]) == first, i
+        torch.testing.assert_close(result.x_adv[i], x_adv, rtol=0, atol=1e-10)
+        torch.testing.assert_close(float(result.value[i]), value, rtol=0, atol=1e-9)
+        order = 2 if norm == "l2" else math.inf
+        distance = float(torch.linalg.vector_norm(result.x_adv[i] - x[i], order))
+        torch.testing.assert_close(float(result.distance[i]), distance, rtol=1e-12, atol=1e-15)
+    assert torch.equal((net(result.x_adv).argmax(1) == target) == targeted, result.success)
+    called = PGD(threat, step_size=size, **settings)(net, x, target)
+    assert torch.equal(called, result.x_adv)
+
+
+def test_the_settings_above_tell_the_variants_apart():
+    """The table of cases is worth something only if keep, stop and restarts lead to different results there."""
+    net, x, y = model_and_data()
+    base = PGD(L2(EPS, *BOX), steps=6, step_size=SIZE, random_start=True, seed=11)
+    plain = base.run(net, x, y)
+    assert 2 < plain.success.sum() < 9 and len(set(plain.first_success.tolist())) > 3
+    for change in ({"keep": "best"}, {"stop": "success"}, {"restarts": 3}):
+        assert not torch.equal(base.replace(**change).run(net, x, y).x_adv, plain.x_adv), change
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+def test_labels_of_any_integer_type(dtype):
+    net, x, y = model_and_data()
+    attack = PGD(L2(0.3, *BOX), steps=4, stop="success")
+    want, got = attack.run(net, x, y), attack.run(net, x, y.to(dtype))
+    assert torch.equal(got.x_adv, want.x_adv) and torch.equal(got.success, want.success)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("settings", [{}, {"keep": "best"}, {"stop": "success"}, {"random_start": True, "restarts": 2}])
+def test_objectives_may_give_any_floating_type(dtype, settings):
+    net, x, y = model_and_data()
+    for data_dtype in (torch.float32, torch.float64):
+        model, data = net.to(data_dtype), x.to(data_dtype)
+        attack = PGD(L2(0.3, *BOX), steps=3, objective=lambda m, v, t: Margin().value(m, v, t).to(dtype), **settings)
+        result = attack.run(model, data, y)
+        assert result.value.dtype == data_dtype and result.value.isfinite().all()
+        assert result.x_adv.dtype == data_dtype and not torch.equal(result.x_adv, data)
+
+
+def test_forwards_and_backwards_are_counted():
+    """samples_forwarded is what went through the model; a batch that shrinks costs less from the step after."""
+    net, x, y = model_and_data()
+    sizes = []
+
+    def model(v):
+        sizes.append(len(v))
+        return net(v)
+
+    for settings in (
+        {},
+        {"keep": "best"},
+        {"stop": "success"},
+        {"random_start": True, "restarts": 3, "stop": "success"},
+    ):
+        sizes.clear()
+        attack = PGD(L2(EPS, *BOX), steps=5, step_size=SIZE, **settings)
+        result = attack.run(model, x, y)
+        assert result.samples_forwarded == sum(sizes)
+        runs = settings.get("restarts", 1)
+        if attack.stop is None:
+            assert sizes == [10] * 6 * runs and result.samples_backwarded == 50 * runs
+        else:
+            assert sizes[1] == 10 - int((result.first_success == 0).sum()) < 10
+            assert len(sizes) <= 6 * runs and result.samples_backwarded < 50 * runs
+        sizes.clear()
+        attack(model, x, y)
+        assert len(sizes) == (5 if settings == {} else 6 if runs == 1 else len(sizes))
+
+
+def test_all_samples_leave():
+    net, x, y = model_and_data()
+    sizes = []
+
+    def model(v):
+        sizes.append(len(v))
+        return net(v)
+
+    result = PGD(L2(1e-3, *BOX), steps=50, stop="success", random_start=True, restarts=4).run(model, x, (y + 1) % 4)
+    assert result.success.all() and (result.first_success == 0).all()
+    assert sizes == [10]  # one look, and nobody is left: not for the other steps, nor for the other restarts
+
+
+def test_gradient_counts_follow_their_samples_through_a_shrinking_batch():
+    net, x, y = model_and_data()
+
+    class Zero(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, v):
+            ctx.save_for_backward(v)
+            return v.clone()
+
+        @staticmethod
+        def backward(
+            ctx, g
+        ):  # a sample is known by its own values: no gradient where the first one is that of sample 6
+            (v,) = ctx.saved_tensors
+            frozen = (v[:, 0, 0] == x[6, 0, 0])[:, None, None]
+            return torch.where(frozen, torch.zeros_like(g), g)
+
+    attack = PGD(L2(EPS, *BOX), steps=6, step_size=SIZE, stop="success")
+    result = attack.run(lambda v: net(Zero.apply(v)), x, y)
+    assert 0 < result.success.sum() < 10 and not result.success[6]
+    assert result.zero_grad_steps.tolist() == [0, 0, 0, 0, 0, 0, 6, 0, 0, 0]
+    assert (result.nonfinite_grad_steps == 0).all()
+
+
+@pytest.mark.parametrize("objective", [Margin(), CrossEntropy()])
+@pytest.mark.parametrize("settings", [{}, {"keep": "best", "random_start": True, "restarts": 2}, {"stop": "success"}])
+def test_a_sample_does_not_know_its_batch(objective, settings):
+    net, x, y = model_and_data()
+    ids = torch.arange(10) * 7
+    whole = PGD(L2(0.3, *BOX), steps=5, objective=objective, **settings).run(net, x, y, sample_ids=ids)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+    for part in (order[:3], order[3:4], order[4:]):
+        alone = PGD(L2(0.3, *BOX), steps=5, objective=objective, **settings).run(
+            net, x[part], y[part], sample_ids=ids[part]
+        )
+        torch.testing.assert_close(alone.x_adv, whole.x_adv[part], rtol=0, atol=1e-12)
+        assert torch.equal(alone.success, whole.success[part])
+        assert torch.equal(alone.first_success, whole.first_success[part])
