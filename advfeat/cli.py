@@ -1,4 +1,4 @@
-"""The command line: ``advfeat train | build | evaluate | attack | demo | theory | info``.
+"""The command line: ``advfeat train | build | evaluate | attack | features | demo | theory | info``.
 
 Settings come from dataclasses, so ``advfeat COMMAND --help`` shows every one of them with its default. Nothing heavy is
 imported before a command runs.
@@ -181,6 +181,33 @@ class Attack:
 
 
 @dataclass(frozen=True)
+class Features:
+    """How useful each feature of a model's representation is, and how much of it an adversary leaves (Section 2)."""
+
+    model: Path
+    """A run folder of advfeat train."""
+    data: Data = field(default_factory=lambda: Data(limit=500))
+    split: Literal["train", "test"] = "test"
+    norm: Literal["l2", "linf"] = "l2"
+    eps: float = 0.25
+    """Radius, in pixel scale [0, 1]."""
+    steps: int = 10
+    step_size: float | None = None
+    """Default 2.5 * eps / steps."""
+    show: int = 20
+    """Rows of the table, the most useful features first."""
+    out: Path | None = None
+    """A folder for features.json (every feature and setting) and features.png (gamma against rho)."""
+    seed: int = 0
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def run(self) -> None:
+        from advfeat import commands
+
+        commands.features(self)
+
+
+@dataclass(frozen=True)
 class Demo:
     """The paper's main experiment on scikit-learn's digits: six models, four sets, one report."""
 
@@ -240,6 +267,7 @@ Command = (
     | Annotated[Build, subcommand("build")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Attack, subcommand("attack")]
+    | Annotated[Features, subcommand("features")]
     | Annotated[Demo, subcommand("demo")]
     | Annotated[Theory, subcommand("theory")]
     | Annotated[Info, subcommand("info")]

@@ -196,6 +196,33 @@ def attack(c: cli.Attack) -> None:
     console.print(f"written to {c.out}: adversarial.safetensors, attack.json, samples.png")
 
 
+def features(c: cli.Features) -> None:
+    from advfeat.features import attacked_ranges, usefulness
+
+    source = c.data.load(c.split)
+    device = c.runtime.torch_device()
+    model = load(c.model).to(device)
+    pgd = default_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, seed=c.seed)
+    pgd = pgd.replace(autocast=c.runtime.autocast())
+    with bar(f"attacking the features of {c.model} on {source.name}", "attacks") as report:
+        ranges = attacked_ranges(
+            model.representation, source.images().to(device), pgd, batch_size=c.runtime.batch_size, progress=report
+        )
+    found = usefulness(ranges, source.labels)
+    console.print(found.table(c.show))
+    console.print(
+        f"[dim]rho: usefulness for the class against the rest; gamma: what is left of it at {c.norm} {c.eps:g} (PGD, "
+        f"{c.steps} steps: an upper bound). ± one standard error; robust and non-robust are three of them from 0.[/dim]"
+    )
+    if c.out:
+        c.out.mkdir(parents=True, exist_ok=True)
+        attack = {**pgd.to_dict(), "objective": "each feature, down and up", "targeted": True, "keep": "best"}
+        settings = {"attack": attack, "data": source.name, "n": found.n, "model": str(c.model)}
+        write_json(c.out / "features.json", {**settings, "features": found.rows(), **provenance(device)})
+        found.scatter(c.out / "features.png", f"{c.model}: {source.name}, {c.norm} {c.eps:g}")
+        console.print(f"written to {c.out}: features.json, features.png")
+
+
 def demo(c: cli.Demo) -> None:
     from advfeat.experiments import main_experiment
     from advfeat.report.main_report import write_main_report

@@ -90,13 +90,14 @@ def attacked_ranges(
     *,
     select: list[int] | None = None,
     batch_size: int = 512,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Ranges:
     """Ranges of any differentiable features by projected gradient descent, each end its own attack.
 
     features: a module, or a function or method of one (model.representation), [B, ...] -> [B, k]. x: [N, ...] in the
     box of attack.threat. attack: gives the ball, steps, step size, random starts and restarts; its objective and
     direction are set here, and the best iterate is kept. select: which of the k features (default all). Costs
-    2 N len(select) attacks, batch_size at a time.
+    2 N len(select) attacks, batch_size at a time; progress(done, total) counts them.
 
     A gradient attack finds inner bounds: the true range is at least as wide, so gamma from it is an upper bound. The
     unattacked value is always inside.
@@ -130,6 +131,8 @@ def attacked_ranges(
             stuck += torch.bincount(
                 column, weights=(result.zero_grad_steps.cpu() >= attack.steps * attack.restarts).double(), minlength=k
             )
+            if progress:
+                progress(side * n * k + first + len(pair), 2 * n * k)
     low, high = torch.minimum(ends[0].view(n, k), value), torch.maximum(ends[1].view(n, k), value)
     # With no steps every attack counts as one that saw no gradient; there was none to see.
     return Ranges(value, low, high, stuck / (2 * n) if attack.steps else torch.zeros(k, dtype=torch.float64))

@@ -95,6 +95,16 @@ def test_attack_saves_examples_in_the_ball(folder, capsys):
     assert (folder / "attack" / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_features_are_measured_and_drawn(folder, capsys):
+    command = "features --model {folder}/std --limit 60 --eps 0.5 --steps 4 --show 3 --out {folder}/features"
+    out = run(folder, command, capsys)
+    assert "16 features on 60 samples" in out
+    saved = json.loads((folder / "features" / "features.json").read_text())
+    assert saved["attack"]["eps"] == 0.5 and len(saved["features"]) == 16
+    assert all(row["gamma"] <= row["rho"] + 1e-6 for row in saved["features"])
+    assert (folder / "features" / "features.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_theory_writes_figures(folder, capsys):
     run(folder, "theory --samples 2000 --out {folder}/theory", capsys)
     assert list((folder / "theory").glob("*.png"))
