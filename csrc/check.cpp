@@ -4,6 +4,7 @@
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -33,21 +34,20 @@ Dtype floating_dtype(const Tensor& t, const char* name) {
     case ScalarType::BFloat16:
       return Dtype::bfloat16;
     default:
-      check(false, name, " should be float32, float64, float16 or bfloat16, got ",
-            torch::headeronly::toString(t.scalar_type()));
-      return Dtype::float32;
+      fail(name, " should be float32, float64, float16 or bfloat16, got ",
+           torch::headeronly::toString(t.scalar_type()));
   }
 }
 
 void check_same_shape(const Tensor& t, const char* name, const Tensor& x, const char* x_name) {
-  bool same = t.dim() == x.dim();
-  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == x.size(i);
-  check(same, name, " should have the shape of ", x_name, " ", shape(x), ", got ", shape(t));
+  const auto sizes = t.sizes(), expected = x.sizes();
+  const bool same = sizes.size() == expected.size() && std::equal(sizes.begin(), sizes.end(), expected.begin());
+  ADVFEAT_CHECK(same, name, " should have the shape of ", x_name, " ", shape(x), ", got ", shape(t));
 }
 
 void check_same_device(const Tensor& t, const char* name, const Tensor& x) {
-  check(t.is_cpu() == x.is_cpu() && t.get_device_index() == x.get_device_index(), name,
-        " should be on the device of x, but is on another one");
+  ADVFEAT_CHECK(t.is_cpu() == x.is_cpu() && t.get_device_index() == x.get_device_index(), name,
+                " should be on the device of x, but is on another one");
 }
 
 enum class Layout { contiguous, channels_last, other };
@@ -92,11 +92,11 @@ struct Shape {
 };
 
 Shape rows_and_dim(const Tensor& x, const char* name) {
-  check(x.dim() >= 1, name, " should be a batch [B, ...], got a tensor without dimensions");
-  const int64_t rows = x.size(0);
+  ADVFEAT_CHECK(x.dim() >= 1, name, " should be a batch [B, ...], got a tensor without dimensions");
+  const auto sizes = x.sizes();
   int64_t dim = 1;
-  for (int64_t i = 1; i < x.dim(); ++i) dim *= x.size(i);
-  return {rows, dim};
+  for (size_t i = 1; i < sizes.size(); ++i) dim *= sizes[i];
+  return {sizes[0], dim};
 }
 
 int64_t row_stride(const Tensor& t, int64_t dim) { return t.size(0) > 1 ? t.stride(0) : dim; }
@@ -105,16 +105,17 @@ int64_t row_stride(const Tensor& t, int64_t dim) { return t.size(0) > 1 ? t.stri
 // any other layout is written through torch's copy_, which sees other kinds of overlap itself.
 void check_no_overlap(const Tensor& t, const char* name, const Shape& shape, Layout layout) {
   if (shape.rows == 0 || shape.dim == 0) return;
-  bool apart = layout == Layout::other || shape.rows < 2 || t.stride(0) >= shape.dim;
-  for (int64_t i = 0; apart && i < t.dim(); ++i) apart = t.size(i) < 2 || t.stride(i) != 0;
-  check(apart, name, " is written to, so its values should not share memory (it is expanded; clone it first)");
+  const auto sizes = t.sizes(), strides = t.strides();
+  bool apart = layout == Layout::other || shape.rows < 2 || strides[0] >= shape.dim;
+  for (size_t i = 0; apart && i < sizes.size(); ++i) apart = sizes[i] < 2 || strides[i] != 0;
+  ADVFEAT_CHECK(apart, name, " is written to, so its values should not share memory (it is expanded; clone it first)");
 }
 
 // A [n] tensor as float64 on x's device. On the CPU its values can be checked too: that costs no synchronisation.
 const double* numbers_of(const Tensor& t, const char* name, int64_t n, const char* letter, const Tensor& x,
                          std::vector<Tensor>& alive) {
-  check(t.dim() == 1 && t.size(0) == n, name, " should be a float or a tensor [", letter, "] = (", n, ",), got shape ",
-        shape(t));
+  ADVFEAT_CHECK(t.dim() == 1 && t.size(0) == n, name, " should be a float or a tensor [", letter, "] = (", n,
+                ",), got shape ", shape(t));
   floating_dtype(t, name);
   check_same_device(t, name, x);
   alive.push_back(torch::stable::contiguous(torch::stable::to(t, ScalarType::Double)));
@@ -124,13 +125,13 @@ const double* numbers_of(const Tensor& t, const char* name, int64_t n, const cha
 template <typename Good>
 void check_values(const double* values, int64_t n, bool on_cpu, const char* name, const char* expected, Good good) {
   for (int64_t i = 0; on_cpu && i < n; ++i)
-    check(good(values[i]), name, " should be ", expected, ", got ", values[i], " at index ", i);
+    ADVFEAT_CHECK(good(values[i]), name, " should be ", expected, ", got ", values[i], " at index ", i);
 }
 
 PerRow per_row(double value, const OptionalTensor& rows, const char* name, const char* expected, bool (*good)(double),
                const Tensor& x, std::vector<Tensor>& alive) {
   if (!rows) {
-    check(good(value), name, " should be ", expected, ", got ", value);
+    ADVFEAT_CHECK(good(value), name, " should be ", expected, ", got ", value);
     return {value, nullptr};
   }
   const double* p = numbers_of(*rows, name, x.size(0), "B", x, alive);
@@ -150,16 +151,16 @@ void set_eps_and_box(Prepared<Args>& p, const StepNumbers& n, const Tensor& x, L
   a.lo.value = n.lo;
   a.hi.value = n.hi;
   if (!n.lo_channels && !n.hi_channels) {
-    check(n.lo <= n.hi, "lo should be at most hi, got lo=", n.lo, " and hi=", n.hi);
+    ADVFEAT_CHECK(n.lo <= n.hi, "lo should be at most hi, got lo=", n.lo, " and hi=", n.hi);
     return;
   }
-  check(x.dim() >= 2, "lo and hi by channel need a batch [B, C, ...], got shape ", shape(x));
+  ADVFEAT_CHECK(x.dim() >= 2, "lo and hi by channel need a batch [B, C, ...], got shape ", shape(x));
   const int64_t c = x.size(1);
   if (n.lo_channels) a.lo.channels = numbers_of(*n.lo_channels, "lo", c, "C", x, p.alive);
   if (n.hi_channels) a.hi.channels = numbers_of(*n.hi_channels, "hi", c, "C", x, p.alive);
   for (int64_t i = 0; x.is_cpu() && i < c; ++i) {
     const double lo = a.lo.channels ? a.lo.channels[i] : n.lo, hi = a.hi.channels ? a.hi.channels[i] : n.hi;
-    check(lo <= hi, "lo should be at most hi, got lo=", lo, " and hi=", hi, " for channel ", i);
+    ADVFEAT_CHECK(lo <= hi, "lo should be at most hi, got lo=", lo, " and hi=", hi, " for channel ", i);
   }
   a.channels = c > 0 ? c : 1;
   a.inner = layout == Layout::channels_last ? 1 : (a.dim / a.channels > 0 ? a.dim / a.channels : 1);
@@ -185,17 +186,18 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
   a.dtype = a.grad_dtype = floating_dtype(x, "x");
   a.device = x.get_device_index();
   check_same_shape(x0, "x0", x, "x");
-  check(x0.scalar_type() == x.scalar_type(), "x0 should have the dtype of x, ",
-        torch::headeronly::toString(x.scalar_type()), ", got ", torch::headeronly::toString(x0.scalar_type()));
+  ADVFEAT_CHECK(x0.scalar_type() == x.scalar_type(), "x0 should have the dtype of x, ",
+                torch::headeronly::toString(x.scalar_type()), ", got ", torch::headeronly::toString(x0.scalar_type()));
   check_same_device(x0, "x0", x);
   if (grad) {
     check_same_shape(*grad, "grad", x, "x");
     check_same_device(*grad, "grad", x);
     a.grad_dtype = floating_dtype(*grad, "grad");
     const bool half = a.grad_dtype == Dtype::float16 || a.grad_dtype == Dtype::bfloat16;
-    check(a.grad_dtype == a.dtype || (a.dtype == Dtype::float32 && half),
-          "grad should have the dtype of x, or be float16 or bfloat16 when x is float32; x is ",
-          torch::headeronly::toString(x.scalar_type()), " and grad ", torch::headeronly::toString(grad->scalar_type()));
+    ADVFEAT_CHECK(a.grad_dtype == a.dtype || (a.dtype == Dtype::float32 && half),
+                  "grad should have the dtype of x, or be float16 or bfloat16 when x is float32; x is ",
+                  torch::headeronly::toString(x.scalar_type()), " and grad ",
+                  torch::headeronly::toString(grad->scalar_type()));
   }
 
   // The layout in which all go: x's own where that is dense, so that most calls copy nothing.
@@ -204,7 +206,9 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
     layout = Layout::channels_last;  // one channel or one pixel: both at once
   const Layout kernel_layout = layout == Layout::other ? Layout::contiguous : layout;
   const Tensor xk = lying(x, kernel_layout), x0k = lying(x0, kernel_layout);
-  p.alive = {xk, x0k};
+  p.alive.reserve(8);
+  p.alive.push_back(xk);
+  p.alive.push_back(x0k);
   a.x = xk.const_data_ptr();
   a.x0 = x0k.const_data_ptr();
   a.x_stride = row_stride(xk, s.dim);
@@ -235,10 +239,10 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
   set_eps_and_box(p, numbers, x, kernel_layout);
   if (grad_status) {
     const Tensor& t = *grad_status;
-    check(t.dim() == 2 && t.size(0) == s.rows && t.size(1) == 2 && t.scalar_type() == ScalarType::Int &&
-              t.is_contiguous(),
-          "grad_status should be a contiguous int32 tensor [B, 2] = (", s.rows, ", 2), got ",
-          torch::headeronly::toString(t.scalar_type()), " of shape ", shape(t));
+    ADVFEAT_CHECK(t.dim() == 2 && t.size(0) == s.rows && t.size(1) == 2 && t.scalar_type() == ScalarType::Int &&
+                      t.is_contiguous(),
+                  "grad_status should be a contiguous int32 tensor [B, 2] = (", s.rows, ", 2), got ",
+                  torch::headeronly::toString(t.scalar_type()), " of shape ", shape(t));
     check_same_device(t, "grad_status", x);
     a.grad_status = t.mutable_data_ptr<int32_t>();
   }
@@ -255,13 +259,13 @@ Prepared<RandomStartArgs> prepare_random_start(const Tensor& x0, int64_t seed, c
   a.dtype = floating_dtype(x0, "x0");
   a.device = x0.get_device_index();
   a.seed = static_cast<uint64_t>(seed);
-  check(s.dim < (int64_t{1} << 34), "x0 should have fewer than 2^34 values a sample, got ", s.dim);
-  check(sample_ids.dim() == 1 && sample_ids.size(0) == s.rows && sample_ids.scalar_type() == ScalarType::Long,
-        "sample_ids should be an int64 tensor [B] = (", s.rows, ",), got ",
-        torch::headeronly::toString(sample_ids.scalar_type()), " of shape ", shape(sample_ids));
+  ADVFEAT_CHECK(s.dim < (int64_t{1} << 34), "x0 should have fewer than 2^34 values a sample, got ", s.dim);
+  ADVFEAT_CHECK(sample_ids.dim() == 1 && sample_ids.size(0) == s.rows && sample_ids.scalar_type() == ScalarType::Long,
+                "sample_ids should be an int64 tensor [B] = (", s.rows, ",), got ",
+                torch::headeronly::toString(sample_ids.scalar_type()), " of shape ", shape(sample_ids));
   check_same_device(sample_ids, "sample_ids", x0);
   const bool has_ball = numbers.eps_rows || std::isfinite(numbers.eps);
-  check(has_ball, "eps should be finite for a random start in the ball, got ", numbers.eps);
+  ADVFEAT_CHECK(has_ball, "eps should be finite for a random start in the ball, got ", numbers.eps);
 
   // The stream belongs to the logical position of a value, so that the memory layout does not change the start.
   const Tensor x0k = torch::stable::contiguous(x0), ids = torch::stable::contiguous(sample_ids);
@@ -289,20 +293,22 @@ Prepared<UpdateBestArgs> prepare_update_best(const Tensor& best_x, const Tensor&
   check_same_shape(best_x, "best_x", x, "x");
   check_same_device(best_x, "best_x", x);
   check_no_overlap(best_x, "best_x", s, layout_of(best_x));
-  check(best_x.scalar_type() == x.scalar_type(), "best_x should have the dtype of x, ",
-        torch::headeronly::toString(x.scalar_type()), ", got ", torch::headeronly::toString(best_x.scalar_type()));
+  ADVFEAT_CHECK(best_x.scalar_type() == x.scalar_type(), "best_x should have the dtype of x, ",
+                torch::headeronly::toString(x.scalar_type()), ", got ",
+                torch::headeronly::toString(best_x.scalar_type()));
   const auto check_value = [&](const Tensor& t, const char* name) {
-    check(t.dim() == 1 && t.size(0) == s.rows, name, " should be a tensor [B] = (", s.rows, ",), got shape ", shape(t));
-    check(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double, name,
-          " should be float32 or float64, got ", torch::headeronly::toString(t.scalar_type()));
+    ADVFEAT_CHECK(t.dim() == 1 && t.size(0) == s.rows, name, " should be a tensor [B] = (", s.rows, ",), got shape ",
+                  shape(t));
+    ADVFEAT_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double, name,
+                  " should be float32 or float64, got ", torch::headeronly::toString(t.scalar_type()));
     check_same_device(t, name, x);
   };
   check_value(best_value, "best_value");
   check_value(value, "value");
-  check(best_value.scalar_type() == value.scalar_type(), "best_value should have the dtype of value, ",
-        torch::headeronly::toString(value.scalar_type()), ", got ",
-        torch::headeronly::toString(best_value.scalar_type()));
-  check(best_value.is_contiguous(), "best_value should be contiguous, got stride ", best_value.stride(0));
+  ADVFEAT_CHECK(best_value.scalar_type() == value.scalar_type(), "best_value should have the dtype of value, ",
+                torch::headeronly::toString(value.scalar_type()), ", got ",
+                torch::headeronly::toString(best_value.scalar_type()));
+  ADVFEAT_CHECK(best_value.is_contiguous(), "best_value should be contiguous, got stride ", best_value.stride(0));
 
   const Layout layout = layout_of(best_x) == Layout::other ? Layout::contiguous : layout_of(best_x);
   const Tensor best = lying(best_x, layout), xk = lying(x, layout), v = torch::stable::contiguous(value);

@@ -17,13 +17,19 @@ using OptionalTensor = std::optional<Tensor>;
 
 // Throws what the user reads: the argument, what was expected, what was seen.
 template <typename... Parts>
-void check(bool ok, const Parts&... parts) {
-  if (ok) [[likely]]
-    return;
+[[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
   throw std::runtime_error(message.str());
 }
+
+// A macro, so that the parts of the message cost nothing where the check holds: a shape as text takes longer than a
+// small step.
+#define ADVFEAT_CHECK(ok, ...)      \
+  do {                              \
+    if (!(ok)) [[unlikely]]         \
+      ::advfeat::fail(__VA_ARGS__); \
+  } while (0)
 
 // The numbers of a step as they come from the schema: a float, or the tensor that replaces it.
 struct StepNumbers {
