@@ -11,21 +11,25 @@ import importlib
 from advfeat import ops
 from advfeat._build_info import build_config
 from advfeat._version import __version__
-from advfeat.attacks import PGD, AttackResult
-from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation
+from advfeat.attacks import APGD, PGD, Attack, AttackResult, Auto
+from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
 from advfeat.threat import L2, Linf
 
 __all__ = [
+    "APGD",
     "CW",
     "DLR",
     "L2",
     "PGD",
+    "Attack",
     "AttackResult",
+    "Auto",
     "CrossEntropy",
     "Linf",
     "Margin",
     "Objective",
     "Representation",
+    "TargetedDLR",
     "__version__",
     "build_config",
     "ops",

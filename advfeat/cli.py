@@ -138,9 +138,12 @@ class Evaluate:
     norm: Literal["l2", "linf"] = "l2"
     eps: tuple[float, ...] = (0.25, 0.5)
     """Radii, in pixel scale [0, 1]."""
-    steps: int = 40
+    attack: Literal["pgd", "apgd", "auto"] = "pgd"
+    """PGD from the sample; Auto-PGD; or the first two attacks of AutoAttack, the strongest of the three."""
+    steps: int | None = None
+    """Default 40 for pgd, 100 for the others."""
     step_size: float | None = None
-    """Default 2.5 * eps / steps."""
+    """Of pgd; default 2.5 * eps / steps."""
     restarts: int = 1
     out: Path | None = None
     """Also write the results, with every setting, as JSON."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 import advfeat
-from advfeat.attacks import PGD
+from advfeat import L2, Linf
+from advfeat.attacks import APGD, PGD, Attack, Auto
 from advfeat.console import bar, console, table
 from advfeat.datasets import build as builder
 from advfeat.datasets import sources
@@ -110,19 +111,22 @@ def _describe_set(made, path: Path) -> None:
     console.print(f"  moved by {moved.mean():.3f} on average, {moved.max():.3f} at most")
 
 
-def _attacks(norm: str, eps: tuple[float, ...], steps: int, step_size: float | None, restarts: int, seed: int):
-    return [
-        (f"{norm} {e:g}", default_attack(e, norm, steps=steps, step_size=step_size, restarts=restarts, seed=seed))
-        for e in eps
-    ]
+def _evaluation_attack(c: cli.Evaluate, eps: float) -> Attack:
+    if c.attack == "pgd":
+        given = {"steps": c.steps or 40, "step_size": c.step_size, "restarts": c.restarts, "seed": c.seed}
+        return default_attack(eps, c.norm, **given).replace(autocast=c.runtime.autocast())
+    if c.step_size is not None:
+        raise ValueError(f"--step-size has no meaning for --attack {c.attack}, which finds its own")
+    kind = APGD if c.attack == "apgd" else Auto
+    threat = L2(eps) if c.norm == "l2" else Linf(eps)
+    return kind(threat, steps=c.steps or 100, restarts=c.restarts, seed=c.seed, autocast=c.runtime.autocast())
 
 
 def evaluate(c: cli.Evaluate) -> None:
     source = c.data.load(c.split)
     device = c.runtime.torch_device()
     model = load(c.model).to(device)
-    attacks = _attacks(c.norm, c.eps, c.steps, c.step_size, c.restarts, c.seed)
-    attacks = [(name, attack.replace(autocast=c.runtime.autocast())) for name, attack in attacks]
+    attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in c.eps]
     with bar(f"evaluating {c.model} on {source.name}", "samples") as report:
         result = evaluate_model(model, source, attacks=attacks, batch_size=c.runtime.batch_size, progress=report)
     rows = [["clean", _percent(result.clean), "", ""]]
@@ -133,8 +137,9 @@ def evaluate(c: cli.Evaluate) -> None:
         rows.append([f"{r.attack['norm']} {r.eps:g}", _percent(r.accuracy), f"{r.margin:.2f}", ", ".join(notes)])
     attack = attacks[0][1].to_dict() if attacks else {}
     caption = (
-        f"{result.clean.n:,} samples; 95 % Wilson intervals; PGD, {attack['steps']} steps of 2.5 eps / steps unless "
-        f"given, {attack['restarts']} start(s), {attack['objective']}, best iterate"
+        f"{result.clean.n:,} samples; 95 % Wilson intervals; {attack['attack']}, {attack['steps']} steps"
+        f"{' of 2.5 eps / steps unless given' if c.attack == 'pgd' else ''}, {attack['restarts']} start(s), "
+        f"{attack['objective']}, best iterate"
         if attacks
         else f"{result.clean.n:,} samples; 95 % Wilson intervals"
     )

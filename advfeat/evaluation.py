@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advfeat.attacks import PGD
+from advfeat.attacks import PGD, Attack
 from advfeat.attacks.no_trace import logits_of
 from advfeat.checks import check_images, check_labels, evenly_spaced
 from advfeat.intervals import Share
@@ -137,7 +137,7 @@ def evaluate(
     model: nn.Module,
     source: Any,
     *,
-    attacks: Sequence[float | PGD | tuple[str, PGD]] = (),
+    attacks: Sequence[float | Attack | tuple[str, Attack]] = (),
     norm: str = "l2",
     batch_size: int = 500,
     limit: int | None = None,
@@ -239,20 +239,20 @@ def label_agreement(
     }
 
 
-def _named(attack: float | PGD | tuple[str, PGD], norm: str) -> tuple[str, PGD]:
+def _named(attack: float | Attack | tuple[str, Attack], norm: str) -> tuple[str, Attack]:
     if isinstance(attack, (int, float)):
         attack = default_attack(attack, norm)
-    if isinstance(attack, PGD):
+    if isinstance(attack, Attack):
         eps = attack.threat.eps
         attack = (f"{attack.threat.norm} {eps:g}" if not isinstance(eps, Tensor) else attack.threat.norm, attack)
-    name, pgd = attack
-    if not isinstance(pgd, PGD):
-        raise TypeError(f"attacks should be radii, PGD or pairs of a name and a PGD, got {type(pgd).__name__}")
-    if pgd.targeted:
+    name, named = attack
+    if not isinstance(named, Attack):
+        raise TypeError(f"attacks should be radii, attacks or pairs of a name and one, got {type(named).__name__}")
+    if named.targeted:
         raise ValueError(f"attack {name!r} is targeted: robust accuracy needs attacks away from the label")
-    if isinstance(pgd.threat.eps, Tensor):
+    if isinstance(named.threat.eps, Tensor):
         raise ValueError(f"attack {name!r} should have one radius for all samples, got a tensor of eps")
-    return name, pgd
+    return name, named
 
 
 def _select(model: nn.Module, source: Any, limit: int | None) -> Tensor:
@@ -302,7 +302,7 @@ def _clean(
 
 
 def _attack(
-    model: nn.Module, source: Any, attack: PGD, ids: Tensor, batch_size: int, report: Reporter
+    model: nn.Module, source: Any, attack: Attack, ids: Tensor, batch_size: int, report: Reporter
 ) -> tuple[Tensor, dict]:
     """Whether each sample of ``ids`` was broken, bool, and the statistics that :class:`Robustness` keeps."""
     device, classes, eps = _device(model), len(source.classes), float(attack.threat.eps)
@@ -338,14 +338,14 @@ def _attack(
     return torch.cat(broken) if broken else torch.zeros(0, dtype=torch.bool), statistics
 
 
-def _distance(attack: PGD, x_adv: Tensor, x: Tensor) -> float:
+def _distance(attack: Attack, x_adv: Tensor, x: Tensor) -> float:
     """The largest distance, in float64 and by torch alone: the attack's own word is not taken for it."""
     difference = (x_adv.double() - x.double()).flatten(1)
     order = 2 if attack.threat.norm == "l2" else math.inf
     return float(torch.linalg.vector_norm(difference, order, dim=1).max())
 
 
-def _inside(smaller: PGD, larger: PGD) -> bool:
+def _inside(smaller: Attack, larger: Attack) -> bool:
     """Whether every example of one attack lies in the ball and the box of the other, at a smaller radius."""
     a, b = smaller.threat.to_dict(), larger.threat.to_dict()
     same = all(a[key] == b[key] for key in ("norm", "lo", "hi"))

@@ -22,9 +22,18 @@ class Objective:
         own."""
         raise NotImplementedError
 
+    def labels(self, target: Tensor) -> Tensor | None:
+        """The labels [B] in ``target`` that tell whether a prediction is a success; None where it holds none."""
+        return target if are_labels(target) else None
+
     @property
     def name(self) -> str:
         return type(self).__name__
+
+
+def are_labels(target: Tensor) -> bool:
+    """Whether a target is one label a sample."""
+    return target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -91,6 +100,26 @@ class DLR(Objective):
             raise ValueError(f"DLR needs at least 3 classes, the model has {logits.shape[1]}")
         top = logits.topk(3, dim=1).values
         return (_others(logits, target).amax(dim=1) - _own(logits, target)) / (top[:, 0] - top[:, 2])
+
+
+class TargetedDLR(Objective):
+    """``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` for target rows (y, t); Croce and Hein 2020, Equation 7, negated.
+
+    Pushed up, it leads from y to t; a success is any prediction but y. Run it untargeted. Needs four classes.
+    """
+
+    def value(self, model, x, target):
+        if target.dim() != 2 or target.shape[1] != 2 or target.dtype != torch.int64:
+            raise ValueError(f"target should be pairs (y, t), int64 [B, 2], got {target.dtype} {tuple(target.shape)}")
+        logits = _wide(model(x))
+        if logits.shape[1] < 4:
+            raise ValueError(f"TargetedDLR needs at least 4 classes, the model has {logits.shape[1]}")
+        top = logits.topk(4, dim=1).values
+        spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+        return (_own(logits, target[:, 1]) - _own(logits, target[:, 0])) / spread
+
+    def labels(self, target):
+        return target[:, 0]
 
 
 @dataclass(frozen=True)

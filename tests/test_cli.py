@@ -85,6 +85,13 @@ def test_build_train_on_the_set_and_evaluate(folder, capsys):
     assert "small-convnet" in run(folder, "info {folder}/on-det", capsys)
 
 
+def test_evaluate_by_other_attacks(folder, capsys):
+    out = run(folder, "evaluate --model {folder}/std --limit 40 --eps 0.5 --attack auto --steps 5", capsys)
+    assert "Auto, 5 steps" in out and "Margin, TargetedDLR" in out.replace("\n", " ")
+    message = fails(folder, "evaluate --model {folder}/std --limit 40 --attack apgd --step-size 0.1", capsys)
+    assert "--step-size has no meaning for --attack apgd" in message
+
+
 def test_attack_saves_examples_in_the_ball(folder, capsys):
     out = run(folder, "attack --model {folder}/std --limit 40 --eps 1.0 --steps 5 --out {folder}/attack", capsys)
     saved = safetensors.torch.load_file(folder / "attack" / "adversarial.safetensors")

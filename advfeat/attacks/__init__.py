@@ -1,6 +1,9 @@
-"""Attacks: projected gradient descent on any torch model, and the engine that runs it."""
+"""Attacks on any torch model: projected gradient descent, Auto-PGD, and the engine that runs them."""
 
+from advfeat.attacks.apgd import APGD
+from advfeat.attacks.auto import Auto
+from advfeat.attacks.base import Attack
 from advfeat.attacks.pgd import PGD
 from advfeat.attacks.result import AttackResult
 
-__all__ = ["PGD", "AttackResult"]
+__all__ = ["APGD", "PGD", "Attack", "AttackResult", "Auto"]

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from advfeat import ops
-from advfeat.attacks.inputs import are_labels, check_inputs
+from advfeat.attacks.inputs import check_inputs
 from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.result import AttackResult
+from advfeat.objectives import are_labels
 from advfeat.ops import Number
 from advfeat.threat import Threat
 
 if TYPE_CHECKING:
+    from advfeat.attacks.base import Attack
     from advfeat.attacks.pgd import PGD
 
 # How often, in steps, finished samples leave the batch under stop="success". On the CPU looking costs nothing;
@@ -96,11 +98,13 @@ def _put(best: _Best, name: str, rows: Tensor | None, values: Tensor) -> None:
         getattr(best, name)[rows] = values
 
 
-def _hit(logits: Tensor | None, target: Tensor, targeted: bool) -> Tensor | None:
-    if logits is None or not are_labels(target):
+def successes(attack: Attack, logits: Tensor | None, target: Tensor) -> Tensor | None:
+    """Which predictions are what the attack wants, bool [B]; None where there are no logits or no labels."""
+    labels = attack.objective.labels(target)
+    if logits is None or labels is None:
         return None
     predicted = logits.argmax(dim=1)
-    hit = predicted == target if targeted else predicted != target
+    hit = predicted == labels if attack.targeted else predicted != labels
     return hit & ~logits.isnan().any(dim=1)  # no prediction is no success
 
 
@@ -130,24 +134,11 @@ def run(
         status = torch.zeros(x.shape[0], 2, dtype=torch.int32, device=x.device)
         leave_every = _LEAVE_EVERY.get(x.device.type, _LEAVE_EVERY_ELSEWHERE)
 
-        def forward(batch: _Batch, grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            nonlocal forwarded
+        def look(batch: _Batch, grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            nonlocal forwarded, backwarded
             forwarded += batch.x.shape[0]
-            point = batch.x.detach().requires_grad_(grad)
-            watched.last_logits = None
-            with torch.set_grad_enabled(grad), _autocast(attack, x.device):
-                value = attack.objective.value(watched, point, batch.target)
-            if value.shape != point.shape[:1]:
-                raise ValueError(
-                    f"the objective should give one value a sample, ({point.shape[0]},), got {tuple(value.shape)}"
-                )
-            logits = watched.last_logits
-            if not grad:
-                return value, logits, None
-            if not value.requires_grad:
-                raise ValueError("the objective does not depend on x through anything differentiable")
-            (g,) = torch.autograd.grad(value.sum(), point)
-            return value.detach(), logits, g
+            backwarded += batch.x.shape[0] if grad else 0
+            return value_and_grad(attack, watched, batch.x, batch.target, grad)
 
         for restart in range(attack.restarts):
             if start is not None:
@@ -164,10 +155,9 @@ def run(
             for step in range(attack.steps):
                 if batch.x.shape[0] == 0:
                     break
-                value, logits, grad = forward(batch, grad=True)
-                backwarded += batch.x.shape[0]
+                value, logits, grad = look(batch, grad=True)
                 if track:
-                    hit = _hit(logits, batch.target, attack.targeted)
+                    hit = successes(attack, logits, batch.target)
                     best.note(batch, hit, step)
                     if attack.keep == "best" or attack.stop:
                         best.update(batch, value, hit, "best" if attack.keep == "best" else "success")
@@ -182,8 +172,8 @@ def run(
                 if batch.index is not None:
                     status[batch.index] = counts
             if track and batch.x.shape[0] > 0:
-                value, logits, _ = forward(batch, grad=False)
-                hit = _hit(logits, batch.target, attack.targeted)
+                value, logits, _ = look(batch, grad=False)
+                hit = successes(attack, logits, batch.target)
                 best.note(batch, hit, attack.steps)
                 best.update(batch, value, hit, "best" if attack.keep == "best" or restart > 0 else "last")
 
@@ -203,5 +193,20 @@ def run(
         )
 
 
-def _autocast(attack: PGD, device: torch.device):
-    return torch.autocast(device.type, dtype=attack.autocast, enabled=attack.autocast is not None)
+def value_and_grad(
+    attack: Attack, model: Watched, x: Tensor, target: Tensor, grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The objective [B], the logits that it saw, and (with ``grad``) its gradient by x; one pass through the model."""
+    point = x.detach().requires_grad_(grad)
+    model.last_logits = None
+    autocast = torch.autocast(x.device.type, dtype=attack.autocast, enabled=attack.autocast is not None)
+    with torch.set_grad_enabled(grad), autocast:
+        value = attack.objective.value(model, point, target)
+    if value.shape != point.shape[:1]:
+        raise ValueError(f"the objective should give one value a sample, ({point.shape[0]},), got {tuple(value.shape)}")
+    if not grad:
+        return value, model.last_logits, None
+    if not value.requires_grad:
+        raise ValueError("the objective does not depend on x through anything differentiable")
+    (gradient,) = torch.autograd.grad(value.sum(), point)
+    return value.detach(), model.last_logits, gradient

@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from advfeat.objectives import are_labels
 from advfeat.ops import Number
 
 if TYPE_CHECKING:
-    from advfeat.attacks.pgd import PGD
-
-
-def are_labels(target: Tensor) -> bool:
-    return target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
+    from advfeat.attacks.base import Attack
 
 
 def _kind(t: Tensor) -> str:
     return f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}"
 
 
-def check_inputs(attack: PGD, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
+def check_inputs(
+    attack: Attack, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
+) -> int | None:
     """Refuses what cannot be attacked; returns the largest label. One look at the values, before the loop."""
     if not x.is_floating_point() or x.dim() < 1:
         raise ValueError(f"x should be a floating-point batch [B, ...], got {_kind(x)}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from advfeat.attacks.base import Attack, check_settings
 from advfeat.attacks.engine import run
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
@@ -19,7 +19,7 @@ from advfeat.threat import Threat
 
 
 @dataclass(frozen=True, eq=False)
-class PGD:
+class PGD(Attack):
     """Projected gradient steps on any model that gives logits.
 
         attack = advfeat.PGD(advfeat.L2(0.5), steps=100, step_size=0.1, targeted=True)
@@ -59,28 +59,17 @@ class PGD:
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threat, Threat):
-            raise TypeError(f"threat should be advfeat.L2(eps) or advfeat.Linf(eps), got {self.threat!r}")
-        if not isinstance(self.steps, int) or self.steps < 0:
-            raise ValueError(f"steps should be an integer, at least 0, got {self.steps!r}")
+        check_settings(self)
         if self.step_size is None:
             if not isinstance(self.threat.eps, Tensor) and not math.isfinite(self.threat.eps):
                 raise ValueError("step_size should be given when eps is infinite")
         elif not isinstance(self.step_size, Tensor) and not (self.step_size >= 0 and math.isfinite(self.step_size)):
             raise ValueError(f"step_size should be finite and at least 0, got {self.step_size}")
         object.__setattr__(self, "objective", as_objective(self.objective))
-        if not isinstance(self.restarts, int) or self.restarts < 1:
-            raise ValueError(f"restarts should be an integer, at least 1, got {self.restarts!r}")
-        if self.restarts > 1 and not self.random_start:
-            raise ValueError(f"restarts={self.restarts} needs random_start=True: all restarts would be the same")
         if self.keep not in ("last", "best"):
             raise ValueError(f'keep should be "last" or "best", got {self.keep!r}')
         if self.stop not in (None, "success"):
             raise ValueError(f'stop should be None or "success", got {self.stop!r}')
-        if not isinstance(self.seed, int):
-            raise TypeError(f"seed should be an integer, got {self.seed!r}")
-        if self.random_start and not isinstance(self.threat.eps, Tensor) and not math.isfinite(self.threat.eps):
-            raise ValueError("random_start needs a finite eps")
 
     @property
     def step_length(self) -> Number:
@@ -88,7 +77,6 @@ class PGD:
         return 2.5 * self.threat.eps / max(self.steps, 1) if self.step_size is None else self.step_size
 
     def to_dict(self) -> dict:
-        """The settings as JSON values, as they are written beside every number."""
         size = self.step_length
         return {
             "attack": "PGD",
@@ -104,10 +92,6 @@ class PGD:
             "seed": self.seed,
             "autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None,
         }
-
-    def replace(self, **changes) -> PGD:
-        """A copy with some settings changed."""
-        return dataclasses.replace(self, **changes)
 
     def __call__(
         self,
@@ -143,14 +127,3 @@ class PGD:
         Errors: ValueError naming the argument; TypeError for a model without logits.
         """
         return run(self, model, x, target, start, sample_ids, track=True)
-
-    def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
-        """The results for each batch ``(x, target)`` or ``(x, target, sample_ids)`` of a data set, in order.
-
-        Without ids samples are numbered through, so that the random starts do not depend on the batch size.
-        """
-        seen = 0
-        for x, target, *ids in batches:
-            sample_ids = ids[0] if ids else torch.arange(seen, seen + x.shape[0], device=x.device)
-            seen += x.shape[0]
-            yield self.run(model, x, target, sample_ids=sample_ids)

@@ -341,11 +341,15 @@ def _digits() -> MainExperiment:
 
 
 def _cifar10_cpu() -> MainExperiment:
-    standard = TrainConfig(epochs=20, lr=0.2, batch_size=128, augment="crop-flip", width=24, amp="bf16")
+    # Measured on 15,000 images: at the paper's radius of 0.5 this network takes only 69 % of D_det's images for their
+    # targets, and its D_rand and D_det teach 20 and 17 %; at 1.5 it takes all of them, and they teach 40 and 34 %.
+    standard = TrainConfig(
+        epochs=20, lr=0.1, batch_size=128, weight_decay=5e-3, augment="crop-flip", width=24, amp="bf16"
+    )
     return MainExperiment(
         name="cifar10-cpu",
         dataset="cifar10",
-        limit=15_000,
+        limit=18_000,
         test_limit=2_000,
         standard=standard,
         adversarial=standard.replace(epochs=15, attack=paper_attack(0.5)),

@@ -1,0 +1,114 @@
+"""The first two attacks of AutoAttack (Croce and Hein 2020), one after the other on what is left standing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advfeat.attacks.apgd import APGD
+from advfeat.attacks.base import Attack, check_settings
+from advfeat.attacks.no_trace import logits_of, no_trace
+from advfeat.attacks.result import AttackResult
+from advfeat.objectives import TargetedDLR
+from advfeat.threat import Threat
+
+
+@dataclass(frozen=True, eq=False)
+class Auto(Attack):
+    """APGD on the margin, then APGD towards each of the strongest other classes by the targeted DLR.
+
+        result = advfeat.Auto(advfeat.L2(0.5)).run(model, x, y)
+
+    What AutoAttack's standard version does first, with the margin for the cross-entropy (the same direction, without
+    its saturation) and starts inside the ball. Its FAB and Square attacks are not here: on models without gradient
+    masking they find next to nothing that these two leave (their Table 2). Fewer than four classes: the margin alone.
+
+    threat: with a finite eps. steps: of each run. target_classes: at most this many targets, the strongest first at x.
+    restarts: of the first attack. seed, autocast: as for :class:`advfeat.PGD`. Every run attacks only those samples
+    that none before has broken. Costs up to ``steps * (restarts + target_classes)`` gradients a sample.
+    """
+
+    threat: Threat
+    steps: int = 100
+    target_classes: int = 9
+    restarts: int = 1
+    seed: int = 0
+    autocast: torch.dtype | None = None
+
+    random_start = True
+    targeted = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not isinstance(self.target_classes, int) or self.target_classes < 0:
+            raise ValueError(f"target_classes should be an integer, at least 0, got {self.target_classes!r}")
+
+    def to_dict(self) -> dict:
+        return {
+            "attack": "Auto",
+            **self.threat.to_dict(),
+            "steps": self.steps,
+            "objective": "Margin, TargetedDLR",
+            "target_classes": self.target_classes,
+            "restarts": self.restarts,
+            "targeted": False,
+            "seed": self.seed,
+            "autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None,
+        }
+
+    def run(
+        self,
+        model: Callable,
+        x: Tensor,
+        target: Tensor,
+        *,
+        start: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> AttackResult:
+        """The adversarial examples with their statistics; ``value`` is the margin's where that broke the sample, and
+        the targeted DLR's elsewhere if that did. Arguments as for :meth:`advfeat.PGD.run`, with labels as target."""
+        if start is not None:
+            raise ValueError("start should be None: every run has random starts of its own")
+        common = {"steps": self.steps, "autocast": self.autocast}
+        found = APGD(self.threat, restarts=self.restarts, seed=self.seed, **common).run(
+            model, x, target, sample_ids=sample_ids
+        )
+        if found.success is None:
+            raise ValueError("target should be labels, int64 [B]")
+        ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids
+        classes = self._classes(model, x, target)
+        for rank in range(classes.shape[1]):
+            rows = (~found.success).nonzero()[:, 0]
+            if rows.numel() == 0:
+                break
+            attack = APGD(
+                self.threat.to(x.device).rows(rows), objective=TargetedDLR(), seed=self.seed + 1 + rank, **common
+            )
+            pairs = torch.stack([target[rows].to(torch.int64), classes[rows, rank]], dim=1)
+            self._add(found, rows, attack.run(model, x[rows], pairs, sample_ids=ids[rows]))
+        return found
+
+    def _classes(self, model: Callable, x: Tensor, target: Tensor) -> Tensor:
+        """The other classes by their logits at x, the largest first: int64 [B, target_classes or fewer]."""
+        if x.shape[0] == 0:
+            return torch.empty(0, 0, dtype=torch.int64, device=x.device)
+        with no_trace(model, x.device), torch.no_grad():
+            logits = logits_of(model(x.detach())).float()
+        if logits.shape[1] < 4:
+            return torch.empty(x.shape[0], 0, dtype=torch.int64, device=x.device)
+        others = logits.scatter(1, target.to(torch.int64)[:, None], float("-inf"))
+        return others.argsort(dim=1, descending=True)[:, : min(self.target_classes, logits.shape[1] - 1)]
+
+    @staticmethod
+    def _add(found: AttackResult, rows: Tensor, more: AttackResult) -> None:
+        """Takes over the samples that a further run broke, and all of its counts."""
+        new = more.success.nonzero()[:, 0]
+        for name in ("x_adv", "value", "success", "distance", "first_success"):
+            getattr(found, name)[rows[new]] = getattr(more, name)[new]
+        for name in ("zero_grad_steps", "nonfinite_grad_steps"):
+            getattr(found, name)[rows] += getattr(more, name)
+        found.samples_forwarded += more.samples_forwarded
+        found.samples_backwarded += more.samples_backwarded

@@ -1,0 +1,80 @@
+"""What every attack is: settings that can be copied and written down, and a run over a batch or a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from advfeat.attacks.result import AttackResult
+from advfeat.threat import Threat
+
+
+class Attack:
+    """Base class of the attacks: frozen dataclasses with a ``threat``, ``targeted``, a ``seed`` and an ``autocast``."""
+
+    threat: Threat
+    targeted: bool
+    autocast: torch.dtype | None
+
+    def to_dict(self) -> dict:
+        """The settings as JSON values, as they are written beside every number."""
+        raise NotImplementedError
+
+    def replace(self, **changes):
+        """A copy with some settings changed."""
+        return dataclasses.replace(self, **changes)
+
+    def run(
+        self,
+        model: Callable,
+        x: Tensor,
+        target: Tensor,
+        *,
+        start: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> AttackResult:
+        """The adversarial examples with their statistics."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        model: Callable,
+        x: Tensor,
+        target: Tensor,
+        *,
+        start: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The adversarial examples [B, ...]. Arguments as for :meth:`run`."""
+        return self.run(model, x, target, start=start, sample_ids=sample_ids).x_adv
+
+    def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
+        """The results for each batch ``(x, target)`` or ``(x, target, sample_ids)`` of a data set, in order.
+
+        Without ids samples are numbered through, so that the random starts do not depend on the batch size.
+        """
+        seen = 0
+        for x, target, *ids in batches:
+            sample_ids = ids[0] if ids else torch.arange(seen, seen + x.shape[0], device=x.device)
+            seen += x.shape[0]
+            yield self.run(model, x, target, sample_ids=sample_ids)
+
+
+def check_settings(attack: Attack) -> None:
+    """Refuses what no attack can take: threat, steps, restarts, seed, and a random start without a ball."""
+    if not isinstance(attack.threat, Threat):
+        raise TypeError(f"threat should be advfeat.L2(eps) or advfeat.Linf(eps), got {attack.threat!r}")
+    if not isinstance(attack.steps, int) or attack.steps < 0:
+        raise ValueError(f"steps should be an integer, at least 0, got {attack.steps!r}")
+    if not isinstance(attack.restarts, int) or attack.restarts < 1:
+        raise ValueError(f"restarts should be an integer, at least 1, got {attack.restarts!r}")
+    if attack.restarts > 1 and not attack.random_start:
+        raise ValueError(f"restarts={attack.restarts} needs random_start=True: all restarts would be the same")
+    if not isinstance(attack.seed, int):
+        raise TypeError(f"seed should be an integer, got {attack.seed!r}")
+    if attack.random_start and not isinstance(attack.threat.eps, Tensor) and not math.isfinite(attack.threat.eps):
+        raise ValueError("random_start needs a finite eps")
