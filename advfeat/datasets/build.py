@@ -13,7 +13,7 @@ from advfeat.attacks.no_trace import logits_of, no_trace
 from advfeat.datasets.base import Source, to_float
 from advfeat.datasets.recipes import MatchRepresentation, Recipe, noise_start, start_indices
 from advfeat.datasets.store import ConstructedSet, SetWriter, quantise
-from advfeat.models import check_fits, fingerprint
+from advfeat.models import check_fits, fingerprint, folded
 
 Progress = Callable[[int, int], None]
 
@@ -38,7 +38,8 @@ def build(
     """Builds D_R, D_NR, D_rand or D_det from ``source`` with ``model`` into the folder ``out``, and returns the set.
 
     One image is made for each image of the source, in its order. The result is a function of the recipe, the model, the
-    source and the seed: a build that was killed goes on where it stopped and ends with the same bytes. Under
+    source and the seed: a build that was killed goes on where it stopped and ends with the same bytes. What is attacked
+    is :func:`advfeat.models.folded`'s copy of the model, the same function without its BatchNorm. Under
     ``torchrun`` each rank builds its own shards.
 
     recipe: see :func:`advfeat.datasets.recipes.preset`. model: gives logits [B, classes]; a
@@ -64,6 +65,7 @@ def build(
         "classes": list(source.classes),
         "image_shape": list(source.image_shape),
     }
+    model = folded(model)
     writer = SetWriter(Path(out), manifest, n=len(source), shard_size=shard_size)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     mine = writer.missing_shards(rank, ranks)

@@ -1,5 +1,6 @@
 """Models: small and CIFAR-style networks with a representation apart from the head, a user's own, and files."""
 
+from advfeat.models.folded import folded
 from advfeat.models.io import load, load_extra, save
 from advfeat.models.model import Adapted, Classifier, Model, adapt, check_fits, fingerprint
 from advfeat.models.modes import evaluating
@@ -15,6 +16,7 @@ __all__ = [
     "create",
     "evaluating",
     "fingerprint",
+    "folded",
     "load",
     "load_extra",
     "save",

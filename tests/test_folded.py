@@ -1,0 +1,77 @@
+"""Folded copies compute the same function, and leave the model alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from advfeat import L2, PGD
+from advfeat.models import adapt, create, folded
+
+
+def trained_statistics(model):
+    """Running statistics, scales and shifts as after some training."""
+    g = torch.Generator().manual_seed(3)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.copy_(torch.randn(m.running_mean.shape, generator=g) * 0.3)
+            m.running_var.copy_(torch.rand(m.running_var.shape, generator=g) + 0.5)
+            m.weight.data.copy_(torch.rand(m.weight.shape, generator=g) + 0.5)
+            m.bias.data.copy_(torch.randn(m.bias.shape, generator=g) * 0.3)
+    return model
+
+
+@pytest.mark.parametrize("arch", ["small-convnet", "resnet18"])
+def test_the_same_function_without_batchnorm(arch):
+    if arch == "resnet18":
+        pytest.importorskip("torchvision")
+    model = trained_statistics(create(arch, 10, (3, 32, 32), mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25], seed=1))
+    model = model.train().double()
+    before = copy.deepcopy(model.state_dict())
+    twin = folded(model)
+    assert twin is not model and not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules())
+    x = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    x.requires_grad_()
+    (wanted,) = torch.autograd.grad(copy.deepcopy(model).eval()(x).square().sum(), x)
+    (got,) = torch.autograd.grad(twin(x).square().sum(), x)
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(twin.representation(x), copy.deepcopy(model).eval().representation(x))
+    assert (twin.num_classes, twin.input_shape) == (model.num_classes, model.input_shape)
+    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters()) and not any(p.requires_grad for p in twin.parameters())
+
+
+def test_attacks_find_the_same():
+    model = trained_statistics(create("small-convnet", 10, (3, 16, 16), width=4, seed=1)).double()
+    x, y = torch.rand(8, 3, 16, 16, dtype=torch.float64), torch.arange(8)
+    attack = PGD(L2(0.5), steps=5)
+    torch.testing.assert_close(attack(folded(model), x, y), attack(model, x, y), rtol=0, atol=1e-8)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+def test_what_cannot_be_folded_comes_back_itself():
+    no_batchnorm = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    assert folded(no_batchnorm) is no_batchnorm
+    branching = Branching().train()
+    assert folded(branching) is branching and branching.training
+    adapted = adapt(
+        nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten()), num_classes=2, input_shape=(1, 1, 1)
+    )
+    assert folded(adapted) is adapted
+
+    class Refuses(nn.Sequential):
+        def __deepcopy__(self, memo):
+            raise TypeError("not me")
+
+    refuses = Refuses(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    assert folded(refuses) is refuses
