@@ -145,6 +145,8 @@ class Evaluate:
     step_size: float | None = None
     """Of pgd; default 2.5 * eps / steps."""
     restarts: int = 1
+    stop: bool = False
+    """Of pgd: leave a sample once it is broken. The same accuracy, several times faster; no margins of the broken."""
     out: Path | None = None
     """Also write the results, with every setting, as JSON."""
     seed: int = 0

@@ -114,9 +114,12 @@ def _describe_set(made, path: Path) -> None:
 def _evaluation_attack(c: cli.Evaluate, eps: float) -> Attack:
     if c.attack == "pgd":
         given = {"steps": c.steps or 40, "step_size": c.step_size, "restarts": c.restarts, "seed": c.seed}
-        return default_attack(eps, c.norm, **given).replace(autocast=c.runtime.autocast())
+        stop = "success" if c.stop else None
+        return default_attack(eps, c.norm, **given).replace(autocast=c.runtime.autocast(), stop=stop)
     if c.step_size is not None:
         raise ValueError(f"--step-size has no meaning for --attack {c.attack}, which finds its own")
+    if c.stop:
+        raise ValueError(f"--stop has no meaning for --attack {c.attack}, which keeps the best iterate")
     kind = APGD if c.attack == "apgd" else Auto
     threat = L2(eps) if c.norm == "l2" else Linf(eps)
     return kind(threat, steps=c.steps or 100, restarts=c.restarts, seed=c.seed, autocast=c.runtime.autocast())

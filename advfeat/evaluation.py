@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from advfeat.attacks import PGD, Attack
 from advfeat.attacks.no_trace import logits_of
 from advfeat.checks import check_images, check_labels, evenly_spaced
 from advfeat.intervals import Share
-from advfeat.models import check_fits, evaluating
+from advfeat.models import check_fits, evaluating, folded
 from advfeat.objectives import Margin, Objective
 from advfeat.progress import Reporter
 from advfeat.threat import L2, Linf
@@ -307,20 +308,30 @@ def _attack(
     """Whether each sample of ``ids`` was broken, bool, and the statistics that :class:`Robustness` keeps."""
     device, classes, eps = _device(model), len(source.classes), float(attack.threat.eps)
     broken, margins, farthest, zero, nonfinite = [], [], 0.0, 0, 0
-    for batch in ids.split(batch_size) if len(ids) else ():
-        x, y = source.images(batch).to(device), source.labels[batch].to(device)
-        if eps == 0:  # nothing to search, and rounding in another batch must not look like an attack
-            broken.append(torch.zeros(len(batch), dtype=torch.bool))
-            margins.append(_margin(_logits(model, x, classes), y).cpu())
-            report.advance(len(batch))
-            continue
-        result = attack.run(model, x, y, sample_ids=batch.to(device))
+    if eps == 0:  # nothing to search, and rounding in another batch must not look like an attack
+        attack = PGD(attack.threat, steps=0)
+    # A folded copy rounds differently, so only the example that is returned counts, and the model itself decides on it;
+    # the same where low precision may take something for a success. Else every iterate counts, also one that
+    # keep="last" moved on from.
+    returned_counts = not isinstance(attack, PGD) or attack.keep == "best" or attack.stop is not None
+    attacked = folded(model) if returned_counts else model
+    every_iterate_counts = attacked is model and attack.autocast is None and eps > 0
+    held: deque[tuple[Tensor, Tensor]] = deque()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for batch in ids.split(batch_size) if len(ids) else ():
+            x, y = source.images(batch).to(device), source.labels[batch].to(device)
+            held.append((x, y))
+            yield x, y, batch.to(device)
+
+    for result in attack.over(attacked, batches()):
+        x, y = held.popleft()
         logits = _logits(model, result.x_adv, classes)
         hit = logits.argmax(dim=1) != y
-        # An iterate that keep="last" moved on from counts as well; but what low precision took for a success does not
-        # unless the model itself agrees, above.
-        if result.first_success is not None and attack.autocast is None:
+        if every_iterate_counts and result.first_success is not None:
             hit |= result.success | (result.first_success >= 0)
+        if eps == 0:
+            hit = torch.zeros_like(hit)
         farthest = max(farthest, _distance(attack, result.x_adv, x))
         if math.isfinite(eps) and farthest > eps * (1 + 1e-5) + 1e-6:
             raise RuntimeError(f"the attack left its ball: an example is {farthest:.8g} away, eps is {eps:.8g}")
@@ -328,7 +339,7 @@ def _attack(
         margins.append(_margin(logits, y).cpu())
         zero += int((result.zero_grad_steps > 0).sum())
         nonfinite += int((result.nonfinite_grad_steps > 0).sum())
-        report.advance(len(batch))
+        report.advance(len(x))
     statistics = {
         "margin": _mean(torch.cat(margins)) if margins else None,
         "zero_gradient": zero,

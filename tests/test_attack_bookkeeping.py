@@ -207,3 +207,68 @@ def test_a_sample_does_not_know_its_batch(objective, settings):
         torch.testing.assert_close(alone.x_adv, whole.x_adv[part], rtol=0, atol=1e-12)
         assert torch.equal(alone.success, whole.success[part])
         assert torch.equal(alone.first_success, whole.first_success[part])
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("starts", [(1, False), (1, True), (3, True)])
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("sizes", [(4, 4, 4, 4, 4), (7, 0, 1, 12), (20,), (1, 19)])
+def test_a_full_batch_finds_what_each_batch_finds(norm, keep, starts, targeted, sizes):
+    restarts, random_start = starts
+    net, x, y = model_and_data()
+    x, y = torch.cat([x, 1 - x]), torch.cat([y, y])
+    target = (y + 1) % 4 if targeted else y
+    threat = {"l2": L2(0.3, *BOX), "linf": Linf(0.12, *BOX)}[norm]
+    attack = PGD(threat, steps=6, keep=keep, restarts=restarts, random_start=random_start, targeted=targeted)
+    attack = attack.replace(stop="success", seed=3)
+    assert sum(sizes) == len(x)
+    parts = list(zip(x.split(sizes), target.split(sizes), torch.arange(20).split(sizes), strict=True))
+    pulled = []
+
+    def batches():
+        for part in parts:
+            pulled.append(torch.is_grad_enabled())
+            yield part[:2]
+
+    with torch.no_grad():
+        results = list(attack.over(net, batches()))
+    assert pulled == [False] * len(sizes)  # the loader runs in the caller's own modes
+    assert [len(r.x_adv) for r in results] == list(sizes)
+    for result, (x_part, target_part, ids) in zip(results, parts, strict=True):
+        alone = attack.run(net, x_part, target_part, sample_ids=ids)
+        torch.testing.assert_close(result.x_adv, alone.x_adv, rtol=0, atol=1e-12)
+        torch.testing.assert_close(result.value.double(), alone.value.double(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(result.distance.double(), alone.distance.double(), rtol=0, atol=1e-12)
+        for name in ("success", "first_success", "zero_grad_steps", "nonfinite_grad_steps"):
+            assert torch.equal(getattr(result, name), getattr(alone, name)), name
+
+
+def test_passes_are_full_until_the_data_run_out():
+    net, x, y = model_and_data()
+    x, y = x.repeat(6, 1, 1), y.repeat(6)
+    sizes = []
+
+    def model(v):
+        sizes.append(len(v))
+        return net(v)
+
+    attack = PGD(L2(0.3, *BOX), steps=20, stop="success")
+    list(attack.over(model, zip(x.split(10), y.split(10), strict=True)))
+    pooled = list(sizes)
+    assert pooled == sorted(pooled, reverse=True) and pooled.count(10) >= 0.6 * len(pooled)
+    sizes.clear()
+    for a, b in zip(x.split(10), y.split(10), strict=True):
+        attack.run(model, a, b)
+    assert len(pooled) < 0.6 * len(sizes)
+
+
+def test_a_full_batch_leaves_the_model_alone_between_results():
+    net, x, y = model_and_data()
+    net.train()
+    attack = PGD(L2(0.3, *BOX), steps=6, stop="success")
+    for _ in attack.over(net, zip(x.split(3), y.split(3), strict=True)):
+        assert net.training and all(m.training for m in net)
+    with pytest.raises(ValueError, match="target holds label 9"):
+        list(attack.over(net, [(x[:3], y[:3]), (x[3:5], torch.tensor([1, 9]))]))
+    assert net.training

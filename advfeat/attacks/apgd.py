@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advfeat import ops
 from advfeat.attacks.base import Attack, check_settings
-from advfeat.attacks.engine import successes, value_and_grad
+from advfeat.attacks.engine import random_start, successes, value_and_grad
 from advfeat.attacks.inputs import check_inputs
 from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.result import AttackResult
@@ -135,8 +135,7 @@ def _run(
         for restart in range(attack.restarts):
             rows = torch.arange(x.shape[0], device=x.device) if restart == 0 else (~loop.success).nonzero()[:, 0]
             if attack.random_start:
-                seed = (attack.seed + (restart << 40)) % 2**63
-                first = loop.threat.rows(rows).random_start(x0[rows], seed, ids[rows])
+                first = random_start(attack, loop.threat.rows(rows), x0[rows], ids[rows], restart)
             else:
                 first = (x0 if start is None else start.detach()).clone()
             loop.restart(first, rows)

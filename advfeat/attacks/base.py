@@ -57,11 +57,16 @@ class Attack:
 
         Without ids samples are numbered through, so that the random starts do not depend on the batch size.
         """
-        seen = 0
-        for x, target, *ids in batches:
-            sample_ids = ids[0] if ids else torch.arange(seen, seen + x.shape[0], device=x.device)
-            seen += x.shape[0]
+        for x, target, sample_ids in numbered(batches):
             yield self.run(model, x, target, sample_ids=sample_ids)
+
+
+def numbered(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches (x, target, sample_ids) from those that may lack ids: samples are numbered through."""
+    seen = 0
+    for x, target, *ids in batches:
+        yield x, target, ids[0] if ids else torch.arange(seen, seen + x.shape[0], device=x.device)
+        seen += x.shape[0]
 
 
 def check_settings(attack: Attack) -> None:

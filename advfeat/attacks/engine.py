@@ -20,10 +20,16 @@ if TYPE_CHECKING:
     from advfeat.attacks.base import Attack
     from advfeat.attacks.pgd import PGD
 
-# How often, in steps, finished samples leave the batch under stop="success". On the CPU looking costs nothing;
-# elsewhere it waits for the device, so it is done rarely.
-_LEAVE_EVERY = {"cpu": 1}
-_LEAVE_EVERY_ELSEWHERE = 10
+
+def look_every(device: torch.device) -> int:
+    """How often, in steps, finished samples leave the batch under stop="success". On the CPU looking costs nothing;
+    elsewhere it waits for the device, so it is done rarely."""
+    return 1 if device.type == "cpu" else 10
+
+
+def random_start(attack: Attack, threat: Threat, x0: Tensor, sample_ids: Tensor, restart: int) -> Tensor:
+    """The random point that a restart begins at. Restarts are streams of their own, far apart in the space of seeds."""
+    return threat.random_start(x0, (attack.seed + (restart << 40)) % 2**63, sample_ids)
 
 
 class _Batch:
@@ -132,7 +138,7 @@ def run(
         best = _Best(attack, x0) if track else None
         sign = -1.0 if attack.targeted else 1.0
         status = torch.zeros(x.shape[0], 2, dtype=torch.int32, device=x.device)
-        leave_every = _LEAVE_EVERY.get(x.device.type, _LEAVE_EVERY_ELSEWHERE)
+        leave_every = look_every(x.device)
 
         def look(batch: _Batch, grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
             nonlocal forwarded, backwarded
@@ -144,8 +150,7 @@ def run(
             if start is not None:
                 first = start.detach().clone()
             elif attack.random_start:
-                # Restarts are streams of their own, far apart in the space of seeds.
-                first = threat.random_start(x0, (attack.seed + (restart << 40)) % 2**63, ids)
+                first = random_start(attack, threat, x0, ids, restart)
             else:
                 first = x0.clone()
             batch = _Batch(threat, step_size, x0, first, target)

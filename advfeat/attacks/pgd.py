@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from advfeat.attacks.base import Attack, check_settings
+from advfeat.attacks import pool
+from advfeat.attacks.base import Attack, check_settings, numbered
 from advfeat.attacks.engine import run
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
@@ -127,3 +128,15 @@ class PGD(Attack):
         Errors: ValueError naming the argument; TypeError for a model without logits.
         """
         return run(self, model, x, target, start, sample_ids, track=True)
+
+    def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
+        """The results for each batch ``(x, target)`` or ``(x, target, sample_ids)`` of a data set, in order.
+
+        Without ids samples are numbered through, so that the random starts do not depend on the batch size. With
+        ``stop="success"`` the passes through the model stay full: samples that are done leave, the next batches' take
+        their places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later.
+        """
+        by_sample = any(isinstance(v, Tensor) and v.dim() > 0 for v in (self.threat.eps, self.step_size))
+        if self.stop is None or by_sample:
+            return super().over(model, batches)
+        return pool.over(self, model, numbered(batches))

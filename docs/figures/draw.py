@@ -1,7 +1,7 @@
 """Draws every figure of docs/theory.md into this folder: python docs/figures/draw.py [--data DIR --models DIR]
 
 The figure of features on real images is left as it is without --data, a folder with CIFAR-10 in torchvision's layout,
-and --models, the models/ folder that ``advfeat demo --preset cifar10-cpu`` leaves: some ten minutes on one core.
+and --models, the models/ folder that ``advfeat demo --preset cifar10-cpu`` leaves: some fifteen minutes on one core.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def theory() -> None:
 
 def real_features(root: Path, models: Path) -> None:
     """Every feature of the representations of a standard and an adversarially trained network, on CIFAR-10."""
-    test = sources.load("cifar10", "test", root, limit=1000)
+    test = sources.load("cifar10", "test", root, limit=500)
     attack = advfeat.PGD(advfeat.L2(EPS), steps=10)
     figure = Figure(figsize=(11, 4.4), dpi=figures.DPI, layout="constrained")
     for axis, name, title in zip(
