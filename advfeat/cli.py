@@ -219,7 +219,7 @@ class Demo:
     out: Path = Path("report")
     """The folder of the report; steps that are already done there are not done again."""
     preset: Literal["digits", "cifar10-cpu"] = "digits"
-    """cifar10-cpu takes about 45 minutes on two cores and needs --root."""
+    """cifar10-cpu takes about 40 minutes on two cores and needs --root."""
     root: Path | None = field(default_factory=_root_from_environment)
     """Where CIFAR-10 lies (default: the environment variable ADVFEAT_DATA)."""
     seed: int = 0

@@ -195,7 +195,7 @@ def attack(c: cli.Attack) -> None:
     with torch.no_grad():
         said = model.eval()(x_adv[shown].to(device)).argmax(dim=1).tolist()
     names = source.classes
-    captions = [f"{names[int(labels[i])]} → {names[s]}" for i, s in zip(shown, said, strict=True)]
+    captions = [f"{names[int(labels[i])]}\n→ {names[s]}" for i, s in zip(shown, said, strict=True)]
     rows = [("original", x[shown]), ("attacked", x_adv[shown])]
     picture = sample_grid(rows, captions, ("difference", (x_adv - x)[shown]))
     write_bytes(c.out / "samples.png", picture)

@@ -129,5 +129,5 @@ def _samples(made: ConstructedSet, true_train, config: MainExperiment, key: str)
     else:
         rows = [("original", sources_of), ("constructed", images)]
         difference = ("difference", images - sources_of)
-        captions = [f"{names[int(made.original_labels[i])]} → {names[int(made.labels[i])]}" for i in index]
+        captions = [f"{names[int(made.original_labels[i])]}\n→ {names[int(made.labels[i])]}" for i in index]
     return sample_grid(rows, captions, difference)

@@ -78,7 +78,7 @@ def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference:
     """Sample images in columns: one row for each (title, images [n, C, H, W]), then the amplified difference.
 
     difference: (title, values [n, C, H, W]), shown around mid-grey, scaled so that the largest magnitude fills the
-    range; the factor is written into the title. captions: one line below each column.
+    range; the factor is written into the title. captions: a line or two below each column.
     """
     n = len(captions)
     title, values = difference
