@@ -369,7 +369,7 @@ def test_errors_name_what_is_wrong(trained):
         evaluate(model, test, attacks=[("x", default_attack(0.1).replace(targeted=True))])
     with pytest.raises(ValueError, match="one radius for all samples"):
         evaluate(model, test, attacks=[advfeat.PGD(advfeat.L2(torch.ones(90)), 2, 0.1)])
-    with pytest.raises(TypeError, match="pairs of a name and a PGD, got int"):
+    with pytest.raises(TypeError, match="pairs of a name and one, got int"):
         evaluate(model, test, attacks=[("x", 3)])
     with pytest.raises(ValueError, match="at least one sample"):
         evaluate(model, test, limit=0)

@@ -49,6 +49,14 @@ def test_attacks_find_the_same():
     torch.testing.assert_close(attack(folded(model), x, y), attack(model, x, y), rtol=0, atol=1e-8)
 
 
+def test_under_inference_mode():
+    model = trained_statistics(create("small-convnet", 10, (3, 16, 16), width=4, seed=1))
+    x, y = torch.rand(4, 3, 16, 16), torch.arange(4)
+    with torch.inference_mode():
+        inside = PGD(L2(0.5), steps=2)(folded(model), x, y)
+    assert torch.equal(inside, PGD(L2(0.5), steps=2)(folded(model), x, y))
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()

@@ -22,13 +22,14 @@ def folded(model: nn.Module) -> nn.Module:
     if isinstance(model, Adapted) or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         return model
     try:
-        twin = copy.deepcopy(model)
-        for module in twin.modules():
-            module.training = False  # as no_trace does: train() may be overridden
-        if isinstance(twin, Classifier):
-            twin.body = _fused(twin.body)
-        else:
-            twin = _fused(twin)
+        with torch.inference_mode(False):  # else the copy's weights could take no part in a gradient
+            twin = copy.deepcopy(model)
+            for module in twin.modules():
+                module.training = False  # as no_trace does: train() may be overridden
+            if isinstance(twin, Classifier):
+                twin.body = _fused(twin.body)
+            else:
+                twin = _fused(twin)
     except Exception:  # fx raises errors of many kinds, and a model of the user's own may raise any
         return model
     for parameter in twin.parameters():
