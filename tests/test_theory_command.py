@@ -19,6 +19,22 @@ def quiet():
     return Console(file=io.StringIO(), width=160)
 
 
+def test_the_table_shows_every_claim_on_a_narrow_terminal(tmp_path):
+    console = Console(file=io.StringIO(), width=80)
+    report = run(TheoryConfig(samples=2000, out=tmp_path), console)
+    shown = console.file.getvalue()
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    header = next(line for line in lines if "closed form" in line)
+    claim_ends, verdict = header.index("closed form"), header.index("verdict")
+    words = " ".join(line[:claim_ends].strip() for line in lines)  # the first column, unwrapped
+    for row in report.claims:
+        for word in row.claim.split():
+            assert word in words, (row.claim, word)
+    verdicts = [row.verdict.removesuffix(" as printed") for row in report.claims]
+    assert [w for line in lines if (w := line[verdict:].strip()) in set(verdicts)] == verdicts
+
+
 def test_covariances(tmp_path):
     np.testing.assert_array_equal(parse_covariance("3,0.7,0.2"), [3, 0.7, 0.2])
     np.testing.assert_array_equal(parse_covariance("3, 1", 4), [3, 1, 3, 1])
