@@ -3,8 +3,9 @@
 // and nothing of the standard library is first instantiated here: else the linker could keep a copy that an older
 // processor cannot run.
 //
-// Sums run over eight float64 lanes whatever the level, and products are not contracted into fused multiply-adds
-// (-ffp-contract=off), so every level gives the same bits.
+// Sums run over sixteen float64 lanes whatever the level, and products are not contracted into fused multiply-adds
+// (-ffp-contract=off), so every level gives the same bits. Where values are float32 or narrower their products are
+// exact in float64; there a level may fuse (ADVFEAT_FMA), since the sum is rounded once in either form.
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -165,26 +166,63 @@ ADVFEAT_INLINE v8d load8(const double* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
-template <typename H>
-ADVFEAT_INLINE v8f load8(const H* p) {
+typedef uint16_t v8u16 __attribute__((vector_size(16)));
+typedef uint32_t v8u32 __attribute__((vector_size(32)));
+ADVFEAT_INLINE v8f load8(const bf16* p) {
+  v8u16 bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+#ifdef ADVFEAT_WIDEN_U16
+  const v8u32 wide = ADVFEAT_WIDEN_U16(bits) << 16;
+#else
+  const v8u32 wide = __builtin_convertvector(bits, v8u32) << 16;
+#endif
+  v8f v;
+  __builtin_memcpy(&v, &wide, sizeof v);
+  return v;
+}
+ADVFEAT_INLINE v8f load8(const f16* p) {
   float v[8];
   for (int i = 0; i < 8; ++i) v[i] = load(p[i]);
   return load8(v);
 }
-ADVFEAT_INLINE v8d widen(v8f v) { return __builtin_convertvector(v, v8d); }
+ADVFEAT_INLINE v8d widen(v8f v) {
+#ifdef ADVFEAT_WIDEN  // one instruction, for which some compilers use five
+  return ADVFEAT_WIDEN(v);
+#else
+  return __builtin_convertvector(v, v8d);
+#endif
+}
 ADVFEAT_INLINE v8d widen(v8d v) { return v; }
 
 // Lanes are added in one fixed order.
 ADVFEAT_INLINE double total(v8d v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 
-// Calls body(x8, g8, x08) for eight values at a time, the last ones padded with zeros.
+// a * b + c, for products that are exact if T is not double.
+template <typename T>
+ADVFEAT_INLINE v8d multiply_add(v8d a, v8d b, v8d c) {
+#ifdef ADVFEAT_FMA
+  if constexpr (!std::is_same_v<T, double>) return ADVFEAT_FMA(a, b, c);
+#endif
+  return a * b + c;
+}
+
+// Calls body(k, x8, g8, x08) for eight values at a time, the last ones padded with zeros; k is 0 and 1 in turn, so that
+// sums can run in two chains.
 template <typename T, typename G, typename Body>
 ADVFEAT_INLINE void for_each_eight(const StepArgs& args, int64_t row, int64_t begin, int64_t end, Body body) {
   const Row<T, G> r = row_of<T, G>(args, row);
   const bool grad = args.grad != nullptr;
   static const G no_grad[8] = {};
   int64_t i = begin;
-  for (; i + 8 <= end; i += 8) body(load8(r.x + i), load8(grad ? r.grad + i : no_grad), load8(r.x0 + i));
+  for (; i + 16 <= end; i += 16) {
+    body(0, load8(r.x + i), load8(grad ? r.grad + i : no_grad), load8(r.x0 + i));
+    body(1, load8(r.x + i + 8), load8(grad ? r.grad + i + 8 : no_grad), load8(r.x0 + i + 8));
+  }
+  int k = 0;
+  if (i + 8 <= end) {
+    body(k++, load8(r.x + i), load8(grad ? r.grad + i : no_grad), load8(r.x0 + i));
+    i += 8;
+  }
   if (i == end) return;
   T x[8] = {}, x0[8] = {};
   G g[8] = {};
@@ -193,35 +231,35 @@ ADVFEAT_INLINE void for_each_eight(const StepArgs& args, int64_t row, int64_t be
     x0[j] = r.x0[i + j];
     if (grad) g[j] = r.grad[i + j];
   }
-  body(load8(x), load8(g), load8(x0));
+  body(k, load8(x), load8(g), load8(x0));
 }
 
 template <typename T, typename G>
 static L2Sums l2_sums(const StepArgs& args, int64_t row, int64_t begin, int64_t end, const L2Scales& scales) {
-  v8d gg = {}, dg = {}, dd = {};
+  v8d gg[2] = {}, dg[2] = {}, dd[2] = {};
   const double gs = scales.grad, ds = scales.d;
   if (gs == 1 && ds == 1) {
-    for_each_eight<T, G>(args, row, begin, end, [&](auto x, auto g_, auto x0) __attribute__((always_inline)) {
+    for_each_eight<T, G>(args, row, begin, end, [&](int k, auto x, auto g_, auto x0) __attribute__((always_inline)) {
       const v8d g = widen(g_), d = widen(x - x0);
-      gg += g * g;
-      dg += d * g;
-      dd += d * d;
+      gg[k] = multiply_add<T>(g, g, gg[k]);
+      dg[k] = multiply_add<T>(d, g, dg[k]);
+      dd[k] = multiply_add<T>(d, d, dd[k]);
     });
   } else {
-    for_each_eight<T, G>(args, row, begin, end, [&](auto x, auto g_, auto x0) __attribute__((always_inline)) {
+    for_each_eight<T, G>(args, row, begin, end, [&](int k, auto x, auto g_, auto x0) __attribute__((always_inline)) {
       const v8d g = widen(g_) * gs, d = widen(x - x0) * ds;
-      gg += g * g;
-      dg += d * g;
-      dd += d * d;
+      gg[k] += g * g;
+      dg[k] += d * g;
+      dd[k] += d * d;
     });
   }
-  return {total(gg), total(dg), total(dd)};
+  return {total(gg[0] + gg[1]), total(dg[0] + dg[1]), total(dd[0] + dd[1])};
 }
 
 template <typename T, typename G>
 static L2Max l2_max(const StepArgs& args, int64_t row, int64_t begin, int64_t end) {
   L2Max m;
-  for_each_eight<T, G>(args, row, begin, end, [&](auto x, auto g_, auto x0) __attribute__((always_inline)) {
+  for_each_eight<T, G>(args, row, begin, end, [&](int, auto x, auto g_, auto x0) __attribute__((always_inline)) {
     const v8d g = widen(g_), d = widen(x - x0);
     for (int i = 0; i < 8; ++i) {
       const double ag = g[i] < 0 ? -g[i] : g[i], ad = d[i] < 0 ? -d[i] : d[i];
@@ -237,7 +275,7 @@ static double l2_moved_sum(const StepArgs& args, int64_t row, int64_t begin, int
                            double scale) {
   v8d sum = {};
   const double prescale = move.prescale, factor = move.factor;
-  for_each_eight<T, G>(args, row, begin, end, [&](auto x, auto g, auto x0) __attribute__((always_inline)) {
+  for_each_eight<T, G>(args, row, begin, end, [&](int, auto x, auto g, auto x0) __attribute__((always_inline)) {
     const v8d d = (widen(x - x0) + (widen(g) * prescale) * factor) * scale;
     sum += d * d;
   });

@@ -1,5 +1,6 @@
 // The inner loops with AVX2 instructions; empty on other processors than x86-64.
 #include <cstdint>
+#include <type_traits>
 
 #include "rows.h"
 
