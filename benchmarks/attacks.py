@@ -140,8 +140,9 @@ def main(arguments: list[str] | None = None) -> None:
         from advfeat.models import load
 
         source = sources.load("cifar10", "test", options.data, limit=options.samples)
-        model = load(options.model).to(device).eval()
-        x, y = source.images().to(device), source.labels.to(device)
+        model = load(options.model).to(device, memory_format=torch.contiguous_format).eval()
+        # model and images contiguous: some libraries fail on the gradient that other layouts give
+        x, y = source.images().contiguous().to(device), source.labels.to(device)
         result["evaluation"] = evaluation(3, device, model, x, y)
         write_csv(options.out / f"attacks_{options.device}_evaluation.csv", result["evaluation"])
     (options.out / f"attacks_{options.device}.json").write_text(json.dumps(result, indent=1) + "\n")

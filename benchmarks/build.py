@@ -30,7 +30,8 @@ def rates(model: nn.Module, source, steps: int, batch_size: int, rounds: int, de
     """Every library builds the whole set once a round; they take turns."""
     job = Job(model, "l2", 0.5, 0.1, steps, targeted=True)
     attacks, missing = available(job)
-    x, y = source.images().to(device), source.labels.to(device)
+    # model and images contiguous: some libraries fail on the gradient that other layouts give
+    x, y = source.images().contiguous().to(device), source.labels.to(device)
     target = (y + 1) % 10
     recipe = PerturbTowardsTarget("det", 0.5, steps, 0.1)
 
@@ -90,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(options.device)
     source = sources.load("cifar10", "train", options.data, limit=options.images)
     model = load(options.model) if options.model else create(options.arch, 10, (3, 32, 32))
-    model = model.to(device).eval()
+    model = model.to(device, memory_format=torch.contiguous_format).eval()
     rows = rates(model, source, options.steps, options.batch_size, options.rounds, device)
     name = f"build_{options.device}_{getattr(model, 'arch', options.arch)}"
     write_csv(options.out / f"{name}.csv", rows)
