@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from advfeat import L2, PGD
-from advfeat.models import adapt, create, folded
+from advfeat.datasets import sources
+from advfeat.datasets.build import build
+from advfeat.datasets.recipes import MatchRepresentation
+from advfeat.models import Classifier, adapt, create, folded
 
 
 def trained_statistics(model):
@@ -64,22 +67,42 @@ class Branching(nn.Module):
 
     def forward(self, x):
         x = self.bn(self.conv(x))
-        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+        return x if x.sum() > 0 else -x
 
 
-def test_what_cannot_be_folded_comes_back_itself():
-    no_batchnorm = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    assert folded(no_batchnorm) is no_batchnorm
-    branching = Branching().train()
-    assert folded(branching) is branching and branching.training
-    adapted = adapt(
-        nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten()), num_classes=2, input_shape=(1, 1, 1)
-    )
-    assert folded(adapted) is adapted
+class Refuses(nn.Sequential):
+    def __deepcopy__(self, memo):
+        raise TypeError("not me")
 
-    class Refuses(nn.Sequential):
-        def __deepcopy__(self, memo):
-            raise TypeError("not me")
 
-    refuses = Refuses(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    assert folded(refuses) is refuses
+def plain_body():
+    return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+
+
+@pytest.mark.parametrize("body", [nn.Conv2d(1, 2, 1), Branching(), Refuses(*plain_body())])
+def test_a_body_that_cannot_be_folded_leaves_the_model(body):
+    model = Classifier(body, nn.Linear(2, 3), 3, (1, 4, 4)).train()
+    assert folded(model) is model and model.training and body.training
+
+
+class WithRepresentation(nn.Module):
+    """A user's own module: a trace of it would have lost this method."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = plain_body(), nn.Linear(2, 10)
+
+    def representation(self, x):
+        return self.body(x).mean((2, 3))
+
+    def forward(self, x):
+        return self.head(self.representation(x))
+
+
+def test_other_modules_keep_their_methods(tmp_path):
+    module = WithRepresentation()
+    assert folded(module) is module
+    assert folded(adapt(module, num_classes=10, input_shape=(1, 8, 8), head="head")).module is module
+    source = sources.load("digits", limit=6)
+    made = build(MatchRepresentation("nonrobust", 2, 0.1), module, source, tmp_path / "set")
+    assert len(made) == 6

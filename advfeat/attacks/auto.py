@@ -23,8 +23,8 @@ class Auto(Attack):
         result = advfeat.Auto(advfeat.L2(0.5)).run(model, x, y)
 
     What AutoAttack's standard version does first, with the margin for the cross-entropy (the same direction, without
-    its saturation) and starts inside the ball. Its FAB and Square attacks are not here: on models without gradient
-    masking they find next to nothing that these two leave (their Table 2). Fewer than four classes: the margin alone.
+    its saturation) and starts inside the ball. Its FAB and Square attacks are not here, so what is left
+    standing is an upper bound of what AutoAttack leaves. Fewer than four classes: the margin alone.
 
     threat: with a finite eps. steps: of each run. target_classes: at most this many targets, the strongest first at x.
     restarts: of the first attack. seed, autocast: as for :class:`advfeat.PGD`. Every run attacks only those samples
