@@ -16,7 +16,7 @@ def folded(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in eval mode that computes the same function faster: the same logits but for rounding.
 
     In eval mode BatchNorm is a fixed scale and shift by channel, which torch's own fusion puts into the weights of the
-    convolution or linear layer before it. Only a :class:`Classifier`'s body is folded: a trace of any other module would
+    convolution or linear layer before it. Only a :class:`Classifier`'s body is folded: a trace of another module would
     lose methods and hooks that a representation or an objective may need. Such a module, and a Classifier whose
     body torch.fx cannot trace (control flow on values) or that cannot be copied, comes back as it is: itself, not a
     copy. Parameters of the copy need no gradient. What is done to the model later is not seen by the copy.
