@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from advfeat import L2, PGD, CrossEntropy, Linf, Margin, reference
+from advfeat import L2, PGD, Converged, CrossEntropy, Linf, Margin, reference
 
 F64 = torch.float64
 EPS = torch.tensor([0.15, 0.3, 0.0, 0.5, 0.25, 0.4, 0.05, 0.35, 0.2, 0.6], dtype=F64)
@@ -39,21 +39,29 @@ def one_sample(net, x0, y, i, *, norm, eps, size, steps, keep, stop, restarts, r
     step, project = getattr(reference, f"{norm}_step"), getattr(reference, f"project_{norm}")
     sign, chosen, first_success = (-1 if targeted else 1), None, -1
     for restart in range(restarts):
-        if stop and chosen and chosen[2]:
+        if stop == "success" and chosen and chosen[2]:
             break
         x = x0[None]
         if random_start:
             x = getattr(reference, f"random_start_{norm}")(x, eps, seed + (restart << 40), torch.tensor([i]), *BOX)
         x = project(x, x0[None], eps, *BOX)[0]
-        visited = []
+        visited, record, since = [], None, 0
         for k in range(steps + 1):
             value, label, grad = value_and_grad(net, x, y)
             success = label == y if targeted else label != y
             visited.append((x.clone(), value, success))
             if success and first_success < 0:
                 first_success = k
-            if stop and success:
+            if stop == "success" and success:
                 break
+            if isinstance(stop, Converged):
+                rank = sign * value
+                if record is None or rank > record + stop.tolerance * abs(record):
+                    record, since = rank, 0
+                else:
+                    since += 1
+                if since >= stop.patience:
+                    break
             if k < steps:
                 x = step(x[None], grad[None], x0[None], sign * size, eps, *BOX)[0]
         candidates = visited if keep == "best" else visited[-1:]
@@ -65,7 +73,11 @@ def one_sample(net, x0, y, i, *, norm, eps, size, steps, keep, stop, restarts, r
 
 ALL = list(
     itertools.product(
-        ["l2", "linf"], ["last", "best"], [None, "success"], [(1, False), (1, True), (3, True)], [False, True]
+        ["l2", "linf"],
+        ["last", "best"],
+        [None, "success", Converged(2, 0.3)],
+        [(1, False), (1, True), (3, True)],
+        [False, True],
     )
 )
 
@@ -102,7 +114,7 @@ def test_the_settings_above_tell_the_variants_apart():
     base = PGD(L2(EPS, *BOX), steps=6, step_size=SIZE, random_start=True, seed=11)
     plain = base.run(net, x, y)
     assert 2 < plain.success.sum() < 9 and len(set(plain.first_success.tolist())) > 3
-    for change in ({"keep": "best"}, {"stop": "success"}, {"restarts": 3}):
+    for change in ({"keep": "best"}, {"stop": "success"}, {"stop": Converged(2, 0.3)}, {"restarts": 3}):
         assert not torch.equal(base.replace(**change).run(net, x, y).x_adv, plain.x_adv), change
 
 

@@ -300,7 +300,7 @@ def test_empty_batches():
         ({"restarts": 2}, "needs random_start=True"),
         ({"restarts": 0}, "restarts should be an integer, at least 1"),
         ({"keep": "first"}, 'keep should be "last" or "best"'),
-        ({"stop": "now"}, 'stop should be None or "success"'),
+        ({"stop": "now"}, 'stop should be None, "success" or advfeat.Converged'),
         ({"objective": 3}, "objective should be"),
         ({"threat": L2(math.inf), "step_size": 0.1, "random_start": True}, "random_start needs a finite eps"),
         ({"seed": 0.5}, "seed should be an integer"),

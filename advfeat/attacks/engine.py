@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from advfeat import ops
-from advfeat.attacks.inputs import check_inputs
+from advfeat.attacks.inputs import check_inputs, memory_format_for
 from advfeat.attacks.no_trace import Watched, no_trace
+from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import are_labels
-from advfeat.ops import Number
 from advfeat.threat import Threat
 
 if TYPE_CHECKING:
@@ -21,87 +21,9 @@ if TYPE_CHECKING:
     from advfeat.attacks.pgd import PGD
 
 
-def look_every(device: torch.device) -> int:
-    """How often, in steps, finished samples leave the batch under stop="success". On the CPU looking costs nothing;
-    elsewhere it waits for the device, so it is done rarely."""
-    return 1 if device.type == "cpu" else 10
-
-
 def random_start(attack: Attack, threat: Threat, x0: Tensor, sample_ids: Tensor, restart: int) -> Tensor:
     """The random point that a restart begins at. Restarts are streams of their own, far apart in the space of seeds."""
     return threat.random_start(x0, (attack.seed + (restart << 40)) % 2**63, sample_ids)
-
-
-class _Batch:
-    """The samples still being attacked, and what is known of each."""
-
-    def __init__(self, threat: Threat, step_size: Number, x0: Tensor, x: Tensor, target: Tensor) -> None:
-        self.threat, self.step_size = threat, step_size
-        self.x0, self.x, self.target = x0, x, target
-        self.index: Tensor | None = None  # rows of the whole batch; None for all
-
-    def keep(self, rows: Tensor) -> None:
-        self.threat = self.threat.rows(rows)
-        if isinstance(self.step_size, Tensor) and self.step_size.dim() == 1:
-            self.step_size = self.step_size[rows]
-        self.x0, self.x, self.target = self.x0[rows], self.x[rows], self.target[rows]
-        self.index = rows if self.index is None else self.index[rows]
-
-
-class _Best:
-    """The best iterate of each sample over steps and restarts: a success before a failure, then by the objective."""
-
-    def __init__(self, attack: PGD, x: Tensor) -> None:
-        n, device = x.shape[0], x.device
-        self.x = x.clone()
-        self.sign = -1.0 if attack.targeted else 1.0
-        self.frozen_after_success = attack.stop is not None
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.value = torch.full((n,), float("nan"), dtype=wide, device=device)
-        self.success = torch.zeros(n, dtype=torch.bool, device=device)
-        self.first_success = torch.full((n,), -1, dtype=torch.int32, device=device)
-        self.seen_logits = False
-
-    def note(self, batch: _Batch, success: Tensor | None, step: int) -> None:
-        """Remembers when a sample was first seen to succeed."""
-        if success is None:
-            return
-        self.seen_logits = True
-        first = _at(self.first_success, batch.index)
-        _put(self, "first_success", batch.index, torch.where((first < 0) & success, step, first))
-
-    def update(self, batch: _Batch, value: Tensor, success: Tensor | None, keep: str) -> None:
-        """keep: "best" takes what is better; "success" a first success only; "last" all that have not succeeded yet."""
-        rows, value = batch.index, value.to(self.value.dtype)
-        old_value, old_success = _at(self.value, rows), _at(self.success, rows)
-        new_success = torch.zeros_like(old_success) if success is None else success
-        if keep == "last":
-            better = ~old_success
-        else:
-            better = new_success & ~old_success
-            if keep == "best":
-                rank, old_rank = self.sign * value, self.sign * old_value
-                higher = (rank > old_rank) | (old_rank.isnan() & ~rank.isnan())
-                better |= (new_success == old_success) & higher
-        if self.frozen_after_success:
-            better &= ~old_success
-        x = _at(self.x, rows)
-        ops.update_best_(x, torch.zeros_like(value), batch.x, better.to(value.dtype))
-        _put(self, "x", rows, x)
-        _put(self, "value", rows, torch.where(better, value, old_value))
-        _put(self, "success", rows, torch.where(better, new_success, old_success))
-
-
-def _at(tensor: Tensor, rows: Tensor | None) -> Tensor:
-    return tensor if rows is None else tensor[rows]
-
-
-def _put(best: _Best, name: str, rows: Tensor | None, values: Tensor) -> None:
-    # A batch that has shrunk puts its rows back; indices, not masks, so that nothing waits for the device.
-    if rows is None:
-        setattr(best, name, values)
-    else:
-        getattr(best, name)[rows] = values
 
 
 def successes(attack: Attack, logits: Tensor | None, target: Tensor) -> Tensor | None:
@@ -112,90 +34,6 @@ def successes(attack: Attack, logits: Tensor | None, target: Tensor) -> Tensor |
     predicted = logits.argmax(dim=1)
     hit = predicted == labels if attack.targeted else predicted != labels
     return hit & ~logits.isnan().any(dim=1)  # no prediction is no success
-
-
-def run(
-    attack: PGD,
-    model: Callable,
-    x: Tensor,
-    target: Tensor,
-    start: Tensor | None,
-    sample_ids: Tensor | None,
-    track: bool,
-) -> AttackResult:
-    watched = Watched(model, check_inputs(attack, x, target, start, sample_ids))
-    forwarded = backwarded = 0
-    # The caller's autocast would also cast the backward pass, which PyTorch advises against.
-    with no_trace(model, x.device), torch.autocast(x.device.type, enabled=False):
-        # Clones: the inputs are not to change, and tensors made under inference_mode cannot take part in autograd.
-        x0, target = x.detach().clone(), target.detach().clone()
-        if are_labels(target):
-            target = target.to(torch.int64)
-        threat, step_size = attack.threat.to(x.device), attack.step_length
-        if isinstance(step_size, Tensor):  # as the kernels take it, so that no step converts it again
-            step_size = step_size.detach().to(x.device, torch.float64)
-        ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids.clone()
-        best = _Best(attack, x0) if track else None
-        sign = -1.0 if attack.targeted else 1.0
-        status = torch.zeros(x.shape[0], 2, dtype=torch.int32, device=x.device)
-        leave_every = look_every(x.device)
-
-        def look(batch: _Batch, grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            nonlocal forwarded, backwarded
-            forwarded += batch.x.shape[0]
-            backwarded += batch.x.shape[0] if grad else 0
-            return value_and_grad(attack, watched, batch.x, batch.target, grad)
-
-        for restart in range(attack.restarts):
-            if start is not None:
-                first = start.detach().clone()
-            elif attack.random_start:
-                first = random_start(attack, threat, x0, ids, restart)
-            else:
-                first = x0.clone()
-            batch = _Batch(threat, step_size, x0, first, target)
-            batch.threat.project_(batch.x, x0)
-            if attack.stop and restart > 0:
-                batch.keep((~best.success).nonzero()[:, 0])
-            for step in range(attack.steps):
-                if batch.x.shape[0] == 0:
-                    break
-                value, logits, grad = look(batch, grad=True)
-                if track:
-                    hit = successes(attack, logits, batch.target)
-                    best.note(batch, hit, step)
-                    if attack.keep == "best" or attack.stop:
-                        best.update(batch, value, hit, "best" if attack.keep == "best" else "success")
-                    if attack.stop and hit is not None and step % leave_every == 0:
-                        rows = (~_at(best.success, batch.index)).nonzero()[:, 0]
-                        if rows.numel() < batch.x.shape[0]:
-                            batch.keep(rows)
-                            grad = grad[rows]
-                counts = _at(status, batch.index)
-                size = batch.step_size
-                batch.threat.step_(batch.x, grad, batch.x0, sign * size, grad_status=counts)
-                if batch.index is not None:
-                    status[batch.index] = counts
-            if track and batch.x.shape[0] > 0:
-                value, logits, _ = look(batch, grad=False)
-                hit = successes(attack, logits, batch.target)
-                best.note(batch, hit, attack.steps)
-                best.update(batch, value, hit, "best" if attack.keep == "best" or restart > 0 else "last")
-
-        x_adv = best.x if track else batch.x
-        unknown = torch.full((x.shape[0],), float("nan"), device=x.device)
-        seen = track and (best.seen_logits or x.shape[0] == 0)
-        return AttackResult(
-            x_adv=x_adv,
-            value=best.value if track else unknown,
-            success=best.success if seen else None,
-            distance=attack.threat.distance(x_adv, x0),
-            first_success=best.first_success if seen else None,
-            zero_grad_steps=status[:, 0],
-            nonfinite_grad_steps=status[:, 1],
-            samples_forwarded=forwarded,
-            samples_backwarded=backwarded,
-        )
 
 
 def value_and_grad(
@@ -215,3 +53,127 @@ def value_and_grad(
         raise ValueError("the objective does not depend on x through anything differentiable")
     (gradient,) = torch.autograd.grad(value.sum(), point)
     return value.detach(), model.last_logits, gradient
+
+
+def own_copies(model: Callable, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """x0 in the layout that suits the model, and the target, both apart from the caller's tensors.
+
+    Clones: the inputs are not to change, and tensors made under inference_mode cannot take part in autograd.
+    """
+    x0 = x.detach().clone(memory_format=memory_format_for(model, x))
+    target = target.detach().clone()
+    return x0, target.to(torch.int64) if are_labels(target) else target
+
+
+def in_layout_of(x_adv: Tensor, x: Tensor) -> Tensor:
+    """x_adv laid out like x."""
+    return x_adv if x_adv.stride() == x.stride() else torch.empty_like(x).copy_(x_adv)
+
+
+class _Best:
+    """What is kept of each sample over steps and restarts, [B]: all in place, as a captured step needs it.
+
+    A success is better than a failure; among equals the objective decides. The image is kept only where it can be
+    another than the iterate itself.
+    """
+
+    def __init__(self, attack: PGD, x: Tensor) -> None:
+        n, device = x.shape[0], x.device
+        self.x = x.clone() if attack.keep == "best" or attack.restarts > 1 else None
+        self.sign = -1.0 if attack.targeted else 1.0
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.value = torch.full((n,), float("nan"), dtype=wide, device=device)
+        self.success = torch.zeros(n, dtype=torch.bool, device=device)
+        self.first_success = torch.full((n,), -1, dtype=torch.int32, device=device)
+        self.step = torch.zeros((), dtype=torch.int32, device=device)
+        self.seen_logits = n == 0
+
+    def note(self, success: Tensor | None) -> None:
+        """Remembers when a sample was first seen to succeed."""
+        if success is not None:
+            self.seen_logits = True
+            first = self.first_success
+            first.copy_(torch.where((first < 0) & success, self.step, first))
+
+    def update(self, x: Tensor, value: Tensor, success: Tensor | None, always: bool) -> None:
+        """Takes the iterates that are better than what was kept, or with ``always`` all of them."""
+        value = value.to(self.value.dtype)
+        success = torch.zeros_like(self.success) if success is None else success
+        if always:
+            better = torch.ones_like(self.success)
+        else:
+            rank, old_rank = self.sign * value, self.sign * self.value
+            higher = (rank > old_rank) | (old_rank.isnan() & ~rank.isnan())
+            better = (success & ~self.success) | ((success == self.success) & higher)
+        if self.x is not None:
+            ops.update_best_(self.x, torch.zeros_like(value), x, better.to(value.dtype))
+        self.value.copy_(torch.where(better, value, self.value))
+        self.success.copy_(torch.where(better, success, self.success))
+
+
+def run(
+    attack: PGD,
+    model: Callable,
+    x: Tensor,
+    target: Tensor,
+    start: Tensor | None,
+    sample_ids: Tensor | None,
+    track: bool,
+) -> AttackResult:
+    """All steps for all samples, in step with each other; ``track`` looks at the last iterate too. For ``stop=None``:
+    :mod:`advfeat.attacks.pool` has the other case."""
+    watched = Watched(model, check_inputs(attack, x, target, start, sample_ids))
+    # The caller's autocast would also cast the backward pass, which PyTorch advises against.
+    with no_trace(model, x.device), torch.autocast(x.device.type, enabled=False):
+        x0, target = own_copies(model, x, target)
+        threat, size = attack.threat.to(x.device), attack.step_length
+        sign = -1.0 if attack.targeted else 1.0
+        if isinstance(size, Tensor):  # as the kernels take it, so that no step converts it again
+            size = size.detach().to(x.device, torch.float64)
+        size = sign * size
+        ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids.clone()
+        at = x0.clone()  # the iterate; every step moves it in place
+        best = _Best(attack, x0) if track else None
+        status = torch.zeros(x.shape[0], 2, dtype=torch.int32, device=x.device)
+
+        def one_step() -> None:
+            value, logits, grad = value_and_grad(attack, watched, at, target, True)
+            if best is not None:
+                hit = successes(attack, logits, target)
+                best.note(hit)
+                if attack.keep == "best":
+                    best.update(at, value, hit, always=False)
+                best.step.add_(1)
+            threat.step_(at, grad, x0, size, grad_status=status)
+
+        step = Step(one_step, x.device, attack.graph)
+        for restart in range(attack.restarts):
+            if start is not None:
+                at.copy_(start.detach())
+            elif attack.random_start:
+                at.copy_(random_start(attack, threat, x0, ids, restart))
+            threat.project_(at, x0)
+            if x.shape[0] > 0:
+                step(attack.steps)
+            if best is not None and x.shape[0] > 0:
+                value, logits, _ = value_and_grad(attack, watched, at, target, False)
+                hit = successes(attack, logits, target)
+                best.note(hit)
+                best.update(at, value, hit, always=attack.keep == "last" and restart == 0)
+                best.step.zero_()
+
+        x_adv = at if best is None or best.x is None else best.x
+        unknown = torch.full((x.shape[0],), float("nan"), device=x.device)
+        seen = best is not None and best.seen_logits
+        return AttackResult(
+            x_adv=in_layout_of(x_adv, x),
+            value=best.value if track else unknown,
+            success=best.success if seen else None,
+            distance=threat.distance(x_adv, x0),
+            first_success=best.first_success if seen else None,
+            zero_grad_steps=status[:, 0],
+            nonfinite_grad_steps=status[:, 1],
+            samples_forwarded=x.shape[0] * attack.restarts * (attack.steps + track),
+            samples_backwarded=x.shape[0] * attack.restarts * attack.steps,
+            why_eager=step.why_eager,
+        )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advfeat.objectives import are_labels
 from advfeat.ops import Number
@@ -75,3 +76,16 @@ def check_inputs(
     if labels and least < 0:
         raise ValueError(f"target should hold labels of at least 0, got {least}")
     return most if labels else None
+
+
+def memory_format_for(model: Callable, x: Tensor) -> torch.memory_format:
+    """channels_last where the model's convolutions are, so that gradients come in the layout of x and no step has to
+    mix two; else the layout that x has."""
+    if x.dim() == 4 and isinstance(model, nn.Module):
+        for weight in (m.weight for m in model.modules() if isinstance(m, nn.Conv2d)):
+            if not weight.is_contiguous():
+                last = weight.is_contiguous(memory_format=torch.channels_last)
+                return torch.channels_last if last else torch.preserve_format
+            if not weight.is_contiguous(memory_format=torch.channels_last):
+                break  # of both layouts only a 1x1 convolution or one of a single channel can be
+    return torch.preserve_format

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from advfeat.attacks import pool
 from advfeat.attacks.base import Attack, check_settings, numbered
+from advfeat.attacks.convergence import Converged
 from advfeat.attacks.engine import run
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
@@ -36,15 +38,19 @@ class PGD(Attack):
     restarts: that many random starts; the best iterate over all of them is kept, successes first.
     targeted: descend towards ``target`` instead of ascending away from it.
     keep: "last" returns the last iterate, "best" the best one, a success if there is any, then by the objective.
-    stop: "success" freezes a sample at its first success and lets it leave the batch; the others go on.
+    stop: "success" ends a sample's attack at its first success, :class:`advfeat.Converged` once its objective has come
+        as far as it will; it leaves the batch, and the others go on.
     seed: of the random starts; with the sample ids it determines them.
     autocast: torch.bfloat16 or torch.float16 to run the model in; iterates and projections stay in the dtype of x.
         None: no autocast, also inside the caller's own, so that the result is the same everywhere.
+    graph: on CUDA, whether a step may be captured into a CUDA graph and replayed. A model that cannot be captured runs
+        eagerly, with a warning that says why; the result's ``why_eager`` tells. Set it to False for a model whose own
+        Python code changes from one call to the next, which a replay does not run again.
 
     The attack leaves no trace: parameters' ``.grad``, every submodule's training flag, BatchNorm statistics, random
     state, grad mode and inputs are as before, also after an exception. It runs under ``no_grad`` and
-    ``inference_mode``. The model is attacked in eval mode. Nothing in the loop waits for the device (but with ``stop``,
-    which looks every 10 steps).
+    ``inference_mode``. The model is attacked in eval mode. Nothing in the loop waits for the device; with ``stop`` the
+    host learns who is done a step late.
     """
 
     threat: Threat
@@ -55,9 +61,10 @@ class PGD(Attack):
     restarts: int = 1
     targeted: bool = False
     keep: Literal["last", "best"] = "last"
-    stop: Literal["success"] | None = None
+    stop: Literal["success"] | Converged | None = None
     seed: int = 0
     autocast: torch.dtype | None = None
+    graph: bool = True
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -69,8 +76,8 @@ class PGD(Attack):
         object.__setattr__(self, "objective", as_objective(self.objective))
         if self.keep not in ("last", "best"):
             raise ValueError(f'keep should be "last" or "best", got {self.keep!r}')
-        if self.stop not in (None, "success"):
-            raise ValueError(f'stop should be None or "success", got {self.stop!r}')
+        if not (self.stop in (None, "success") or isinstance(self.stop, Converged)):
+            raise ValueError(f'stop should be None, "success" or advfeat.Converged(), got {self.stop!r}')
 
     @property
     def step_length(self) -> Number:
@@ -89,7 +96,7 @@ class PGD(Attack):
             "restarts": self.restarts,
             "targeted": self.targeted,
             "keep": self.keep,
-            "stop": self.stop,
+            "stop": dataclasses.asdict(self.stop) if isinstance(self.stop, Converged) else self.stop,
             "seed": self.seed,
             "autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None,
         }
@@ -105,7 +112,9 @@ class PGD(Attack):
     ) -> Tensor:
         """The adversarial examples [B, ...]. Arguments as for :meth:`run`; without ``keep``, ``stop`` or ``restarts``
         this saves the last forward pass."""
-        plain = self.keep == "last" and self.stop is None and self.restarts == 1
+        if self.stop is not None:
+            return pool.run(self, model, x, target, start, sample_ids).x_adv
+        plain = self.keep == "last" and self.restarts == 1
         return run(self, model, x, target, start, sample_ids, track=not plain).x_adv
 
     def run(
@@ -127,14 +136,16 @@ class PGD(Attack):
 
         Errors: ValueError naming the argument; TypeError for a model without logits.
         """
+        if self.stop is not None:
+            return pool.run(self, model, x, target, start, sample_ids)
         return run(self, model, x, target, start, sample_ids, track=True)
 
     def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
         """The results for each batch ``(x, target)`` or ``(x, target, sample_ids)`` of a data set, in order.
 
         Without ids samples are numbered through, so that the random starts do not depend on the batch size. With
-        ``stop="success"`` the passes through the model stay full: samples that are done leave, the next batches' take
-        their places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later.
+        ``stop`` the passes through the model stay full: samples that are done leave, the next batches' take their
+        places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later.
         """
         by_sample = any(isinstance(v, Tensor) and v.dim() > 0 for v in (self.threat.eps, self.step_size))
         if self.stop is None or by_sample:

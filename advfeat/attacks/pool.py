@@ -15,22 +15,36 @@ import torch
 from torch import Tensor
 
 from advfeat import ops
-from advfeat.attacks.engine import look_every, random_start, successes, value_and_grad
+from advfeat.attacks.convergence import Converged
+from advfeat.attacks.engine import in_layout_of, own_copies, random_start, successes, value_and_grad
 from advfeat.attacks.inputs import check_inputs
 from advfeat.attacks.no_trace import Watched, no_trace
+from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
-from advfeat.objectives import are_labels
 
 if TYPE_CHECKING:
     from advfeat.attacks.pgd import PGD
 
 
-def over(attack: PGD, model: Callable, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Iterator[AttackResult]:
+def run(
+    attack: PGD, model: Callable, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
+) -> AttackResult:
+    """One batch, each sample until its own stop; the batch shrinks."""
+    check_inputs(attack, x, target, start, sample_ids)
+    ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids
+    (result,) = over(attack, model, [(x, target, ids)], start)
+    return result
+
+
+def over(
+    attack: PGD, model: Callable, batches: Iterable[tuple[Tensor, Tensor, Tensor]], start: Tensor | None = None
+) -> Iterator[AttackResult]:
     """The results of ``attack``, one a batch ``(x, target, sample_ids)`` and in order, with the model's passes kept
     full.
 
-    For ``stop="success"`` and numbers that are not per sample. A pass has as many samples as the first batch. Each
-    sample's result is that of ``attack.run``, but for rounding that depends on the batch inside the model.
+    For an attack with a ``stop``, and numbers that are not per sample unless there is only one batch. A pass has as
+    many samples as the first batch. Each sample's result is that of ``attack.run``, but for rounding that depends on
+    the batch inside the model. start: the first iterates of the first batch.
     """
     source, ended = iter(batches), False
     waiting: deque[_Batch] = deque()  # pulled and not yet yielded
@@ -43,14 +57,15 @@ def over(attack: PGD, model: Callable, batches: Iterable[tuple[Tensor, Tensor, T
             except StopIteration:
                 ended = True
                 break
-            if x.shape[0] == 0:
-                waiting.append(_Batch(x, target, ids))
-                continue
-            if pool is None:
+            if pool is None and x.shape[0]:
                 pool = _Pool(attack, model, x)
-            waiting.append(pool.add(x, target, ids))
+            with torch.inference_mode(False):
+                batch = _Batch(model, x, target, ids, start)
+            waiting.append(batch)
+            if x.shape[0]:
+                pool.add(batch, x)
         while waiting and waiting[0].left == 0:
-            yield waiting.popleft().result(attack)
+            yield waiting.popleft().result(attack, pool)
         if not waiting and ended:
             return
         if pool is not None:
@@ -59,17 +74,28 @@ def over(attack: PGD, model: Callable, batches: Iterable[tuple[Tensor, Tensor, T
                     pool.advance()
 
 
+def _lag_on(device: torch.device) -> int:
+    """How many steps late the host learns who is done. Off the CPU one, so that the next step already runs and the
+    device never waits."""
+    return 0 if device.type == "cpu" else 1
+
+
+def _pack_at(device: torch.device) -> float:
+    """Once the data have run out, a batch is packed when no more than this share of its places is in use. Packing costs
+    a new CUDA graph; on the CPU it costs nothing."""
+    return 1.0 if device.type == "cpu" else 0.5
+
+
 class _Batch:
     """What is known of a batch: its inputs, and the results of its samples as they come."""
 
-    def __init__(self, x: Tensor, target: Tensor, ids: Tensor, number: int = 0) -> None:
-        self.number = number
-        # Clones: tensors made under inference_mode cannot take part in autograd, and the caller may change his.
-        self.x0, self.target, self.ids = x.detach().clone(), target.detach().clone(), ids.clone()
-        if are_labels(target):
-            self.target = self.target.to(torch.int64)
-        n = x.shape[0]
-        self.left, self.taken = n, 0
+    def __init__(self, model: Callable, x: Tensor, target: Tensor, ids: Tensor, start: Tensor | None) -> None:
+        self.number = -1
+        self.like = x  # for the layout of the result
+        self.x0, self.target = own_copies(model, x, target)
+        self.ids = ids.clone()
+        self.start = None if start is None else start.detach().clone()
+        self.left, self.taken = x.shape[0], 0
         self.results: dict[str, Tensor] = {}
 
     def store(self, rows: Tensor, values: dict[str, Tensor]) -> None:
@@ -79,150 +105,243 @@ class _Batch:
             self.results[name][rows] = value
         self.left -= rows.numel()
 
-    def result(self, attack: PGD) -> AttackResult:
+    def result(self, attack: PGD, pool: _Pool | None) -> AttackResult:
         x, n, device = self.x0, self.x0.shape[0], self.x0.device
         r = self.results
         if n == 0:
             empty = torch.zeros(0, dtype=torch.float32, device=device)
             counts = torch.zeros(0, 2, dtype=torch.int32, device=device)
-            r = {"x": x, "value": empty, "success": empty.bool(), "first": counts[:, 0], "status": counts}
+            r = {"best": x, "value": empty, "success": empty.bool(), "first": counts[:, 0], "status": counts}
+        knows = n == 0 or pool is None or pool.seen_logits
         return AttackResult(
-            x_adv=r["x"],
+            x_adv=in_layout_of(r["best"], self.like),
             value=r["value"],
-            success=r["success"],
-            distance=attack.threat.to(device).distance(r["x"], x),
-            first_success=r["first"],
+            success=r["success"] if knows else None,
+            distance=attack.threat.to(device).distance(r["best"], x),
+            first_success=r["first"] if knows else None,
             zero_grad_steps=r["status"][:, 0],
             nonfinite_grad_steps=r["status"][:, 1],
             samples_forwarded=int(r["passes"].sum()) if n else 0,
             samples_backwarded=int(r["passes"].sum()) if n else 0,
+            why_eager=pool.step.why_eager if pool else None,
         )
 
 
+class _Look:
+    """What the device knew of every place at one moment, on its way to the host."""
+
+    def __init__(self, number: int, flags: Tensor) -> None:
+        self.number = number
+        self.flags = flags.to("cpu", non_blocking=True)  # from CUDA into pinned memory
+        self.arrived = torch.cuda.Event() if flags.device.type == "cuda" else None
+        if self.arrived is not None:
+            self.arrived.record(torch.cuda.current_stream(flags.device))
+
+    def read(self) -> Tensor:
+        """The flags, bool [kinds, places]; waits until they are here."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.flags
+
+    def keep(self, places: Tensor) -> None:
+        self.flags = self.read()[:, places]
+
+
 class _Pool:
-    """The samples under attack, each at a step and a restart of its own."""
+    """The places for samples under attack, each sample at a step and a restart of its own.
+
+    ``slots`` are tensors with a row a place, changed in place, so that a step can be replayed as a graph. A place is
+    in use until its sample's result has been stored; whether the attack goes on there is ``slots["live"]``.
+    """
 
     def __init__(self, attack: PGD, model: Callable, x: Tensor) -> None:
         self.attack, self.device, self.size = attack, x.device, x.shape[0]
         self.watched = Watched(model)
         self.threat = attack.threat.to(x.device)
         self.sign = -1.0 if attack.targeted else 1.0
+        size = attack.step_length
+        self.step_size = self.sign * (size.detach().to(x.device, torch.float64) if isinstance(size, Tensor) else size)
+        self.rule = attack.stop if isinstance(attack.stop, Converged) else None
+        self.seen_logits = False
         self.queue: deque[_Batch] = deque()  # with samples that are not in yet
-        self.homes: dict[int, _Batch] = {}  # of the slots, by number
+        self.homes: dict[int, _Batch] = {}  # of the places, by number
         self.batches = 0
-        self.slots: dict[str, Tensor] = {}
-        self.steps_to_look = 1
-        self.every = look_every(x.device)
+        self.lag, self.pack_at = _lag_on(x.device), _pack_at(x.device)
+        self.slots = self._empty(x)
+        self.step = Step(self._one_step, x.device, attack.graph)
+        # On the host: which places are in use, by which row of which batch, at which restart, and the last look that
+        # did not see this sample yet.
+        self.used = torch.zeros(self.size, dtype=torch.bool)
+        self.home, self.row, self.restart, self.not_seen_by = torch.zeros((4, self.size), dtype=torch.int64)
+        self.looks = 0
+        self.unread: deque[_Look] = deque()
+
+    def _empty(self, x: Tensor) -> dict[str, Tensor]:
+        n, wide = self.size, torch.float64 if x.dtype == torch.float64 else torch.float32
+
+        def numbers(dtype: torch.dtype, *more: int) -> Tensor:
+            return torch.zeros((n, *more), dtype=dtype, device=self.device)
+
+        slots = {name: numbers(torch.int64) for name in ("id", "step", "restart", "passes", "since")}
+        slots |= {"value": numbers(wide), "record": numbers(wide)}
+        slots |= {"success": numbers(torch.bool), "live": numbers(torch.bool)}
+        return slots | {"first": numbers(torch.int32), "status": numbers(torch.int32, 2)}
 
     def wants_more(self) -> bool:
         """Whether a place could be given to a sample that has not been pulled yet."""
         return sum(b.x0.shape[0] - b.taken for b in self.queue) < self.size
 
-    def add(self, x: Tensor, target: Tensor, ids: Tensor) -> _Batch:
-        largest = check_inputs(self.attack, x, target, None, ids)
+    def add(self, batch: _Batch, x: Tensor) -> None:
+        first = next(iter(self.homes.values()), batch)
+        for name, value, like in (("x", batch.x0, first.x0), ("target", batch.target, first.target)):
+            if value.shape[1:] != like.shape[1:] or value.dtype != like.dtype:
+                raise ValueError(
+                    f"{name} should be like that of the batches before, {like.dtype} of shape [B, "
+                    f"{', '.join(map(str, like.shape[1:]))}], got {value.dtype} of shape {tuple(value.shape)}"
+                )
+        largest = check_inputs(self.attack, x, batch.target, None, batch.ids)
         if largest is not None:
             self.watched.expect_label(largest)
-        batch = _Batch(x, target, ids, self.batches)
+        batch.number = self.batches
         self.batches += 1
         self.homes[batch.number] = batch
         self.queue.append(batch)
-        return batch
 
     def advance(self) -> None:
         """One pass through the model for the samples in the pool, after new ones have come in."""
         self._fill()
+        self._pack()
+        self.step(1)
+        self.looks += 1
+        self.unread.append(_Look(self.looks, torch.stack([self.slots["live"], self.slots["success"]])))
+        while len(self.unread) > self.lag:
+            look = self.unread.popleft()
+            live, success = look.read()
+            ended = self.used & ~live & (self.not_seen_by < look.number)
+            if self.attack.restarts > 1:
+                again = ended & (self.restart + 1 < self.attack.restarts)
+                if self.attack.stop == "success":
+                    again &= ~success
+                self._start_again(again.nonzero()[:, 0])
+                ended &= ~again
+            self._send_away(ended.nonzero()[:, 0])
+
+    def _one_step(self) -> None:
+        """Looks at every place, keeps what is better, and moves on; in place."""
         s, attack = self.slots, self.attack
         value, logits, grad = value_and_grad(attack, self.watched, s["x"], s["target"], True)
         hit = successes(attack, logits, s["target"])
         if hit is None:
-            raise ValueError('stop="success" needs labels as target and an objective that asks the model for logits')
+            if attack.stop == "success":
+                raise ValueError(
+                    'stop="success" needs labels as target and an objective that asks the model for logits'
+                )
+            hit = torch.zeros_like(s["success"])
+        else:
+            self.seen_logits = True
         value = value.to(s["value"].dtype)
-        live, last = ~s["done"], s["step"] == attack.steps
-        s["passes"] += live
-        s["first"] = torch.where(live & (s["first"] < 0) & hit, s["step"].to(torch.int32), s["first"])
-        better = hit
-        rank, old = self.sign * value, self.sign * s["value"]
+        live, rank, old = s["live"], self.sign * value, self.sign * s["value"]
+        s["passes"].add_(live)
+        s["first"].copy_(torch.where(live & (s["first"] < 0) & hit, s["step"].to(torch.int32), s["first"]))
+        ending = s["step"] >= attack.steps
+        if self.rule is None:
+            ending = ending | hit
+        else:
+            record = s["record"]
+            gains = (rank > record + self.rule.tolerance * record.abs()) | (record.isnan() & ~rank.isnan())
+            record.copy_(torch.where(gains, rank, record))
+            s["since"].copy_(torch.where(gains, 0, s["since"] + 1))
+            ending = ending | (s["since"] >= self.rule.patience)
         higher = (rank > old) | (old.isnan() & ~rank.isnan())
-        if attack.keep == "best":
-            better = hit | higher
-        else:  # the last iterate of the first start, or a better last one of a later start
-            better = hit | last & ((s["restart"] == 0) | higher)
-        better = better & live & ~s["success"]
+        better = (hit & ~s["success"]) | ((hit == s["success"]) & higher)
+        if attack.keep == "last":  # the last iterate of the first start, or a better last one of a later start
+            better = ending & ((s["restart"] == 0) | better)
+        better = better & live
         ops.update_best_(s["best"], torch.zeros_like(value), s["x"], better.to(value.dtype))
-        s["value"] = torch.where(better, value, s["value"])
-        s["success"] = s["success"] | (hit & live)
-        s["done"] = s["done"] | s["success"] | last
+        s["value"].copy_(torch.where(better, value, s["value"]))
+        s["success"].copy_(torch.where(better, hit, s["success"]))
+        live.logical_and_(~ending)
         counts = torch.zeros_like(s["status"])
-        self.threat.step_(s["x"], grad, s["x0"], self.sign * attack.step_length, grad_status=counts)
-        s["status"] += counts * ~s["done"][:, None]
-        s["step"] += 1
-        self.steps_to_look -= 1
-        if self.steps_to_look == 0:
-            self.steps_to_look = self.every
-            self._look()
+        self.threat.step_(s["x"], grad, s["x0"], self.step_size, grad_status=counts)
+        s["status"].add_(counts * live[:, None])
+        s["step"].add_(1)
 
-    def _look(self) -> None:
-        """Sends away what is done, and back to a new start what has restarts left; waits for the device."""
-        s = self.slots
-        again = torch.where(s["done"] & ~s["success"], s["restart"] + 1, 0)
-        for restart in range(1, self.attack.restarts):
-            rows = (again == restart).nonzero()[:, 0]
-            if rows.numel():
-                s["x"][rows] = self._start(s["x0"][rows], s["id"][rows], restart)
-                s["restart"][rows], s["step"][rows], s["done"][rows] = restart, 0, False
-        leaving = s["done"].nonzero()[:, 0]
-        if leaving.numel() == 0:
-            return
-        home = s["home"][leaving]
+    def _send_away(self, ended: Tensor) -> None:
+        """Stores the results of these places' samples."""
+        home = self.home[ended]
         for number in home.unique().tolist():
-            own = leaving[home == number]
-            values = {name: s[name][own] for name in ("value", "success", "first", "status", "passes")}
-            batch = self.homes[number]
-            batch.store(s["row"][own], values | {"x": s["best"][own]})
+            places = ended[home == number]
+            at, batch = places.to(self.device, non_blocking=True), self.homes[number]
+            names = ("best", "value", "success", "first", "status", "passes")
+            rows = self.row[places].to(self.device, non_blocking=True)
+            batch.store(rows, {name: self.slots[name][at] for name in names})
             if batch.left == 0:
                 del self.homes[number]
-        stay = (~s["done"]).nonzero()[:, 0]
-        self.slots = {name: value[stay] for name, value in s.items()}
+        self.used[ended] = False
+
+    def _start_again(self, places: Tensor) -> None:
+        """Puts these places' samples to their next start."""
+        s = self.slots
+        self.restart[places] += 1
+        self.not_seen_by[places] = self.looks
+        for restart in self.restart[places].unique().tolist():
+            at = places[self.restart[places] == restart].to(self.device, non_blocking=True)
+            s["x"][at] = self._start(s["x0"][at], s["id"][at], restart, at)
+            s["restart"][at], s["step"][at], s["since"][at] = restart, 0, 0
+            s["record"][at], s["live"][at] = float("nan"), True
 
     def _fill(self) -> None:
         """New samples into free places."""
-        while self.queue:
-            here = self.slots["x"].shape[0] if self.slots else 0
+        free = (~self.used).nonzero()[:, 0]
+        while self.queue and free.numel():
             batch = self.queue[0]
-            first, last = batch.taken, min(batch.taken + self.size - here, batch.x0.shape[0])
-            if last == first:
-                return
-            self._enter(batch, first, last)
+            n = min(free.numel(), batch.x0.shape[0] - batch.taken)
+            self._enter(batch, batch.taken, free[:n])
+            free = free[n:]
             if batch.taken == batch.x0.shape[0]:
                 self.queue.popleft()
 
-    def _enter(self, batch: _Batch, first: int, last: int) -> None:
-        n, x0, ids = last - first, batch.x0[first:last].clone(), batch.ids[first:last]
-        x = self._start(x0, ids, 0) if self.attack.random_start else self.threat.project_(x0.clone(), x0)
-        wide = torch.float64 if x0.dtype == torch.float64 else torch.float32
-
-        def numbers(value: float, dtype: torch.dtype) -> Tensor:
-            return torch.full((n,), value, dtype=dtype, device=self.device)
-
-        new = {
-            "x": x,
-            "x0": x0,
-            "best": x0.clone(),
-            "target": batch.target[first:last],
-            "id": ids,
-            "home": numbers(batch.number, torch.int64),
-            "row": torch.arange(first, last, device=self.device),
-            "step": numbers(0, torch.int64),
-            "restart": numbers(0, torch.int64),
-            "passes": numbers(0, torch.int64),
-            "value": numbers(float("nan"), wide),
-            "success": numbers(False, torch.bool),
-            "done": numbers(False, torch.bool),
-            "first": numbers(-1, torch.int32),
-            "status": torch.zeros(n, 2, dtype=torch.int32, device=self.device),
-        }
-        self.slots = {k: torch.cat([self.slots[k], v]) for k, v in new.items()} if self.slots else new
+    def _enter(self, batch: _Batch, first: int, places: Tensor) -> None:
+        s, n = self.slots, places.numel()
+        last = first + n
+        x0, ids, rows = batch.x0[first:last], batch.ids[first:last], places.to(self.device, non_blocking=True)
+        if batch.start is not None:
+            x = self.threat.project_(batch.start[first:last].clone(), x0)
+        elif self.attack.random_start:
+            x = self._start(x0, ids, 0, rows)
+        else:
+            x = self.threat.project_(x0.clone(), x0)
+        target = batch.target[first:last]
+        if "x" not in s:  # the first samples: their shapes are everyone's
+            s |= {"x": x.clone(), "x0": x0.clone(), "best": x0.clone(), "target": target.clone()}
+        else:
+            s["x"][rows], s["x0"][rows], s["best"][rows], s["target"][rows] = x, x0, x0, target
+        for name in ("step", "restart", "passes", "since", "status"):
+            s[name][rows] = 0
+        s["id"][rows] = ids
+        s["value"][rows], s["record"][rows] = float("nan"), float("nan")
+        s["success"][rows], s["live"][rows], s["first"][rows] = False, True, -1
+        self.used[places], self.not_seen_by[places], self.restart[places] = True, self.looks, 0
+        self.home[places], self.row[places] = batch.number, torch.arange(first, last)
         batch.taken = last
 
-    def _start(self, x0: Tensor, ids: Tensor, restart: int) -> Tensor:
-        return self.threat.project_(random_start(self.attack, self.threat, x0, ids, restart), x0)
+    def _pack(self) -> None:
+        """Leaves the free places out of the passes, once there is nobody to give them to."""
+        n, used = self.used.numel(), int(self.used.sum())
+        if self.queue or used == n or used == 0 or used > self.pack_at * n:
+            return
+        kept = self.used.nonzero()[:, 0]
+        rows = kept.to(self.device)
+        self.slots = {name: value[rows] for name, value in self.slots.items()}
+        self.threat = self.threat.rows(rows)
+        if isinstance(self.step_size, Tensor) and self.step_size.dim() == 1:
+            self.step_size = self.step_size[rows]
+        for look in self.unread:
+            look.keep(kept)
+        self.used, self.home, self.row = self.used[kept], self.home[kept], self.row[kept]
+        self.restart, self.not_seen_by = self.restart[kept], self.not_seen_by[kept]
+        self.step = Step(self._one_step, self.device, self.attack.graph)
+
+    def _start(self, x0: Tensor, ids: Tensor, restart: int, places: Tensor) -> Tensor:
+        threat = self.threat.rows(places)
+        return threat.project_(random_start(self.attack, threat, x0, ids, restart), x0)

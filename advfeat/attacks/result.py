@@ -21,6 +21,7 @@ class AttackResult:
     zero_grad_steps, nonfinite_grad_steps: [B] int32, steps at which the gradient was all zero, or held NaN or inf, and
         the sample did not move for it. A sample with many is not robust, it is unattacked: say so beside the accuracy.
     samples_forwarded, samples_backwarded: what it cost, in samples through the model.
+    why_eager: why the steps were not replayed as a CUDA graph, in a few words; None if they were.
     """
 
     x_adv: Tensor
@@ -32,3 +33,4 @@ class AttackResult:
     nonfinite_grad_steps: Tensor
     samples_forwarded: int
     samples_backwarded: int
+    why_eager: str | None = None

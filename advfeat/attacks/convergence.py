@@ -1,0 +1,27 @@
+"""When an attack has come as far as it will: a rule to stop by, sample by sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Converged:
+    """A sample is done once its objective has gained less than a share ``tolerance`` in ``patience`` steps.
+
+    Gained means: on the best value of that start so far, by more than ``tolerance`` times its magnitude. Steps of fixed
+    length end by circling the optimum, and a thousand of them for each sample (Table 5) are mostly spent there.
+
+        PGD(L2(math.inf), steps=1000, step_size=0.1, objective=Representation(), targeted=True, stop=Converged())
+
+    Errors: ValueError for patience below 1 or tolerance outside [0, 1).
+    """
+
+    patience: int = 50
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.patience, int) or self.patience < 1:
+            raise ValueError(f"patience should be an integer, at least 1, got {self.patience!r}")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance should be in [0, 1), got {self.tolerance!r}")

@@ -1,0 +1,98 @@
+"""A step of an attack, done again and again: on CUDA as one graph, where the model allows it.
+
+A step launches hundreds of small kernels, whose launches cost more than the kernels themselves for CIFAR-sized batches.
+Captured once into a CUDA graph, all of them are one launch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+
+# Steps done eagerly before the capture: libraries choose their algorithms and allocate their workspaces in them.
+_WARM_UP = 2
+# Fewer steps than this do not pay for a capture, which costs the host about as much as two steps.
+_WORTH_A_CAPTURE = 8
+
+_said: set[str] = set()
+
+
+class Step:
+    """``step(times)`` does ``body`` that often.
+
+    body: works in place on tensors that it keeps, whatever the step, so that a replay finds them where the capture left
+    them; nothing else of it may depend on the step. graph: whether a CUDA graph may be used; a capture that fails is no
+    error, ``why_eager`` then says what the reason was.
+    """
+
+    def __init__(self, body: Callable[[], None], device: torch.device, graph: bool) -> None:
+        self._body, self._device = body, device
+        self._replay: Callable[[], None] | None = None
+        self._eager_steps = 0
+        self._why_not = _why_not(device) if graph else "graph=False"
+
+    @property
+    def why_eager(self) -> str | None:
+        """Why no graph is replayed; None where one is."""
+        return None if self._replay is not None else self._why_not or "too few steps for a capture to pay"
+
+    def __call__(self, times: int) -> None:
+        while times > 0:
+            if self._replay is not None:
+                self._replay()
+            elif self._why_not is not None:
+                self._body()
+            elif self._eager_steps < _WARM_UP:
+                _aside(self._body, self._device)
+                self._eager_steps += 1
+            elif self._eager_steps + times < _WORTH_A_CAPTURE:
+                self._body()
+                self._eager_steps += 1
+            else:
+                self._capture()
+                continue
+            times -= 1
+
+    def _capture(self) -> None:
+        try:
+            self._replay = _captured(self._body, self._device)
+        except Exception as error:  # a model can fail in any way; what was captured has not run
+            reason = str(error).strip().splitlines()
+            self._why_not = f"{type(error).__name__}: {reason[0] if reason else 'no message'}"
+            if self._why_not not in _said:
+                _said.add(self._why_not)
+                warnings.warn(
+                    "the model cannot be captured into a CUDA graph, so every step launches its kernels one by one "
+                    f"({self._why_not}); usual causes are .item(), a copy to the CPU, or sizes that depend on values",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+
+def _why_not(device: torch.device) -> str | None:
+    """Why there can be no graph here."""
+    if device.type != "cuda":
+        return f"no CUDA graphs on {device.type}"
+    if torch.cuda.is_current_stream_capturing():
+        return "the caller is capturing a graph himself"
+    return None
+
+
+def _aside(body: Callable[[], None], device: torch.device) -> None:
+    """``body`` on a stream of its own, as a capture wants its warm-up."""
+    aside, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        body()
+    here.wait_stream(aside)
+
+
+def _captured(body: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """What replays ``body``, which is not run here."""
+    graph = torch.cuda.CUDAGraph()
+    # thread_local: a thread that reads data ahead and pins memory does not end the capture.
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        body()
+    return graph.replay

@@ -1,0 +1,141 @@
+"""Steps replayed as graphs give what eager steps give; and a model that cannot be captured still runs, and says why."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from recorded_graph import record
+from torch import nn
+
+from advfeat import L2, PGD, Converged, Linf, Representation
+from advfeat.attacks import pool, replay
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Recorded graphs for the CPU; returns what was recorded."""
+    recorded = []
+
+    def captured(body, device):
+        recorded.append(device)
+        return record(body, device)
+
+    monkeypatch.setattr(replay, "_why_not", lambda device: None)
+    monkeypatch.setattr(replay, "_aside", lambda body, device: body())
+    monkeypatch.setattr(replay, "_captured", captured)
+    monkeypatch.setattr(replay, "_said", set())
+    return recorded
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 4))
+    return net.eval()
+
+
+def data(n=12):
+    g = torch.Generator().manual_seed(0)
+    return torch.rand(n, 2, 4, 4, generator=g), torch.randint(4, (n,), generator=g)
+
+
+def same(a, b):
+    torch.testing.assert_close(a.x_adv, b.x_adv, rtol=0, atol=1e-6)
+    torch.testing.assert_close(a.value, b.value, rtol=1e-5, atol=1e-5, equal_nan=True)
+    for name in ("success", "first_success", "zero_grad_steps", "nonfinite_grad_steps"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert a.samples_forwarded == b.samples_forwarded and a.samples_backwarded == b.samples_backwarded
+
+
+CASES = list(
+    itertools.product(
+        [L2(0.3), Linf(0.1), L2(torch.linspace(0, 0.6, 12))], ["last", "best"], [(1, False), (2, True)], [False, True]
+    )
+)
+
+
+@pytest.mark.parametrize(("threat", "keep", "starts", "targeted"), CASES)
+def test_a_replayed_step_is_an_eager_step(graphs, net, threat, keep, starts, targeted):
+    x, y = data()
+    settings = {"keep": keep, "restarts": starts[0], "random_start": starts[1], "targeted": targeted, "step_size": 0.05}
+    attack = PGD(threat, steps=20, **settings)
+    replayed, eager = attack.run(net, x, y), attack.replace(graph=False).run(net, x, y)
+    same(replayed, eager)
+    assert len(graphs) == 1, "one graph serves all steps and restarts"
+    assert replayed.why_eager is None and eager.why_eager == "graph=False"
+    assert torch.equal(attack(net, x, y), replayed.x_adv) and len(graphs) == 2
+
+
+def test_a_replayed_step_under_autocast_and_a_custom_objective(graphs, net):
+    x, y = data()
+    attack = PGD(L2(0.3), steps=20, autocast=torch.bfloat16)
+    same(attack.run(net, x, y), attack.replace(graph=False).run(net, x, y))
+    match = PGD(L2(float("inf")), 20, 0.05, objective=Representation(features=net[:4]), targeted=True)
+    target = net[:4](x.flip(0)).detach()
+    a, b = match.run(net, x, target), match.replace(graph=False).run(net, x, target)
+    torch.testing.assert_close(a.x_adv, b.x_adv, rtol=0, atol=1e-6)
+    assert a.success is None and b.success is None and len(graphs) == 2
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("starts", [(1, False), (3, True)])
+@pytest.mark.parametrize("stop", ["success", Converged(4, 0.05)])
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("pack_at", [0.5, 1.0])
+@pytest.mark.parametrize("replays", [False, True])
+def test_a_full_batch_replayed_and_read_late(graphs, monkeypatch, net, keep, starts, stop, lag, pack_at, replays):
+    """As on CUDA: static places, one graph, and a host that learns who is done a step late."""
+    x, y = data(36)
+    attack = PGD(L2(0.25), steps=25, stop=stop, keep=keep, restarts=starts[0], random_start=starts[1])
+    batches = list(zip(x.split(12), y.split(12), torch.arange(36).split(12), strict=True))
+    eager = [attack.replace(graph=False).run(net, a, b, sample_ids=ids) for a, b, ids in batches]
+    monkeypatch.setattr(pool, "_lag_on", lambda device: lag)
+    monkeypatch.setattr(pool, "_pack_at", lambda device: pack_at)
+    for got, want in zip(attack.replace(graph=replays).over(net, batches), eager, strict=True):
+        same(got, want)
+    assert bool(graphs) == replays and len(graphs) < 10
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (lambda v: v * float(v.amax().item() > 0), "capturing: _local_scalar_dense"),
+        (lambda v: v if bool((v > 0).any()) else -v, "capturing: (is_nonzero|_local_scalar_dense)"),
+        (lambda v: v * len(v[v > 2]) + v, "capturing: index"),
+    ],
+)
+def test_a_model_that_cannot_be_captured_runs_and_says_why(graphs, net, fault, reason):
+    x, y = data()
+    attack = PGD(L2(0.3), steps=20)
+    with pytest.warns(RuntimeWarning, match=f"cannot be captured into a CUDA graph.*{reason}"):
+        result = attack.run(lambda v: fault(net(v)), x, y)
+    assert "RuntimeError: operation not permitted" in result.why_eager
+    same(result, attack.replace(graph=False).run(lambda v: fault(net(v)), x, y))
+    with warnings.catch_warnings():  # said once
+        warnings.simplefilter("error")
+        attack.run(lambda v: fault(net(v)), x, y)
+
+
+def test_few_steps_are_not_worth_a_graph(graphs, net):
+    x, y = data()
+    result = PGD(L2(0.3), steps=7).run(net, x, y)
+    assert not graphs and "too few steps" in result.why_eager
+    PGD(L2(0.3), steps=8).run(net, x, y)
+    assert len(graphs) == 1
+
+
+def test_a_model_that_changes_from_call_to_call_wants_no_graph(graphs, net):
+    """The documented limit: what Python decides is decided once in a graph, every time without."""
+    x, y = data()
+    calls = []
+
+    def model(v):
+        calls.append(len(v))
+        return net(v) * (1 if len(calls) % 2 else -1)
+
+    PGD(L2(0.3), steps=20).run(model, x, y)
+    assert len(calls) == 4  # two eager steps, the capture, the last look
+    calls.clear()
+    PGD(L2(0.3), steps=20, graph=False).run(model, x, y)
+    assert len(calls) == 21
