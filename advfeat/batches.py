@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +10,8 @@ from torch import Tensor
 
 from advfeat.augment import Augmentation
 from advfeat.checks import check_images, evenly_spaced
+from advfeat.read_ahead import read_ahead
 from advfeat.seeds import generator
-
-_READ_AHEAD = 3  # batches
 
 
 class Batches:
@@ -51,7 +48,7 @@ class Batches:
         order = torch.randperm(len(self.source), generator=generator(self.seed, "order", epoch))
         chunks = torch.tensor_split(order, self.steps)
         if self.resident is None:
-            images = _read_ahead(self._read, chunks)
+            images = read_ahead(self._read, chunks)
         else:
             images = (self.resident[ids.to(self.device)] for ids in chunks)
         for x, ids in zip(images, chunks, strict=True):
@@ -80,37 +77,3 @@ def channel_statistics(source: Any, most: int = 10_000) -> tuple[tuple[float, ..
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
     std = torch.where(std > 1e-6, std, 1.0)
     return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
-
-
-def _read_ahead(read: Any, chunks: tuple[Tensor, ...]) -> Iterator[Tensor]:
-    """``read`` of each chunk, in order, by a thread that stays a few batches ahead and ends with the iterator."""
-    ready: queue.Queue = queue.Queue(maxsize=_READ_AHEAD)
-    stopped = threading.Event()
-
-    def put(item: tuple[Tensor | None, BaseException | None]) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                pass
-
-    def work() -> None:
-        try:
-            for ids in chunks:
-                if stopped.is_set():
-                    return
-                put((read(ids), None))
-        except BaseException as error:  # handed to the reader, who raises it
-            put((None, error))
-
-    thread = threading.Thread(target=work, name="advfeat-read-ahead", daemon=True)
-    thread.start()
-    try:
-        for _ in chunks:
-            images, error = ready.get()
-            if error is not None:
-                raise error
-            yield images
-    finally:
-        stopped.set()
-        thread.join()

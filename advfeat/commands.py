@@ -15,7 +15,7 @@ import torch
 
 import advfeat
 from advfeat import L2, Linf
-from advfeat.attacks import APGD, PGD, Attack, Auto
+from advfeat.attacks import APGD, PGD, Attack, Auto, Converged
 from advfeat.console import bar, console, table
 from advfeat.datasets import build as builder
 from advfeat.datasets import sources
@@ -80,10 +80,12 @@ def build(c: cli.Build) -> None:
     source = c.data.load("train")
     recipe = preset(c.preset or _preset_of(c.data.dataset), c.recipe)
     given = {"eps": c.eps, "steps": c.steps, "step_size": c.step_size, "start": c.start}
+    given["stop"] = Converged() if c.converge else None
     fields = {f.name for f in dataclasses.fields(recipe)}
     for name, value in given.items():
         if value is not None and name not in fields:
-            raise ValueError(f"--{name.replace('_', '-')} has no meaning for the recipe {c.recipe!r}")
+            option = "converge" if name == "stop" else name.replace("_", "-")
+            raise ValueError(f"--{option} has no meaning for the recipe {c.recipe!r}")
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
     with bar(f"building {c.recipe} from {source.name}", "images") as report:
         made = builder.build(
@@ -97,6 +99,7 @@ def build(c: cli.Build) -> None:
             dtype=c.dtype,
             device=c.runtime.torch_device(),
             autocast=c.runtime.autocast(),
+            compile=c.compile,
             progress=report,
         )
     _describe_set(made, c.out)

@@ -15,7 +15,7 @@ from advfeat.attacks import PGD, Attack
 from advfeat.attacks.no_trace import logits_of
 from advfeat.checks import check_images, check_labels, evenly_spaced
 from advfeat.intervals import Share
-from advfeat.models import check_fits, evaluating, folded
+from advfeat.models import attack_copy, check_fits, evaluating
 from advfeat.objectives import Margin, Objective
 from advfeat.progress import Reporter
 from advfeat.threat import L2, Linf
@@ -310,11 +310,11 @@ def _attack(
     broken, margins, farthest, zero, nonfinite = [], [], 0.0, 0, 0
     if eps == 0:  # nothing to search, and rounding in another batch must not look like an attack
         attack = PGD(attack.threat, steps=0)
-    # A folded copy rounds differently, so only the example that is returned counts, and the model itself decides on it;
-    # the same where low precision may take something for a success. Else every iterate counts, also one that
-    # keep="last" moved on from.
+    # A copy made for attacks rounds differently, so only the example that is returned counts, and the model itself
+    # decides on it; the same where low precision may take something for a success. Else every iterate counts, also one
+    # that keep="last" moved on from.
     returned_counts = not isinstance(attack, PGD) or attack.keep == "best" or attack.stop is not None
-    attacked = folded(model) if returned_counts else model
+    attacked = attack_copy(model, autocast=attack.autocast) if returned_counts else model
     every_iterate_counts = attacked is model and attack.autocast is None and eps > 0
     held: deque[tuple[Tensor, Tensor]] = deque()
 

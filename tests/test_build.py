@@ -1,5 +1,6 @@
 """Building a constructed set: what is in it, and that it survives kills, damage, full disks and wrong arguments."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advfeat import runs
+from advfeat import Converged, runs
 from advfeat.datasets import sources
 from advfeat.datasets.build import build
 from advfeat.datasets.recipes import (
@@ -114,6 +115,26 @@ def test_rand_labels_do_not_depend_on_batches(tmp_path, digits, model):
     torch.testing.assert_close(made.images(), other.images(), rtol=0, atol=1e-4)
     reseeded = build(RAND, model, digits, tmp_path / "c", seed=1, batch_size=32, shard_size=40)
     assert not torch.equal(made.labels, reseeded.labels)
+
+
+def test_matching_that_stops_when_it_has_converged(tmp_path, digits, model):
+    """The batch stays full within a shard, and each sample is the plain loop's; nearly as close in fewer passes."""
+    recipe = MatchRepresentation("robust", steps=120, step_size=0.1)
+    early = dataclasses.replace(recipe, stop=Converged(10, 0.02))
+    made = build(early, model, digits, tmp_path / "a", batch_size=16, shard_size=40)
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["attack"]["stop"] == manifest["recipe"]["stop"] == {"patience": 10, "tolerance": 0.02}
+    with torch.no_grad():
+        target = model.eval().representation(digits.images())
+    alone = early.attack().run(model, digits.images(made.start_index), target)
+    # a sample that ends a step sooner or later by rounding is off by less than that step
+    steps = (alone.x_adv - made.images()).flatten(1).norm(dim=1)
+    assert (steps < 1e-3).float().mean() > 0.9 and steps.max() < 1
+    whole = build(recipe, model, digits, tmp_path / "b", batch_size=16, shard_size=40)
+    assert alone.samples_forwarded < 0.8 * 120 * len(digits)
+    assert made.objective.mean() < 1.15 * whole.objective.mean()
+    again = build(early, model, digits, tmp_path / "c", batch_size=16, shard_size=40)
+    assert torch.equal(again.images(), made.images())
 
 
 @pytest.mark.parametrize("start", ["image", "noise"])
@@ -294,7 +315,8 @@ def test_the_manifest_says_where_everything_came_from(tmp_path, digits, model):
     build(MATCH, model, digits, out)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["recipe"] == {"kind": "match-representation", "name": "robust", "steps": 8, "step_size": 0.3} | {
-        "start": "image"
+        "start": "image",
+        "stop": None,
     }
     assert manifest["source"] == {"name": "digits", "split": "train", "fingerprint": digits.fingerprint}
     assert len(manifest["model"]["fingerprint"]) == 64 and manifest["seed"] == 0 and manifest["complete"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from advfeat import reference
-from advfeat.attacks import PGD
+from advfeat.attacks import PGD, Converged
 from advfeat.objectives import Margin, Representation
 from advfeat.threat import L2, Linf
 
@@ -31,12 +31,16 @@ class MatchRepresentation:
     of the data set drawn independently of the label ("image") or from noise ("noise", N(0.5, 1/20) clipped); no norm
     ball. Labelled like x. With an adversarially trained g the set is D_R ("robust"), with a standard one D_NR
     ("nonrobust").
+
+    stop: a sample is done before its last step once its distance has stopped falling
+    (:class:`advfeat.Converged`); None takes all steps, as the paper does.
     """
 
     name: Literal["robust", "nonrobust"]
     steps: int
     step_size: float
     start: Literal["image", "noise"] = "image"
+    stop: Converged | None = None
 
     def __post_init__(self) -> None:
         _check_choice("name", self.name, ("robust", "nonrobust"))
@@ -53,6 +57,7 @@ class MatchRepresentation:
             step_size=self.step_size,
             objective=Representation(relative=True),
             targeted=True,
+            stop=self.stop,
         )
 
     def to_dict(self) -> dict:

@@ -1,6 +1,6 @@
 """Models: small and CIFAR-style networks with a representation apart from the head, a user's own, and files."""
 
-from advfeat.models.folded import folded
+from advfeat.models.attack_copy import attack_copy
 from advfeat.models.io import load, load_extra, save
 from advfeat.models.model import Adapted, Classifier, Model, adapt, check_fits, fingerprint
 from advfeat.models.modes import evaluating
@@ -12,11 +12,11 @@ __all__ = [
     "Model",
     "adapt",
     "archs",
+    "attack_copy",
     "check_fits",
     "create",
     "evaluating",
     "fingerprint",
-    "folded",
     "load",
     "load_extra",
     "save",

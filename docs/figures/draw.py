@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import advfeat
 from advfeat.datasets import sources
 from advfeat.features import KINDS, attacked_ranges, draw_scatter, usefulness
-from advfeat.models import folded, load
+from advfeat.models import attack_copy, load
 from advfeat.theory import figures
 from advfeat.theory.command import TheoryConfig, make_task
 
@@ -44,7 +44,7 @@ def real_features(root: Path, models: Path) -> None:
         ("standard training", "adversarial training, $\\ell_2$ 0.5"),
         strict=True,
     ):
-        model = folded(load(models / name))
+        model = attack_copy(load(models / name))
         found = usefulness(attacked_ranges(model.representation, test.images(), attack), test.labels)
         draw_scatter(axis, found, f"{title}: CIFAR-10, attack $\\ell_2$ {EPS}")
         counts = {kind: found.kinds.count(kind) for kind in KINDS}

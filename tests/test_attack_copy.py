@@ -1,4 +1,4 @@
-"""Folded copies compute the same function, and leave the model alone."""
+"""Copies for attacks compute the same function, and leave the model alone."""
 
 import copy
 
@@ -10,7 +10,7 @@ from advfeat import L2, PGD
 from advfeat.datasets import sources
 from advfeat.datasets.build import build
 from advfeat.datasets.recipes import MatchRepresentation
-from advfeat.models import Classifier, adapt, create, folded
+from advfeat.models import Classifier, adapt, attack_copy, create
 
 
 def trained_statistics(model):
@@ -32,7 +32,7 @@ def test_the_same_function_without_batchnorm(arch):
     model = trained_statistics(create(arch, 10, (3, 32, 32), mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25], seed=1))
     model = model.train().double()
     before = copy.deepcopy(model.state_dict())
-    twin = folded(model)
+    twin = attack_copy(model)
     assert twin is not model and not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules())
     x = torch.rand(3, 3, 32, 32, dtype=torch.float64)
     x.requires_grad_()
@@ -49,15 +49,15 @@ def test_attacks_find_the_same():
     model = trained_statistics(create("small-convnet", 10, (3, 16, 16), width=4, seed=1)).double()
     x, y = torch.rand(8, 3, 16, 16, dtype=torch.float64), torch.arange(8)
     attack = PGD(L2(0.5), steps=5)
-    torch.testing.assert_close(attack(folded(model), x, y), attack(model, x, y), rtol=0, atol=1e-8)
+    torch.testing.assert_close(attack(attack_copy(model), x, y), attack(model, x, y), rtol=0, atol=1e-8)
 
 
 def test_under_inference_mode():
     model = trained_statistics(create("small-convnet", 10, (3, 16, 16), width=4, seed=1))
     x, y = torch.rand(4, 3, 16, 16), torch.arange(4)
     with torch.inference_mode():
-        inside = PGD(L2(0.5), steps=2)(folded(model), x, y)
-    assert torch.equal(inside, PGD(L2(0.5), steps=2)(folded(model), x, y))
+        inside = PGD(L2(0.5), steps=2)(attack_copy(model), x, y)
+    assert torch.equal(inside, PGD(L2(0.5), steps=2)(attack_copy(model), x, y))
 
 
 class Branching(nn.Module):
@@ -79,10 +79,47 @@ def plain_body():
     return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
 
 
-@pytest.mark.parametrize("body", [nn.Conv2d(1, 2, 1), Branching(), Refuses(*plain_body())])
-def test_a_body_that_cannot_be_folded_leaves_the_model(body):
+def test_a_body_that_cannot_be_traced_keeps_its_batchnorm():
+    body = Branching()
     model = Classifier(body, nn.Linear(2, 3), 3, (1, 4, 4)).train()
-    assert folded(model) is model and model.training and body.training
+    twin = attack_copy(model)
+    assert twin is not model and isinstance(twin.body.bn, nn.BatchNorm2d)
+    assert model.training and body.training and not any(m.training for m in twin.modules())
+    x = torch.rand(2, 1, 4, 4)
+    assert torch.equal(twin(x), copy.deepcopy(model).eval()(x))
+
+
+def test_a_model_that_cannot_be_copied_is_attacked_itself():
+    model = Classifier(Refuses(*plain_body()), nn.Linear(2, 3), 3, (1, 4, 4)).train()
+    assert attack_copy(model) is model and model.training
+
+
+def test_layouts():
+    """On the CPU weights are channels_last, and an attack takes its images there and back."""
+    model = create("small-convnet", 10, (3, 32, 32), width=4).eval()
+    twin = attack_copy(model)
+    assert all(
+        m.weight.is_contiguous(memory_format=torch.channels_last) for m in twin.modules() if isinstance(m, nn.Conv2d)
+    )
+    assert all(m.weight.is_contiguous() for m in model.modules() if isinstance(m, nn.Conv2d))
+    seen = []
+    twin.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
+    for stop in (None, "success"):
+        result = PGD(L2(0.5), steps=2, stop=stop).run(twin, x, y)
+        assert result.x_adv.is_contiguous() and not any(seen) and seen
+        last = PGD(L2(0.5), steps=2, stop=stop).run(twin, x.contiguous(memory_format=torch.channels_last), y)
+        assert not last.x_adv.is_contiguous() and torch.equal(last.x_adv, result.x_adv)
+        seen.clear()
+    assert not attack_copy(create("small-convnet", 10, (1, 8, 8)).double()).training
+
+
+def test_a_compiled_copy_finds_the_same():
+    model = trained_statistics(create("small-convnet", 10, (3, 16, 16), width=4, seed=1)).double()
+    x, y = torch.rand(8, 3, 16, 16, dtype=torch.float64), torch.arange(8)
+    attack, twin = PGD(L2(0.5), steps=3), attack_copy(model, compile=True)
+    assert "Optimized" in type(twin.body).__name__
+    torch.testing.assert_close(attack(twin, x, y), attack(model, x, y), rtol=0, atol=1e-8)
 
 
 class WithRepresentation(nn.Module):
@@ -101,8 +138,8 @@ class WithRepresentation(nn.Module):
 
 def test_other_modules_keep_their_methods(tmp_path):
     module = WithRepresentation()
-    assert folded(module) is module
-    assert folded(adapt(module, num_classes=10, input_shape=(1, 8, 8), head="head")).module is module
+    assert attack_copy(module) is module
+    assert attack_copy(adapt(module, num_classes=10, input_shape=(1, 8, 8), head="head")).module is module
     source = sources.load("digits", limit=6)
     made = build(MatchRepresentation("nonrobust", 2, 0.1), module, source, tmp_path / "set")
     assert len(made) == 6

@@ -1,0 +1,120 @@
+"""The samples of a constructed set: from a recipe, a model and some images to what a shard holds."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advfeat.attacks import PGD, AttackResult
+from advfeat.attacks.no_trace import logits_of, no_trace
+from advfeat.datasets.base import Source, to_float
+from advfeat.datasets.recipes import MatchRepresentation, Recipe, noise_start, start_indices
+from advfeat.datasets.rounding import quantise
+from advfeat.read_ahead import read_ahead
+
+
+@dataclass(frozen=True)
+class Construction:
+    """Carries out a recipe on any rows of a source.
+
+    model: on ``device``, in the form to be attacked. dtype: of the stored images. Images are read ahead by a thread,
+    into pinned memory where there is a GPU.
+    """
+
+    recipe: Recipe
+    attack: PGD
+    model: nn.Module
+    source: Source
+    seed: int
+    batch_size: int
+    dtype: str
+    device: torch.device
+
+    def rows(self, rows: range, done: Callable[[int], None]) -> dict[str, Tensor]:
+        """What :class:`advfeat.datasets.store.SetWriter` takes for these positions; ``done(n)`` after each batch."""
+        chunks = torch.arange(rows.start, rows.stop).split(self.batch_size)
+        under_attack: deque[_Batch] = deque()
+
+        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for batch in read_ahead(self._read, chunks):
+                batch.to(self.device)
+                under_attack.append(batch)
+                yield batch.centre, self._target(batch), batch.index.to(self.device)
+
+        parts = []
+        for result in self.attack.over(self.model, batches()):
+            batch = under_attack.popleft()
+            parts.append(self._finished(batch, result))
+            done(len(batch.index))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _read(self, index: Tensor) -> _Batch:
+        """The images of a batch; runs in the reading thread."""
+        images, labels = self.source.images(index), self.source.labels[index]
+        if not isinstance(self.recipe, MatchRepresentation):
+            stored = self.recipe.targets(labels, len(self.source.classes), self.seed, index)
+            batch = _Batch(index, labels, stored, torch.full_like(index, -1), images, None)
+        elif self.recipe.start == "noise":
+            batch = _Batch(
+                index, labels, labels, torch.full_like(index, -1), noise_start(images, self.seed, index), images
+            )
+        else:
+            start = start_indices(len(self.source), self.seed, index)
+            batch = _Batch(index, labels, labels, start, self.source.images(start), images)
+        if self.device.type == "cuda":
+            batch.pin()
+        return batch
+
+    def _target(self, batch: _Batch) -> Tensor:
+        if batch.matched is None:
+            return batch.stored_labels.to(self.device)
+        with no_trace(self.model, self.device), torch.no_grad():
+            features = self.model.representation(batch.matched).float().reshape(len(batch.index), -1)
+        batch.matched = None
+        batch.target = features
+        return features
+
+    def _finished(self, batch: _Batch, result: AttackResult) -> dict[str, Tensor]:
+        stored = quantise(result.x_adv.cpu(), batch.centre.cpu(), self.attack.threat, self.dtype)
+        if self.dtype != "float32":
+            # What is recorded is true of the image as it is stored: rounding can undo an attack.
+            target = batch.stored_labels.to(self.device) if batch.target is None else batch.target
+            look = self.attack.replace(steps=0, stop=None)
+            result = look.run(self.model, batch.centre, target, start=to_float(stored).to(self.device))
+        with no_trace(self.model, self.device), torch.no_grad():
+            says_label = logits_of(self.model(result.x_adv)).argmax(dim=1).cpu() == batch.stored_labels
+        return {
+            "images": stored,
+            "label": batch.stored_labels,
+            "original_label": batch.labels,
+            "source_index": batch.index,
+            "start_index": batch.start_index,
+            "target_success": says_label,
+            "objective": result.value.float().cpu(),
+            "distance": result.distance.float().cpu(),
+        }
+
+
+@dataclass
+class _Batch:
+    """What is read for a batch: labels of the source and of the set, the image that is moved, the one to be matched."""
+
+    index: Tensor
+    labels: Tensor
+    stored_labels: Tensor
+    start_index: Tensor
+    centre: Tensor
+    matched: Tensor | None
+    target: Tensor | None = None
+
+    def pin(self) -> None:
+        self.centre = self.centre.pin_memory()
+        self.matched = None if self.matched is None else self.matched.pin_memory()
+
+    def to(self, device: torch.device) -> None:
+        self.centre = self.centre.to(device, non_blocking=True)
+        self.matched = None if self.matched is None else self.matched.to(device, non_blocking=True)

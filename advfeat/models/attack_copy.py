@@ -1,0 +1,62 @@
+"""A model's copy for attacks: the same function, faster to differentiate by its input."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from advfeat.models.model import Classifier
+
+
+def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compile: bool = False) -> nn.Module:
+    """A copy of ``model`` in eval mode that computes the same function faster: the same logits but for rounding.
+
+    In eval mode BatchNorm is a fixed scale and shift by channel, which torch's own fusion puts into the weights of the
+    convolution or linear layer before it, so that neither pass runs it. Weights are laid out as channels_last on the
+    CPU and, with ``autocast`` to a half type, on CUDA: attacks then keep their images in that layout too.
+
+    Only a :class:`Classifier`'s body is changed: a trace of another module would lose methods and hooks that a
+    representation or an objective may need. Such a module, and a Classifier that cannot be copied, comes back as it is:
+    itself, not a copy; BatchNorm stays in a body that torch.fx cannot trace (control flow on values). Parameters of the
+    copy need no gradient. What is done to the model later is not seen by the copy.
+
+    autocast: the attack's. compile: torch.compile the body of a Classifier, or another module as a whole.
+    """
+    if not isinstance(model, Classifier):
+        return torch.compile(model) if compile else model
+    try:
+        with torch.inference_mode(False):  # else the copy's weights could take no part in a gradient
+            twin = copy.deepcopy(model)
+    except Exception:  # a body of the user's own may raise any
+        return model
+    for module in twin.modules():
+        module.training = False  # as no_trace does: train() may be overridden
+    for parameter in twin.parameters():
+        parameter.requires_grad_(False)
+    with torch.inference_mode(False), torch.no_grad():
+        if any(isinstance(m, _BatchNorm) for m in twin.body.modules()):
+            twin.body = _fused(twin.body)
+        if twin.mean.device.type == "cpu" or autocast in (torch.bfloat16, torch.float16):
+            for convolution in (m for m in twin.modules() if isinstance(m, nn.Conv2d)):
+                convolution.to(memory_format=torch.channels_last)
+    if compile:
+        twin.body = torch.compile(twin.body)
+    return twin
+
+
+def _fused(module: nn.Module) -> nn.Module:
+    from torch.fx.experimental import optimization
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fused = optimization.fuse(copy.deepcopy(module), inplace=True)
+    except Exception:  # fx raises errors of many kinds
+        return module
+    for parameter in fused.parameters():  # fusing makes new ones
+        parameter.requires_grad_(False)
+    return fused

@@ -1,0 +1,49 @@
+"""Reading the next items while the last one is worked on."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+_AHEAD = 3  # results held ready
+
+
+def read_ahead(read: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """``read`` of each item, in order, by a thread that stays a few items ahead and ends with the iterator.
+
+    An exception in ``read`` is raised where its result would have come.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=_AHEAD)
+    stopped = threading.Event()
+
+    def put(entry: tuple[Result | None, BaseException | None]) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(entry, timeout=0.1)
+            except queue.Full:
+                pass
+
+    def work() -> None:
+        try:
+            for item in items:
+                if stopped.is_set():
+                    return
+                put((read(item), None))
+        except BaseException as error:  # handed to the reader, who raises it
+            put((None, error))
+
+    thread = threading.Thread(target=work, name="advfeat-read-ahead", daemon=True)
+    thread.start()
+    try:
+        for _ in items:
+            result, error = ready.get()
+            if error is not None:
+                raise error
+            yield result
+    finally:
+        stopped.set()
+        thread.join()
