@@ -18,6 +18,7 @@ from advfeat.intervals import Share
 from advfeat.models import attack_copy, check_fits, evaluating
 from advfeat.objectives import Margin, Objective
 from advfeat.progress import Reporter
+from advfeat.read_ahead import read_ahead
 from advfeat.threat import L2, Linf
 
 
@@ -318,9 +319,14 @@ def _attack(
     every_iterate_counts = attacked is model and attack.autocast is None and eps > 0
     held: deque[tuple[Tensor, Tensor]] = deque()
 
+    def read(batch: Tensor) -> Tensor:  # in a thread of its own
+        images = source.images(batch)
+        return images.pin_memory() if device.type == "cuda" else images
+
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for batch in ids.split(batch_size) if len(ids) else ():
-            x, y = source.images(batch).to(device), source.labels[batch].to(device)
+        chunks = ids.split(batch_size) if len(ids) else ()
+        for batch, images in zip(chunks, read_ahead(read, chunks), strict=True):
+            x, y = images.to(device, non_blocking=True), source.labels[batch].to(device)
             held.append((x, y))
             yield x, y, batch.to(device)
 

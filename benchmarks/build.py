@@ -1,102 +1,232 @@
-"""D_det with each library: images a second, python -m benchmarks.build
+"""D_det or D_R with each library: images a second, python -m benchmarks.build
 
-The same model, images, targets and steps for all; success and objective stand beside every rate. advfeat runs as
-``advfeat build`` does, with and without writing the set.
+The same model, images, targets and steps for all; success and objective stand beside every rate, over the images that
+all were given. advfeat also runs as ``advfeat build`` does, which writes the set, with each of OPTIONS. The other
+libraries' rates come from the first ``--peer-images``; each row says from how many its rate is.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import inspect
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from advfeat.datasets import sources
+from advfeat.datasets.base import Source
 from advfeat.datasets.build import build
-from advfeat.datasets.recipes import PerturbTowardsTarget
-from advfeat.models import create, load
+from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget, Recipe, start_indices
+from benchmarks import peers, representation, subjects
 from benchmarks.attacks import quality
-from benchmarks.measure import RESULTS, machine, write_csv
-from benchmarks.peers import Job, available
+from benchmarks.measure import RESULTS, machine, say, spread, write_results
+from benchmarks.plots import Bar, about, bars
+
+# What advfeat builds with: a name for the row, and options of advfeat.datasets.build.build. One line, one more row.
+# Every build compiles anew where it is told to, so those rates rise with the number of images.
+OPTIONS: dict[str, dict] = {
+    "advfeat build": {},
+    "advfeat build, bfloat16": {"autocast": torch.bfloat16},
+    "advfeat build, compiled": {"compile": True},
+    "advfeat build, bfloat16, compiled": {"autocast": torch.bfloat16, "compile": True},
+}
+FIRST = "advfeat build"
 
 
-def rates(model: nn.Module, source, steps: int, batch_size: int, rounds: int, device: torch.device) -> list[dict]:
-    """Every library builds the whole set once a round; they take turns."""
-    job = Job(model, "l2", 0.5, 0.1, steps, targeted=True)
-    attacks, missing = available(job)
-    # model and images contiguous: some libraries fail on the gradient that other layouts give
-    x, y = source.images().contiguous().to(device), source.labels.to(device)
-    target = (y + 1) % 10
-    recipe = PerturbTowardsTarget("det", 0.5, steps, 0.1)
+class Case:
+    """One recipe on one model: what each library is to do with a batch of images, and how good it was."""
 
-    def whole(attack):
-        return torch.cat([attack(x[i], target[i]).detach() for i in torch.arange(len(x)).split(batch_size)])
+    def __init__(self, recipe: Recipe, model: nn.Module, source: Source, device: torch.device) -> None:
+        self.recipe, self.model, self.source, self.device = recipe, model, source, device
+        self.matching = isinstance(recipe, MatchRepresentation)
 
-    def command():
+    def libraries(self, names: list[str] | None) -> tuple[dict[str, peers.Attack], dict[str, str]]:
+        if self.matching:
+            job = representation.MatchJob(self.model, self.recipe.step_size, self.recipe.steps)
+            return peers.available(job, names, representation.MATCHERS)  # type: ignore[arg-type]
+        return peers.available(self.job(), names)
+
+    def job(self) -> peers.Job:
+        r, classes = self.recipe, len(self.source.classes)
+        shape = tuple(self.source.image_shape)
+        return peers.Job(self.model, r.norm, r.eps, r.step_size, r.steps, targeted=True, classes=classes, shape=shape)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """What an attack starts from, and what it is to reach, as build() has them."""
+        images = self.source.images(index).contiguous().to(self.device)
+        if not self.matching:
+            return images, self.recipe.targets(self.source.labels[index], len(self.source.classes), 0, index).to(
+                self.device
+            )
+        with torch.no_grad():
+            features = self.model.representation(images)
+        start = self.source.images(start_indices(len(self.source), 0, index)).contiguous()
+        return start.to(self.device), features
+
+    def quality(self, index: Tensor, images: Tensor) -> dict:
+        x, target = self.batch(index)
+        images = images[: len(index)].to(self.device)
+        if self.matching:
+            return representation.match_quality(self.model, images, target)
+        return quality(self.model, x, images, target, self.job())
+
+
+def runs(
+    case: Case, attacks: dict[str, peers.Attack], peer_images: int, batch_size: int, options: list[str] | None = None
+) -> dict:
+    """Name -> (a call that makes the images, how many): every library's attack, and build() with its options."""
+    few = torch.arange(min(peer_images, len(case.source)))
+
+    def attacked(attack: peers.Attack, index: Tensor) -> Tensor:
+        return torch.cat([attack(*case.batch(rows)).detach() for rows in index.split(batch_size)])
+
+    def built(settings: dict) -> Tensor:
         folder = Path(tempfile.mkdtemp())
         try:
-            return (
-                build(recipe, model, source, folder / "det", batch_size=batch_size, device=device).images().to(device)
-            )
+            common = {"batch_size": batch_size, "device": case.device}
+            return build(case.recipe, case.model, case.source, folder / "set", **common, **settings).images()
         finally:
             shutil.rmtree(folder)
 
-    runs = {name: partial(whole, a) for name, a in attacks.items()} | {"advfeat build (writes the set)": command}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    found: dict[str, tuple[Callable[[], Tensor], int]] = {}
+    for name in dict.fromkeys([FIRST, *(options or OPTIONS)]):
+        if unknown := set(OPTIONS[name]) - set(inspect.signature(build).parameters):
+            print(f"{name}: left out (build() takes no {', '.join(sorted(unknown))})", flush=True)
+        else:
+            found[name] = (partial(built, OPTIONS[name]), len(case.source))
+    for name, attack in attacks.items():
+        label = "advfeat, the attack alone" if name == "advfeat" else name
+        found[label] = (partial(attacked, attack, few), len(few))
+    return found
+
+
+def rates(
+    case: Case,
+    *,
+    rounds: int,
+    batch_size: int,
+    peer_images: int,
+    names: list[str] | None = None,
+    options: list[str] | None = None,
+) -> list[dict]:
+    """Every candidate once a round, in an order that rotates; ``advfeat_over``: the first one's rate over this one's,
+    round by round."""
+    attacks, missing = case.libraries(names)
+    candidates = runs(case, attacks, peer_images, batch_size, options)
+    _warm_up(case, names, batch_size, options)
+    rate: dict[str, list[float]] = {name: [] for name in candidates}
     results = {}
-    for _ in range(rounds):
-        for name, run in runs.items():
+    order = list(candidates)
+    for i in range(rounds):
+        for name in order[i % len(order) :] + order[: i % len(order)]:
+            call, images = candidates[name]
             began = time.perf_counter()
-            results[name] = run()
-            if device.type == "cuda":
+            results[name] = call()
+            if case.device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - began)
+            rate[name].append(images / (time.perf_counter() - began))
+    common = torch.arange(min(peer_images, len(case.source)))
     rows = []
-    for name in runs:
-        own = sorted(seconds[name])
+    for name, (_, images) in candidates.items():
+        middle, low, high = spread(rate[name])
+        ratio, ratio_low, ratio_high = spread([a / b for a, b in zip(rate[FIRST], rate[name], strict=True)])
         row = {
             "library": name,
-            "images": len(x),
-            "steps": steps,
-            "images_per_s": len(x) / own[len(own) // 2],
-            "slowest": len(x) / own[-1],
-            "fastest": len(x) / own[0],
-            **quality(model, x, results[name], target, job),
+            "images": images,
+            "steps": case.recipe.steps,
+            "batch_size": batch_size,
+            "images_per_s": middle,
+            "low": low,
+            "high": high,
+            "advfeat_over": ratio,
+            "advfeat_over_low": ratio_low,
+            "advfeat_over_high": ratio_high,
+            "quality_over": len(common),
+            **case.quality(common, results[name]),
         }
         rows.append(row)
-        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in row.items()), flush=True)
-    for name, why in missing.items():
-        print(f"{name}: left out ({why})")
+        say(row)
+    peers.say_missing(missing)
     return rows
+
+
+def _warm_up(case: Case, names: list[str] | None, batch_size: int, options: list[str] | None) -> None:
+    """Two steps of everything on one batch: what is allocated or chosen once is not in a rate."""
+    few = case.source.subset(range(max(2, min(batch_size, len(case.source)))))
+    short = Case(_shortened(case.recipe), case.model, few, case.device)
+    for call, _ in runs(short, short.libraries(names)[0], batch_size, batch_size, options).values():
+        call()
+
+
+def _shortened(recipe: Recipe) -> Recipe:
+    settings = {k: v for k, v in recipe.to_dict().items() if k != "kind"}
+    return type(recipe)(**{**settings, "steps": min(2, recipe.steps)})
+
+
+def recipe_of(name: str, steps: int | None, step_size: float, eps: float) -> Recipe:
+    """The paper's D_det for CIFAR-10, 100 steps in a ball of 0.5, or its D_R, 1,000 steps without one."""
+    if name == "det":
+        return PerturbTowardsTarget("det", eps, steps or 100, step_size)
+    return MatchRepresentation("robust", steps or 1000, step_size)
+
+
+def figure(rows: list[dict], result: dict):
+    group = []
+    for row in rows:
+        good = f"success {row['success']:.3f}" if "success" in row else f"|g-g'| {row['representation_distance']:.2f}"
+        note = f"{row['images_per_s']:.3g}/s, advfeat {row['advfeat_over']:.2f} x, {good}"
+        ours = row["library"].startswith("advfeat")
+        name = f"{row['library']} ({row['images']} images)"
+        group.append(Bar(name, row["images_per_s"], row["low"], row["high"], note, ours))
+    subject = result["subject"]
+    panel = f"{result['recipe']['name']} of {subject['images']}, {subject['arch']}, {rows[0]['steps']} steps"
+    title = f"Building a set, whiskers: quartiles\n{about(result['machine'])}"
+    return bars({panel: group}, title, "images a second")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--data", type=Path, required=True, help="the folder of CIFAR-10")
-    parser.add_argument("--model", type=Path, help="a run folder; default: a fresh network, whose cost is the same")
-    parser.add_argument("--arch", default="small-convnet")
+    parser.add_argument("--recipe", default="det", choices=("det", "robust"))
+    parser.add_argument("--arch", default="small-convnet", help="without --model: of a fresh network")
     parser.add_argument("--images", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--peer-images", type=int, help="for the other libraries; default: as many")
+    parser.add_argument("--steps", type=int, help="default: the paper's")
+    parser.add_argument("--step-size", type=float, default=0.1)
+    parser.add_argument("--eps", type=float, default=0.5)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--libraries", nargs="*", help="only these beside advfeat build")
+    parser.add_argument("--options", nargs="*", choices=list(OPTIONS), help="only these ways of advfeat build")
+    parser.add_argument("--name", help="of the files; default: from recipe, device and network")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    subjects.add_arguments(parser)
+    parser.set_defaults(split="train")
     options = parser.parse_args(arguments)
+    if options.images < 2 or (options.peer_images or options.images) < 1:
+        parser.error("--images should be at least 2 and --peer-images at least 1")
     device = torch.device(options.device)
-    source = sources.load("cifar10", "train", options.data, limit=options.images)
-    model = load(options.model) if options.model else create(options.arch, 10, (3, 32, 32))
-    model = model.to(device, memory_format=torch.contiguous_format).eval()
-    rows = rates(model, source, options.steps, options.batch_size, options.rounds, device)
-    name = f"build_{options.device}_{getattr(model, 'arch', options.arch)}"
-    write_csv(options.out / f"{name}.csv", rows)
-    (options.out / f"{name}.json").write_text(json.dumps({"machine": machine(device), "rows": rows}, indent=1) + "\n")
-    print(f"written to {options.out}")
+    source = subjects.images(options, options.images, otherwise="random")
+    model = subjects.fresh_or_saved(options, source, options.arch, device)
+    recipe = recipe_of(options.recipe, options.steps, options.step_size, options.eps)
+    case = Case(recipe, model, source, device)
+    rows = rates(
+        case,
+        rounds=options.rounds,
+        batch_size=options.batch_size,
+        peer_images=min(options.peer_images or options.images, len(source)),
+        names=options.libraries,
+        options=options.options,
+    )
+    subject = subjects.described(options, source, model)
+    result = {"machine": machine(device), "rounds": options.rounds, "subject": subject, "recipe": recipe.to_dict()}
+    name = options.name or f"build_{options.device}_{options.recipe}_{subject['arch']}"
+    write_results(options.out, name, result, {"": rows}, {"": figure(rows, result)})
 
 
 if __name__ == "__main__":

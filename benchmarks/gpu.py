@@ -1,99 +1,285 @@
-"""Everything that needs a GPU, in one command: python -m benchmarks.gpu
+"""Everything that needs a GPU, in one command and under eight minutes: python -m benchmarks.gpu
 
-Compiles, runs the CUDA tests, sweeps the operators, compares attacks, and runs the memory checker if there is one.
-Each part has a time limit and a log of its own; a part that fails does not stop the others, and the summary says which
-did. ``--dry-run`` goes through the same parts on the CPU, as far as they go there.
+Compiles, runs the CUDA tests, sweeps the operators, compares attacks, builds D_det and D_R with each library, measures
+scaling, and runs the memory checker if there is one. Each part has a time limit and a log; one that fails does not stop
+the others, and the exit status says that one did. gpu.json has everything: the parts, the machine, and their results.
+
+Other libraries that are missing are named and left out. --wheels DIR installs those in DIR (no network is asked) for
+this run alone. --dry-run goes through the same parts on the CPU, in tiny sizes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from benchmarks.measure import RESULTS, machine
-
 ROOT = Path(__file__).resolve().parents[1]
+IN_ALL = 470.0  # seconds: what is left of them limits the last parts
+CHECKER = "/usr/local/cuda/bin/compute-sanitizer"
 
 
-def parts(dry: bool, out: Path, data: Path | None) -> list[tuple[str, list[str], int]]:
-    """Name, command and time limit in seconds of each part; eight minutes in all."""
-    python, device = sys.executable, "cpu" if dry else "cuda"
+@dataclass(frozen=True)
+class Part:
+    """One step: its command, its seconds, the results that it writes (names without .json) and its environment."""
+
+    name: str
+    command: list[str]
+    limit: float
+    results: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def parts(options: argparse.Namespace) -> list[Part]:
+    """The longest are last but for the checker: what comes first is never cut short by them."""
+    python, dry = sys.executable, options.dry_run
+    device = "cpu" if dry else "cuda"
+
+    def benchmark(name: str, what: str, limit: float, result: str, real: str, tiny: str, subject: tuple = ()) -> Part:
+        size = (tiny if dry else real).split()
+        command = [python, "-m", f"benchmarks.{what}", "--device", device, "--out", str(options.out)]
+        return Part(name, [*command, *size, *subject], limit, (result,))
+
+    images = ("--data", str(options.data), "--split", options.split) if options.data else ()
+    trained = ("--model", str(options.model)) if options.model else ()
+    robust = ("--model", str(options.robust_model)) if options.robust_model else ()
     found = [
-        ("build", [python, "setup.py", "build_ext", "--inplace"], 240),
-        ("tests", [python, "-m", "pytest", "-q", "-m", "cuda", "tests", "-x", "--timeout=120"], 150),
-        ("ops", [python, "-m", "benchmarks.ops", "--device", device, "--out", str(out)], 120),
-        ("attacks", [python, "-m", "benchmarks.attacks", "--device", device, "--rounds", "5", "--out", str(out)], 90),
+        Part("build", [python, "setup.py", "build_ext", "--inplace"], 150),
+        Part(
+            "tests", [python, "-m", "pytest", "-q", "-m", "cuda", "tests", "--maxfail=10", "-p", "no:cacheprovider"], 90
+        ),
+        benchmark(
+            "operators",
+            "ops",
+            90,
+            f"ops_{device}",
+            "--rounds 9",
+            "--rounds 1 --no-compile --shapes 8x3x32x32 2x3x64x64",
+        ),
+        benchmark(
+            "attacks",
+            "attacks",
+            60,
+            f"attacks_{device}",
+            "--rounds 5 --samples 512 --evaluation-rounds 3",
+            "--rounds 1 --steps 2 --shapes 4x3x32x32 1x3x64x64 --samples 16 --evaluation-rounds 1 --evaluation-steps 5",
+            (*images, *trained),
+        ),
+        benchmark(
+            "D_det with ResNet-50",
+            "build",
+            90,
+            f"build_{device}_det",
+            f"--recipe det --arch resnet50 --images 1024 --peer-images 256 --rounds 3 --name build_{device}_det",
+            f"--recipe det --arch resnet50 --images 4 --peer-images 2 --steps 2 --rounds 1 --batch-size 4 "
+            f"--name build_{device}_det",
+            images,
+        ),
+        benchmark(
+            "D_R in 1,000 steps",
+            "build",
+            90,
+            f"build_{device}_robust",
+            f"--recipe robust --arch resnet50 --images 256 --peer-images 128 --rounds 1 --name build_{device}_robust",
+            f"--recipe robust --arch resnet50 --images 4 --peer-images 2 --steps 2 --rounds 1 --batch-size 4 "
+            f"--name build_{device}_robust",
+            (*images, *robust),
+        ),
+        benchmark(
+            "scaling",
+            "scaling",
+            60,
+            f"scaling_{device}",
+            "--rounds 3 --arch resnet18 --sizes 32 64 128 224",
+            "--rounds 1 --batches 1 4 --sizes 16 32 --steps 1 2",
+        ),
+        benchmark(
+            "Auto-PGD",
+            "apgd",
+            60,
+            f"apgd_{device}",
+            "--rounds 3 --samples 512",
+            "--rounds 1 --steps 5 --samples 16 --targets 2",
+            (*images, *(robust or trained)),
+        ),
     ]
-    if dry:
-        quick = ["--rounds", "1"]
-        found[2][1].extend([*quick, "--no-compile"])
-        found[3][1].extend(quick)
-    if data:
-        command = [python, "-m", "benchmarks.build", "--device", device, "--data", str(data), "--arch", "resnet50"]
-        if dry:
-            command[-1] = "small-convnet"
-            command += ["--images", "64", "--steps", "2", "--rounds", "1"]
-        found.append(("build a set", [*command, "--out", str(out)], 150))
-    checker = shutil.which("compute-sanitizer")
-    if checker and not dry:
-        script = "from sanitize import main; main()"
-        found.append(("sanitizer", [checker, "--tool", "memcheck", "--error-exitcode", "9", python, "-c", script], 120))
+    if dry:  # a build of its own kind of one line is enough there; compiling takes a minute
+        for part in found:
+            if part.name.startswith("D_"):
+                part.command.extend(["--options", "advfeat build", "advfeat build, bfloat16"])
+    found.append(_checker(python, dry))
     return found
 
 
-def run(name: str, command: list[str], limit: int, logs: Path) -> dict:
-    """One part, its output in a log."""
+def _checker(python: str, dry: bool) -> Part:
+    """Every kernel under compute-sanitizer; without PyTorch's own allocator, which hides what is out of bounds."""
+    kernels = [python, "-m", "benchmarks.sanitize", "--device", "cpu" if dry else "cuda"]
+    tool = shutil.which("compute-sanitizer") or (CHECKER if Path(CHECKER).is_file() else None)
+    if dry:
+        return Part("memory checker", kernels, 60)
+    if tool is None:
+        return Part("memory checker", [], 0)
+    return Part(
+        "memory checker",
+        [tool, "--tool", "memcheck", "--error-exitcode", "9", *kernels],
+        90,
+        environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )
+
+
+def run(part: Part, limit: float, out: Path, environment: dict[str, str]) -> dict:
+    """One part, its output in a log. Past its limit it is killed with everything that it started."""
+    if not part.command:
+        print(f"{part.name}: left out, compute-sanitizer is not here", flush=True)
+        return {"part": part.name, "status": "left out", "seconds": 0.0}
     began = time.monotonic()
-    print(f"{name} ...", flush=True)
-    log = logs / f"{name.replace(' ', '_')}.log"
+    print(f"{part.name} ...", flush=True)
+    log = out / "logs" / f"{part.name.replace(' ', '_').replace(',', '')}.log"
     with open(log, "w") as file:
+        process = subprocess.Popen(
+            part.command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**environment, **part.environment},
+            start_new_session=True,
+        )
         try:
-            path = os.pathsep.join([str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
-            code = subprocess.run(
-                command,
-                cwd=ROOT,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=limit,
-                env={**os.environ, "PYTHONPATH": path},
-            ).returncode
+            code = process.wait(timeout=max(limit, 1.0))
         except subprocess.TimeoutExpired:
             code = None
+        finally:  # also what it left running, and after an interrupt
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     seconds = time.monotonic() - began
-    tail = log.read_text(errors="replace").strip().splitlines()[-3:]
-    print(f"  {'ok' if code == 0 else 'FAILED' if code is not None else 'OUT OF TIME'} in {seconds:.0f} s", flush=True)
-    for line in tail:
-        print(f"  | {line[:160]}", flush=True)
-    return {"part": name, "exit": code, "seconds": round(seconds, 1), "limit": limit, "tail": tail}
+    status = "ok" if code == 0 else "failed" if code is not None else "out of time"
+    lines = log.read_text(errors="replace").strip().splitlines()
+    print(f"  {status} in {seconds:.0f} s", flush=True)
+    for line in lines[-3 if status == "ok" else -15 :]:
+        print(f"  | {line[:200]}", flush=True)
+    left_out = sorted({line for line in lines if ": left out (" in line})
+    return {
+        "part": part.name,
+        "status": status,
+        "exit": code,
+        "seconds": round(seconds, 1),
+        "limit": round(limit, 1),
+        "left_out": left_out,
+        "tail": lines[-5:],
+    }
+
+
+def install_wheels(wheels: Path, target: Path) -> None:
+    """The wheels of a folder into another folder, by pip and from nowhere else. Errors: ValueError."""
+    files = sorted(map(str, wheels.glob("*.whl")))
+    if not files:
+        raise ValueError(f"--wheels {wheels} should be a folder with wheels, it has none")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    done = subprocess.run([*pip, "--target", str(target), *files], capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise ValueError(f"pip could not install the wheels in {wheels}: {done.stderr.strip()[-400:]}")
+
+
+def machine(device: str, environment: dict[str, str]) -> dict:
+    """Asked of a process of its own, after the build: this one may have found the extension missing or old."""
+    command = [sys.executable, "-m", "benchmarks.measure", "--device", device]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    try:
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        return {"error": done.stderr.strip()[-400:]}
+
+
+def write_whole(path: Path, value: object) -> None:
+    """Beside its place and then renamed, so that it is never there in part."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+def read_results(part: Part, out: Path, since: float) -> dict:
+    """What a part wrote, if it wrote it now."""
+    found = {}
+    for name in part.results:
+        path = out / f"{name}.json"
+        if path.is_file() and path.stat().st_mtime >= since:
+            found[name] = json.loads(path.read_text())
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--data", type=Path, help="the folder of CIFAR-10, for building a set")
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU, one short round of each part")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--data", type=Path, help="the folder of CIFAR-10; else random images, and digits to evaluate")
+    parser.add_argument("--split", default="test", choices=("train", "test"), help="of the data set")
+    parser.add_argument("--model", type=Path, help="a run folder with a standard model, to evaluate")
+    parser.add_argument("--robust-model", type=Path, help="a run folder with a robust model, for D_R and Auto-PGD")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels of other libraries, for this run alone")
+    parser.add_argument("--revision", help="the commit measured, where the code was copied without its history")
+    parser.add_argument("--only", nargs="*", help="these parts alone")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny sizes")
     options = parser.parse_args(arguments)
-    if not options.dry_run and not torch.cuda.is_available():
-        print("no GPU: nothing was measured (--dry-run goes through the parts on the CPU)", file=sys.stderr)
-        return 1
-    options.out.mkdir(parents=True, exist_ok=True)
-    logs = options.out / "logs"
-    logs.mkdir(exist_ok=True)
-    done = [
-        run(name, command, limit, logs) for name, command, limit in parts(options.dry_run, options.out, options.data)
-    ]
-    summary = {"machine": machine("cpu" if options.dry_run else "cuda"), "dry_run": options.dry_run, "parts": done}
-    (options.out / "gpu.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"written to {options.out}")
-    return 0 if all(part["exit"] == 0 for part in done) else 1
+    for name in ("data", "model", "robust_model", "wheels"):
+        path = getattr(options, name)
+        if path is not None and not path.is_dir():
+            parser.error(f"--{name.replace('_', '-')} should be a folder, {path} is none")
+        if path is not None:
+            setattr(options, name, path.resolve())  # the parts run in the repository
+    options.out = options.out.resolve()
+    wanted = parts(options)
+    if options.only and (unknown := set(options.only) - {part.name for part in wanted}):
+        parser.error(f"--only should be among {[part.name for part in wanted]}, got {sorted(unknown)}")
+    if not options.dry_run:
+        import torch
+
+        if not torch.cuda.is_available():
+            print("no GPU: nothing was measured (--dry-run goes through the parts on the CPU)", file=sys.stderr)
+            return 1
+    return _run_all([p for p in wanted if not options.only or p.name in options.only], options)
+
+
+def _run_all(wanted: list[Part], options: argparse.Namespace) -> int:
+    (options.out / "logs").mkdir(parents=True, exist_ok=True)
+    began, since = time.monotonic(), time.time() - 1
+    with tempfile.TemporaryDirectory() as target:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if options.revision:
+            environment["ADVFEAT_BENCHMARK_REVISION"] = options.revision
+        if options.wheels:
+            try:
+                install_wheels(options.wheels, Path(target))
+            except ValueError as error:
+                print(error, file=sys.stderr)
+                return 2
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [target, os.environ.get("PYTHONPATH", "")]))
+        done, results = [], {}
+        for part in wanted:
+            left = IN_ALL - (time.monotonic() - began)
+            if left < 5 and part.command:
+                print(f"{part.name}: no time left", flush=True)
+                done.append({"part": part.name, "status": "out of time", "seconds": 0.0})
+                continue
+            done.append(run(part, min(part.limit, left), options.out, environment))
+            results |= read_results(part, options.out, since)
+        about = machine("cpu" if options.dry_run else "cuda", environment)
+    seconds = round(time.monotonic() - began, 1)
+    summary = {"machine": about, "dry_run": options.dry_run, "seconds": seconds, "parts": done, "results": results}
+    name = "gpu_dry_run.json" if options.dry_run else "gpu.json"
+    write_whole(options.out / name, summary)
+    bad = [part["part"] for part in done if part["status"] not in ("ok", "left out")]
+    print(f"{len(done)} parts in {seconds:.0f} s, {', '.join(bad) or 'none'} failed; written: {options.out / name}")
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

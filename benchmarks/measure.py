@@ -1,9 +1,18 @@
-"""Timing that a noisy machine does not fool: candidates take turns, and a ratio compares times of the same round."""
+"""Timing that a noisy machine does not fool: candidates take turns, and a ratio compares times of the same round.
+
+Also what all benchmarks share: what they say about the machine, and how their results reach the disk.
+``python -m benchmarks.measure --device cuda`` prints the machine as JSON.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import datetime
+import importlib.metadata
+import io
+import json
+import math
 import os
 import platform
 import statistics
@@ -11,12 +20,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from advfeat.runs import git_revision
+from advfeat.runs import git_revision, write_together
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).resolve().parent / "results"
+PEERS = (
+    "torchattacks",
+    "foolbox",
+    "robustness",
+    "adv-lib",
+    "adversarial-robustness-toolbox",
+    "pyautoattack",
+    "autoattack",
+)
+# Says which commit is measured where the code was copied without its history.
+REVISION = "ADVFEAT_BENCHMARK_REVISION"
 
 
 @dataclass(frozen=True)
@@ -31,11 +55,7 @@ class Timing:
 
     def over(self, other: Timing) -> tuple[float, float, float]:
         """This one's time as a multiple of the other's: the median over rounds, and the quartiles."""
-        ratios = [a / b for a, b in zip(self.rounds, other.rounds, strict=True)]
-        if len(ratios) == 1:
-            return ratios[0], ratios[0], ratios[0]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        return middle, low, high
+        return spread([a / b for a, b in zip(self.rounds, other.rounds, strict=True)])
 
 
 def take_turns(
@@ -44,13 +64,14 @@ def take_turns(
     rounds: int = 15,
     seconds: float = 0.02,
     device: torch.device | str = "cpu",
+    warm_up: int = 3,
 ) -> dict[str, Timing]:
-    """Times every candidate once a round, in an order that rotates; a time is a mean over ``seconds``.
+    """Times every candidate once a round, in an order that rotates; a time is a mean over ``seconds``, 0 for one call.
 
-    On CUDA the calls of one time are enqueued together and waited for once.
+    On CUDA the calls of one time are enqueued together and waited for once. warm_up: calls before the first round.
     """
     device = torch.device(device)
-    calls = {name: _calls_in(seconds, call, device) for name, call in candidates.items()}
+    calls = {name: _calls_in(seconds, call, device, warm_up) for name, call in candidates.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     for i in range(rounds):
@@ -59,9 +80,11 @@ def take_turns(
     return {name: Timing(values) for name, values in times.items()}
 
 
-def _calls_in(seconds: float, call: Callable[[], object], device: torch.device) -> int:
-    for _ in range(3):  # compiles, allocates, fills caches
+def _calls_in(seconds: float, call: Callable[[], object], device: torch.device, warm_up: int) -> int:
+    for _ in range(warm_up):  # compiles, allocates, fills caches
         _time(call, 1, device)
+    if not seconds:
+        return 1
     calls = 1
     while (took := _time(call, calls, device) * calls) < seconds / 4:
         calls = max(2 * calls, min(1000 * calls, int(calls * seconds / 4 / max(took, 1e-7))))
@@ -102,7 +125,8 @@ def machine(device: torch.device | str = "cpu") -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "advfeat": advfeat.__version__,
-        "git": git_revision(),
+        "git": git_revision() or os.environ.get(REVISION),
+        "peers": peer_versions(),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -110,10 +134,79 @@ def machine(device: torch.device | str = "cpu") -> dict:
     return found
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows of one kind as a table; the columns are the keys of the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+def peer_versions() -> dict[str, str]:
+    """The versions of the libraries to compare with that are installed."""
+    found = {}
+    for name in PEERS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """Median and quartiles."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
+
+
+def say(row: dict, leave_out: tuple[str, ...] = ()) -> None:
+    """A row as one line, while the benchmark still runs."""
+    cells = [f"{k} {v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items() if k not in leave_out]
+    print("  ".join(cells), flush=True)
+
+
+def write_results(
+    folder: Path, name: str, result: dict, tables: dict[str, list[dict]], figures: dict[str, Figure] | None = None
+) -> None:
+    """``name.json`` with everything, ``name[_table].csv`` and ``name[_figure].png``: all of them, whole, or none.
+
+    tables, figures: by what is added to the name; "" for nothing. result: what the JSON has beside the tables.
+    """
+    files = []
+    for kind, rows in tables.items():
+        if rows:
+            files.append((folder / f"{_joined(name, kind)}.csv", _csv(rows)))
+    for kind, figure in (figures or {}).items():
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
+        files.append((folder / f"{_joined(name, kind)}.png", image.getvalue()))
+    everything = {**result, "tables": {_joined(name, kind): rows for kind, rows in tables.items()}}
+    files.append((folder / f"{name}.json", (json.dumps(_plain(everything), indent=1) + "\n").encode()))
+    write_together(files)
+    print(f"written: {', '.join(str(path) for path, _ in files)}", flush=True)
+
+
+def _joined(name: str, kind: str) -> str:
+    return f"{name}_{kind}" if kind else name
+
+
+def _csv(rows: list[dict]) -> bytes:
+    """The columns are the keys of all rows, in the order in which they come up."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(k for row in rows for k in row)))
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return file.getvalue().encode()
+
+
+def _plain(value: object) -> object:
+    # NaN (what was not measured) is no JSON
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="prints what a measurement here is made on and with, as JSON")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    print(json.dumps(machine(parser.parse_args(arguments).device)))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,6 @@ rows of many lengths in tensors of 64 MiB, and batches that fit the L2 cache, re
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +17,12 @@ from torch import Tensor
 
 from advfeat import ops
 from benchmarks import plain
-from benchmarks.measure import RESULTS, machine, take_turns, write_csv
+from benchmarks.measure import RESULTS, machine, say, take_turns, write_results
+from benchmarks.plots import Bar, about, bars
 
 CPU_SHAPES = [(256, 3, 32, 32), (2048, 3, 32, 32), (16, 3, 224, 224), (64, 3, 224, 224)]
 CUDA_ROWS = [784, 3072, 12_288, 49_152, 150_528, 262_144]
+COMPILED_ROWS = [3072, 150_528]
 LARGE = 64 * 2**20  # bytes of one tensor: beyond the cache
 CACHED_SHAPES = [(128, 3, 32, 32), (256, 3, 32, 32)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -60,7 +61,7 @@ def candidates(norm: str, shape, dtype, layout, device, compiled: bool) -> dict[
     return found
 
 
-def cpu_rows(rounds: int, compiled: bool, shapes=CPU_SHAPES) -> list[dict]:
+def cpu_rows(rounds: int, compiled: bool, shapes: list[tuple[int, ...]]) -> list[dict]:
     rows = []
     for shape in shapes:
         for dtype_name, dtype in DTYPES.items():
@@ -79,13 +80,13 @@ def cpu_rows(rounds: int, compiled: bool, shapes=CPU_SHAPES) -> list[dict]:
                         "model_bytes": 4 * size,
                         "GB_per_s": 4 * size / timed["advfeat"].median / 1e9,
                         "to_two_copies": to_copy / 2,
-                        "to_two_copies_low": low / 2,
-                        "to_two_copies_high": high / 2,
+                        "low": low / 2,
+                        "high": high / 2,
                         "eager_over_advfeat": timed["eager"].over(timed["advfeat"])[0],
                         "compile_over_advfeat": timed["compile"].over(timed["advfeat"])[0] if compiled else math.nan,
                     }
                     rows.append(row)
-                    _say(row)
+                    say(row, ("model_bytes",))
     return rows
 
 
@@ -112,15 +113,19 @@ def call_overhead(rounds: int, device: torch.device | str = "cpu") -> list[dict]
     return rows
 
 
-def cuda_rows(rounds: int) -> list[dict]:
-    """Tensors of 64 MiB; per cent of the bandwidth that torch.clone reaches in the same round."""
+def cuda_rows(rounds: int, compiled: bool) -> list[dict]:
+    """Tensors of 64 MiB; per cent of the bandwidth that torch.clone reaches in the same round.
+
+    Compiling takes seconds a case, so only the lengths in COMPILED_ROWS are compared with torch.compile.
+    """
     device, rows = torch.device("cuda"), []
     for length in CUDA_ROWS:
         for dtype_name, dtype in DTYPES.items():
             shape = (math.ceil(LARGE / dtype.itemsize / length), length)
             for norm in STEPS:
                 torch._dynamo.reset()
-                found = candidates(norm, shape, dtype, "contiguous", device, compiled=True)
+                too = compiled and length in COMPILED_ROWS
+                found = candidates(norm, shape, dtype, "contiguous", device, compiled=too)
                 x = tensors(shape, dtype, "contiguous", device)[0]
                 found["clone"] = lambda x=x: x.clone()
                 timed = take_turns(found, rounds=rounds, seconds=0.01, device=device)
@@ -135,13 +140,13 @@ def cuda_rows(rounds: int) -> list[dict]:
                     "model_bytes": 4 * size,
                     "GB_per_s": 4 * size / timed["advfeat"].median / 1e9,
                     "percent_of_clone": 200 * share,
-                    "percent_low": 200 * low,
-                    "percent_high": 200 * high,
+                    "low": 200 * low,
+                    "high": 200 * high,
                     "eager_over_advfeat": timed["eager"].over(timed["advfeat"])[0],
-                    "compile_over_advfeat": timed["compile"].over(timed["advfeat"])[0],
+                    "compile_over_advfeat": timed["compile"].over(timed["advfeat"])[0] if too else math.nan,
                 }
                 rows.append(row)
-                _say(row)
+                say(row, ("model_bytes",))
     return rows
 
 
@@ -169,7 +174,7 @@ def cached_rows(rounds: int, calls: int = 50) -> list[dict]:
                     "high": high,
                 }
                 rows.append(row)
-                _say(row)
+                say(row, ("model_bytes",))
     return rows
 
 
@@ -183,59 +188,48 @@ def _graph(call: Callable[[], object], calls: int) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def _say(row: dict) -> None:
-    cells = [f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in row.items() if k != "model_bytes"]
-    print("  ".join(cells), flush=True)
-
-
-def plot(rows: list[dict], path: Path) -> None:
-    """One bar a case: the step's time over that of two copies, with the targets' line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    labels = [f"{r['shape']} {r['dtype']}{' nhwc' if r['layout'] == 'channels_last' else ''}" for r in rows]
-    order = list(dict.fromkeys(labels))
-    figure = Figure(figsize=(8, 0.42 * len(order) + 1.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    for offset, op, colour in ((-0.2, "linf_step_", "#3b6fb6"), (0.2, "l2_step_", "#d9822b")):
-        own = {label: row for label, row in zip(labels, rows, strict=True) if row["op"] == op}
-        places = [order.index(label) + offset for label in own]
-        values = [r["to_two_copies"] for r in own.values()]
-        spread = [
-            [r["to_two_copies"] - r["to_two_copies_low"] for r in own.values()],
-            [r["to_two_copies_high"] - r["to_two_copies"] for r in own.values()],
-        ]
-        axis.barh(places, values, 0.38, xerr=spread, color=colour, label=op, error_kw={"lw": 1})
-    axis.axvline(1, color="black", lw=0.8)
-    axis.axvline(1.35, color="black", lw=0.8, ls=":")
-    axis.set_yticks(range(len(order)), order)
-    axis.invert_yaxis()
-    axis.set_xlabel("time over that of two copies (the same traffic); quartiles; dotted: 1.35")
-    axis.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+def figures(result: dict) -> dict:
+    """A panel for each operator: time over that of two copies (CPU), or per cent of clone and of an elementwise kernel."""
+    title = f"whiskers: quartiles\n{about(result['machine'])}"
+    if "to_two_copies" in result["steps"][0]:
+        drawn = {"": ("to_two_copies", {1.0: "two copies, the same traffic", 1.35: "1.35"})}
+    else:
+        drawn = {"": ("percent_of_clone", {90.0: "90 %"}), "cached": ("to_elementwise", {1.5: "1.5"})}
+    words = {
+        "to_two_copies": "time over that of two copies of the tensor",
+        "percent_of_clone": "bandwidth, in per cent of torch.clone's",
+        "to_elementwise": "time over that of one elementwise kernel, in the L2 cache",
+    }
+    made = {}
+    for kind, (column, lines) in drawn.items():
+        panels: dict[str, list[Bar]] = {}
+        for row in result["cached" if kind else "steps"]:
+            layout = " nhwc" if row.get("layout") == "channels_last" else ""
+            note = f"{row[column]:.3g}, {row['us']:.3g} us"
+            bar = Bar(f"{row['shape']} {row['dtype']}{layout}", row[column], row["low"], row["high"], note, ours=True)
+            panels.setdefault(row["op"], []).append(bar)
+        made[kind] = bars(panels, f"One fused step, {title}", words[column], columns=2, lines=lines)
+    return made
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (CPU)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--shapes", nargs="*", help="on the CPU, such as 256x3x32x32; default: the four of the table")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
+    shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes or ()] or CPU_SHAPES
     result: dict = {"machine": machine(options.device), "rounds": options.rounds}
-    result["overhead"] = call_overhead(options.rounds, options.device)
+    tables = {"overhead": call_overhead(options.rounds, options.device)}
     if options.device == "cpu":
-        result["steps"] = cpu_rows(options.rounds, not options.no_compile)
-        plot(result["steps"], options.out / "ops_cpu.png")
+        tables[""] = cpu_rows(options.rounds, not options.no_compile, shapes)
     else:
-        result["steps"] = cuda_rows(options.rounds)
-        result["cached"] = cached_rows(options.rounds)
-        write_csv(options.out / "ops_cuda_cached.csv", result["cached"])
-    write_csv(options.out / f"ops_{options.device}.csv", result["steps"])
-    (options.out / f"ops_{options.device}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {options.out}")
+        tables[""] = cuda_rows(options.rounds, not options.no_compile)
+        tables["cached"] = cached_rows(options.rounds)
+    drawn = figures({**result, "steps": tables[""], "cached": tables.get("cached")})
+    write_results(options.out, f"ops_{options.device}", result, tables, drawn)
 
 
 if __name__ == "__main__":

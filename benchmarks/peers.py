@@ -1,20 +1,20 @@
-"""Other libraries' PGD behind one signature, each called as its documentation says: what benchmarks.attacks compares.
+"""Other libraries' PGD behind one signature, each called as its documentation says: what the benchmarks compare.
 
-A library that is missing is left out and named. pip install 'advfeat[bench]'; MadryLab/robustness goes in by hand,
-since it pins what a current torch does not take: pip install --no-deps robustness==1.2.1.post2
+A library that is missing, or has no such attack, is left out and named; README.md says how each is installed. None of
+them starts at random here, so all but adv-lib and (in L2) ART compute the iterates that advfeat computes.
 """
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from advfeat import L2, PGD, Linf
+from benchmarks.stand_ins import load
 
 # (x, labels) -> adversarial examples
 Attack = Callable[[Tensor, Tensor], Tensor]
@@ -22,7 +22,7 @@ Attack = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Job:
-    """One attack that every library is asked for: the model takes [0, 1] images and is in eval mode."""
+    """One attack that every library is asked for: the model takes [0, 1] images of ``shape`` and is in eval mode."""
 
     model: nn.Module
     norm: str
@@ -31,6 +31,12 @@ class Job:
     steps: int
     targeted: bool = False
     classes: int = 10
+    shape: tuple[int, ...] = (3, 32, 32)
+
+    @property
+    def device(self) -> torch.device:
+        parameter = next(self.model.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
 
 
 def advfeat(job: Job) -> Attack:
@@ -40,8 +46,7 @@ def advfeat(job: Job) -> Attack:
 
 
 def torchattacks(job: Job) -> Attack:
-    import torchattacks as library
-
+    library = load("torchattacks")
     kind = library.PGDL2 if job.norm == "l2" else library.PGD
     attack = kind(job.model, eps=job.eps, alpha=job.step_size, steps=job.steps, random_start=False)
     if job.targeted:
@@ -50,68 +55,49 @@ def torchattacks(job: Job) -> Attack:
 
 
 def foolbox(job: Job) -> Attack:
-    import foolbox as library
-
+    library = load("foolbox")
     kind = library.attacks.L2PGD if job.norm == "l2" else library.attacks.LinfPGD
     attack = kind(abs_stepsize=job.step_size, steps=job.steps, random_start=False)
-    device = next(job.model.parameters()).device
-    model = library.PyTorchModel(job.model, bounds=(0, 1), device=device)
+    model = library.PyTorchModel(job.model, bounds=(0, 1), device=job.device)
     criterion = library.criteria.TargetedMisclassification if job.targeted else library.criteria.Misclassification
     return lambda x, y: attack(model, x, criterion(y), epsilons=job.eps)[0]
 
 
 def robustness(job: Job, use_best: bool = False) -> Attack:
-    _stand_ins_for_robustness()
-    from robustness.attacker import Attacker
-
-    class Plain(nn.Module):
-        """robustness passes its own keyword arguments to the network."""
-
-        def __init__(self, net: nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: Tensor, *_, **__) -> Tensor:
-            return self.net(x)
-
-    class Data:
-        mean, std = torch.zeros(3), torch.ones(3)
-
-    device = next(job.model.parameters()).device
-    attacker = Attacker(Plain(job.model), Data()).to(device).eval()
+    attacker = robustness_attacker(job.model)
     options = {"constraint": "2" if job.norm == "l2" else "inf", "eps": job.eps, "step_size": job.step_size}
     options |= {"iterations": job.steps, "targeted": job.targeted, "use_best": use_best, "do_tqdm": False}
-    if device.type == "cpu":  # the library calls .cuda() on what it is given, whatever the machine
-        return _without_cuda(lambda x, y: attacker(x, y, **options))
+    options |= {"random_start": False}  # on by default in Attacker, off in what its documentation shows
     return lambda x, y: attacker(x, y, **options)
 
 
-def adv_lib(job: Job) -> Attack:
-    from adv_lib.attacks.auto_pgd import apgd  # noqa: F401  (the import says whether the library is there)
-    from adv_lib.attacks.projected_gradient_descent import pgd_linf
+def robustness_best(job: Job) -> Attack:
+    """As its users run it: the best iterate of each sample, at the price of a forward pass and masked copies."""
+    return robustness(job, use_best=True)
 
+
+def adv_lib(job: Job) -> Attack:
+    """Keeps the last *successful* iterate and gives the clean image where there is none; tests one step fewer."""
+    pgd_linf = load("adv_lib.attacks.projected_gradient_descent").pgd_linf
     if job.norm != "linf":
-        raise NotImplementedError("adv-lib has no L2 PGD")
+        raise NotImplementedError("it has no L2 PGD")
     options = {"ε": job.eps, "steps": job.steps, "random_init": False, "restarts": 1, "loss_function": "ce"}
     options |= {"absolute_step_size": job.step_size}
     return lambda x, y: pgd_linf(job.model, x, y, targeted=job.targeted, **options)
 
 
 def art(job: Job) -> Attack:
-    import numpy as np
-    from art.attacks.evasion import ProjectedGradientDescentPyTorch
-    from art.estimators.classification import PyTorchClassifier
-
-    device = next(job.model.parameters()).device
-    classifier = PyTorchClassifier(
+    """Takes and gives numpy arrays; its L2 step goes to the box first and to the ball after that."""
+    evasion, classification = load("art.attacks.evasion"), load("art.estimators.classification")
+    classifier = classification.PyTorchClassifier(
         job.model,
         loss=nn.CrossEntropyLoss(),
-        input_shape=(3, 32, 32),
+        input_shape=job.shape,
         nb_classes=job.classes,
         clip_values=(0.0, 1.0),
-        device_type="gpu" if device.type == "cuda" else "cpu",
+        device_type="gpu" if job.device.type == "cuda" else "cpu",
     )
-    attack = ProjectedGradientDescentPyTorch(
+    attack = evasion.ProjectedGradientDescentPyTorch(
         classifier,
         norm=2 if job.norm == "l2" else np.inf,
         eps=job.eps,
@@ -129,50 +115,83 @@ def art(job: Job) -> Attack:
     return run
 
 
+def auto_attack(job: Job) -> Attack:
+    load_auto_attack("autopgd_base")
+    raise NotImplementedError("it has no PGD but APGD, which benchmarks.apgd compares")
+
+
 LIBRARIES: dict[str, Callable[[Job], Attack]] = {
     "advfeat": advfeat,
     "torchattacks": torchattacks,
     "foolbox": foolbox,
     "robustness": robustness,
+    "robustness, best": robustness_best,
     "adv-lib": adv_lib,
     "art": art,
+    "auto-attack": auto_attack,
 }
 
 
-def available(job: Job, names: list[str] | None = None) -> tuple[dict[str, Attack], dict[str, str]]:
-    """The libraries that take this job, and why the others do not."""
+def available(
+    job: Job, names: list[str] | None = None, libraries: dict[str, Callable[[Job], Attack]] | None = None
+) -> tuple[dict[str, Attack], dict[str, str]]:
+    """The libraries that take this job, and why the others do not. Errors: ValueError for a name that is none."""
+    libraries = LIBRARIES if libraries is None else libraries
+    if unknown := [name for name in names or () if name not in libraries]:
+        raise ValueError(f"libraries should be among {', '.join(libraries)}; got {', '.join(unknown)}")
     found, missing = {}, {}
-    for name in names or LIBRARIES:
+    for name in names or libraries:
         try:
-            found[name] = LIBRARIES[name](job)
-        except (ImportError, NotImplementedError, AttributeError) as error:
-            missing[name] = f"{type(error).__name__}: {error}"
+            found[name] = libraries[name](job)
+        except ImportError as error:
+            missing[name] = f"not installed: {error}"
+        except (NotImplementedError, AttributeError, TypeError) as error:
+            missing[name] = str(error)
     return found, missing
 
 
-def _stand_ins_for_robustness() -> None:
-    """Empty modules for what the attack code of robustness imports and never calls."""
-    import importlib.util
-
-    for name in ("cox", "cox.utils", "cox.store", "dill", "tqdm", "pandas", "tensorboardX"):
-        root = name.split(".")[0]
-        if name not in sys.modules and (root in _STOOD_IN or importlib.util.find_spec(root) is None):
-            _STOOD_IN.add(root)
-            module = types.ModuleType(name)
-            module.__path__ = []  # type: ignore[attr-defined]
-            module.__getattr__ = lambda attribute: type(attribute, (), {})  # type: ignore[method-assign]
-            sys.modules[name] = module
+def say_missing(missing: dict[str, str]) -> None:
+    for name, why in missing.items():
+        print(f"{name}: left out ({why})", flush=True)
 
 
-_STOOD_IN: set[str] = set()
+def load_auto_attack(module: str):
+    """A module of auto-attack: the authors' repository installs as autoattack, the package index has pyautoattack."""
+    try:
+        return load(f"autoattack.{module}")
+    except ImportError:
+        return load(f"pyautoattack.{module}")
 
 
-def _without_cuda(attack: Attack) -> Attack:
-    def run(x: Tensor, y: Tensor) -> Tensor:
+def robustness_attacker(net: nn.Module, forward: Callable[..., object] | None = None) -> Callable[..., Tensor]:
+    """robustness' Attacker around any network. forward: called in its place, with the keywords that robustness adds."""
+    attacker_module = load("robustness.attacker")
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor, *_, **keywords) -> object:
+            return self.net(x) if forward is None else forward(x, **keywords)
+
+    class NoNormalisation:
+        mean, std = torch.zeros(1), torch.ones(1)  # broadcast over any number of channels
+
+    parameter = next(net.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    attacker = attacker_module.Attacker(Plain(), NoNormalisation()).to(device).eval()
+    return _without_cuda(attacker) if device.type == "cpu" else attacker
+
+
+def _without_cuda(attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """robustness calls .cuda() on what it is given, whatever the machine."""
+
+    def run(*arguments, **options) -> Tensor:
         cuda = Tensor.cuda
-        Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+        Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
         try:
-            return attack(x, y)
+            return attack(*arguments, **options)
         finally:
             Tensor.cuda = cuda  # type: ignore[method-assign]
 

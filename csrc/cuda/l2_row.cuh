@@ -1,5 +1,6 @@
-// The L2 step of one row by one block: sums, then the decision, then the values. Each is written over a reader of
-// groups, so that it is the same for a row in shared memory and for one in global memory.
+// The L2 step of one row by the blocks that share it: sums, then the decision, then the values. Each is written over a
+// reader of groups, so that it is the same for a row in shared memory and for one in global memory, and over the blocks
+// (reduction.cuh), so that it is the same for one block and for a cluster.
 //
 // Products and sums are float64 whatever the dtype. A product of two float32 is exact there and its exponent always
 // fits (1e-45 squared is 1e-90, 3e38 squared 1e77), so no scaling, no maximum and no second look is needed, and the
@@ -26,18 +27,27 @@ __device__ inline double gradient(const Group<T, G>& v, int k) {
   return load(v.grad.v[k]);
 }
 
-// This thread's part of the groups [first, end): every blockDim.x-th. Values beyond the row are zeros and add nothing.
-template <typename Reader, typename Body>
-__device__ inline void for_each_group(const Reader& reader, int64_t first, int64_t end, Body body) {
-  for (int64_t group = first + threadIdx.x; group < end; group += blockDim.x) body(reader.read(group));
+// Consecutive groups of a row: those of a block, of a stage, of a chunk.
+struct Span {
+  int64_t first, end;
+};
+
+__device__ inline Span part_of(const Span& span, int64_t index, int64_t size) {
+  const int64_t first = span.first + index * size;
+  return {min(first, span.end), min(first + size, span.end)};
 }
 
-// Sums over the groups [first, end), by the whole block; every thread gets them. The multiply-adds are fused: for
-// float32 and the half types the product is exact, so that is the CPU's result; for float64 it is one rounding less.
+// This thread's groups of a span: every blockDim.x-th. Values beyond the row are zeros and add nothing.
+template <typename Reader, typename Body>
+__device__ inline void for_each_group(const Reader& reader, const Span& span, Body body) {
+  for (int64_t group = span.first + threadIdx.x; group < span.end; group += blockDim.x) body(reader.read(group));
+}
+
+// Adds this thread's groups of a span to its sums gg, dg, dd. The multiply-adds are fused: for float32 and the half
+// types the product is exact, so that is the CPU's result; for float64 it is one rounding less.
 template <typename T, typename Reader>
-__device__ L2Sums row_sums(const Reader& reader, int64_t first, int64_t end, const L2Scales& scales) {
-  double sums[3] = {0, 0, 0};
-  for_each_group(reader, first, end, [&](const auto& v) {
+__device__ void add_to_sums(double (&sums)[3], const Reader& reader, const Span& span, const L2Scales& scales) {
+  for_each_group(reader, span, [&](const auto& v) {
 #pragma unroll
     for (int k = 0; k < kWidth<T>; ++k) {
       double g = gradient(v, k), d = difference(v, k);
@@ -50,7 +60,12 @@ __device__ L2Sums row_sums(const Reader& reader, int64_t first, int64_t end, con
       sums[2] = fma(d, d, sums[2]);
     }
   });
-  block_sum(sums);
+}
+
+// The sums of all threads of the blocks; each gets them.
+template <typename Blocks>
+__device__ L2Sums total(double (&sums)[3], Blocks& blocks) {
+  sum_over(blocks, sums);
   L2Sums s;
   s.gg = sums[0];
   s.dg = sums[1];
@@ -59,10 +74,10 @@ __device__ L2Sums row_sums(const Reader& reader, int64_t first, int64_t end, con
 }
 
 // The largest magnitudes of gradient and difference, for float64 rows whose squares leave the range.
-template <typename T, typename Reader>
-__device__ L2Scales row_scales(const Reader& reader, int64_t groups, bool& zero, bool& not_finite) {
+template <typename T, typename Reader, typename Blocks>
+__device__ L2Scales row_scales(const Reader& reader, const Span& mine, Blocks& blocks, bool& zero, bool& not_finite) {
   double m[2] = {0, 0};
-  for_each_group(reader, 0, groups, [&](const auto& v) {
+  for_each_group(reader, mine, [&](const auto& v) {
 #pragma unroll
     for (int k = 0; k < kWidth<T>; ++k) {
       const double g = fabs(gradient(v, k)), d = fabs(difference(v, k));
@@ -70,7 +85,7 @@ __device__ L2Scales row_scales(const Reader& reader, int64_t groups, bool& zero,
       m[1] = d > m[1] || d != d ? d : m[1];
     }
   });
-  block_max(m);
+  max_over(blocks, m);
   zero = m[0] == 0;
   not_finite = !finite(m[0]);
   L2Scales scales;
@@ -80,18 +95,19 @@ __device__ L2Scales row_scales(const Reader& reader, int64_t groups, bool& zero,
 }
 
 // ||d + u|| measured on the values, where the sums cancel.
-template <typename T, typename Reader>
-__device__ double measured_norm(const Reader& reader, int64_t groups, const L2Move& move, double largest) {
+template <typename T, typename Reader, typename Blocks>
+__device__ double measured_norm(const Reader& reader, const Span& mine, Blocks& blocks, const L2Move& move,
+                                double largest) {
   const double scale = inverse_power_of_two(exponent_of(largest), 1000);
   double sum[1] = {0};
-  for_each_group(reader, 0, groups, [&](const auto& v) {
+  for_each_group(reader, mine, [&](const auto& v) {
 #pragma unroll
     for (int k = 0; k < kWidth<T>; ++k) {
       const double d = (difference(v, k) + mul(gradient(v, k) * move.prescale, move.factor)) * scale;
       sum[0] = fma(d, d, sum[0]);
     }
   });
-  block_sum(sum);
+  sum_over(blocks, sum);
   return sqrt(sum[0]) / scale;
 }
 
@@ -101,35 +117,44 @@ struct SharedMove {
   double prescale, factor, d_prescale, shrink, norm;
 };
 
-// From the sums of a row to its move, by the whole block; thread 0 counts the row in grad_status.
-template <typename T, typename Reader>
-__device__ L2Move row_move(const StepArgs& a, int64_t row, L2Sums s, const Reader& reader, int64_t groups) {
+// The numbers of a row, read before its sums so that the decision does not wait for memory.
+struct RowNumbers {
+  double step_size, eps;
+  __device__ RowNumbers(const StepArgs& a, int64_t row) : step_size(at(a.step_size, row)), eps(at(a.eps, row)) {}
+};
+
+// From the sums of a row to its move; `mine` are this block's groups. Every block decides by itself, from the same
+// sums; the first counts the row in grad_status.
+template <typename T, typename Reader, typename Blocks>
+__device__ L2Move row_move(const StepArgs& a, int64_t row, const RowNumbers& numbers, L2Sums s, const Reader& reader,
+                           const Span& mine, Blocks& blocks) {
   L2Scales scales;
   bool zero = s.gg == 0, not_finite = !finite(s.gg);
   if constexpr (std::is_same_v<T, double>) {
     // Squares may have vanished or overflowed: look at the magnitudes, and sum again in a safe range. Every thread has
-    // the same sums, so the whole block takes this branch or none.
+    // the same sums, so all of them take this branch or none.
     const bool grad_safe = !a.grad || (s.gg != 0 && in_safe_range(s.gg));
     if (!(grad_safe && s.dd != 0 && in_safe_range(s.dd))) {
-      scales = row_scales<T>(reader, groups, zero, not_finite);
-      s = row_sums<T>(reader, 0, groups, scales);
+      scales = row_scales<T>(reader, mine, blocks, zero, not_finite);
+      double sums[3] = {0, 0, 0};
+      add_to_sums<T>(sums, reader, mine, scales);
+      s = total(sums, blocks);
     }
   }
   __shared__ SharedMove told;
   __syncthreads();  // `told` may still be read for the row before
-  const double step_size = at(a.step_size, row), eps = at(a.eps, row);
-  if (threadIdx.x ==
-      0) {  // alone: square roots and divisions in float64 by every thread would take longer than the barrier
-    L2Move m = l2_direction(s, scales, step_size, a.grad && !not_finite, kExponent<T>);
-    const double norm = l2_moved_norm(s, scales, step_size, m);
-    if (!(norm < 0)) l2_set_shrink(m, norm, eps);
+  if (threadIdx.x == 0) {
+    // Alone: square roots and divisions in float64 by every thread would take longer than the barrier.
+    L2Move m = l2_direction(s, scales, numbers.step_size, a.grad && !not_finite, kExponent<T>);
+    const double norm = l2_moved_norm(s, scales, numbers.step_size, m);
+    if (!(norm < 0)) l2_set_shrink(m, norm, numbers.eps);
     told = {m.has_grad, m.inside, m.prescale, m.factor, m.d_prescale, m.shrink, norm};
-    if (a.grad && a.grad_status) {
-      a.grad_status[2 * row] += zero;
-      a.grad_status[2 * row + 1] += not_finite;
-    }
   }
   __syncthreads();
+  if (threadIdx.x == 0 && blocks.rank() == 0 && a.grad && a.grad_status) {  // after the barrier: nobody waits for it
+    if (zero) ++a.grad_status[2 * row];
+    if (not_finite) ++a.grad_status[2 * row + 1];
+  }
   L2Move m;
   m.has_grad = told.has_grad;
   m.inside = told.inside;
@@ -138,8 +163,8 @@ __device__ L2Move row_move(const StepArgs& a, int64_t row, L2Sums s, const Reade
   m.d_prescale = told.d_prescale;
   m.shrink = told.shrink;
   if (told.norm < 0) {
-    const double d = sqrt(s.dd) / scales.d, step = fabs(step_size);
-    l2_set_shrink(m, measured_norm<T>(reader, groups, m, d > step ? d : step), eps);
+    const double d = sqrt(s.dd) / scales.d, step = fabs(numbers.step_size);
+    l2_set_shrink(m, measured_norm<T>(reader, mine, blocks, m, d > step ? d : step), numbers.eps);
   }
   return m;
 }
@@ -167,14 +192,14 @@ struct Mover {
   }
 };
 
-// Moves the groups [first, end) of a row from `reader` into `to`.
+// Moves the groups of a span from `reader` into the row `to`.
 template <typename T, typename G, typename Reader>
-__device__ void move_row(const StepArgs& a, const Row<T, G>& to, const Reader& reader, int64_t first, int64_t end,
-                         const L2Move& move) {
+__device__ void move_groups(const StepArgs& a, const Row<T, G>& to, const Reader& reader, const Span& span,
+                            const L2Move& move) {
   using A = ArithmeticOf<T>;
   const Mover<A> mover(move);
   Box<A, StepArgs> box(a);
-  for (int64_t group = first + threadIdx.x; group < end; group += blockDim.x) {
+  for (int64_t group = span.first + threadIdx.x; group < span.end; group += blockDim.x) {
     const Group<T, G> v = reader.read(group);
     Pack<T, kWidth<T>> out;
     box.start(group * kWidth<T>);

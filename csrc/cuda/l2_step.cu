@@ -1,78 +1,35 @@
-// l2_step and project_l2. A row that fits into a block's shared memory is read once (l2_rows). A longer one is cut into
-// chunks: one kernel sums, one decides, one moves. The decision is its own kernel because an in-place move overwrites
-// what the rare second looks at a row read.
-#include <cuda_pipeline.h>
+// l2_step and project_l2. A row that fits the shared memory of a block, or of a thread-block cluster, is read once
+// (l2_rows); which of them, tuning.h says. A longer one is cut into chunks: one kernel sums, one decides, one moves.
+// The decision is its own kernel because an in-place move overwrites what the rare second looks at a row read.
+#include <optional>
 
 #include "kernels.h"
-#include "l2_row.cuh"
+#include "l2_kept_row.cuh"
 #include "launch.h"
 
 namespace advfeat::cuda {
 namespace {
 
-// A row in shared memory. Each thread reads only the groups that it copied, so the copies need no barrier.
-template <typename T, typename G>
-struct KeptRow {
-  Pack<T, kWidth<T>>*x, *x0;
-  Pack<G, kWidth<T>>* grad;  // null: no gradient
-
-  static constexpr int64_t group_bytes(bool has_grad) {
-    return 2 * sizeof(Pack<T, kWidth<T>>) + (has_grad ? sizeof(Pack<G, kWidth<T>>) : 0);
-  }
-
-  __device__ KeptRow(unsigned char* memory, int64_t groups, bool has_grad)
-      : x(reinterpret_cast<Pack<T, kWidth<T>>*>(memory)),
-        x0(x + groups),
-        grad(has_grad ? reinterpret_cast<Pack<G, kWidth<T>>*>(x0 + groups) : nullptr) {}
-
-  __device__ void copy(const Row<T, G>& row, int64_t groups) const {
-    constexpr int width = kWidth<T>;
-    for (int64_t group = threadIdx.x; group < groups; group += blockDim.x) {
-      const int64_t i = group * width;
-      if (row.aligned && i + width <= row.dim) {  // asynchronous: all of the row's reads are in flight at once
-        __pipeline_memcpy_async(x + group, row.x + i, sizeof *x);
-        __pipeline_memcpy_async(x0 + group, row.x0 + i, sizeof *x0);
-        if (grad) __pipeline_memcpy_async(grad + group, row.grad + i, sizeof *grad);
-      } else {
-        x[group] = read_pack<width>(row.x, i, row.dim, false);
-        x0[group] = read_pack<width>(row.x0, i, row.dim, false);
-        if (grad) grad[group] = read_pack<width>(row.grad, i, row.dim, false);
-      }
-    }
-    __pipeline_commit();
-    __pipeline_wait_prior(0);
-  }
-
-  __device__ Group<T, G> read(int64_t group) const {
-    Group<T, G> v;
-    v.x = x[group];
-    v.x0 = x0[group];
-    v.grad = grad ? grad[group] : zero_pack<G, kWidth<T>>();
-    return v;
-  }
-};
-
-template <typename T, typename G>
-__global__ void __launch_bounds__(kMaxThreads)
-    l2_rows(const __grid_constant__ StepArgs a, int64_t groups, bool aligned) {
-  const KeptRow<T, G> kept(dynamic_shared(), groups, a.grad != nullptr);
-  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    const Row<T, G> values(a, row, aligned);
-    kept.copy(values, groups);
-    const L2Move move = row_move<T>(a, row, row_sums<T>(kept, 0, groups, {}), kept, groups);
-    move_row<T, G>(a, values, kept, 0, groups, move);
-  }
+template <typename T, typename G, typename Blocks>
+__global__ void __launch_bounds__(kMaxThreads, kRowBlocks)
+    l2_rows(const __grid_constant__ StepArgs a, RowParts parts, bool aligned) {
+  if constexpr (Blocks::kCompiled)
+    move_kept_rows<T, G, Blocks>(a, parts, aligned);
+  else
+    __trap();  // rather than leave the values as they were
 }
 
 template <typename T, typename G>
 __global__ void __launch_bounds__(kChunkThreads)
     l2_sum_chunks(const __grid_constant__ StepArgs a, Chunks chunks, bool aligned, L2Sums* sums) {
+  OneBlock block;
   const int64_t all = a.rows * chunks.per_row;
   for (int64_t i = blockIdx.x; i < all; i += gridDim.x) {
     const Split place = split(i, chunks.per_row);
-    const int64_t first = place.remainder * chunks.chunk_groups;
-    const L2Sums s =
-        row_sums<T>(Row<T, G>(a, place.quotient, aligned), first, min(first + chunks.chunk_groups, chunks.groups), {});
+    const Span chunk = part_of({0, chunks.groups}, place.remainder, chunks.chunk_groups);
+    double v[3] = {0, 0, 0};
+    add_to_sums<T>(v, Row<T, G>(a, place.quotient, aligned), chunk, {});
+    const L2Sums s = total(v, block);
     if (threadIdx.x == 0) sums[i] = s;
   }
 }
@@ -80,20 +37,17 @@ __global__ void __launch_bounds__(kChunkThreads)
 template <typename T, typename G>
 __global__ void __launch_bounds__(kChunkThreads, 1)  // the 1: few blocks, so registers rather than occupancy
     l2_decide(const __grid_constant__ StepArgs a, Chunks chunks, bool aligned, const L2Sums* sums, L2Move* moves) {
+  OneBlock block;
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    double total[3] = {0, 0, 0};
+    double v[3] = {0, 0, 0};
     for (int64_t i = threadIdx.x; i < chunks.per_row; i += blockDim.x) {
       const L2Sums s = sums[row * chunks.per_row + i];
-      total[0] += s.gg;
-      total[1] += s.dg;
-      total[2] += s.dd;
+      v[0] += s.gg;
+      v[1] += s.dg;
+      v[2] += s.dd;
     }
-    block_sum(total);
-    L2Sums s;
-    s.gg = total[0];
-    s.dg = total[1];
-    s.dd = total[2];
-    const L2Move move = row_move<T>(a, row, s, Row<T, G>(a, row, aligned), chunks.groups);
+    const L2Move move =
+        row_move<T>(a, row, RowNumbers(a, row), total(v, block), Row<T, G>(a, row, aligned), {0, chunks.groups}, block);
     if (threadIdx.x == 0) moves[row] = move;
   }
 }
@@ -104,22 +58,37 @@ __global__ void __launch_bounds__(kChunkThreads)
   const int64_t all = a.rows * chunks.per_row;
   for (int64_t i = blockIdx.x; i < all; i += gridDim.x) {
     const Split place = split(i, chunks.per_row);
-    const int64_t first = place.remainder * chunks.chunk_groups;
     const Row<T, G> values(a, place.quotient, aligned);
-    move_row<T, G>(a, values, values, first, min(first + chunks.chunk_groups, chunks.groups), moves[place.quotient]);
+    move_groups<T, G>(a, values, values, part_of({0, chunks.groups}, place.remainder, chunks.chunk_groups),
+                      moves[place.quotient]);
   }
 }
 
+// How the rows of a call are held on chip.
+struct Held {
+  Holding holding;
+  RowParts parts;
+  ClusterShape shape;
+  int64_t clusters;  // that run at once; of one block: not asked for
+};
+
+// The first line of kHoldings that takes rows of so many groups, if any.
 template <typename T, typename G>
-void launch(const StepArgs& a) {
-  const Launcher run(a.device);
-  const int64_t groups = ceil_div(a.dim, kWidth<T>);
-  const bool aligned = step_aligned(a, sizeof(T), sizeof(G));
-  const int64_t row_bytes = KeptRow<T, G>::group_bytes(a.grad != nullptr);
-  if (groups <= run.shared_limit() / row_bytes) {
-    run("l2_rows", l2_rows<T, G>, a.rows, row_threads(groups), groups * row_bytes, a, groups, aligned);
-    return;
+std::optional<Held> hold(const Launcher& run, int64_t groups, bool has_grad) {
+  const int64_t group_bytes = KeptRow<T, G>::group_bytes(has_grad);
+  for (const Holding& holding : kHoldings) {
+    const RowParts parts = row_parts(groups, holding);
+    if (parts.per_block > run.shared_limit(holding.per_multiprocessor) / group_bytes) continue;
+    const ClusterShape shape = {holding.blocks, parts.threads, parts.per_block * group_bytes};
+    if (holding.blocks == 1) return Held{holding, parts, shape, 0};
+    const int64_t clusters = run.cluster_count(l2_rows<T, G, BlockCluster>, shape);
+    if (clusters > 0) return Held{holding, parts, shape, clusters};
   }
+  return std::nullopt;
+}
+
+template <typename T, typename G>
+void launch_chunks(const Launcher& run, const StepArgs& a, int64_t groups, bool aligned) {
   const Chunks chunks = chunks_of(groups);
   const int64_t blocks = a.rows * chunks.per_row, sum_bytes = blocks * static_cast<int64_t>(sizeof(L2Sums));
   const torch::stable::Tensor memory = run.workspace(sum_bytes + a.rows * static_cast<int64_t>(sizeof(L2Move)));
@@ -130,6 +99,30 @@ void launch(const StepArgs& a) {
       moves);
   run("l2_move_chunks", l2_move_chunks<T, G>, blocks, kChunkThreads, 0, a, chunks, aligned,
       static_cast<const L2Move*>(moves));
+}
+
+template <typename T, typename G>
+void launch(const StepArgs& a) {
+  const Launcher run(a.device);
+  const int64_t groups = ceil_div(a.dim, kWidth<T>);
+  const bool aligned = step_aligned(a, sizeof(T), sizeof(G)), has_grad = a.grad != nullptr;
+  // An attack calls with the same rows again and again, and asking for clusters takes longer than a small launch.
+  struct Last {
+    int device = -1;
+    int64_t groups = 0;
+    bool has_grad = false;
+    std::optional<Held> held;
+  };
+  thread_local Last last;
+  if (last.device != a.device || last.groups != groups || last.has_grad != has_grad)
+    last = {a.device, groups, has_grad, hold<T, G>(run, groups, has_grad)};
+  if (!last.held) return launch_chunks<T, G>(run, a, groups, aligned);
+  const Held held = *last.held;
+  if (held.holding.blocks == 1)
+    run("l2_rows", l2_rows<T, G, OneBlock>, a.rows, held.shape.threads, held.shape.shared, a, held.parts, aligned);
+  else  // no more clusters than run at once, so that each copies its next row while it moves the one before
+    run.clusters("l2_rows", l2_rows<T, G, BlockCluster>, held.shape, std::min(a.rows, held.clusters), a, held.parts,
+                 aligned);
 }
 
 }  // namespace

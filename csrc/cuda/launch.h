@@ -15,6 +15,12 @@
 
 namespace advfeat::cuda {
 
+// Blocks that run together: a thread-block cluster, or a single block.
+struct ClusterShape {
+  int blocks, threads;
+  int64_t shared;  // bytes a block
+};
+
 // Makes the device current while it lives, and launches on torch's current stream of that device.
 class Launcher {
  public:
@@ -27,30 +33,38 @@ class Launcher {
   template <typename... Parameters, typename... Arguments>
   void operator()(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared,
                   const Arguments&... arguments) const {
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(std::min(blocks, kMaxBlocks)));
-    config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = static_cast<size_t>(shared);
-    config.stream = stream_;
-    try {
-      if (shared > 48 * 1024)  // the default limit of a block; more has to be asked for, for each kernel and device
-        STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                            cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-      STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
-    } catch (const std::exception& error) {
-      std::ostringstream message;
-      message << "advfeat: kernel " << name << " did not start on CUDA device " << device_ << " (" << config.gridDim.x
-              << " blocks of " << threads << " threads, " << shared << " bytes of shared memory): " << error.what();
-      throw std::runtime_error(message.str());
-    }
+    start(name, kernel, {1, threads, shared}, blocks, arguments...);
   }
 
-  // The shared memory that a block may ask for, beside the kernels' static arrays.
-  int64_t shared_limit() const {
-    int bytes = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_));
-    return bytes - kStaticShared;
+  // The same for so many clusters.
+  template <typename... Parameters, typename... Arguments>
+  void clusters(const char* name, void (*kernel)(Parameters...), const ClusterShape& shape, int64_t count,
+                const Arguments&... arguments) const {
+    start(name, kernel, shape, count * shape.blocks, arguments...);
+  }
+
+  // How many clusters of this shape run at once; 0 where the device or the compiled code has none.
+  template <typename... Parameters>
+  int64_t cluster_count(void (*kernel)(Parameters...), const ClusterShape& shape) const {
+    if (attribute(cudaDevAttrClusterLaunch) == 0) return 0;
+    // A library built for older architectures runs on a new device, from PTX: then there is no code for clusters in it.
+    cudaFuncAttributes compiled = {};
+    STD_CUDA_CHECK(cudaFuncGetAttributes(&compiled, reinterpret_cast<const void*>(kernel)));
+    if (compiled.ptxVersion < 90) return 0;
+    int count = 0;
+    const Config config(shape, shape.blocks, stream_);
+    const bool can = allow(kernel, shape) == cudaSuccess &&
+                     cudaOccupancyMaxActiveClusters(&count, kernel, &config.config) == cudaSuccess;
+    if (!can) cudaGetLastError();  // a shape that is refused is an answer, and must not surface later as an error
+    return can ? count : 0;
+  }
+
+  // The shared memory of one of so many blocks on a multiprocessor, beside the kernels' static arrays.
+  int64_t shared_limit(int per_multiprocessor) const {
+    const int64_t block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    const int64_t share = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / per_multiprocessor -
+                          attribute(cudaDevAttrReservedSharedMemoryPerBlock);
+    return std::min(block, share) - kStaticShared;
   }
 
   // Memory of torch's allocator: ordered by the current stream, and at a fixed place inside a captured graph.
@@ -62,6 +76,63 @@ class Launcher {
   }
 
  private:
+  // The launch configuration, and the attribute that it points to.
+  struct Config {
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute cluster = {};
+
+    Config(const ClusterShape& shape, int64_t blocks, cudaStream_t stream) {
+      config.gridDim = dim3(static_cast<unsigned>(std::min(blocks, kMaxBlocks)));
+      config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+      config.dynamicSmemBytes = static_cast<size_t>(shape.shared);
+      config.stream = stream;
+      if (shape.blocks == 1) return;
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim.x = static_cast<unsigned>(shape.blocks);
+      cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+      config.attrs = &cluster;
+      config.numAttrs = 1;
+    }
+    Config(const Config&) = delete;
+  };
+
+  // What is beyond the defaults has to be asked for, for each kernel and device.
+  template <typename Kernel>
+  static cudaError_t allow(Kernel* kernel, const ClusterShape& shape) {
+    const void* function = reinterpret_cast<const void*>(kernel);
+    cudaError_t error = cudaSuccess;
+    if (shape.shared > 48 * 1024)
+      error =
+          cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
+    if (error == cudaSuccess && shape.blocks > kPortableCluster)
+      error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    return error;
+  }
+
+  template <typename... Parameters, typename... Arguments>
+  void start(const char* name, void (*kernel)(Parameters...), const ClusterShape& shape, int64_t blocks,
+             const Arguments&... arguments) const {
+    const Config config(shape, blocks, stream_);
+    try {
+      STD_CUDA_CHECK(allow(kernel, shape));
+      STD_CUDA_CHECK(cudaLaunchKernelEx(&config.config, kernel, arguments...));
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    } catch (const std::exception& error) {
+      std::ostringstream message;
+      message << "advfeat: kernel " << name << " did not start on CUDA device " << device_ << " ("
+              << config.config.gridDim.x << " blocks of " << shape.threads << " threads";
+      if (shape.blocks > 1) message << " in clusters of " << shape.blocks;
+      message << ", " << shape.shared << " bytes of shared memory): " << error.what();
+      throw std::runtime_error(message.str());
+    }
+  }
+
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device_));
+    return value;
+  }
+
   int device_;
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;

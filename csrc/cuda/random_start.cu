@@ -64,6 +64,7 @@ template <typename T>
 __global__ void __launch_bounds__(kRandomThreads)
     gaussian_rows(const __grid_constant__ RandomStartArgs a, int64_t quads) {
   Box<ArithmeticOf<T>, RandomStartArgs> box(a);
+  OneBlock block;
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     double normal[4], sum[1] = {0};
     for (int64_t quad = threadIdx.x; quad < quads; quad += blockDim.x) {
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kRandomThreads)
       for (int j = 0; j < 4; ++j)
         if (4 * quad + j < a.dim) sum[0] = add(sum[0], mul(normal[j], normal[j]));
     }
-    block_sum(sum);
+    sum_over(block, sum);
     const double u = open_unit(philox(a.seed, a.sample_ids[row], 0, Stream::radius).v[0]);
     const double scale = at(a.eps, row) * pow(u, 1.0 / static_cast<double>(a.dim)) / sqrt(sum[0]);
     for (int64_t quad = threadIdx.x; quad < quads; quad += blockDim.x) {

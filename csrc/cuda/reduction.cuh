@@ -1,20 +1,28 @@
-// Sums and maxima over a block, in one fixed order: the same bits in every run. No atomics.
+// Sums and maxima over a block, or over the blocks of a thread-block cluster, in one fixed order: the same bits in
+// every run. No atomics.
 #pragma once
 
+#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include "tuning.h"
 
 namespace advfeat::cuda {
 
-// Adds the threads' N values; every thread gets the sums. All threads of the block call it; whole warps.
+// Combines the lanes' N values; every lane gets the results. Whole warps.
 template <int N, typename Combine>
-__device__ void block_reduce(double (&v)[N], Combine combine) {
-  __shared__ double of_warps[N][kMaxThreads / kWarp];
+__device__ inline void warp_reduce(double (&v)[N], Combine combine) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2)
 #pragma unroll
     for (int n = 0; n < N; ++n) v[n] = combine(v[n], __shfl_xor_sync(0xFFFFFFFFu, v[n], offset));
+}
+
+// Combines the threads' N values; every thread gets the results. All threads of the block call it; whole warps.
+template <int N, typename Combine>
+__device__ inline void block_reduce(double (&v)[N], Combine combine) {
+  __shared__ double of_warps[N][kMaxThreads / kWarp];
+  warp_reduce(v, combine);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   if (warps == 1) return;
   __syncthreads();  // of_warps may still be read from the call before
@@ -25,21 +33,88 @@ __device__ void block_reduce(double (&v)[N], Combine combine) {
   // Each warp combines the warps' values itself, in the same order: that saves the barrier of handing the result out.
 #pragma unroll
   for (int n = 0; n < N; ++n) v[n] = lane < warps ? of_warps[n][lane] : 0;
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-#pragma unroll
-    for (int n = 0; n < N; ++n) v[n] = combine(v[n], __shfl_xor_sync(0xFFFFFFFFu, v[n], offset));
+  warp_reduce(v, combine);
 }
 
-template <int N>
-__device__ void block_sum(double (&v)[N]) {
-  block_reduce(v, [](double a, double b) { return a + b; });
+// The blocks that share a row: one alone.
+struct OneBlock {
+  static constexpr bool kCompiled = true;
+  __device__ int rank() const { return 0; }  // of this block among those of its row
+  __device__ int64_t first_row() const { return blockIdx.x; }
+  __device__ int64_t rows_at_once() const { return gridDim.x; }
+  __device__ void wait() const {}
+
+  template <int N, typename Combine>
+  __device__ void reduce(double (&v)[N], Combine combine) {
+    block_reduce(v, combine);
+  }
+};
+
+// The blocks that share a row: a thread-block cluster. Only from sm_90 on; older architectures get no code for it, and
+// the host asks (Launcher::cluster_count) before it launches.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+class BlockCluster {
+ public:
+  static constexpr bool kCompiled = true;
+  __device__ BlockCluster() { wait(); }  // the shared memory of a block exists only once it has started
+
+  __device__ int rank() const { return static_cast<int>(cluster().block_rank()); }
+  __device__ int64_t first_row() const { return blockIdx.x / cluster().num_blocks(); }
+  __device__ int64_t rows_at_once() const { return gridDim.x / cluster().num_blocks(); }
+  __device__ void wait() const { cluster().sync(); }
+
+  // Each block hands its result to every other before the one barrier, and then reads its own memory only. There are
+  // two such memories, used in turn: a block writes into the same one again after the next barrier, before which every
+  // other has read it.
+  template <int N, typename Combine>
+  __device__ void reduce(double (&v)[N], Combine combine) {
+    static_assert(N <= kMaxValues);
+    block_reduce(v, combine);
+    const int blocks = static_cast<int>(cluster().num_blocks()), lane = threadIdx.x % kWarp;
+    Results& mine = results()[turn_];
+    turn_ ^= 1;
+    if (threadIdx.x < blocks) {
+      Results* theirs = cluster().map_shared_rank(&mine, static_cast<int>(threadIdx.x));
+#pragma unroll
+      for (int n = 0; n < N; ++n) theirs->v[n][rank()] = v[n];
+    }
+    wait();
+#pragma unroll
+    for (int n = 0; n < N; ++n) v[n] = lane < blocks ? mine.v[n][lane] : 0;
+    warp_reduce(v, combine);
+  }
+
+ private:
+  static constexpr int kMaxValues = 3;
+  struct Results {
+    double v[kMaxValues][kMaxCluster];  // by rank
+  };
+  static_assert(kMaxCluster <= kWarp);
+
+  __device__ static cooperative_groups::cluster_group cluster() { return cooperative_groups::this_cluster(); }
+  __device__ static Results* results() {
+    __shared__ Results of_blocks[2];
+    return of_blocks;
+  }
+
+  int turn_ = 0;
+};
+#else
+struct BlockCluster {
+  static constexpr bool kCompiled = false;
+};
+#endif
+
+// Sums over all threads of the blocks; each gets them.
+template <typename Blocks, int N>
+__device__ inline void sum_over(Blocks& blocks, double (&v)[N]) {
+  blocks.reduce(v, [](double a, double b) { return a + b; });
 }
 
 // Maxima of magnitudes; a NaN wins over every number.
-template <int N>
-__device__ void block_max(double (&v)[N]) {
-  block_reduce(v, [](double a, double b) { return b > a || b != b ? b : a; });
+template <typename Blocks, int N>
+__device__ inline void max_over(Blocks& blocks, double (&v)[N]) {
+  blocks.reduce(v, [](double a, double b) { return b > a || b != b ? b : a; });
 }
 
 }  // namespace advfeat::cuda

@@ -1,4 +1,5 @@
-// How the work is cut into groups, chunks and blocks: every number of the launches, with its reason. Plain C++.
+// How the work is cut into groups, chunks, blocks and clusters: every number of the launches, with its reason. Plain
+// C++.
 //
 // None of them depends on the number of rows, so that a row's result does not depend on the batch it is in.
 #pragma once
@@ -12,7 +13,6 @@ namespace advfeat::cuda {
 constexpr int kGroupBytes = 16;
 
 constexpr int kWarp = 32;
-constexpr int kMaxThreads = 1024;
 constexpr int64_t kMaxBlocks = 0x7FFFFFFF;  // gridDim.x; every kernel strides over what is beyond
 
 // Elementwise kernels: one group a thread. At the kernels' 44 to 60 registers 4 or 5 such blocks share a
@@ -21,8 +21,15 @@ constexpr int64_t kMaxBlocks = 0x7FFFFFFF;  // gridDim.x; every kernel strides o
 constexpr int kFlatThreads = 256;
 
 // A row on chip: two groups a thread. The copies to shared memory are all in flight at once whatever the number of
-// threads, so more threads only shorten the arithmetic between them, and the reduction over warps grows.
+// threads, so more threads only shorten the arithmetic between them, and the reduction over warps grows. At most 512:
+// with 64 registers a thread, two such blocks share a multiprocessor.
 constexpr int kRowGroupsPerThread = 2;
+constexpr int kMaxThreads = 512;
+constexpr int kRowBlocks = 2;  // for __launch_bounds__
+
+// A row arrives in four parts, and each is summed while the later ones are under way: only the last quarter of the
+// conversions to float64 (16 a clock, 1.3 us for 19,000 values) is not hidden behind memory.
+constexpr int kStages = 4;
 
 // Rows cut into chunks: eight groups a thread, so that the block's reduction is small beside its reads; at most 1024
 // chunks, so that one block combines them in a few steps.
@@ -30,18 +37,51 @@ constexpr int kChunkThreads = 256;
 constexpr int64_t kChunkGroups = 8 * kChunkThreads;
 constexpr int64_t kMaxChunks = 1024;
 
-// Static shared memory of the row kernel (reduction.cuh), which counts against the limit of a block.
+// Static shared memory of the row kernel (reduction.cuh, l2_row.cuh), which counts against the limit of a block.
 constexpr int64_t kStaticShared = 2048;
 
 // A random start is computed once an attack; transcendental functions in float64 bind it, not memory.
 constexpr int kRandomThreads = 256;
 
+// Where an L2 row lies between its sums and its move. The first line that the row fits and the device can place is
+// taken; a row that fits none goes through global memory in chunks, twice: 28 bytes a float32 value instead of 16.
+struct Holding {
+  int blocks;              // of the thread-block cluster that shares the row; 1: a block alone
+  int per_multiprocessor;  // blocks that one multiprocessor's shared memory is divided among
+  int max_threads;
+};
+constexpr int kPortableCluster = 8;  // what every device with clusters takes
+constexpr int kMaxCluster = 16;      // what a device may take
+// Lengths: float32 values that fit an H100 or H200 (227 KB a block, 228 KB a multiprocessor).
+constexpr Holding kHoldings[] = {
+    {1, 2, 512},   // to 9,472. Two on a multiprocessor: one loads while the other reduces, which moves no memory.
+    {2, 2, 512},   // to 18,944. Before {1, 1}, for the same reason.
+    {4, 2, 512},   // to 37,888. No more blocks than needed: their barrier gets slower with their number.
+    {8, 2, 384},   // to 75,776: 49,152 as 72 KB a block, three on a multiprocessor with 56 registers a thread.
+    {16, 2, 512},  // to 151,552: an ImageNet image, 150,528. Fits on 8 multiprocessors as well as on 16.
+    {8, 1, 512},   // to 153,600: the same image where 16 blocks cannot be placed.
+    {16, 1, 512},  // to 307,200: 262,144.
+    {1, 1, 512},   // to 19,200; devices without clusters, before sm_90.
+};
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
-// The threads of a block that holds a row of so many groups.
-inline int row_threads(int64_t groups) {
+// The threads of a block that works on so many groups.
+inline int row_threads(int64_t groups, int max_threads = kMaxThreads) {
   const int64_t warps = ceil_div(ceil_div(groups, kRowGroupsPerThread), kWarp);
-  return static_cast<int>(std::clamp<int64_t>(warps * kWarp, kWarp, kMaxThreads));
+  return static_cast<int>(std::clamp<int64_t>(warps * kWarp, kWarp, max_threads));
+}
+
+// A row over the blocks that hold it, in groups; a stage is a multiple of the block's threads.
+struct RowParts {
+  int64_t groups, per_block;
+  int per_stage, threads;
+};
+
+inline RowParts row_parts(int64_t groups, const Holding& holding) {
+  const int64_t per_block = ceil_div(groups, holding.blocks);
+  const int threads = row_threads(per_block, holding.max_threads);
+  return {groups, per_block, static_cast<int>(ceil_div(per_block, threads * kStages)) * threads, threads};
 }
 
 // A row as chunks of equal size (the last may be shorter), in groups.
