@@ -8,7 +8,7 @@ import torch
 from recorded_graph import record
 from torch import nn
 
-from advfeat import L2, PGD, Converged, Linf, Representation
+from advfeat import APGD, L2, PGD, Converged, Linf, Representation
 from advfeat.attacks import pool, replay
 
 
@@ -139,3 +139,14 @@ def test_a_model_that_changes_from_call_to_call_wants_no_graph(graphs, net):
     calls.clear()
     PGD(L2(0.3), steps=20, graph=False).run(model, x, y)
     assert len(calls) == 21
+
+
+@pytest.mark.parametrize("threat", [L2(0.3), Linf(0.05), L2(torch.linspace(0.1, 0.6, 12))])
+@pytest.mark.parametrize(("restarts", "random_start"), [(1, False), (2, True)])
+@pytest.mark.parametrize("steps", [1, 2, 9, 40])
+def test_auto_pgd_replayed(graphs, net, threat, restarts, random_start, steps):
+    x, y = data()
+    attack = APGD(threat, steps=steps, restarts=restarts, random_start=random_start)
+    replayed, eager = attack.run(net, x, y), attack.replace(graph=False).run(net, x, y)
+    same(replayed, eager)
+    assert (replayed.why_eager is None) == (steps == 40) == bool(graphs)

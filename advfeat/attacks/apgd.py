@@ -10,11 +10,12 @@ from torch import Tensor
 
 from advfeat import ops
 from advfeat.attacks.base import Attack, check_settings
-from advfeat.attacks.engine import random_start, successes, value_and_grad
+from advfeat.attacks.engine import in_layout_of, own_copies, random_start, successes, value_and_grad
 from advfeat.attacks.inputs import check_inputs
 from advfeat.attacks.no_trace import Watched, no_trace
+from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
-from advfeat.objectives import Margin, Objective, are_labels, as_objective
+from advfeat.objectives import Margin, Objective, as_objective
 from advfeat.threat import Threat
 
 # Section 3.1 of the paper: the share of the momentum, and of the steps that should gain something.
@@ -34,7 +35,7 @@ class APGD(Attack):
 
     threat: with a finite eps. steps: gradient steps of each restart. objective: pushed up; the default gives the
     direction of the cross-entropy and does not saturate. restarts: from random points of the ball, each for the samples
-    that are not broken yet. targeted: push the objective down, towards ``target``. seed, autocast: as for
+    that are not broken yet. targeted: push the objective down, towards ``target``. seed, autocast, graph: as for
     :class:`advfeat.PGD`, and it leaves as little trace.
 
     The result holds the best iterate of each sample, a success before a failure.
@@ -48,6 +49,7 @@ class APGD(Attack):
     targeted: bool = False
     seed: int = 0
     autocast: torch.dtype | None = None
+    graph: bool = True
 
     step_size = None  # not a setting: the attack finds it
 
@@ -100,134 +102,162 @@ def checkpoints(steps: int) -> list[int]:
     return found
 
 
-class _Progress:
-    """What decides about each sample's step size, [B] each."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.gains = torch.zeros_like(value)  # steps since the checkpoint that gained something
-        self.last_value = value
-        self.best_at_check = value.clone()
-        self.halved_at_check = torch.ones_like(value, dtype=torch.bool)
-
-    def note(self, value: Tensor) -> None:
-        self.gains += value > self.last_value
-        self.last_value = value
-
-    def stalls(self, best: Tensor, interval: int) -> Tensor:
-        """Which samples halve their step, bool [B]; starts the next interval."""
-        stalled = self.gains <= RHO * interval
-        stalled |= ~self.halved_at_check & ~(best > self.best_at_check)
-        self.gains = torch.zeros_like(self.gains)
-        self.best_at_check, self.halved_at_check = best.clone(), stalled
-        return stalled
-
-
 def _run(
     attack: APGD, model: Callable, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
 ) -> AttackResult:
     watched = Watched(model, check_inputs(attack, x, target, start, sample_ids))
     with no_trace(model, x.device), torch.autocast(x.device.type, enabled=False):
-        x0, target = x.detach().clone(), target.detach().clone()
-        if are_labels(target):
-            target = target.to(torch.int64)
+        x0, target = own_copies(model, x, target)
+        threat = attack.threat.to(x.device)
         ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids.clone()
-        loop = _Loop(attack, watched, x0, target)
+        best = _Best(attack, x0)
+        rows = torch.arange(x.shape[0], device=x.device)
         for restart in range(attack.restarts):
-            rows = torch.arange(x.shape[0], device=x.device) if restart == 0 else (~loop.success).nonzero()[:, 0]
+            if restart > 0:
+                rows = (~best.success).nonzero()[:, 0]
+            if rows.numel() == 0:
+                break
             if attack.random_start:
-                first = random_start(attack, loop.threat.rows(rows), x0[rows], ids[rows], restart)
+                first = random_start(attack, threat.rows(rows), x0[rows], ids[rows], restart)
             else:
                 first = (x0 if start is None else start.detach()).clone()
-            loop.restart(first, rows)
-        return loop.result()
+            _Start(attack, watched, threat.rows(rows), x0[rows], target[rows], first).run(best, rows)
+        return AttackResult(
+            x_adv=in_layout_of(best.x, x),
+            value=best.sign * best.value,
+            success=best.success if best.knows_success else None,
+            distance=threat.distance(best.x, x0),
+            first_success=best.first_success if best.knows_success else None,
+            zero_grad_steps=best.status[:, 0],
+            nonfinite_grad_steps=best.status[:, 1],
+            samples_forwarded=best.forwarded,
+            samples_backwarded=best.backwarded,
+            why_eager=best.why_eager,
+        )
 
 
-class _Loop:
-    """The iterates of a batch, restart by restart, and the best of each sample over all of them."""
+class _Best:
+    """What is kept of each sample over all starts. Values have the sign that makes more better; -inf is none yet."""
 
-    def __init__(self, attack: APGD, model: Watched, x0: Tensor, target: Tensor) -> None:
-        self.attack, self.model, self.x0, self.target = attack, model, x0, target
-        self.threat = attack.threat.to(x0.device)
+    def __init__(self, attack: APGD, x0: Tensor) -> None:
         n, device = x0.shape[0], x0.device
-        wide = torch.float64 if x0.dtype == torch.float64 else torch.float32
-        self.x_adv = x0.clone()
-        # Values are kept with the sign that makes more better; -inf for none yet.
-        self.value = torch.full((n,), float("-inf"), dtype=wide, device=device)
+        self.sign = -1.0 if attack.targeted else 1.0
+        self.x = x0.clone()
+        self.value = torch.full((n,), float("-inf"), dtype=_wide(x0), device=device)
         self.success = torch.zeros(n, dtype=torch.bool, device=device)
         self.first_success = torch.full((n,), -1, dtype=torch.int32, device=device)
         self.status = torch.zeros(n, 2, dtype=torch.int32, device=device)
-        self.sign = -1.0 if attack.targeted else 1.0
         self.knows_success = True
         self.forwarded = self.backwarded = 0
+        self.why_eager: str | None = None
 
-    def restart(self, first: Tensor, rows: Tensor) -> None:
-        """The steps from one start, for the samples ``rows``."""
-        threat = self.threat.rows(rows)
-        x0, target, status = self.x0[rows], self.target[rows], self.status[rows]
-        if x0.shape[0] == 0:
-            return
-        x = threat.project_(first, x0)
-        value, hit, grad = self._evaluate(x, target, grad=self.attack.steps > 0)
-        self._keep(rows, x, value, hit, 0)
-        best_x, best_grad, best = x.clone(), grad, value.clone()
-        progress, before = _Progress(value), x
-        eta = (2.0 * torch.as_tensor(threat.eps, dtype=torch.float64, device=x.device)).expand(x.shape[0]).clone()
-        checks, last_check = set(checkpoints(self.attack.steps)), 0
-        for step in range(1, self.attack.steps + 1):
-            moved = x.clone()
-            threat.step_(moved, grad, x0, self.sign * eta, grad_status=status)
-            if step > 1:
-                # x + 0.75 (moved - x) + 0.25 (x - before), in place
-                moved.mul_(MOMENTUM).add_(x, alpha=2 * (1 - MOMENTUM)).sub_(before, alpha=1 - MOMENTUM)
-                threat.project_(moved, x0)
-            before, x = x, moved
-            value, hit, grad = self._evaluate(x, target, grad=step < self.attack.steps)
-            self._keep(rows, x, value, hit, step)
-            progress.note(value)
-            if grad is not None:
-                ops.update_best_(best_grad, best.clone(), grad, value)
-            ops.update_best_(best_x, best, x, value)
-            if step in checks and grad is not None:
-                stalled = progress.stalls(best, step - last_check)
-                last_check = step
-                eta = torch.where(stalled, eta / 2, eta)
-                back = stalled.reshape(-1, *[1] * (x.dim() - 1))
-                x, grad = torch.where(back, best_x, x), torch.where(back, best_grad, grad)
-        self.status[rows] = status
+    names = ("x", "value", "success", "first_success", "status")
 
-    def _evaluate(self, x: Tensor, target: Tensor, grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The value with the sign that makes more better, who is broken, and the gradient of the objective itself."""
-        self.forwarded += x.shape[0]
-        self.backwarded += x.shape[0] if grad else 0
-        value, logits, gradient = value_and_grad(self.attack, self.model, x, target, grad)
-        hit = successes(self.attack, logits, target)
-        return self.sign * value.to(self.value.dtype), hit, gradient
 
-    def _keep(self, rows: Tensor, x: Tensor, value: Tensor, hit: Tensor | None, step: int) -> None:
-        """A success before a failure, then the larger value."""
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class _Start:
+    """The iterates of one start. Everything is changed in place, so that a step can be replayed as a graph."""
+
+    def __init__(self, attack: APGD, model: Watched, threat: Threat, x0: Tensor, target: Tensor, first: Tensor) -> None:
+        self.attack, self.model, self.threat, self.x0, self.target = attack, model, threat, x0, target
+        self.sign = -1.0 if attack.targeted else 1.0
+        n, wide, device = x0.shape[0], _wide(x0), x0.device
+        self.x = threat.project_(torch.empty_like(x0).copy_(first), x0)
+        self.before, self.moved, self.grad = self.x.clone(), torch.empty_like(self.x), torch.empty_like(self.x)
+        self.eta = (2.0 * torch.as_tensor(threat.eps, dtype=torch.float64, device=device)).expand(n).clone()
+        self.step = torch.zeros((), dtype=torch.int32, device=device)
+        # The best point of this start, to which a sample that stalls goes back.
+        self.best_x, self.best_grad = self.x.clone(), torch.zeros_like(self.x)
+        self.best = torch.full((n,), float("-inf"), dtype=wide, device=device)
+        # Since the last checkpoint: how many steps gained something, and where it stood.
+        self.gains, self.last_value = torch.zeros_like(self.best), self.best.clone()
+        self.best_at_check, self.halved_at_check = self.best.clone(), torch.ones(n, dtype=torch.bool, device=device)
+        self.knows_success = True
+
+    def run(self, best: _Best, rows: Tensor) -> None:
+        """All steps; ``best`` holds the whole batch's, of which these samples are the ``rows``."""
+        self.kept = {name: getattr(best, name)[rows] for name in best.names}
+        steps, checks, at, last_check = self.attack.steps, checkpoints(self.attack.steps), 0, 0
+        self._look(grad=steps > 0)
+        self.best_at_check.copy_(self.best)
+        self.gains.zero_()
+        step = Step(self._step, self.x.device, self.attack.graph)
+        while at < steps:
+            if at == 0:
+                self._move(momentum=False)
+                self._look(grad=steps > 1)
+                at = 1
+            elif at == steps - 1:
+                self._move(momentum=True)
+                self._look(grad=False)
+                at = steps
+            else:
+                until = min(c for c in (*checks, steps - 1) if c > at)
+                step(until - at)
+                at = until
+            if at in checks and at < steps:
+                self._check(at - last_check)
+                last_check = at
+        for name in best.names:
+            getattr(best, name)[rows] = self.kept[name]
+        n = self.x.shape[0]
+        best.forwarded += n * (steps + 1)
+        best.backwarded += n * steps
+        best.knows_success &= self.knows_success
+        best.why_eager = step.why_eager
+
+    def _step(self) -> None:
+        self._move(momentum=True)
+        self._look(grad=True)
+
+    def _move(self, momentum: bool) -> None:
+        x, moved = self.x, self.moved
+        moved.copy_(x)
+        self.threat.step_(moved, self.grad, self.x0, self.sign * self.eta, grad_status=self.kept["status"])
+        if momentum:
+            # x + 0.75 (moved - x) + 0.25 (x - before), in place
+            moved.mul_(MOMENTUM).add_(x, alpha=2 * (1 - MOMENTUM)).sub_(self.before, alpha=1 - MOMENTUM)
+            self.threat.project_(moved, self.x0)
+        self.before.copy_(x)
+        x.copy_(moved)
+        self.step.add_(1)
+
+    def _look(self, grad: bool) -> None:
+        """The value at x, and (with ``grad``) the gradient; keeps what is better."""
+        value, logits, gradient = value_and_grad(self.attack, self.model, self.x, self.target, grad)
+        hit = successes(self.attack, logits, self.target)
         if hit is None:
             self.knows_success = False
-            hit = torch.zeros_like(value, dtype=torch.bool)
-        success, old = self.success[rows], self.value[rows]
-        better = hit & ~success | (hit == success) & ((value > old) | old.isnan())
-        kept = self.x_adv[rows]
-        ops.update_best_(kept, torch.zeros_like(value), x, better.to(value.dtype))
-        self.x_adv[rows] = kept
-        self.value[rows] = torch.where(better, value, old)
-        self.success[rows] = success | hit
-        first = self.first_success[rows]
-        self.first_success[rows] = torch.where((first < 0) & hit, step, first)
+            hit = torch.zeros_like(self.kept["success"])
+        value = self.sign * value.to(self.best.dtype)
+        self._keep(value, hit)
+        self.gains.add_(value > self.last_value)
+        self.last_value.copy_(value)
+        if gradient is not None:
+            self.grad.copy_(gradient)
+            ops.update_best_(self.best_grad, self.best.clone(), self.grad, value)
+        ops.update_best_(self.best_x, self.best, self.x, value)
 
-    def result(self) -> AttackResult:
-        known = self.knows_success
-        return AttackResult(
-            x_adv=self.x_adv,
-            value=self.sign * self.value,
-            success=self.success if known else None,
-            distance=self.threat.distance(self.x_adv, self.x0),
-            first_success=self.first_success if known else None,
-            zero_grad_steps=self.status[:, 0],
-            nonfinite_grad_steps=self.status[:, 1],
-            samples_forwarded=self.forwarded,
-            samples_backwarded=self.backwarded,
-        )
+    def _keep(self, value: Tensor, hit: Tensor) -> None:
+        """A success before a failure, then the larger value."""
+        k = self.kept
+        better = hit & ~k["success"] | (hit == k["success"]) & ((value > k["value"]) | k["value"].isnan())
+        ops.update_best_(k["x"], torch.zeros_like(value), self.x, better.to(value.dtype))
+        k["value"].copy_(torch.where(better, value, k["value"]))
+        k["success"].logical_or_(hit)
+        k["first_success"].copy_(torch.where((k["first_success"] < 0) & hit, self.step, k["first_success"]))
+
+    def _check(self, interval: int) -> None:
+        """Halves the step of the samples that stall, and puts them back to their best point."""
+        stalled = self.gains <= RHO * interval
+        stalled |= ~self.halved_at_check & ~(self.best > self.best_at_check)
+        self.gains.zero_()
+        self.best_at_check.copy_(self.best)
+        self.halved_at_check.copy_(stalled)
+        self.eta.copy_(torch.where(stalled, self.eta / 2, self.eta))
+        back = stalled.reshape(-1, *[1] * (self.x.dim() - 1))
+        self.x.copy_(torch.where(back, self.best_x, self.x))
+        self.grad.copy_(torch.where(back, self.best_grad, self.grad))

@@ -27,7 +27,7 @@ class Auto(Attack):
     standing is an upper bound of what AutoAttack leaves. Fewer than four classes: the margin alone.
 
     threat: with a finite eps. steps: of each run. target_classes: at most this many targets, the strongest first at x.
-    restarts: of the first attack. seed, autocast: as for :class:`advfeat.PGD`. Every run attacks only those samples
+    restarts: of the first attack. seed, autocast, graph: as for :class:`advfeat.PGD`. Every run attacks only samples
     that none before has broken. Costs up to ``steps * (restarts + target_classes)`` gradients a sample.
     """
 
@@ -37,6 +37,7 @@ class Auto(Attack):
     restarts: int = 1
     seed: int = 0
     autocast: torch.dtype | None = None
+    graph: bool = True
 
     random_start = True
     targeted = False
@@ -72,7 +73,7 @@ class Auto(Attack):
         the targeted DLR's elsewhere if that did. Arguments as for :meth:`advfeat.PGD.run`, with labels as target."""
         if start is not None:
             raise ValueError("start should be None: every run has random starts of its own")
-        common = {"steps": self.steps, "autocast": self.autocast}
+        common = {"steps": self.steps, "autocast": self.autocast, "graph": self.graph}
         found = APGD(self.threat, restarts=self.restarts, seed=self.seed, **common).run(
             model, x, target, sample_ids=sample_ids
         )
