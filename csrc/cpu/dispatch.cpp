@@ -31,8 +31,8 @@ struct Level {
 const Level& chosen() {
   static const Level level = [] {
 #if defined(__x86_64__)
-    const bool avx2 = __builtin_cpu_supports("avx2");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     const Level levels[] = {{"avx512", level_avx512::table, avx512},
                             {"avx2", level_avx2::table, avx2},

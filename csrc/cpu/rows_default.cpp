@@ -5,4 +5,5 @@
 #include "rows.h"
 
 #define ADVFEAT_LEVEL level_default
+#define ADVFEAT_BYTES 16
 #include "rows.inl.h"
