@@ -97,6 +97,33 @@ def test_a_full_batch_replayed_and_read_late(graphs, monkeypatch, net, keep, sta
     assert bool(graphs) == replays and len(graphs) < 10
 
 
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("starts", [(1, False), (2, True)])
+def test_batches_of_a_kind_share_one_graph(graphs, net, keep, starts):
+    x, y = data(40)
+    attack = PGD(L2(0.3), steps=12, keep=keep, restarts=starts[0], random_start=starts[1])
+    batches = list(zip(x.split(12), y.split(12), torch.arange(40).split(12), strict=True))
+    batches[1:1] = [(x[:0], y[:0], torch.arange(0))]
+    alone = [attack.replace(graph=False).run(net, a, b, sample_ids=ids) for a, b, ids in batches]
+    results = list(attack.over(net, batches))  # all held: none may change when the next comes
+    for got, want in zip(results, alone, strict=True):
+        same(got, want)
+    assert len(graphs) == 3  # before and after the empty batch, and for the last four samples
+    with pytest.raises(ValueError, match="target holds label 4, but the model has 4 classes"):
+        list(attack.over(net, [(x[:12], y[:12]), (x[12:24], torch.full((12,), 4))]))
+
+
+def test_nothing_of_a_batch_is_left_in_the_next(net):
+    """Where every value is NaN no iterate is better than another, and the sample itself is returned."""
+    x, y = data(24)
+    broken = nn.Sequential(net, nn.Threshold(-1e9, 0))
+    broken.forward = lambda v: net(v) * torch.where(v[:, :1, 0, 0] == x[12, 0, 0, 0], float("nan"), 1.0)
+    for attack in (PGD(L2(0.3), steps=3, keep="best"), PGD(L2(0.3), steps=3)):
+        results = list(attack.over(broken, [(x[:12], y[:12]), (x[12:], y[12:])]))
+        assert torch.equal(results[1].x_adv[0], x[12])
+        same(results[1], attack.run(broken, x[12:], y[12:]))
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [

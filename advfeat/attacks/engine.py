@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,14 +79,24 @@ class _Best:
 
     def __init__(self, attack: PGD, x: Tensor) -> None:
         n, device = x.shape[0], x.device
-        self.x = x.clone() if attack.keep == "best" or attack.restarts > 1 else None
+        self.x = torch.empty_like(x) if attack.keep == "best" or attack.restarts > 1 else None
         self.sign = -1.0 if attack.targeted else 1.0
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.value = torch.full((n,), float("nan"), dtype=wide, device=device)
-        self.success = torch.zeros(n, dtype=torch.bool, device=device)
-        self.first_success = torch.full((n,), -1, dtype=torch.int32, device=device)
-        self.step = torch.zeros((), dtype=torch.int32, device=device)
+        self.value = torch.empty((n,), dtype=wide, device=device)
+        self.success = torch.empty(n, dtype=torch.bool, device=device)
+        self.first_success = torch.empty((n,), dtype=torch.int32, device=device)
+        self.step = torch.empty((), dtype=torch.int32, device=device)
         self.seen_logits = n == 0
+        self.forget(x)
+
+    def forget(self, x: Tensor) -> None:
+        """Nothing is known yet; where nothing ever will be (NaN everywhere) x stays."""
+        if self.x is not None:
+            self.x.copy_(x)
+        self.value.fill_(float("nan"))
+        self.success.fill_(False)
+        self.first_success.fill_(-1)
+        self.step.zero_()
 
     def note(self, success: Tensor | None) -> None:
         """Remembers when a sample was first seen to succeed."""
@@ -122,58 +132,101 @@ def run(
 ) -> AttackResult:
     """All steps for all samples, in step with each other; ``track`` looks at the last iterate too. For ``stop=None``:
     :mod:`advfeat.attacks.pool` has the other case."""
-    watched = Watched(model, check_inputs(attack, x, target, start, sample_ids))
-    # The caller's autocast would also cast the backward pass, which PyTorch advises against.
-    with no_trace(model, x.device), torch.autocast(x.device.type, enabled=False):
-        x0, target = own_copies(model, x, target)
-        threat, size = attack.threat.to(x.device), attack.step_length
-        sign = -1.0 if attack.targeted else 1.0
+    return _Lockstep(attack, model, track).run(x, target, start, sample_ids)
+
+
+def over(attack: PGD, model: Callable, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Iterator[AttackResult]:
+    """The results of :func:`run` for each batch ``(x, target, sample_ids)``; batches of one shape share their buffers,
+    and so one captured graph."""
+    lockstep = _Lockstep(attack, model, True, again=True)
+    for x, target, sample_ids in batches:
+        yield lockstep.run(x, target, None, sample_ids)
+
+
+class _Lockstep:
+    """The tensors of a batch under attack; with ``again`` kept for the next batch, if that is of the same kind."""
+
+    def __init__(self, attack: PGD, model: Callable, track: bool, again: bool = False) -> None:
+        self.attack, self.model, self.track, self.again = attack, model, track, again
+        self.watched = Watched(model)
+        self.kind: tuple | None = None
+
+    def run(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> AttackResult:
+        attack, n = self.attack, x.shape[0]
+        self.watched.expect_label(check_inputs(attack, x, target, start, sample_ids))
+        # The caller's autocast would also cast the backward pass, which PyTorch advises against.
+        with no_trace(self.model, x.device), torch.autocast(x.device.type, enabled=False):
+            self._take(x, target)
+            ids = torch.arange(n, device=x.device) if sample_ids is None else sample_ids.clone()
+            for restart in range(attack.restarts):
+                if start is not None:
+                    self.at.copy_(start.detach())
+                elif attack.random_start:
+                    self.at.copy_(random_start(attack, self.threat, self.x0, ids, restart))
+                else:
+                    self.at.copy_(self.x0)
+                self.threat.project_(self.at, self.x0)
+                if n > 0:
+                    self.step(attack.steps)
+                    if self.best is not None:
+                        self._last_look(restart)
+            return self._result(x)
+
+    def _take(self, x: Tensor, target: Tensor) -> None:
+        kind = (x.shape, x.dtype, x.device, target.shape, target.dtype)
+        if self.kind == kind:
+            self.x0.copy_(x.detach())
+            self.target.copy_(target.detach())
+            self.status.zero_()
+            if self.best is not None:
+                self.best.forget(self.x0)
+            return
+        self.kind = kind
+        self.x0, self.target = own_copies(self.model, x, target)
+        self.at = self.x0.clone()  # the iterate; every step moves it in place
+        self.threat, size = self.attack.threat.to(x.device), self.attack.step_length
         if isinstance(size, Tensor):  # as the kernels take it, so that no step converts it again
             size = size.detach().to(x.device, torch.float64)
-        size = sign * size
-        ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids.clone()
-        at = x0.clone()  # the iterate; every step moves it in place
-        best = _Best(attack, x0) if track else None
-        status = torch.zeros(x.shape[0], 2, dtype=torch.int32, device=x.device)
+        self.size = -size if self.attack.targeted else size
+        self.best = _Best(self.attack, self.x0) if self.track else None
+        self.status = torch.zeros(x.shape[0], 2, dtype=torch.int32, device=x.device)
+        self.step = Step(self._one_step, x.device, self.attack.graph)
 
-        def one_step() -> None:
-            value, logits, grad = value_and_grad(attack, watched, at, target, True)
-            if best is not None:
-                hit = successes(attack, logits, target)
-                best.note(hit)
-                if attack.keep == "best":
-                    best.update(at, value, hit, always=False)
-                best.step.add_(1)
-            threat.step_(at, grad, x0, size, grad_status=status)
+    def _one_step(self) -> None:
+        best, target = self.best, self.target
+        value, logits, grad = value_and_grad(self.attack, self.watched, self.at, target, True)
+        if best is not None:
+            hit = successes(self.attack, logits, target)
+            best.note(hit)
+            if self.attack.keep == "best":
+                best.update(self.at, value, hit, always=False)
+            best.step.add_(1)
+        self.threat.step_(self.at, grad, self.x0, self.size, grad_status=self.status)
 
-        step = Step(one_step, x.device, attack.graph)
-        for restart in range(attack.restarts):
-            if start is not None:
-                at.copy_(start.detach())
-            elif attack.random_start:
-                at.copy_(random_start(attack, threat, x0, ids, restart))
-            threat.project_(at, x0)
-            if x.shape[0] > 0:
-                step(attack.steps)
-            if best is not None and x.shape[0] > 0:
-                value, logits, _ = value_and_grad(attack, watched, at, target, False)
-                hit = successes(attack, logits, target)
-                best.note(hit)
-                best.update(at, value, hit, always=attack.keep == "last" and restart == 0)
-                best.step.zero_()
+    def _last_look(self, restart: int) -> None:
+        value, logits, _ = value_and_grad(self.attack, self.watched, self.at, self.target, False)
+        hit = successes(self.attack, logits, self.target)
+        self.best.note(hit)
+        self.best.update(self.at, value, hit, always=self.attack.keep == "last" and restart == 0)
+        self.best.step.zero_()
 
-        x_adv = at if best is None or best.x is None else best.x
-        unknown = torch.full((x.shape[0],), float("nan"), device=x.device)
+    def _result(self, x: Tensor) -> AttackResult:
+        best, n, attack = self.best, x.shape[0], self.attack
+        x_adv = self.at if best is None or best.x is None else best.x
         seen = best is not None and best.seen_logits
+
+        def given(tensor: Tensor) -> Tensor:
+            return tensor.clone() if self.again else tensor
+
         return AttackResult(
-            x_adv=in_layout_of(x_adv, x),
-            value=best.value if track else unknown,
-            success=best.success if seen else None,
-            distance=threat.distance(x_adv, x0),
-            first_success=best.first_success if seen else None,
-            zero_grad_steps=status[:, 0],
-            nonfinite_grad_steps=status[:, 1],
-            samples_forwarded=x.shape[0] * attack.restarts * (attack.steps + track),
-            samples_backwarded=x.shape[0] * attack.restarts * attack.steps,
-            why_eager=step.why_eager,
+            x_adv=in_layout_of(given(x_adv), x),
+            value=given(best.value) if best is not None else torch.full((n,), float("nan"), device=x.device),
+            success=given(best.success) if seen else None,
+            distance=self.threat.distance(x_adv, self.x0),
+            first_success=given(best.first_success) if seen else None,
+            zero_grad_steps=given(self.status[:, 0]),
+            nonfinite_grad_steps=given(self.status[:, 1]),
+            samples_forwarded=n * attack.restarts * (attack.steps + self.track),
+            samples_backwarded=n * attack.restarts * attack.steps,
+            why_eager=self.step.why_eager,
         )

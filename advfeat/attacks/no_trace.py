@@ -35,11 +35,18 @@ class Watched:
     def __init__(self, model: Callable, largest_label: int | None = None) -> None:
         self._model = model
         self._largest_label = largest_label
+        self._classes: int | None = None  # once the model has been called
         self.last_logits: Tensor | None = None
 
-    def expect_label(self, label: int) -> None:
-        """Another batch's largest label."""
-        self._largest_label = max(label, self._largest_label or 0)
+    def expect_label(self, label: int | None) -> None:
+        """Another batch's largest label, None for no labels."""
+        if label is not None:
+            self._largest_label = max(label, self._largest_label or 0)
+            self._check_label()
+
+    def _check_label(self) -> None:
+        if None not in (self._largest_label, self._classes) and self._largest_label >= self._classes:
+            raise ValueError(f"target holds label {self._largest_label}, but the model has {self._classes} classes")
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = logits_of(self._model(x))
@@ -47,8 +54,8 @@ class Watched:
             raise ValueError(
                 f"the model should give logits [B, classes] with B = {x.shape[0]}, got {tuple(logits.shape)}"
             )
-        if self._largest_label is not None and self._largest_label >= logits.shape[1]:
-            raise ValueError(f"target holds label {self._largest_label}, but the model has {logits.shape[1]} classes")
+        self._classes = logits.shape[1]
+        self._check_label()
         self.last_logits = logits.detach()
         return logits
 

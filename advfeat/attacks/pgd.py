@@ -11,10 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advfeat.attacks import pool
+from advfeat.attacks import engine, pool
 from advfeat.attacks.base import Attack, check_settings, numbered
 from advfeat.attacks.convergence import Converged
-from advfeat.attacks.engine import run
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
 from advfeat.ops import Number
@@ -115,7 +114,7 @@ class PGD(Attack):
         if self.stop is not None:
             return pool.run(self, model, x, target, start, sample_ids).x_adv
         plain = self.keep == "last" and self.restarts == 1
-        return run(self, model, x, target, start, sample_ids, track=not plain).x_adv
+        return engine.run(self, model, x, target, start, sample_ids, track=not plain).x_adv
 
     def run(
         self,
@@ -138,16 +137,18 @@ class PGD(Attack):
         """
         if self.stop is not None:
             return pool.run(self, model, x, target, start, sample_ids)
-        return run(self, model, x, target, start, sample_ids, track=True)
+        return engine.run(self, model, x, target, start, sample_ids, track=True)
 
     def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
         """The results for each batch ``(x, target)`` or ``(x, target, sample_ids)`` of a data set, in order.
 
         Without ids samples are numbered through, so that the random starts do not depend on the batch size. With
         ``stop`` the passes through the model stay full: samples that are done leave, the next batches' take their
-        places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later.
+        places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later. The model
+        should not change before the last result.
         """
-        by_sample = any(isinstance(v, Tensor) and v.dim() > 0 for v in (self.threat.eps, self.step_size))
-        if self.stop is None or by_sample:
+        if self.stop is None:
+            return engine.over(self, model, numbered(batches))
+        if any(isinstance(v, Tensor) and v.dim() > 0 for v in (self.threat.eps, self.step_size)):
             return super().over(model, batches)
         return pool.over(self, model, numbered(batches))

@@ -199,9 +199,7 @@ class _Pool:
                     f"{name} should be like that of the batches before, {like.dtype} of shape [B, "
                     f"{', '.join(map(str, like.shape[1:]))}], got {value.dtype} of shape {tuple(value.shape)}"
                 )
-        largest = check_inputs(self.attack, x, batch.target, None, batch.ids)
-        if largest is not None:
-            self.watched.expect_label(largest)
+        self.watched.expect_label(check_inputs(self.attack, x, batch.target, None, batch.ids))
         batch.number = self.batches
         self.batches += 1
         self.homes[batch.number] = batch

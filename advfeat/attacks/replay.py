@@ -6,6 +6,8 @@ Captured once into a CUDA graph, all of them are one launch.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import warnings
 from collections.abc import Callable
 
@@ -91,8 +93,32 @@ def _aside(body: Callable[[], None], device: torch.device) -> None:
 
 def _captured(body: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """What replays ``body``, which is not run here."""
-    graph = torch.cuda.CUDAGraph()
-    # thread_local: a thread that reads data ahead and pins memory does not end the capture.
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        body()
+    try:
+        return _capture(body, device)
+    except torch.OutOfMemoryError:
+        # Nothing can be given back while capturing; what earlier graphs and the eager steps left behind can be now.
+        torch.cuda.empty_cache()
+        return _capture(body, device)
+
+
+def _capture(body: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    # Not torch.cuda.graph(): it also waits for the device, empties the cache and collects garbage, for every batch.
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    collecting = gc.isenabled()
+    gc.disable()  # what is collected may call what a capture forbids
+    try:
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            # thread_local: a thread that reads data ahead and pins memory does not end the capture.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                body()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()  # fails as well, and leaves the stream usable
+                raise
+            graph.capture_end()
+    finally:
+        if collecting:
+            gc.enable()
     return graph.replay
