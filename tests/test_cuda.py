@@ -16,8 +16,11 @@ pytestmark = pytest.mark.cuda
 CUDA = torch.device("cuda")
 # One value, less than one group of 16 bytes, odd sizes; MNIST, CIFAR; one chunk and a bit.
 SHAPES = [(1, 1), (5, 3), (1, 33), (3, 1001), (7, 1, 28, 28), (5, 3, 32, 32), (2, 8193)]
-# ImageNet, and what is beyond the shared memory of any block: the rows that are cut into chunks.
-LONG = [(3, 3, 224, 224), (1, 262144), (2, 262145)]
+# What the clusters of an H100 or H200 hold, ImageNet among them; beyond them in every dtype: rows cut into chunks.
+CHUNKED = 700_001
+LONG = [(3, 3, 128, 128), (3, 3, 224, 224), (1, 262144), (2, 262145), (2, CHUNKED)]
+# csrc/cuda/tuning.h on these devices: blocks of a cluster, bytes of a row that each holds
+HOLDINGS = [(1, 113_664), (2, 113_664), (4, 113_664), (8, 113_664), (16, 113_664), (8, 230_400), (16, 230_400)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -94,6 +97,41 @@ def test_steps(op, shape, dtypes):
     assert_same(got, x0.clamp(0, 1), "eps = 0")
 
 
+def lengths_at_the_edges(value: torch.dtype, grad: torch.dtype | None) -> list[int]:
+    """One value less than each way of holding a row takes, all of it, one more; the blocks' shares are of odd size."""
+    width = 16 // value.itemsize
+    group = width * (2 * value.itemsize + (grad.itemsize if grad else 0))
+    full = [blocks * (shared // group) * width for blocks, shared in HOLDINGS]
+    return [length + more for length in full for more in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("dtypes", DTYPE_PAIRS, ids=str)
+def test_rows_at_the_edges_of_what_is_held_on_chip(dtypes):
+    for dim in lengths_at_the_edges(*dtypes):
+        x, grad, x0 = tensors((2, dim), dtypes)
+        check_step("l2_step", [x, grad, x0, 0.07, radius("l2", x.shape), 0.0, 1.0])
+    for dim in lengths_at_the_edges(dtypes[0], None):
+        x, _, x0 = tensors((2, dim), dtypes)
+        check_step("project_l2", [x, x0, 0.8 * radius("l2", x.shape), 0.1, 0.9])
+
+
+@pytest.mark.parametrize("dtypes", DTYPE_PAIRS, ids=str)
+def test_rows_that_clusters_hold_need_no_second_look_at_memory(dtypes):
+    if torch.cuda.get_device_capability() not in ((9, 0), (10, 0)):
+        pytest.skip("the lengths are those of a device with clusters and 227 KB of shared memory a block")
+
+    def allocations(dim: int) -> int:
+        x, grad, x0 = on_device(*tensors((2, dim), dtypes))
+        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        ops.l2_step_(x, grad, x0, 0.07, 0.5)
+        return torch.cuda.memory_stats()["allocation.all.allocated"] - before
+
+    # Rows in chunks keep their sums in memory of torch's allocator; nothing else of a step does.
+    assert allocations(CHUNKED) == 1
+    held = [dim for dim in (49_152, 150_528, 262_144) if dim * dtypes[0].itemsize <= 4 * 307_200]
+    assert len(held) >= 2 and [allocations(dim) for dim in held] == [0] * len(held)
+
+
 @pytest.mark.parametrize("dtype", [F32, F64, F16, BF16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES + LONG, ids=str)
 @pytest.mark.parametrize("op", PROJECTIONS)
@@ -149,7 +187,11 @@ def place(values: Tensor, layout: str) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtypes", DTYPE_PAIRS, ids=str)
 @pytest.mark.parametrize("layout", ["dense", "odd_start", "apart", "odd_rows", "odd_start_last", "odd_rows_last"])
-@pytest.mark.parametrize("shape", [(4, 3, 6, 7), (3, 3, 32, 32), (2, 3, 224, 224)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(4, 3, 6, 7), (3, 3, 32, 32), (2, 3, 128, 128), (2, 3, 224, 224), (2, 4, 256, 256), (2, 7, 11, 9091)],
+    ids=str,
+)
 @pytest.mark.parametrize("op", STEPS)
 def test_layouts_and_stray_accesses(op, shape, layout, dtypes):
     x, grad, x0 = tensors(shape, dtypes)
@@ -188,7 +230,7 @@ def test_other_layouts(op):
     )
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (3, 3, 32, 32), (2, 3, 224, 224)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5), (3, 3, 32, 32), (2, 3, 224, 224), (2, CHUNKED)], ids=str)
 @pytest.mark.parametrize(
     "dtypes, scale",
     [((F32, F32), s) for s in (1e-44, 1e-38, 1e-30, 1e-20, 1e20, 1e30, 1e37)]
@@ -204,7 +246,7 @@ def test_gradients_of_any_scale(dtypes, scale, shape):
 
 
 @pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e-160, 1e155, 1e200, 1e300])
-@pytest.mark.parametrize("dim", [7, 3072, 50001])
+@pytest.mark.parametrize("dim", [7, 3072, 50001, CHUNKED])
 def test_float64_differences_of_any_scale(dim, scale):
     # Squares vanish or overflow: the second look of the kernels. Results have the size of scale: compare them scaled.
     x, grad, x0 = tensors((3, dim), (F64, F64), spread=1.0)
@@ -218,7 +260,7 @@ def test_float64_differences_of_any_scale(dim, scale):
     torch.testing.assert_close(got.cpu() / scale, on_cpu / scale, rtol=1e-13, atol=atol)
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 32, 32), (4, 3, 224, 224)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 32, 32), (4, 3, 224, 224), (4, CHUNKED)], ids=str)
 @pytest.mark.parametrize("dtype", [F32, F64, F16], ids=str)
 def test_a_step_that_cancels_the_distance(shape, dtype):
     # d + step is nearly zero: its norm has to be measured, or the shrinkage would be that of rounding errors.
@@ -231,7 +273,9 @@ def test_a_step_that_cancels_the_distance(shape, dtype):
 
 
 @pytest.mark.parametrize("dtypes", DTYPE_PAIRS, ids=str)
-@pytest.mark.parametrize("shape", [(6, 1), (6, 37), (6, 3, 32, 32), (6, 3, 224, 224)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(6, 1), (6, 37), (6, 3, 32, 32), (6, 3, 128, 128), (6, 3, 224, 224), (6, CHUNKED)], ids=str
+)
 @pytest.mark.parametrize("op", STEPS)
 def test_bad_gradients_stay_in_their_sample_and_are_counted(op, shape, dtypes):
     x, grad, x0 = tensors(shape, dtypes)
@@ -259,7 +303,7 @@ def test_bad_gradients_stay_in_their_sample_and_are_counted(op, shape, dtypes):
 
 
 @pytest.mark.parametrize("op", STEPS + PROJECTIONS)
-@pytest.mark.parametrize("shape", [(3, 37), (3, 3, 32, 32), (3, 3, 224, 224)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 37), (3, 3, 32, 32), (3, 3, 224, 224), (3, CHUNKED)], ids=str)
 def test_nan_values_stay_in_their_sample(op, shape):
     x, grad, x0 = tensors(shape)
     arguments = [x, x0] if op in PROJECTIONS else [x, grad, x0, 0.07]
@@ -270,13 +314,17 @@ def test_nan_values_stay_in_their_sample(op, shape):
     assert_same(got.isnan(), getattr(ops, op)(*arguments, radius(op, shape)).isnan())
 
 
-@pytest.mark.parametrize("shape", [(9, 37), (9, 3, 32, 32), (9, 3, 224, 224)], ids=str)
+# Beside the large ones, more rows than an H200 has places for clusters: each of them does several rows.
+@pytest.mark.parametrize(
+    "shape", [(9, 37), (9, 3, 32, 32), (150, 3, 128, 128), (50, 3, 224, 224), (30, 262_144), (9, CHUNKED)], ids=str
+)
 @pytest.mark.parametrize("op", STEPS)
 def test_results_repeat_and_do_not_depend_on_the_batch(op, shape):
     x, grad, x0 = on_device(*tensors(shape))
     step = getattr(ops, op)
     rest = (0.07, radius(op, shape))
     want = step(x, grad, x0, *rest)
+    assert_close(want[-1:], getattr(reference, op)(*wide(x[-1:].cpu(), grad[-1:].cpu(), x0[-1:].cpu()), *rest))
     for _ in range(3):
         assert same_bits(step(x, grad, x0, *rest), want)
     for part in (slice(0, 1), slice(3, 8)):
@@ -289,7 +337,7 @@ def test_more_rows_than_threads_of_a_wave():
         check_step(op, [x, grad, x0, 0.1, 0.2, 0.0, 1.0])
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 32, 32), (2, 3, 224, 224)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 3, 32, 32), (2, 3, 224, 224), (2, CHUNKED)], ids=str)
 @pytest.mark.parametrize("op", STEPS)
 def test_graph_capture(op, shape):
     step = getattr(ops, op + "_")
@@ -319,8 +367,9 @@ def test_graph_capture(op, shape):
     assert status[:, 0].tolist() == [3] + [0] * (shape[0] - 1) and not status[:, 1].any()
 
 
-def test_nothing_synchronises():
-    x, grad, x0 = on_device(*tensors((4, 3, 224, 224)))
+@pytest.mark.parametrize("size", [(32, 32), (224, 224), (7, 33_334)], ids=str)
+def test_nothing_synchronises(size):
+    x, grad, x0 = on_device(*tensors((4, 3, *size)))
     eps, ids = torch.full((4,), 0.5, device=CUDA), torch.arange(4, device=CUDA)
     lo, hi = torch.zeros(3, device=CUDA), torch.ones(3, device=CUDA)
     status = torch.zeros(4, 2, dtype=torch.int32, device=CUDA)
@@ -338,7 +387,7 @@ def test_nothing_synchronises():
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("shape", [(64, 3, 32, 32), (4, 3, 224, 224)], ids=str)
+@pytest.mark.parametrize("shape", [(64, 3, 32, 32), (4, 3, 224, 224), (2, CHUNKED)], ids=str)
 @pytest.mark.parametrize("op", STEPS)
 def test_another_stream(op, shape):
     x, grad, x0 = on_device(*tensors(shape))

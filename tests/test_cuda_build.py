@@ -1,4 +1,4 @@
-"""The CUDA sources, compiled as the build does, without a GPU: no spills, and 16 bytes an access where that is the plan.
+"""The CUDA sources, compiled as the build does, without a GPU: no spills, and 16 bytes an access where planned.
 
 Device code only, for the oldest and the newest of the build's architectures: half a minute on one core. Skipped where
 the build would leave CUDA out.
@@ -202,6 +202,9 @@ def test_hot_kernels_load_and_store_16_bytes_at_once(compiled):
         loads, stores = WIDE[kernel.name]
         loads -= kernel.arguments.startswith(HALF_GRADIENT)
         got = accesses[kernel.symbol]
-        if got[0] < loads or got[1] < stores:
-            found.append(f"{kernel}: {got[0]} loads and {got[1]} stores of 16 bytes, expected {loads} and {stores}")
+        # a loop may be there several times, but then with all of its loads
+        if got[0] < loads or got[0] % loads or got[1] < stores:
+            found.append(
+                f"{kernel}: {got[0]} loads and {got[1]} stores of 16 bytes, expected {loads} and {stores} a loop"
+            )
     assert not found, "\n".join(found)

@@ -81,7 +81,7 @@ struct RowParts {
 inline RowParts row_parts(int64_t groups, const Holding& holding) {
   const int64_t per_block = ceil_div(groups, holding.blocks);
   const int threads = row_threads(per_block, holding.max_threads);
-  return {groups, per_block, static_cast<int>(ceil_div(per_block, threads * kStages)) * threads, threads};
+  return {groups, per_block, static_cast<int>(ceil_div(per_block, threads * kStages) * threads), threads};
 }
 
 // A row as chunks of equal size (the last may be shorter), in groups.
