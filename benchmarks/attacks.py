@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from advfeat import L2, PGD
 from advfeat.objectives import Margin
 from benchmarks import subjects
-from benchmarks.measure import RESULTS, machine, say, spread, take_turns, write_results
+from benchmarks.measure import RESULTS, Kept, machine, say, spread, take_turns, write_results
 from benchmarks.peers import Attack, Job, available, say_missing
 from benchmarks.plots import Bar, about, bars
 
 SHAPES = [(256, 3, 32, 32), (16, 3, 224, 224)]
 STOP = "advfeat, stop at success"
+FULL = "advfeat, stop at success, batch kept full"
 
 
 class Linear(nn.Module):
@@ -114,28 +115,36 @@ def evaluation(
     runs = {name: (attack, str(steps)) for name, attack in attacks.items()}
     early = PGD(L2(eps), steps=steps, step_size=job.step_size, stop="success")
     runs[STOP] = (lambda x, y: early(model, x, y), f"up to {steps}")
-    for name, attack in restarting(job, 5, missing).items():
-        if names is None:
+    runs[FULL] = (lambda x, y: kept_full(early, model, x, y), f"up to {steps}")
+    if names is None:
+        for name, attack in restarting(job, 5, missing).items():
             runs[name] = (attack, f"up to 5 x {steps // 5}")
-    calls = {name: partial(attack, x, y) for name, (attack, _) in runs.items()}
+    calls = {name: Kept(partial(attack, x, y)) for name, (attack, _) in runs.items()}
     timed = take_turns(calls, rounds=rounds, seconds=0.0, device=device, warm_up=1)
     rows = []
-    for name, (attack, said) in runs.items():
+    for name, (_, said) in runs.items():
         ratio, low, high = timed[name].over(timed[STOP])
         row = {
             "library": name,
             "samples": len(x),
+            "eps": eps,
             "steps": said,
             "seconds": timed[name].median,
             "to_advfeat_stop": ratio,
             "low": low,
             "high": high,
-            **quality(model, x, attack(x, y), y, job),
+            **quality(model, x, calls[name].result, y, job),
         }
         rows.append(row)
         say(row)
     say_missing(missing)
     return rows
+
+
+def kept_full(attack: PGD, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """As an evaluation of a whole data set runs: four batches, the next one's samples in the places of those done."""
+    size = max(1, -(-len(x) // 4))
+    return torch.cat([found.x_adv for found in attack.over(model, zip(x.split(size), y.split(size), strict=True))])
 
 
 def restarting(job: Job, restarts: int, missing: dict[str, str]) -> dict[str, Attack]:
@@ -185,9 +194,12 @@ def figures(result: dict) -> dict:
             for r in result["evaluation"]
         ]
         about_it = result["subject"]
-        panel = f"{group and result['evaluation'][0]['samples']} images of {about_it['images']}, {about_it['arch']}"
+        samples, eps = (result["evaluation"][0][key] for key in ("samples", "eps"))
+        panel = f"{samples} images of {about_it['images']}, {about_it['arch']}, L2 {eps:g}"
         made["evaluation"] = bars(
-            {panel: group}, f"Robust evaluation, L2\n{title}", "time over that of advfeat with stop at success"
+            {panel: group},
+            f"Robust evaluation, whiskers: quartiles\n{title}",
+            "time over that of advfeat with stop at success",
         )
     return made
 
@@ -202,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=128, help="of the evaluation; 0 leaves it out")
     parser.add_argument("--evaluation-rounds", type=int, default=3)
     parser.add_argument("--evaluation-steps", type=int, default=100)
-    parser.add_argument("--eps", type=float, default=0.5, help="L2 radius of the evaluation")
+    parser.add_argument("--eps", type=float, help="L2 radius of the evaluation; default: 0.5, of digits 1.5")
     parser.add_argument("--out", type=Path, default=RESULTS)
     subjects.add_arguments(parser)
     options = parser.parse_args(arguments)
@@ -224,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
             x,
             y,
             steps=options.evaluation_steps,
-            eps=options.eps,
+            eps=subjects.radius(options, source),
             classes=len(source.classes),
             names=options.libraries,
         )

@@ -8,7 +8,9 @@ libraries' rates come from the first ``--peer-images``; each row says from how m
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
+import math
 import shutil
 import tempfile
 import time
@@ -19,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from advfeat.attacks import Converged
 from advfeat.datasets.base import Source
 from advfeat.datasets.build import build
 from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget, Recipe, start_indices
@@ -27,13 +30,16 @@ from benchmarks.attacks import quality
 from benchmarks.measure import RESULTS, machine, say, spread, write_results
 from benchmarks.plots import Bar, about, bars
 
-# What advfeat builds with: a name for the row, and options of advfeat.datasets.build.build. One line, one more row.
-# Every build compiles anew where it is told to, so those rates rise with the number of images.
+# What advfeat builds with: a name for the row, options of advfeat.datasets.build.build, and in "recipe" fields of the
+# recipe. One line, one more row; a line that build() or the recipe does not know is left out and named. Every build
+# compiles anew where it is told to, so those rates rise with the number of images.
 OPTIONS: dict[str, dict] = {
     "advfeat build": {},
     "advfeat build, bfloat16": {"autocast": torch.bfloat16},
     "advfeat build, compiled": {"compile": True},
     "advfeat build, bfloat16, compiled": {"autocast": torch.bfloat16, "compile": True},
+    "advfeat build, until converged": {"recipe": {"stop": Converged()}},
+    "advfeat build, until converged, bfloat16": {"recipe": {"stop": Converged()}, "autocast": torch.bfloat16},
 }
 FIRST = "advfeat build"
 
@@ -85,20 +91,25 @@ def runs(
     def attacked(attack: peers.Attack, index: Tensor) -> Tensor:
         return torch.cat([attack(*case.batch(rows)).detach() for rows in index.split(batch_size)])
 
-    def built(settings: dict) -> Tensor:
+    def built(recipe: Recipe, settings: dict) -> Tensor:
         folder = Path(tempfile.mkdtemp())
         try:
             common = {"batch_size": batch_size, "device": case.device}
-            return build(case.recipe, case.model, case.source, folder / "set", **common, **settings).images()
+            return build(recipe, case.model, case.source, folder / "set", **common, **settings).images()
         finally:
             shutil.rmtree(folder)
 
     found: dict[str, tuple[Callable[[], Tensor], int]] = {}
     for name in dict.fromkeys([FIRST, *(options or OPTIONS)]):
-        if unknown := set(OPTIONS[name]) - set(inspect.signature(build).parameters):
-            print(f"{name}: left out (build() takes no {', '.join(sorted(unknown))})", flush=True)
+        settings = {k: v for k, v in OPTIONS[name].items() if k != "recipe"}
+        fields = OPTIONS[name].get("recipe", {})
+        unknown = set(settings) - set(inspect.signature(build).parameters)
+        unknown |= set(fields) - {field.name for field in dataclasses.fields(case.recipe)}
+        if unknown:
+            print(f"{name}: left out ({case.recipe.name} is not built with {', '.join(sorted(unknown))})", flush=True)
         else:
-            found[name] = (partial(built, OPTIONS[name]), len(case.source))
+            recipe = dataclasses.replace(case.recipe, **fields)
+            found[name] = (partial(built, recipe, settings), len(case.source))
     for name, attack in attacks.items():
         label = "advfeat, the attack alone" if name == "advfeat" else name
         found[label] = (partial(attacked, attack, few), len(few))
@@ -113,16 +124,20 @@ def rates(
     peer_images: int,
     names: list[str] | None = None,
     options: list[str] | None = None,
+    seconds: float = math.inf,
 ) -> list[dict]:
     """Every candidate once a round, in an order that rotates; ``advfeat_over``: the first one's rate over this one's,
-    round by round."""
+    round by round. seconds: no further round begins after so many."""
     attacks, missing = case.libraries(names)
     candidates = runs(case, attacks, peer_images, batch_size, options)
     _warm_up(case, names, batch_size, options)
     rate: dict[str, list[float]] = {name: [] for name in candidates}
     results = {}
-    order = list(candidates)
+    order, started = list(candidates), time.perf_counter()
     for i in range(rounds):
+        if i and time.perf_counter() - started > seconds:
+            print(f"{i} of {rounds} rounds: the time is up", flush=True)
+            break
         for name in order[i % len(order) :] + order[: i % len(order)]:
             call, images = candidates[name]
             began = time.perf_counter()
@@ -140,6 +155,7 @@ def rates(
             "images": images,
             "steps": case.recipe.steps,
             "batch_size": batch_size,
+            "rounds": len(rate[name]),
             "images_per_s": middle,
             "low": low,
             "high": high,
@@ -158,14 +174,10 @@ def rates(
 def _warm_up(case: Case, names: list[str] | None, batch_size: int, options: list[str] | None) -> None:
     """Two steps of everything on one batch: what is allocated or chosen once is not in a rate."""
     few = case.source.subset(range(max(2, min(batch_size, len(case.source)))))
-    short = Case(_shortened(case.recipe), case.model, few, case.device)
+    recipe = dataclasses.replace(case.recipe, steps=min(2, case.recipe.steps))
+    short = Case(recipe, case.model, few, case.device)
     for call, _ in runs(short, short.libraries(names)[0], batch_size, batch_size, options).values():
         call()
-
-
-def _shortened(recipe: Recipe) -> Recipe:
-    settings = {k: v for k, v in recipe.to_dict().items() if k != "kind"}
-    return type(recipe)(**{**settings, "steps": min(2, recipe.steps)})
 
 
 def recipe_of(name: str, steps: int | None, step_size: float, eps: float) -> Recipe:
@@ -179,7 +191,7 @@ def figure(rows: list[dict], result: dict):
     group = []
     for row in rows:
         good = f"success {row['success']:.3f}" if "success" in row else f"|g-g'| {row['representation_distance']:.2f}"
-        note = f"{row['images_per_s']:.3g}/s, advfeat {row['advfeat_over']:.2f} x, {good}"
+        note = f"{row['images_per_s']:.3g}/s; advfeat build: {row['advfeat_over']:.2f} x that; {good}"
         ours = row["library"].startswith("advfeat")
         name = f"{row['library']} ({row['images']} images)"
         group.append(Bar(name, row["images_per_s"], row["low"], row["high"], note, ours))
@@ -201,6 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eps", type=float, default=0.5)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further round after so many")
     parser.add_argument("--libraries", nargs="*", help="only these beside advfeat build")
     parser.add_argument("--options", nargs="*", choices=list(OPTIONS), help="only these ways of advfeat build")
     parser.add_argument("--name", help="of the files; default: from recipe, device and network")
@@ -222,6 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
         peer_images=min(options.peer_images or options.images, len(source)),
         names=options.libraries,
         options=options.options,
+        seconds=options.seconds,
     )
     subject = subjects.described(options, source, model)
     result = {"machine": machine(device), "rounds": options.rounds, "subject": subject, "recipe": recipe.to_dict()}

@@ -24,39 +24,48 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IN_ALL = 470.0  # seconds: what is left of them limits the last parts
+IN_ALL = 470.0  # seconds; fewer than the parts' limits together, for not all of them will need theirs ...
+RESERVED = 0.3  # ... so this share of its limit is kept for each part that is still to come
 CHECKER = "/usr/local/cuda/bin/compute-sanitizer"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One step: its command, its seconds, the results that it writes (names without .json) and its environment."""
+    """One step: its command, its seconds at most, the results that it writes (without .json) and its environment."""
 
     name: str
     command: list[str]
     limit: float
-    results: tuple[str, ...] = ()
+    result: str = ""
     environment: dict[str, str] = field(default_factory=dict)
 
 
 def parts(options: argparse.Namespace) -> list[Part]:
-    """The longest are last but for the checker: what comes first is never cut short by them."""
     python, dry = sys.executable, options.dry_run
     device = "cpu" if dry else "cuda"
+    images = ["--data", str(options.data), "--split", options.split] if options.data else []
+    standard = ["--model", str(options.model)] if options.model else []
+    robust = ["--model", str(options.robust_model)] if options.robust_model else []
 
-    def benchmark(name: str, what: str, limit: float, result: str, real: str, tiny: str, subject: tuple = ()) -> Part:
+    def benchmark(name: str, what: str, limit: float, result: str, real: str, tiny: str, subject: list[str]) -> Part:
         size = (tiny if dry else real).split()
         command = [python, "-m", f"benchmarks.{what}", "--device", device, "--out", str(options.out)]
-        return Part(name, [*command, *size, *subject], limit, (result,))
+        return Part(name, [*command, *size, *subject], limit, result)
 
-    images = ("--data", str(options.data), "--split", options.split) if options.data else ()
-    trained = ("--model", str(options.model)) if options.model else ()
-    robust = ("--model", str(options.robust_model)) if options.robust_model else ()
-    found = [
+    def building(name: str, recipe: str, real: str, ways: list[str], subject: list[str]) -> Part:
+        result = f"build_{device}_{recipe}"
+        both = f"--recipe {recipe} --arch resnet50 --name {result}"
+        tiny = f"{both} --images 4 --peer-images 2 --steps 2 --rounds 1 --batch-size 4"
+        return benchmark(name, "build", 90, result, f"{both} {real}", tiny, [*subject, "--options", *ways])
+
+    # compiling a ResNet-50 for each build would take more time than there is
+    ways = ["advfeat build", "advfeat build, bfloat16"]
+    tests = [python, "-m", "pytest", "-q", "-m", "cuda", "tests", "--maxfail=10", "-p", "no:cacheprovider"]
+    tiny_attacks = "--rounds 1 --steps 2 --shapes 4x3x32x32 1x3x64x64"
+    tiny_attacks += " --samples 16 --evaluation-rounds 1 --evaluation-steps 5"
+    return [
         Part("build", [python, "setup.py", "build_ext", "--inplace"], 150),
-        Part(
-            "tests", [python, "-m", "pytest", "-q", "-m", "cuda", "tests", "--maxfail=10", "-p", "no:cacheprovider"], 90
-        ),
+        Part("tests", tests, 90),
         benchmark(
             "operators",
             "ops",
@@ -64,6 +73,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
             f"ops_{device}",
             "--rounds 9",
             "--rounds 1 --no-compile --shapes 8x3x32x32 2x3x64x64",
+            [],
         ),
         benchmark(
             "attacks",
@@ -71,69 +81,48 @@ def parts(options: argparse.Namespace) -> list[Part]:
             60,
             f"attacks_{device}",
             "--rounds 5 --samples 512 --evaluation-rounds 3",
-            "--rounds 1 --steps 2 --shapes 4x3x32x32 1x3x64x64 --samples 16 --evaluation-rounds 1 --evaluation-steps 5",
-            (*images, *trained),
+            tiny_attacks,
+            [*images, *standard],
         ),
-        benchmark(
-            "D_det with ResNet-50",
-            "build",
-            90,
-            f"build_{device}_det",
-            f"--recipe det --arch resnet50 --images 1024 --peer-images 256 --rounds 3 --name build_{device}_det",
-            f"--recipe det --arch resnet50 --images 4 --peer-images 2 --steps 2 --rounds 1 --batch-size 4 "
-            f"--name build_{device}_det",
-            images,
-        ),
-        benchmark(
-            "D_R in 1,000 steps",
-            "build",
-            90,
-            f"build_{device}_robust",
-            f"--recipe robust --arch resnet50 --images 256 --peer-images 128 --rounds 1 --name build_{device}_robust",
-            f"--recipe robust --arch resnet50 --images 4 --peer-images 2 --steps 2 --rounds 1 --batch-size 4 "
-            f"--name build_{device}_robust",
-            (*images, *robust),
+        building("D_det", "det", "--images 512 --peer-images 256 --rounds 3 --seconds 50", ways, images),
+        building(
+            "D_R",
+            "robust",
+            "--images 128 --batch-size 128 --rounds 2 --seconds 20",
+            [*ways, "advfeat build, until converged, bfloat16"],
+            [*images, *robust],
         ),
         benchmark(
             "scaling",
             "scaling",
             60,
             f"scaling_{device}",
-            "--rounds 3 --arch resnet18 --sizes 32 64 128 224",
+            "--rounds 3 --arch resnet18 --batches 1 16 64 256 --sizes 32 64 128 224 --steps 1 5 20 100",
             "--rounds 1 --batches 1 4 --sizes 16 32 --steps 1 2",
+            [],
         ),
         benchmark(
-            "Auto-PGD",
+            "apgd",
             "apgd",
             60,
             f"apgd_{device}",
             "--rounds 3 --samples 512",
             "--rounds 1 --steps 5 --samples 16 --targets 2",
-            (*images, *(robust or trained)),
+            [*images, *(robust or standard)],
         ),
+        _checker(python, dry),
     ]
-    if dry:  # a build of its own kind of one line is enough there; compiling takes a minute
-        for part in found:
-            if part.name.startswith("D_"):
-                part.command.extend(["--options", "advfeat build", "advfeat build, bfloat16"])
-    found.append(_checker(python, dry))
-    return found
 
 
 def _checker(python: str, dry: bool) -> Part:
     """Every kernel under compute-sanitizer; without PyTorch's own allocator, which hides what is out of bounds."""
-    kernels = [python, "-m", "benchmarks.sanitize", "--device", "cpu" if dry else "cuda"]
     tool = shutil.which("compute-sanitizer") or (CHECKER if Path(CHECKER).is_file() else None)
-    if dry:
-        return Part("memory checker", kernels, 60)
+    if dry:  # its kernels are the GPU's
+        return Part("memory checker", [python, "-c", "import benchmarks.sanitize; print('not run without a GPU')"], 60)
     if tool is None:
         return Part("memory checker", [], 0)
-    return Part(
-        "memory checker",
-        [tool, "--tool", "memcheck", "--error-exitcode", "9", *kernels],
-        90,
-        environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-    )
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", python, "-m", "benchmarks.sanitize"]
+    return Part("memory checker", command, 90, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
 
 def run(part: Part, limit: float, out: Path, environment: dict[str, str]) -> dict:
@@ -143,7 +132,7 @@ def run(part: Part, limit: float, out: Path, environment: dict[str, str]) -> dic
         return {"part": part.name, "status": "left out", "seconds": 0.0}
     began = time.monotonic()
     print(f"{part.name} ...", flush=True)
-    log = out / "logs" / f"{part.name.replace(' ', '_').replace(',', '')}.log"
+    log = out / "logs" / f"{part.name.replace(' ', '_')}.log"
     with open(log, "w") as file:
         process = subprocess.Popen(
             part.command,
@@ -210,17 +199,15 @@ def write_whole(path: Path, value: object) -> None:
 
 def read_results(part: Part, out: Path, since: float) -> dict:
     """What a part wrote, if it wrote it now."""
-    found = {}
-    for name in part.results:
-        path = out / f"{name}.json"
-        if path.is_file() and path.stat().st_mtime >= since:
-            found[name] = json.loads(path.read_text())
-    return found
+    path = out / f"{part.result}.json"
+    if not part.result or not path.is_file() or path.stat().st_mtime < since:
+        return {}
+    return {part.result: json.loads(path.read_text())}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results, with --dry-run its folder dry-run")
     parser.add_argument("--data", type=Path, help="the folder of CIFAR-10; else random images, and digits to evaluate")
     parser.add_argument("--split", default="test", choices=("train", "test"), help="of the data set")
     parser.add_argument("--model", type=Path, help="a run folder with a standard model, to evaluate")
@@ -228,6 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wheels", type=Path, help="a folder of wheels of other libraries, for this run alone")
     parser.add_argument("--revision", help="the commit measured, where the code was copied without its history")
     parser.add_argument("--only", nargs="*", help="these parts alone")
+    parser.add_argument("--seconds", type=float, default=IN_ALL, help="for everything together")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny sizes")
     options = parser.parse_args(arguments)
     for name in ("data", "model", "robust_model", "wheels"):
@@ -236,7 +224,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--{name.replace('_', '-')} should be a folder, {path} is none")
         if path is not None:
             setattr(options, name, path.resolve())  # the parts run in the repository
-    options.out = options.out.resolve()
+    results = ROOT / "benchmarks" / "results"
+    options.out = (options.out or (results / "dry-run" if options.dry_run else results)).resolve()
     wanted = parts(options)
     if options.only and (unknown := set(options.only) - {part.name for part in wanted}):
         parser.error(f"--only should be among {[part.name for part in wanted]}, got {sorted(unknown)}")
@@ -246,6 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not torch.cuda.is_available():
             print("no GPU: nothing was measured (--dry-run goes through the parts on the CPU)", file=sys.stderr)
             return 1
+        # compile for this GPU alone
+        major, minor = torch.cuda.get_device_capability()
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
     return _run_all([p for p in wanted if not options.only or p.name in options.only], options)
 
 
@@ -264,13 +256,10 @@ def _run_all(wanted: list[Part], options: argparse.Namespace) -> int:
                 return 2
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [target, os.environ.get("PYTHONPATH", "")]))
         done, results = [], {}
-        for part in wanted:
-            left = IN_ALL - (time.monotonic() - began)
-            if left < 5 and part.command:
-                print(f"{part.name}: no time left", flush=True)
-                done.append({"part": part.name, "status": "out of time", "seconds": 0.0})
-                continue
-            done.append(run(part, min(part.limit, left), options.out, environment))
+        for i, part in enumerate(wanted):
+            left = options.seconds - (time.monotonic() - began)
+            limit = min(part.limit, left - sum(later.limit * RESERVED for later in wanted[i + 1 :]))
+            done.append(run(part, limit, options.out, environment))
             results |= read_results(part, options.out, since)
         about = machine("cpu" if options.dry_run else "cuda", environment)
     seconds = round(time.monotonic() - began, 1)
