@@ -1,12 +1,13 @@
 """An attack leaves no trace, whatever the model, the mode it is called in, and however it ends."""
 
 import functools
+import gc
 
 import pytest
 import torch
 from torch import nn
 
-from advfeat import L2, PGD
+from advfeat import APGD, L2, PGD, Converged
 from advfeat.attacks.no_trace import no_trace
 
 
@@ -144,3 +145,30 @@ def test_no_trace_puts_each_flag_back():
     with no_trace(net, torch.device("cpu")):
         assert not any(m.training for m in net.modules())
     assert [m.training for m in net.modules()] == flags and any(flags) and not all(flags)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(L2(0.5), steps=3),
+        PGD(L2(0.5), steps=3, keep="best", random_start=True, restarts=2),
+        PGD(L2(0.5), steps=3, stop="success"),
+        PGD(L2(0.5), steps=3, stop=Converged(2)),
+        APGD(L2(0.5), steps=3),
+    ],
+)
+def test_no_tensor_waits_for_the_collector(attack):
+    """Images in a reference cycle stay in memory until Python's collector runs, which knows nothing of their size."""
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(4, 3, 2, 2), torch.arange(4) % 3
+    attack.run(model, x, y)  # first calls import
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        attack(model, x, y)
+        list(attack.over(model, [(x, y), (x, y)]))
+        gc.collect()
+        left = [o for o in gc.garbage if isinstance(o, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert not left

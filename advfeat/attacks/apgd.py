@@ -184,7 +184,7 @@ class _Start:
         self._look(grad=steps > 0)
         self.best_at_check.copy_(self.best)
         self.gains.zero_()
-        step = Step(self._step, self.x.device, self.attack.graph)
+        step = Step(self.x.device, self.attack.graph)
         while at < steps:
             if at == 0:
                 self._move(momentum=False)
@@ -196,7 +196,7 @@ class _Start:
                 at = steps
             else:
                 until = min(c for c in (*checks, steps - 1) if c > at)
-                step(until - at)
+                step(self._step, until - at)
                 at = until
             if at in checks and at < steps:
                 self._check(at - last_check)

@@ -167,7 +167,7 @@ class _Lockstep:
                     self.at.copy_(self.x0)
                 self.threat.project_(self.at, self.x0)
                 if n > 0:
-                    self.step(attack.steps)
+                    self.step(self._one_step, attack.steps)
                     if self.best is not None:
                         self._last_look(restart)
             return self._result(x)
@@ -190,7 +190,7 @@ class _Lockstep:
         self.size = -size if self.attack.targeted else size
         self.best = _Best(self.attack, self.x0) if self.track else None
         self.status = torch.zeros(x.shape[0], 2, dtype=torch.int32, device=x.device)
-        self.step = Step(self._one_step, x.device, self.attack.graph)
+        self.step = Step(x.device, self.attack.graph)
 
     def _one_step(self) -> None:
         best, target = self.best, self.target

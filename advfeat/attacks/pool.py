@@ -168,7 +168,7 @@ class _Pool:
         self.batches = 0
         self.lag, self.pack_at = _lag_on(x.device), _pack_at(x.device)
         self.slots = self._empty(x)
-        self.step = Step(self._one_step, x.device, attack.graph)
+        self.step = Step(x.device, attack.graph)
         # On the host: which places are in use, by which row of which batch, at which restart, and the last look that
         # did not see this sample yet.
         self.used = torch.zeros(self.size, dtype=torch.bool)
@@ -209,7 +209,7 @@ class _Pool:
         """One pass through the model for the samples in the pool, after new ones have come in."""
         self._fill()
         self._pack()
-        self.step(1)
+        self.step(self._one_step, 1)
         self.looks += 1
         self.unread.append(_Look(self.looks, torch.stack([self.slots["live"], self.slots["success"]])))
         while len(self.unread) > self.lag:
@@ -338,7 +338,7 @@ class _Pool:
             look.keep(kept)
         self.used, self.home, self.row = self.used[kept], self.home[kept], self.row[kept]
         self.restart, self.not_seen_by = self.restart[kept], self.not_seen_by[kept]
-        self.step = Step(self._one_step, self.device, self.attack.graph)
+        self.step = Step(self.device, self.attack.graph)
 
     def _start(self, x0: Tensor, ids: Tensor, restart: int, places: Tensor) -> Tensor:
         threat = self.threat.rows(places)

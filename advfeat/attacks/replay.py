@@ -22,15 +22,16 @@ _said: set[str] = set()
 
 
 class Step:
-    """``step(times)`` does ``body`` that often.
+    """``step(body, times)`` does ``body`` that often.
 
-    body: works in place on tensors that it keeps, whatever the step, so that a replay finds them where the capture left
-    them; nothing else of it may depend on the step. graph: whether a CUDA graph may be used; a capture that fails is no
-    error, ``why_eager`` then says what the reason was.
+    graph: whether a CUDA graph may be used; a capture that fails is no error, ``why_eager`` then says what the reason
+    was. body: always the same; works in place on tensors that it keeps, whatever the step, so that a replay finds them
+    where the capture left them; nothing else of it may depend on the step. It is not kept here: bound to an owner of
+    this step it would be a cycle, and hold the owner's images until Python's collector runs.
     """
 
-    def __init__(self, body: Callable[[], None], device: torch.device, graph: bool) -> None:
-        self._body, self._device = body, device
+    def __init__(self, device: torch.device, graph: bool) -> None:
+        self._device = device
         self._replay: Callable[[], None] | None = None
         self._eager_steps = 0
         self._why_not = _why_not(device) if graph else "graph=False"
@@ -40,26 +41,26 @@ class Step:
         """Why no graph is replayed; None where one is."""
         return None if self._replay is not None else self._why_not or "too few steps for a capture to pay"
 
-    def __call__(self, times: int) -> None:
+    def __call__(self, body: Callable[[], None], times: int) -> None:
         while times > 0:
             if self._replay is not None:
                 self._replay()
             elif self._why_not is not None:
-                self._body()
+                body()
             elif self._eager_steps < _WARM_UP:
-                _aside(self._body, self._device)
+                _aside(body, self._device)
                 self._eager_steps += 1
             elif self._eager_steps + times < _WORTH_A_CAPTURE:
-                self._body()
+                body()
                 self._eager_steps += 1
             else:
-                self._capture()
+                self._capture(body)
                 continue
             times -= 1
 
-    def _capture(self) -> None:
+    def _capture(self, body: Callable[[], None]) -> None:
         try:
-            self._replay = _captured(self._body, self._device)
+            self._replay = _captured(body, self._device)
         except Exception as error:  # a model can fail in any way; what was captured has not run
             reason = str(error).strip().splitlines()
             self._why_not = f"{type(error).__name__}: {reason[0] if reason else 'no message'}"
