@@ -22,6 +22,14 @@ class Objective:
         own."""
         raise NotImplementedError
 
+    def slope_rule(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """A function from (logits, target) to the value [B] and its gradient by the logits [B, classes], or None.
+
+        For an objective that is a function of ``model(x)`` alone and has a short form of both. It spares the attack the
+        backward pass through the objective, which costs more than that of a small model.
+        """
+        return None
+
     def labels(self, target: Tensor) -> Tensor | None:
         """The labels [B] in ``target`` that tell whether a prediction is a success; None where it holds none."""
         return target if are_labels(target) else None
@@ -36,7 +44,7 @@ def are_labels(target: Tensor) -> bool:
     return target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
     """Half types as float32: the differences of logits are what matters, and they cancel."""
     return values if values.dtype == torch.float64 else values.float()
 
@@ -68,8 +76,19 @@ class Margin(Objective):
     """
 
     def value(self, model, x, target):
-        logits = _wide(model(x))
+        logits = wide(model(x))
         return _others(logits, target).logsumexp(dim=1) - _own(logits, target)
+
+    def slope_rule(self):
+        return _margin_and_slope if type(self).value is Margin.value else None
+
+
+def _margin_and_slope(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    others = _others(logits, target)
+    log_share = others.log_softmax(dim=1)  # z_j - logsumexp, for j != y
+    # The two maxima belong to the same class, so their difference is the logsumexp, without overflow.
+    value = others.amax(dim=1) - log_share.amax(dim=1) - _own(logits, target)
+    return value, log_share.exp_().scatter_(1, target[:, None], -1.0)
 
 
 class CrossEntropy(Objective):
@@ -77,14 +96,14 @@ class CrossEntropy(Objective):
 
     def value(self, model, x, target):
         _check_labels(target)
-        return F.cross_entropy(_wide(model(x)), target, reduction="none")
+        return F.cross_entropy(wide(model(x)), target, reduction="none")
 
 
 class CW(Objective):
     """``max_{j != y} z_j - z_y``, the margin of Carlini and Wagner 2017 (their f6, without the floor)."""
 
     def value(self, model, x, target):
-        logits = _wide(model(x))
+        logits = wide(model(x))
         return _others(logits, target).amax(dim=1) - _own(logits, target)
 
 
@@ -95,7 +114,7 @@ class DLR(Objective):
     """
 
     def value(self, model, x, target):
-        logits = _wide(model(x))
+        logits = wide(model(x))
         if logits.shape[1] < 3:
             raise ValueError(f"DLR needs at least 3 classes, the model has {logits.shape[1]}")
         top = logits.topk(3, dim=1).values
@@ -111,7 +130,7 @@ class TargetedDLR(Objective):
     def value(self, model, x, target):
         if target.dim() != 2 or target.shape[1] != 2 or target.dtype != torch.int64:
             raise ValueError(f"target should be pairs (y, t), int64 [B, 2], got {target.dtype} {tuple(target.shape)}")
-        logits = _wide(model(x))
+        logits = wide(model(x))
         if logits.shape[1] < 4:
             raise ValueError(f"TargetedDLR needs at least 4 classes, the model has {logits.shape[1]}")
         top = logits.topk(4, dim=1).values
@@ -136,7 +155,7 @@ class Representation(Objective):
 
     def value(self, model, x, target):
         features = model.representation if self.features is None else self.features
-        f = _wide(features(x)).reshape(x.shape[0], -1)
+        f = wide(features(x)).reshape(x.shape[0], -1)
         if f.shape != target.shape:
             raise ValueError(f"target should be features of shape {tuple(f.shape)}, got {tuple(target.shape)}")
         distance = torch.linalg.vector_norm(f - target, dim=1)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import BF16, F16, F32, F64
 
-from advfeat import CW, DLR, CrossEntropy, Margin, Objective, Representation
+from advfeat import CW, DLR, L2, PGD, CrossEntropy, Margin, Objective, Representation, objectives
 from advfeat.objectives import Function, as_objective
 
 
@@ -171,3 +171,41 @@ def test_any_function_is_an_objective():
             as_objective(wrong)
     with pytest.raises(NotImplementedError):
         Objective().value(identity, torch.rand(1, 2), torch.tensor([0]))
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(2, 7),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    st.sampled_from([1e-3, 1.0, 30.0, 1e4, 1e30]),
+    st.integers(0, 2**31),
+)
+def test_the_margins_short_form_is_its_gradient(n, classes, dtype, scale, seed):
+    g = torch.Generator().manual_seed(seed)
+    z = (scale * torch.randn(n, classes, generator=g, dtype=torch.float64)).to(dtype).requires_grad_()
+    target = torch.randint(classes, (n,), generator=g)
+    wanted = Margin().value(lambda x: x, z, target)
+    (slope,) = torch.autograd.grad(wanted.sum(), z)
+    got, got_slope = Margin().slope_rule()(objectives.wide(z.detach()), target)
+    tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(got, wanted.detach(), **tolerance)
+    torch.testing.assert_close(got_slope.to(dtype), slope, **tolerance)
+
+
+def test_a_subclass_of_margin_with_a_value_of_its_own_is_asked_for_it():
+    class Doubled(Margin):
+        def value(self, model, x, target):
+            return 2 * super().value(model, x, target)
+
+    assert Doubled().slope_rule() is None and CW().slope_rule() is None
+    model = torch.nn.Linear(4, 3)
+    x, y = torch.rand(2, 4), torch.tensor([0, 1])
+    a, b = (PGD(L2(0.1), steps=2, objective=o).run(model, x, y) for o in (Margin(), Doubled()))
+    torch.testing.assert_close(b.value, 2 * a.value)
+
+
+def test_short_form_of_logits_that_are_not_finite():
+    z = torch.tensor([[float("nan"), 0.0, 1.0], [float("inf"), 0.0, 1.0], [0.0, float("-inf"), 1.0]])
+    value, slope = Margin().slope_rule()(z, torch.tensor([1, 1, 0]))
+    assert value[0].isnan() and not value[1].isfinite() and value[2] == 1.0
+    assert not slope[:2].isfinite().all() and torch.equal(slope[2], torch.tensor([-1.0, 0.0, 1.0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from advfeat.attacks.inputs import check_inputs, memory_format_for
 from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
-from advfeat.objectives import are_labels
+from advfeat.objectives import are_labels, wide
 from advfeat.threat import Threat
 
 if TYPE_CHECKING:
@@ -40,19 +41,40 @@ def value_and_grad(
     attack: Attack, model: Watched, x: Tensor, target: Tensor, grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The objective [B], the logits that it saw, and (with ``grad``) its gradient by x; one pass through the model."""
-    point = x.detach().requires_grad_(grad)
+    objective, point = attack.objective, x.detach().requires_grad_(grad)
     model.last_logits = None
-    autocast = torch.autocast(x.device.type, dtype=attack.autocast, enabled=attack.autocast is not None)
-    with torch.set_grad_enabled(grad), autocast:
-        value = attack.objective.value(model, point, target)
-    if value.shape != point.shape[:1]:
-        raise ValueError(f"the objective should give one value a sample, ({point.shape[0]},), got {tuple(value.shape)}")
+    autocast = contextlib.nullcontext()
+    if attack.autocast is not None:
+        autocast = torch.autocast(x.device.type, dtype=attack.autocast)
     if not grad:
+        with torch.no_grad(), autocast:
+            value = objective.value(model, point, target)
+        _check_value(value, point)
         return value, model.last_logits, None
+    rule = objective.slope_rule()
+    if rule is not None:
+        with autocast:
+            logits = model(point)
+        with torch.no_grad():
+            value, slope = rule(wide(logits), target)
+        (gradient,) = torch.autograd.grad(_differentiable(logits), point, slope.to(logits.dtype))
+        return value, model.last_logits, gradient
+    with autocast:
+        value = objective.value(model, point, target)
+    _check_value(value, point)
+    (gradient,) = torch.autograd.grad(_differentiable(value).sum(), point)
+    return value.detach(), model.last_logits, gradient
+
+
+def _check_value(value: Tensor, x: Tensor) -> None:
+    if value.shape != x.shape[:1]:
+        raise ValueError(f"the objective should give one value a sample, ({x.shape[0]},), got {tuple(value.shape)}")
+
+
+def _differentiable(value: Tensor) -> Tensor:
     if not value.requires_grad:
         raise ValueError("the objective does not depend on x through anything differentiable")
-    (gradient,) = torch.autograd.grad(value.sum(), point)
-    return value.detach(), model.last_logits, gradient
+    return value
 
 
 def own_copies(model: Callable, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

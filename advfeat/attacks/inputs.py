@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from advfeat.ops import Number
 
 if TYPE_CHECKING:
     from advfeat.attacks.base import Attack
+    from advfeat.threat import Threat
 
 
 def _kind(t: Tensor) -> str:
@@ -47,14 +49,7 @@ def check_inputs(
     if x.numel() == 0 or (x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return None
 
-    def bound(v: Number) -> Tensor:
-        b = torch.as_tensor(v, dtype=torch.float32, device=x.device)
-        return b if b.dim() == 0 else b.reshape(1, -1, *[1] * (x.dim() - 2))
-
-    lo, hi = bound(attack.threat.lo), bound(attack.threat.hi)
-    # Rounding in the user's own normalisation (-3e-8 for 0) is no error; the first projection clips it.
-    slack = 1e-4 * torch.where(torch.isfinite(hi - lo), hi - lo, torch.ones_like(hi - lo))
-    bad = [(~torch.isfinite(x)).any(), ((x < lo - slack) | (x > hi + slack)).any()]
+    bad = _outside(attack.threat, x.detach())
     labels = are_labels(target)
     least, most = target.aminmax() if labels else (torch.zeros_like(bad[0]), torch.zeros_like(bad[0]))
     not_finite, outside, least, most = torch.stack([t.to(torch.int64) for t in (*bad, least, most)]).tolist()
@@ -76,6 +71,23 @@ def check_inputs(
     if labels and least < 0:
         raise ValueError(f"target should hold labels of at least 0, got {least}")
     return most if labels else None
+
+
+def _outside(threat: Threat, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether x holds NaN or inf, and whether it leaves the box: from its extremes, in one pass over x."""
+    lo, hi = threat.lo, threat.hi
+    if isinstance(lo, Tensor) or isinstance(hi, Tensor):
+        others = [d for d in range(x.dim()) if d != 1]
+        least, most = x.amin(others), x.amax(others)  # NaN if there is one
+        lo, hi = (torch.as_tensor(v, dtype=torch.float32, device=x.device).reshape(-1) for v in (lo, hi))
+        width = torch.where(torch.isfinite(hi - lo), hi - lo, 1.0)
+    else:
+        least, most = x.aminmax()
+        width = hi - lo if math.isfinite(hi - lo) else 1.0
+    # Rounding in the user's own normalisation (-3e-8 for 0) is no error; the first projection clips it.
+    slack = 1e-4 * width
+    not_finite = ~(torch.isfinite(least) & torch.isfinite(most))
+    return not_finite.any(), ((least < lo - slack) | (most > hi + slack)).any()
 
 
 def memory_format_for(model: Callable, x: Tensor) -> torch.memory_format:
