@@ -270,14 +270,14 @@ def test_logits_that_are_not_finite_are_not_correct():
 
 def test_an_attack_that_leaves_its_ball_is_an_error(trained, monkeypatch):
     model, test = trained
-    run = advfeat.PGD.run
+    over = advfeat.PGD.over
 
     def cheating(self, *args, **settings):
-        result = run(self, *args, **settings)
-        result.x_adv = (result.x_adv + 0.1).clamp(0, 1)
-        return result
+        for result in over(self, *args, **settings):
+            result.x_adv = (result.x_adv + 0.1).clamp(0, 1)
+            yield result
 
-    monkeypatch.setattr(advfeat.PGD, "run", cheating)
+    monkeypatch.setattr(advfeat.PGD, "over", cheating)
     with pytest.raises(RuntimeError, match="the attack left its ball: an example is .* away, eps is 0.1"):
         evaluate(model, test, attacks=[0.1])
 

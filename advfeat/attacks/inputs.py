@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from advfeat.objectives import are_labels
-from advfeat.ops import Number
 
 if TYPE_CHECKING:
     from advfeat.attacks.base import Attack
