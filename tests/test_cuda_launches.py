@@ -1,0 +1,218 @@
+"""How the CUDA kernels run: any layout, batch, stream, device and graph gives the same bits, and nothing waits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cuda_tensors import (
+    CHUNKED,
+    CUDA,
+    MARKS,
+    assert_close,
+    assert_same,
+    check_step,
+    on_device,
+    place,
+    radius,
+    tensors,
+    wide,
+)
+from strategies import DTYPE_PAIRS, PROJECTIONS, STEPS, bits, same_bits
+
+from advfeat import ops, reference
+
+pytestmark = MARKS
+
+
+@pytest.mark.parametrize("dtypes", DTYPE_PAIRS, ids=str)
+@pytest.mark.parametrize("layout", ["dense", "odd_start", "apart", "odd_rows", "odd_start_last", "odd_rows_last"])
+@pytest.mark.parametrize(
+    "shape",
+    [(4, 3, 6, 7), (3, 3, 32, 32), (2, 3, 128, 128), (2, 3, 224, 224), (2, 4, 256, 256), (2, 7, 11, 9091)],
+    ids=str,
+)
+@pytest.mark.parametrize("op", STEPS)
+def test_layouts_and_stray_accesses(op, shape, layout, dtypes):
+    x, grad, x0 = tensors(shape, dtypes)
+    rest = (0.07, radius(op, shape), 0.0, 1.0)
+    memory_format = torch.channels_last if layout.endswith("_last") else torch.contiguous_format
+    plain = [t.to(CUDA).contiguous(memory_format=memory_format) for t in (x, grad, x0)]
+    want = getattr(ops, op)(*plain, *rest)
+    placed = [place(t, layout) for t in (x, grad, x0)]
+    got = getattr(ops, op)(*[view for view, _, _ in placed], *rest)
+    assert same_bits(got, want), "alignment and gaps should not change a bit"
+    view, buffer, outside = placed[0]
+    before = bits(buffer)[outside]
+    assert getattr(ops, op + "_")(view, placed[1][0], placed[2][0], *rest) is view
+    assert same_bits(view, want), "in place"
+    assert torch.equal(bits(buffer)[outside], before), "written outside of x"
+    # one tensor misaligned, the others not
+    for i in range(3):
+        mixed = [place(t, layout)[0] if i == j else plain[j] for j, t in enumerate((x, grad, x0))]
+        assert same_bits(getattr(ops, op)(*mixed, *rest), want)
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_other_layouts(op):
+    x, grad, x0 = tensors((6, 5, 4, 3))
+    rest = (0.07, radius(op, x.shape), 0.0, 1.0)
+    want = getattr(ops, op)(*on_device(x, grad, x0), *rest)
+    batch_last, cut = lambda t: t.transpose(0, 3).contiguous().transpose(0, 3), lambda t: torch.cat([t, t], 3)[..., :3]
+    for rearranged in (batch_last, cut):
+        views = [rearranged(t.to(CUDA)) for t in (x, grad, x0)]
+        assert_same(getattr(ops, op)(*views, *rest), want)
+        getattr(ops, op + "_")(*views, *rest)
+        assert_same(views[0], want)
+    one = x0[:1].to(CUDA).expand(6, 5, 4, 3)
+    assert_same(
+        getattr(ops, op)(*on_device(x, grad), one, *rest), getattr(ops, op)(*on_device(x, grad), one.clone(), *rest)
+    )
+
+
+# Beside the large ones, more rows than an H200 has places for clusters: each of them does several rows.
+@pytest.mark.parametrize(
+    "shape", [(9, 37), (9, 3, 32, 32), (150, 3, 128, 128), (50, 3, 224, 224), (30, 262_144), (9, CHUNKED)], ids=str
+)
+@pytest.mark.parametrize("op", STEPS)
+def test_results_repeat_and_do_not_depend_on_the_batch(op, shape):
+    x, grad, x0 = on_device(*tensors(shape))
+    step = getattr(ops, op)
+    rest = (0.07, radius(op, shape))
+    want = step(x, grad, x0, *rest)
+    assert_close(want[-1:], getattr(reference, op)(*wide(x[-1:].cpu(), grad[-1:].cpu(), x0[-1:].cpu()), *rest))
+    for _ in range(3):
+        assert same_bits(step(x, grad, x0, *rest), want)
+    for part in (slice(0, 1), slice(3, 8)):
+        assert same_bits(step(x[part], grad[part], x0[part], *rest), want[part])
+
+
+def test_more_rows_than_threads_of_a_wave():
+    x, grad, x0 = tensors((300_001, 3))
+    for op in STEPS:
+        check_step(op, [x, grad, x0, 0.1, 0.2, 0.0, 1.0])
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 32, 32), (2, 3, 224, 224), (2, CHUNKED)], ids=str)
+@pytest.mark.parametrize("op", STEPS)
+def test_graph_capture(op, shape):
+    step = getattr(ops, op + "_")
+    x, grad, x0 = on_device(*tensors(shape))
+    eps = torch.full(shape[:1], radius(op, shape), device=CUDA)
+    status = torch.zeros(shape[0], 2, dtype=torch.int32, device=CUDA)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # a warm-up, as capturing asks for
+        step(x.clone(), grad, x0, 0.05, eps)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(3):
+            step(x, grad, x0, 0.05, eps, grad_status=status)
+    for seed in (1, 2):
+        new_x, new_grad, new_x0 = on_device(*tensors(shape, seed=seed))
+        if seed == 2:
+            new_grad[0] = 0
+        for captured, new in ((x, new_x), (grad, new_grad), (x0, new_x0)):
+            captured.copy_(new)
+        want = new_x
+        for _ in range(3):
+            want = getattr(ops, op)(want, new_grad, new_x0, 0.05, eps)
+        graph.replay()
+        assert same_bits(x, want)
+    assert status[:, 0].tolist() == [3] + [0] * (shape[0] - 1) and not status[:, 1].any()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (224, 224), (7, 33_334)], ids=str)
+def test_nothing_synchronises(size):
+    x, grad, x0 = on_device(*tensors((4, 3, *size)))
+    eps, ids = torch.full((4,), 0.5, device=CUDA), torch.arange(4, device=CUDA)
+    lo, hi = torch.zeros(3, device=CUDA), torch.ones(3, device=CUDA)
+    status = torch.zeros(4, 2, dtype=torch.int32, device=CUDA)
+    best, value = x.clone(), torch.rand(4, device=CUDA)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for op in STEPS:
+            getattr(ops, op)(x, grad, x0, eps, eps, lo, hi, grad_status=status)
+        for op in PROJECTIONS:
+            getattr(ops, op)(x, x0, eps, lo, hi)
+        ops.random_start_linf(x0, eps, 0, ids, lo, hi)
+        ops.random_start_l2(x0, eps, 0, ids, lo, hi)
+        ops.update_best_(best, value.clone(), x, value)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 32, 32), (4, 3, 224, 224), (2, CHUNKED)], ids=str)
+@pytest.mark.parametrize("op", STEPS)
+def test_another_stream(op, shape):
+    x, grad, x0 = on_device(*tensors(shape))
+    want = getattr(ops, op)(x, grad, x0, 0.07, radius(op, shape))
+    late = torch.zeros_like(x)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)  # some 30 ms: a kernel on any other stream would read the zeros
+        late.copy_(x)
+        got = getattr(ops, op)(late, grad, x0, 0.07, radius(op, shape))
+    side.synchronize()
+    assert same_bits(got, want)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("shape", [(3, 3, 32, 32), (2, 3, 224, 224)], ids=str)
+def test_a_device_that_is_not_the_current_one(shape):
+    x, grad, x0 = tensors(shape)
+    ids = torch.arange(shape[0])
+    for op in STEPS:
+        want = getattr(ops, op)(*[t.to("cuda:0") for t in (x, grad, x0)], 0.07, radius(op, shape))
+        got = getattr(ops, op)(*[t.to("cuda:1") for t in (x, grad, x0)], 0.07, radius(op, shape))
+        assert got.device.index == 1 and torch.cuda.current_device() == 0
+        assert same_bits(got.cpu(), want.cpu())
+    got = ops.random_start_l2(x0.to("cuda:1"), 0.5, 0, ids.to("cuda:1"))
+    assert same_bits(got.cpu(), ops.random_start_l2(x0.to("cuda:0"), 0.5, 0, ids.to("cuda:0")).cpu())
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_compile(op):
+    def two_steps(x, grad, x0, status):
+        y = getattr(ops, op)(x, grad * 2, x0, 0.07, 0.5)
+        getattr(ops, op + "_")(y, grad, x0, 0.07, 0.5, grad_status=status)
+        return y + 1
+
+    x, grad, x0 = on_device(*tensors((5, 3, 8, 8)))
+    grad[1] = 0
+    status, status_eager = (torch.zeros(5, 2, dtype=torch.int32, device=CUDA) for _ in range(2))
+    want = two_steps(x, grad, x0, status_eager)
+    got = torch.compile(two_steps, fullgraph=True)(x, grad, x0, status)
+    assert same_bits(got, want)
+    assert torch.equal(status, status_eager) and status.sum() == 1
+
+
+def test_tensors_on_two_devices_are_refused():
+    x, grad, x0 = tensors((3, 5))
+    with pytest.raises(RuntimeError, match="x0 should be on the device of x"):
+        ops.l2_step(*on_device(x, grad), x0, 0.1, 0.5)
+    with pytest.raises(RuntimeError, match="eps should be on the device of x"):
+        ops.l2_step(*on_device(x, grad, x0), 0.1, torch.rand(3))
+    with pytest.raises(RuntimeError, match="sample_ids should be on the device of x"):
+        ops.random_start_l2(x0.to(CUDA), 0.1, 0, torch.arange(3))
+
+
+def test_opcheck():
+    x, grad, x0 = on_device(*tensors((3, 3, 4, 5)))
+    rows, lo, hi = on_device(torch.rand(3), torch.zeros(3), torch.ones(3))
+    ids, value = torch.arange(3, device=CUDA), torch.rand(3, device=CUDA)
+    status = torch.zeros(3, 2, dtype=torch.int32, device=CUDA)
+    raw = torch.ops.advfeat
+    plain, tensors_instead = (0.1, 0.5, 0.0, 1.0, *[None] * 5), (0.0, 0.0, 0.0, 0.0, rows, rows, lo, hi, status)
+    for op in ("linf_step", "linf_step_", "l2_step", "l2_step_"):
+        packet = getattr(raw, op)
+        for overload in map(packet.__getattr__, packet.overloads()):
+            count = len(overload._schema.arguments)
+            torch.library.opcheck(overload, (x.clone(), grad, x0, *tensors_instead)[:count])
+        torch.library.opcheck(packet.default, (x.clone(), grad, x0, *plain)[: len(packet.default._schema.arguments)])
+    for op in ("project_linf", "project_linf_", "project_l2", "project_l2_"):
+        torch.library.opcheck(getattr(raw, op).default, (x.clone(), x0, 0.5, 0.0, 1.0, None, lo, hi))
+    for op in ("random_start_linf", "random_start_l2"):
+        torch.library.opcheck(getattr(raw, op).default, (x0, 0.5, 1, ids, 0.0, 1.0, None, lo, hi))
+    torch.library.opcheck(raw.update_best_.default, (x.clone(), value.clone(), x0, value + 0.1))
