@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -323,29 +324,31 @@ def _attack(
         images = source.images(batch)
         return images.pin_memory() if device.type == "cuda" else images
 
+    chunks = ids.split(batch_size) if len(ids) else ()
+
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        chunks = ids.split(batch_size) if len(ids) else ()
-        for batch, images in zip(chunks, read_ahead(read, chunks), strict=True):
+        for batch, images in zip(chunks, reading, strict=True):
             x, y = images.to(device, non_blocking=True), source.labels[batch].to(device)
             held.append((x, y))
             yield x, y, batch.to(device)
 
-    for result in attack.over(attacked, batches()):
-        x, y = held.popleft()
-        logits = _logits(model, result.x_adv, classes)
-        hit = logits.argmax(dim=1) != y
-        if every_iterate_counts and result.first_success is not None:
-            hit |= result.success | (result.first_success >= 0)
-        if eps == 0:
-            hit = torch.zeros_like(hit)
-        farthest = max(farthest, _distance(attack, result.x_adv, x))
-        if math.isfinite(eps) and farthest > eps * (1 + 1e-5) + 1e-6:
-            raise RuntimeError(f"the attack left its ball: an example is {farthest:.8g} away, eps is {eps:.8g}")
-        broken.append(hit.cpu())
-        margins.append(_margin(logits, y).cpu())
-        zero += int((result.zero_grad_steps > 0).sum())
-        nonfinite += int((result.nonfinite_grad_steps > 0).sum())
-        report.advance(len(x))
+    with contextlib.closing(read_ahead(read, chunks)) as reading:
+        for result in attack.over(attacked, batches()):
+            x, y = held.popleft()
+            logits = _logits(model, result.x_adv, classes)
+            hit = logits.argmax(dim=1) != y
+            if every_iterate_counts and result.first_success is not None:
+                hit |= result.success | (result.first_success >= 0)
+            if eps == 0:
+                hit = torch.zeros_like(hit)
+            farthest = max(farthest, _distance(attack, result.x_adv, x))
+            if math.isfinite(eps) and farthest > eps * (1 + 1e-5) + 1e-6:
+                raise RuntimeError(f"the attack left its ball: an example is {farthest:.8g} away, eps is {eps:.8g}")
+            broken.append(hit.cpu())
+            margins.append(_margin(logits, y).cpu())
+            zero += int((result.zero_grad_steps > 0).sum())
+            nonfinite += int((result.nonfinite_grad_steps > 0).sum())
+            report.advance(len(x))
     statistics = {
         "margin": _mean(torch.cat(margins)) if margins else None,
         "zero_gradient": zero,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -12,11 +12,13 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 _AHEAD = 3  # results held ready
 
 
-def read_ahead(read: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """``read`` of each item, in order, by a thread that stays a few items ahead and ends with the iterator.
 
-    An exception in ``read`` is raised where its result would have come.
+    An exception in ``read`` is raised where its result would have come. The thread ends when the iterator is closed:
+    an owner whose own work may raise closes it, ``contextlib.closing``.
     """
+    items = list(items)
     ready: queue.Queue = queue.Queue(maxsize=_AHEAD)
     stopped = threading.Event()
 

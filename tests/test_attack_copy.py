@@ -143,3 +143,25 @@ def test_other_modules_keep_their_methods(tmp_path):
     source = sources.load("digits", limit=6)
     made = build(MatchRepresentation("nonrobust", 2, 0.1), module, source, tmp_path / "set")
     assert len(made) == 6
+
+
+class Shared(nn.Module):
+    """One convolution before two BatchNorms: folding it into one changes what the other sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return torch.cat([self.a(self.conv(x)), self.b(self.conv(x))], dim=1)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_body_that_folds_into_another_function_keeps_its_batchnorm(hooked):
+    body = plain_body() if hooked else Shared()
+    if hooked:
+        body[0].register_forward_hook(lambda module, inputs, output: output + 1)
+    model = trained_statistics(Classifier(body, nn.Linear(2 if hooked else 4, 3), 3, (1, 6, 6))).eval()
+    x = torch.rand(3, 1, 6, 6)
+    torch.testing.assert_close(attack_copy(model)(x), model(x))
+    assert any(isinstance(m, nn.BatchNorm2d) for m in attack_copy(model).modules())

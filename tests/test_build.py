@@ -261,14 +261,15 @@ def test_a_damaged_shard_is_named_and_rebuilt(tmp_path, digits, model, damage):
     assert contents(out) == whole
 
 
-def test_a_full_disk_leaves_the_finished_shards_and_nothing_else(tmp_path, digits, model, monkeypatch):
+@pytest.mark.parametrize("full_at", [{2}, {4}, {6}, set(range(7, 99))])  # one shard's record alone, or from then on
+def test_a_full_disk_leaves_the_finished_shards_and_nothing_else(tmp_path, digits, model, monkeypatch, full_at):
     out = tmp_path / "set"
     build(DET, model, digits, tmp_path / "whole", shard_size=30)
     real, written = os.fsync, []
 
     def full(handle):
         written.append(handle)
-        if len(written) > 6:
+        if len(written) in full_at:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(handle)
 

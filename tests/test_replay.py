@@ -59,7 +59,7 @@ CASES = list(
 def test_a_replayed_step_is_an_eager_step(graphs, net, threat, keep, starts, targeted):
     x, y = data()
     settings = {"keep": keep, "restarts": starts[0], "random_start": starts[1], "targeted": targeted, "step_size": 0.05}
-    attack = PGD(threat, steps=20, **settings)
+    attack = PGD(threat, steps=40, **settings)
     replayed, eager = attack.run(net, x, y), attack.replace(graph=False).run(net, x, y)
     same(replayed, eager)
     assert len(graphs) == 1, "one graph serves all steps and restarts"
@@ -69,9 +69,9 @@ def test_a_replayed_step_is_an_eager_step(graphs, net, threat, keep, starts, tar
 
 def test_a_replayed_step_under_autocast_and_a_custom_objective(graphs, net):
     x, y = data()
-    attack = PGD(L2(0.3), steps=20, autocast=torch.bfloat16)
+    attack = PGD(L2(0.3), steps=40, autocast=torch.bfloat16)
     same(attack.run(net, x, y), attack.replace(graph=False).run(net, x, y))
-    match = PGD(L2(float("inf")), 20, 0.05, objective=Representation(features=net[:4]), targeted=True)
+    match = PGD(L2(float("inf")), 40, 0.05, objective=Representation(features=net[:4]), targeted=True)
     target = net[:4](x.flip(0)).detach()
     a, b = match.run(net, x, target), match.replace(graph=False).run(net, x, target)
     torch.testing.assert_close(a.x_adv, b.x_adv, rtol=0, atol=1e-6)
@@ -113,6 +113,60 @@ def test_batches_of_a_kind_share_one_graph(graphs, net, keep, starts):
         list(attack.over(net, [(x[:12], y[:12]), (x[12:24], torch.full((12,), 4))]))
 
 
+@pytest.mark.parametrize("stop", [None, "success", Converged(3)])
+def test_counts_of_bad_gradients_are_each_batchs_own(net, stop):
+    x, y = data(36)
+    bad = {float(v) for v in x[:12, 0, 0, 0]}
+
+    def model(v):
+        zero = torch.tensor([w in bad for w in v[:, 0, 0, 0].tolist()])
+        return torch.where(zero[:, None], net(v).detach() + 0 * v.sum(), net(v))
+
+    model_of = net(x).argmax(1)  # nobody is wrong from the start
+    attack = PGD(L2(0.02), steps=6, stop=stop)
+    batches = list(zip(x.split(12), model_of.split(12), strict=True))
+    first, *others = attack.over(model, batches)
+    assert (first.zero_grad_steps > 0).sum() >= 11
+    for got, (a, b) in zip(others, batches[1:], strict=True):
+        assert torch.equal(got.zero_grad_steps, attack.run(model, a, b).zero_grad_steps)
+        assert not got.zero_grad_steps.any()
+
+
+@pytest.mark.parametrize("stop", ["success", Converged(3, 0.1)])
+def test_a_start_of_ones_own_with_a_stop(net, stop):
+    x, y = data()
+    start = (x + 0.05).clamp(0, 1)
+    attack = PGD(L2(0.3), steps=9, stop=stop)
+    together = attack.run(net, x, y, start=start)
+    for i in range(12):
+        same_sample = attack.run(net, x[i : i + 1], y[i : i + 1], start=start[i : i + 1])
+        torch.testing.assert_close(together.x_adv[i : i + 1], same_sample.x_adv, rtol=0, atol=1e-6)
+    assert not torch.equal(together.x_adv, attack.run(net, x, y).x_adv)
+
+
+def test_batches_of_another_kind_are_named(net):
+    x, y = data(24)
+    attack = PGD(L2(0.3), steps=5, stop="success")
+    wrong = (net(x[:12]).argmax(1) + 1) % 4  # all of them leave at once
+    with pytest.raises(ValueError, match=r"x should be like that of the batches before, torch.float32 of shape \[B, 2"):
+        list(attack.over(net, [(x[:12], wrong), (x[12:].double(), y[12:])]))
+    with pytest.raises(ValueError, match="target should be like that of the batches before"):
+        list(attack.over(net, [(x[:12], wrong), (x[12:], y[12:].to(torch.int32))]))
+
+
+def test_converged_from_an_infinite_value(net):
+    """The first finite value after an infinite one is a gain."""
+    x, y = data(4)
+    calls = []
+
+    def objective(model, v, t):
+        calls.append(1)
+        return model(v)[:, 0] + (-float("inf") if len(calls) <= 2 else len(calls))
+
+    result = PGD(L2(0.3), steps=12, stop=Converged(3), objective=objective).run(net, x, y)
+    assert result.samples_forwarded == 4 * 13 and result.value.isfinite().all()
+
+
 def test_nothing_of_a_batch_is_left_in_the_next(net):
     """Where every value is NaN no iterate is better than another, and the sample itself is returned."""
     x, y = data(24)
@@ -134,7 +188,7 @@ def test_nothing_of_a_batch_is_left_in_the_next(net):
 )
 def test_a_model_that_cannot_be_captured_runs_and_says_why(graphs, net, fault, reason):
     x, y = data()
-    attack = PGD(L2(0.3), steps=20)
+    attack = PGD(L2(0.3), steps=40)
     with pytest.warns(RuntimeWarning, match=f"cannot be captured into a CUDA graph.*{reason}"):
         result = attack.run(lambda v: fault(net(v)), x, y)
     assert "RuntimeError: operation not permitted" in result.why_eager
@@ -146,10 +200,12 @@ def test_a_model_that_cannot_be_captured_runs_and_says_why(graphs, net, fault, r
 
 def test_few_steps_are_not_worth_a_graph(graphs, net):
     x, y = data()
-    result = PGD(L2(0.3), steps=7).run(net, x, y)
+    result = PGD(L2(0.3), steps=31).run(net, x, y)
     assert not graphs and "too few steps" in result.why_eager
-    PGD(L2(0.3), steps=8).run(net, x, y)
+    PGD(L2(0.3), steps=32).run(net, x, y)
     assert len(graphs) == 1
+    list(PGD(L2(0.3), steps=8).over(net, [(x, y)]))  # more batches may follow
+    assert len(graphs) == 2
 
 
 def test_a_model_that_changes_from_call_to_call_wants_no_graph(graphs, net):
@@ -161,11 +217,11 @@ def test_a_model_that_changes_from_call_to_call_wants_no_graph(graphs, net):
         calls.append(len(v))
         return net(v) * (1 if len(calls) % 2 else -1)
 
-    PGD(L2(0.3), steps=20).run(model, x, y)
+    PGD(L2(0.3), steps=40).run(model, x, y)
     assert len(calls) == 4  # two eager steps, the capture, the last look
     calls.clear()
-    PGD(L2(0.3), steps=20, graph=False).run(model, x, y)
-    assert len(calls) == 21
+    PGD(L2(0.3), steps=40, graph=False).run(model, x, y)
+    assert len(calls) == 41
 
 
 @pytest.mark.parametrize("threat", [L2(0.3), Linf(0.05), L2(torch.linspace(0.1, 0.6, 12))])

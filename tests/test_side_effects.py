@@ -78,6 +78,29 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.parametrize("stop", [None, "success", Converged(2)])
+@pytest.mark.parametrize("kind", ["call", "over"])
+def test_under_inference_mode_with_any_stop(stop, kind):
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(4, 3, 2, 2), torch.arange(4) % 3
+    attack = PGD(L2(0.5), steps=3, stop=stop)
+    want = attack(model, x, y)
+    with torch.inference_mode():
+        made = (x + 0).clone()
+        got = attack(model, made, y) if kind == "call" else next(iter(attack.over(model, [(made, y)]))).x_adv
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("attack", [PGD(L2(0.5), steps=2), PGD(L2(0.5), 2, stop="success"), APGD(L2(0.5), 2)])
+def test_autocast_keeps_nothing(attack):
+    """Its cache lives as long as the outermost autocast: half copies of the iterate would pile up, one a step, and a
+    replayed graph would read weights that were cast in an earlier pass and freed since."""
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(4, 3, 2, 2), torch.arange(4) % 3
+    cached = []
+    model[1].register_forward_pre_hook(lambda module, inputs: cached.append(torch.is_autocast_cache_enabled()))
+    attack.replace(autocast=torch.bfloat16)(model, x, y)
+    assert cached and not any(cached)
+
+
 @pytest.mark.parametrize("mode", ["grad", "no_grad", "inference"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_everything_is_as_before(wrapper, mode, monkeypatch):
@@ -167,7 +190,7 @@ def test_no_tensor_waits_for_the_collector(attack):
         attack(model, x, y)
         list(attack.over(model, [(x, y), (x, y)]))
         gc.collect()
-        left = [o for o in gc.garbage if isinstance(o, torch.Tensor)]
+        left = [o for o in gc.garbage if type(o) is torch.Tensor and o.shape[:1] == x.shape[:1]]
     finally:
         gc.set_debug(0)
         gc.garbage.clear()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advfeat import ops
 from advfeat.attacks.base import Attack, check_settings
-from advfeat.attacks.engine import in_layout_of, own_copies, random_start, successes, value_and_grad
+from advfeat.attacks.engine import own_copies, random_start, strides_of, successes, value_and_grad, with_strides
 from advfeat.attacks.inputs import check_inputs
 from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.replay import Step
@@ -123,7 +123,7 @@ def _run(
                 first = (x0 if start is None else start.detach()).clone()
             _Start(attack, watched, threat.rows(rows), x0[rows], target[rows], first).run(best, rows)
         return AttackResult(
-            x_adv=in_layout_of(best.x, x),
+            x_adv=with_strides(best.x, strides_of(x)),
             value=best.sign * best.value,
             success=best.success if best.knows_success else None,
             distance=threat.distance(best.x, x0),
@@ -166,7 +166,7 @@ class _Start:
         self.sign = -1.0 if attack.targeted else 1.0
         n, wide, device = x0.shape[0], _wide(x0), x0.device
         self.x = threat.project_(torch.empty_like(x0).copy_(first), x0)
-        self.before, self.moved, self.grad = self.x.clone(), torch.empty_like(self.x), torch.empty_like(self.x)
+        self.before, self.moved, self.grad = self.x.clone(), torch.empty_like(self.x), torch.zeros_like(self.x)
         self.eta = (2.0 * torch.as_tensor(threat.eps, dtype=torch.float64, device=device)).expand(n).clone()
         self.step = torch.zeros((), dtype=torch.int32, device=device)
         # The best point of this start, to which a sample that stalls goes back.
@@ -182,6 +182,7 @@ class _Start:
         self.kept = {name: getattr(best, name)[rows] for name in best.names}
         steps, checks, at, last_check = self.attack.steps, checkpoints(self.attack.steps), 0, 0
         self._look(grad=steps > 0)
+        self.best_grad.copy_(self.grad)  # also of a value that is NaN, which is never the best
         self.best_at_check.copy_(self.best)
         self.gains.zero_()
         step = Step(self.x.device, self.attack.graph)

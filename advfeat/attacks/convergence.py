@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Converged:
-    """A sample is done once its objective has gained less than a share ``tolerance`` in ``patience`` steps.
+    """A sample is done once ``patience`` steps in a row brought no gain.
 
-    Gained means: on the best value of that start so far, by more than ``tolerance`` times its magnitude. Steps of fixed
-    length end by circling the optimum, and a thousand of them for each sample (Table 5) are mostly spent there.
+    A gain is a value better than that of the last gain by more than ``tolerance`` times its magnitude; each start
+    begins anew. Steps of fixed length end by circling the optimum, and a thousand of them for each sample (Table 5) are
+    mostly spent there.
 
         PGD(L2(math.inf), steps=1000, step_size=0.1, objective=Representation(), targeted=True, stop=Converged())
 

@@ -45,7 +45,9 @@ def value_and_grad(
     model.last_logits = None
     autocast = contextlib.nullcontext()
     if attack.autocast is not None:
-        autocast = torch.autocast(x.device.type, dtype=attack.autocast)
+        # No cache of cast weights: it would outlive this pass, be read by a replayed graph after it is freed, and hold
+        # a cast image batch for every step.
+        autocast = torch.autocast(x.device.type, dtype=attack.autocast, cache_enabled=False)
     if not grad:
         with torch.no_grad(), autocast:
             value = objective.value(model, point, target)
@@ -87,9 +89,16 @@ def own_copies(model: Callable, x: Tensor, target: Tensor) -> tuple[Tensor, Tens
     return x0, target.to(torch.int64) if are_labels(target) else target
 
 
-def in_layout_of(x_adv: Tensor, x: Tensor) -> Tensor:
-    """x_adv laid out like x."""
-    return x_adv if x_adv.stride() == x.stride() else torch.empty_like(x).copy_(x_adv)
+def strides_of(x: Tensor) -> tuple[int, ...]:
+    """The strides of a new tensor like x."""
+    return torch.empty_like(x, device="meta").stride()
+
+
+def with_strides(x_adv: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """x_adv in the layout that the caller gave x in."""
+    if x_adv.stride() == strides:
+        return x_adv
+    return torch.empty_strided(x_adv.shape, strides, dtype=x_adv.dtype, device=x_adv.device).copy_(x_adv)
 
 
 class _Best:
@@ -212,7 +221,7 @@ class _Lockstep:
         self.size = -size if self.attack.targeted else size
         self.best = _Best(self.attack, self.x0) if self.track else None
         self.status = torch.zeros(x.shape[0], 2, dtype=torch.int32, device=x.device)
-        self.step = Step(x.device, self.attack.graph)
+        self.step = Step(x.device, self.attack.graph, again=self.again)
 
     def _one_step(self) -> None:
         best, target = self.best, self.target
@@ -241,7 +250,7 @@ class _Lockstep:
             return tensor.clone() if self.again else tensor
 
         return AttackResult(
-            x_adv=in_layout_of(given(x_adv), x),
+            x_adv=with_strides(given(x_adv), strides_of(x)),
             value=given(best.value) if best is not None else torch.full((n,), float("nan"), device=x.device),
             success=given(best.success) if seen else None,
             distance=self.threat.distance(x_adv, self.x0),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from advfeat import ops
 from advfeat.attacks.convergence import Converged
-from advfeat.attacks.engine import in_layout_of, own_copies, random_start, successes, value_and_grad
+from advfeat.attacks.engine import own_copies, random_start, strides_of, successes, value_and_grad, with_strides
 from advfeat.attacks.inputs import check_inputs
 from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.replay import Step
@@ -57,13 +57,13 @@ def over(
             except StopIteration:
                 ended = True
                 break
-            if pool is None and x.shape[0]:
-                pool = _Pool(attack, model, x)
             with torch.inference_mode(False):
+                if pool is None and x.shape[0]:
+                    pool = _Pool(attack, model, x, target)
                 batch = _Batch(model, x, target, ids, start)
             waiting.append(batch)
             if x.shape[0]:
-                pool.add(batch, x)
+                pool.add(batch, x, target)
         while waiting and waiting[0].left == 0:
             yield waiting.popleft().result(attack, pool)
         if not waiting and ended:
@@ -91,10 +91,10 @@ class _Batch:
 
     def __init__(self, model: Callable, x: Tensor, target: Tensor, ids: Tensor, start: Tensor | None) -> None:
         self.number = -1
-        self.like = x  # for the layout of the result
+        self.strides = strides_of(x)  # for the result
         self.x0, self.target = own_copies(model, x, target)
         self.ids = ids.clone()
-        self.start = None if start is None else start.detach().clone()
+        self.start = None if start is None else torch.empty_like(self.x0).copy_(start.detach())
         self.left, self.taken = x.shape[0], 0
         self.results: dict[str, Tensor] = {}
 
@@ -109,12 +109,12 @@ class _Batch:
         x, n, device = self.x0, self.x0.shape[0], self.x0.device
         r = self.results
         if n == 0:
-            empty = torch.zeros(0, dtype=torch.float32, device=device)
+            empty = torch.zeros(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=device)
             counts = torch.zeros(0, 2, dtype=torch.int32, device=device)
             r = {"best": x, "value": empty, "success": empty.bool(), "first": counts[:, 0], "status": counts}
         knows = n == 0 or pool is None or pool.seen_logits
         return AttackResult(
-            x_adv=in_layout_of(r["best"], self.like),
+            x_adv=with_strides(r["best"], self.strides),
             value=r["value"],
             success=r["success"] if knows else None,
             distance=attack.threat.to(device).distance(r["best"], x),
@@ -154,8 +154,9 @@ class _Pool:
     in use until its sample's result has been stored; whether the attack goes on there is ``slots["live"]``.
     """
 
-    def __init__(self, attack: PGD, model: Callable, x: Tensor) -> None:
+    def __init__(self, attack: PGD, model: Callable, x: Tensor, target: Tensor) -> None:
         self.attack, self.device, self.size = attack, x.device, x.shape[0]
+        self.kinds = {"x": (x.dtype, x.shape[1:]), "target": (target.dtype, target.shape[1:])}
         self.watched = Watched(model)
         self.threat = attack.threat.to(x.device)
         self.sign = -1.0 if attack.targeted else 1.0
@@ -168,7 +169,7 @@ class _Pool:
         self.batches = 0
         self.lag, self.pack_at = _lag_on(x.device), _pack_at(x.device)
         self.slots = self._empty(x)
-        self.step = Step(x.device, attack.graph)
+        self.step = Step(x.device, attack.graph, again=True)
         # On the host: which places are in use, by which row of which batch, at which restart, and the last look that
         # did not see this sample yet.
         self.used = torch.zeros(self.size, dtype=torch.bool)
@@ -191,13 +192,13 @@ class _Pool:
         """Whether a place could be given to a sample that has not been pulled yet."""
         return sum(b.x0.shape[0] - b.taken for b in self.queue) < self.size
 
-    def add(self, batch: _Batch, x: Tensor) -> None:
-        first = next(iter(self.homes.values()), batch)
-        for name, value, like in (("x", batch.x0, first.x0), ("target", batch.target, first.target)):
-            if value.shape[1:] != like.shape[1:] or value.dtype != like.dtype:
+    def add(self, batch: _Batch, x: Tensor, target: Tensor) -> None:
+        for name, value in (("x", x), ("target", target)):
+            dtype, shape = self.kinds[name]
+            if value.shape[1:] != shape or value.dtype != dtype:
                 raise ValueError(
-                    f"{name} should be like that of the batches before, {like.dtype} of shape [B, "
-                    f"{', '.join(map(str, like.shape[1:]))}], got {value.dtype} of shape {tuple(value.shape)}"
+                    f"{name} should be like that of the batches before, {dtype} of shape "
+                    f"[{', '.join(map(str, ('B', *shape)))}], got {value.dtype} of shape {tuple(value.shape)}"
                 )
         self.watched.expect_label(check_inputs(self.attack, x, batch.target, None, batch.ids))
         batch.number = self.batches
@@ -246,7 +247,8 @@ class _Pool:
             ending = ending | hit
         else:
             record = s["record"]
-            gains = (rank > record + self.rule.tolerance * record.abs()) | (record.isnan() & ~rank.isnan())
+            enough = torch.where(record.isinf(), record, record + self.rule.tolerance * record.abs())
+            gains = (rank > enough) | (record.isnan() & ~rank.isnan())
             record.copy_(torch.where(gains, rank, record))
             s["since"].copy_(torch.where(gains, 0, s["since"] + 1))
             ending = ending | (s["since"] >= self.rule.patience)
@@ -338,7 +340,7 @@ class _Pool:
             look.keep(kept)
         self.used, self.home, self.row = self.used[kept], self.home[kept], self.row[kept]
         self.restart, self.not_seen_by = self.restart[kept], self.not_seen_by[kept]
-        self.step = Step(self.device, self.attack.graph)
+        self.step = Step(self.device, self.attack.graph, again=True)
 
     def _start(self, x0: Tensor, ids: Tensor, restart: int, places: Tensor) -> Tensor:
         threat = self.threat.rows(places)

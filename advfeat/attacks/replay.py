@@ -15,23 +15,26 @@ import torch
 
 # Steps done eagerly before the capture: libraries choose their algorithms and allocate their workspaces in them.
 _WARM_UP = 2
-# Fewer steps than this do not pay for a capture, which costs the host about as much as two steps.
-_WORTH_A_CAPTURE = 8
+# Fewer steps than this do not pay for a capture, which costs the host about as much as two steps, and memory of its
+# own: where the next batches will use the graph again, and for a single batch.
+_WORTH_A_CAPTURE, _WORTH_IT_ONCE = 8, 32
 
 _said: set[str] = set()
+_side_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
 class Step:
     """``step(body, times)`` does ``body`` that often.
 
     graph: whether a CUDA graph may be used; a capture that fails is no error, ``why_eager`` then says what the reason
-    was. body: always the same; works in place on tensors that it keeps, whatever the step, so that a replay finds them
-    where the capture left them; nothing else of it may depend on the step. It is not kept here: bound to an owner of
-    this step it would be a cycle, and hold the owner's images until Python's collector runs.
+    was. again: whether more steps will follow than those of one batch. body: always the same; works in place on tensors
+    that it keeps, whatever the step, so that a replay finds them where the capture left them; nothing else of it may
+    depend on the step. It is not kept here: bound to an owner of this step it would be a cycle, and hold the owner's
+    images until Python's collector runs.
     """
 
-    def __init__(self, device: torch.device, graph: bool) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, graph: bool, again: bool = False) -> None:
+        self._device, self._worth = device, _WORTH_A_CAPTURE if again else _WORTH_IT_ONCE
         self._replay: Callable[[], None] | None = None
         self._eager_steps = 0
         self._why_not = _why_not(device) if graph else "graph=False"
@@ -50,7 +53,7 @@ class Step:
             elif self._eager_steps < _WARM_UP:
                 _aside(body, self._device)
                 self._eager_steps += 1
-            elif self._eager_steps + times < _WORTH_A_CAPTURE:
+            elif self._eager_steps + times < self._worth:
                 body()
                 self._eager_steps += 1
             else:
@@ -83,9 +86,16 @@ def _why_not(device: torch.device) -> str | None:
     return None
 
 
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Always the same: memory that is cached belongs to its stream."""
+    if device not in _side_streams:
+        _side_streams[device] = torch.cuda.Stream(device)
+    return _side_streams[device]
+
+
 def _aside(body: Callable[[], None], device: torch.device) -> None:
     """``body`` on a stream of its own, as a capture wants its warm-up."""
-    aside, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    aside, here = _side_stream(device), torch.cuda.current_stream(device)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
         body()
@@ -97,29 +107,40 @@ def _captured(body: Callable[[], None], device: torch.device) -> Callable[[], No
     try:
         return _capture(body, device)
     except torch.OutOfMemoryError:
-        # Nothing can be given back while capturing; what earlier graphs and the eager steps left behind can be now.
-        torch.cuda.empty_cache()
-        return _capture(body, device)
+        pass
+    # Nothing can be given back while capturing, nor while the error holds its frames; what earlier graphs and the eager
+    # steps left behind can be now.
+    torch.cuda.empty_cache()
+    return _capture(body, device)
 
 
 def _capture(body: Callable[[], None], device: torch.device) -> Callable[[], None]:
     # Not torch.cuda.graph(): it also waits for the device, empties the cache and collects garbage, for every batch.
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    graph, stream, memory = torch.cuda.CUDAGraph(), _side_stream(device), torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream(device))
     collecting = gc.isenabled()
     gc.disable()  # what is collected may call what a capture forbids
     try:
         with torch.cuda.device(device), torch.cuda.stream(stream):
             # thread_local: a thread that reads data ahead and pins memory does not end the capture.
-            graph.capture_begin(capture_error_mode="thread_local")
+            graph.capture_begin(pool=memory, capture_error_mode="thread_local")
             try:
                 body()
             except BaseException:
-                with contextlib.suppress(RuntimeError):
-                    graph.capture_end()  # fails as well, and leaves the stream usable
+                _abandon(graph, memory, device)
                 raise
             graph.capture_end()
     finally:
         if collecting:
             gc.enable()
     return graph.replay
+
+
+def _abandon(graph: torch.cuda.CUDAGraph, memory: tuple[int, int], device: torch.device) -> None:
+    """Ends a capture that failed, so that the stream and the allocator are as before."""
+    with contextlib.suppress(RuntimeError):
+        graph.capture_end()  # fails as well
+    if torch.__version__ < (2, 14):  # there capture_end left the allocator in the capture, see pytorch/CUDAGraph.cpp
+        with contextlib.suppress(RuntimeError, AttributeError):
+            torch.cuda.memory._cuda_endAllocateToPool(device.index, memory)
+            torch.cuda.memory._cuda_releasePool(device.index, memory)

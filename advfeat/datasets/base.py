@@ -37,6 +37,8 @@ class Source:
         """float32 [n, C, H, W] in [0, 1] on the CPU, the caller's own, in the order of ``indices`` (all if None).
 
         indices: int64 or bool tensor, integers, range or slice. Errors: IndexError for a position outside 0 .. N-1.
+        Builds and evaluations call it from a thread that reads ahead, one call at a time, so it should draw nothing
+        from the global random state, which an attack on another thread puts back.
         """
         raise NotImplementedError
 

@@ -100,10 +100,16 @@ def _write_all(
     """Makes the shards one by one; each is written by a thread while the next is made."""
     with ThreadPoolExecutor(1, thread_name_prefix="advfeat-write") as thread:  # leaves when the last one is written
         writing: Future | None = None
+
+        def after_batch(images: int) -> None:
+            advance(images)
+            if writing is not None and writing.done():
+                writing.result()  # a full disk is heard of here, not a shard later
+
         for shard, rows in shards:
-            tensors = construction.rows(rows, advance)
+            tensors = construction.rows(rows, after_batch)
             if writing is not None:
-                writing.result()  # a full disk is heard of here
+                writing.result()
             writing = thread.submit(writer.write, shard, tensors)
         if writing is not None:
             writing.result()

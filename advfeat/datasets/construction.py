@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,16 +41,17 @@ class Construction:
         under_attack: deque[_Batch] = deque()
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for batch in read_ahead(self._read, chunks):
+            for batch in reading:
                 batch.to(self.device)
                 under_attack.append(batch)
                 yield batch.centre, self._target(batch), batch.index.to(self.device)
 
         parts = []
-        for result in self.attack.over(self.model, batches()):
-            batch = under_attack.popleft()
-            parts.append(self._finished(batch, result))
-            done(len(batch.index))
+        with contextlib.closing(read_ahead(self._read, chunks)) as reading:
+            for result in self.attack.over(self.model, batches()):
+                batch = under_attack.popleft()
+                parts.append(self._finished(batch, result))
+                done(len(batch.index))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _read(self, index: Tensor) -> _Batch:
