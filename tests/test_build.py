@@ -261,7 +261,7 @@ def test_a_damaged_shard_is_named_and_rebuilt(tmp_path, digits, model, damage):
     assert contents(out) == whole
 
 
-@pytest.mark.parametrize("full_at", [{2}, {4}, {6}, set(range(7, 99))])  # one shard's record alone, or from then on
+@pytest.mark.parametrize("full_at", [{3}, {7}, {11}, set(range(7, 99))])  # one of three shards alone, or from then on
 def test_a_full_disk_leaves_the_finished_shards_and_nothing_else(tmp_path, digits, model, monkeypatch, full_at):
     out = tmp_path / "set"
     build(DET, model, digits, tmp_path / "whole", shard_size=30)
