@@ -116,7 +116,7 @@ class Build:
     start: Literal["image", "noise"] | None = None
     """What the robust and nonrobust sets start from."""
     converge: bool = False
-    """Of robust and nonrobust: end a sample's steps once its distance has stopped falling, by 1 % in 50 steps."""
+    """Of robust and nonrobust: end a sample's steps once its distance has stopped falling, by 5 % in 50 steps."""
     dtype: Literal["float32", "float16", "uint8"] = "float32"
     """How images are stored; uint8 is rounded inside the ball."""
     shard_size: int = 2000

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from advfeat import L2, PGD
+from advfeat.models import attack_copy
 from advfeat.objectives import Margin
 from benchmarks import subjects
 from benchmarks.measure import RESULTS, Kept, machine, say, spread, take_turns, write_results
@@ -25,6 +26,7 @@ from benchmarks.plots import Bar, about, bars
 SHAPES = [(256, 3, 32, 32), (16, 3, 224, 224)]
 STOP = "advfeat, stop at success"
 FULL = "advfeat, stop at success, batch kept full"
+COPY = "advfeat evaluate: that, with its copy of the model"
 
 
 class Linear(nn.Module):
@@ -116,6 +118,7 @@ def evaluation(
     early = PGD(L2(eps), steps=steps, step_size=job.step_size, stop="success")
     runs[STOP] = (lambda x, y: early(model, x, y), f"up to {steps}")
     runs[FULL] = (lambda x, y: kept_full(early, model, x, y), f"up to {steps}")
+    runs[COPY] = (lambda x, y: kept_full(early, attack_copy(model), x, y), f"up to {steps}")
     if names is None:
         for name, attack in restarting(job, 5, missing).items():
             runs[name] = (attack, f"up to 5 x {steps // 5}")

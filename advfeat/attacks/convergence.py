@@ -19,7 +19,7 @@ class Converged:
     """
 
     patience: int = 50
-    tolerance: float = 0.01
+    tolerance: float = 0.05
 
     def __post_init__(self) -> None:
         if not isinstance(self.patience, int) or self.patience < 1:
