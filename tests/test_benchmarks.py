@@ -112,9 +112,10 @@ def test_the_attacks_command(tmp_path):
     result = whole(tmp_path, "attacks_cpu", "overhead", "evaluation")
     rows = result["tables"]["attacks_cpu_overhead"]
     assert {row["norm"]: row["distance"] <= 0.2 + 1e-5 for row in rows} == {"linf": True, "l2": True}
-    every, early, full = result["tables"]["attacks_cpu_evaluation"]
+    every, early, full, copied = result["tables"]["attacks_cpu_evaluation"]
     assert early["library"] == attacks.STOP and early["to_advfeat_stop"] == 1
     assert full["library"] == attacks.FULL and full["success"] == pytest.approx(early["success"], abs=0.05)
+    assert copied["library"] == attacks.COPY and copied["success"] == pytest.approx(early["success"], abs=0.05)
     assert every["success"] == pytest.approx(early["success"], abs=0.05) and every["success"] > 0.5
     assert every["margin"] > early["margin"]  # the one goes on where the other stops
 
