@@ -112,8 +112,8 @@ class _Best:
         n, device = x.shape[0], x.device
         self.x = torch.empty_like(x) if attack.keep == "best" or attack.restarts > 1 else None
         self.sign = -1.0 if attack.targeted else 1.0
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.value = torch.empty((n,), dtype=wide, device=device)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.value = torch.empty((n,), dtype=dtype, device=device)
         self.success = torch.empty(n, dtype=torch.bool, device=device)
         self.first_success = torch.empty((n,), dtype=torch.int32, device=device)
         self.step = torch.empty((), dtype=torch.int32, device=device)
