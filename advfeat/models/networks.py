@@ -1,16 +1,18 @@
-"""The networks by name: a small convolutional network for CPUs, and ResNets with a CIFAR stem."""
+"""The networks by name: a small convolutional network for CPUs, and the families of the paper's Figure 3."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from advfeat.models import families
 from advfeat.models.model import Classifier
 
 _LARGE = 24  # pixels; from here on the stem halves the image
-_IMAGENET = 96  # pixels; from here on a ResNet keeps the ImageNet stem
 
 
 def create(
@@ -25,26 +27,32 @@ def create(
 ) -> Classifier:
     """A freshly initialised classifier, in train mode.
 
-    arch: "small-convnet", "resnet18" or "resnet50" (the paper's, Appendix C.2).
-    num_classes, input_shape: as :class:`Classifier` has them; any side from 4 pixels, any number of channels.
+    arch: "small-convnet"; "resnet50", which the paper trains (Appendix C.2), or "resnet18", "vgg16" (with BatchNorm),
+        "inception_v3" or "densenet121", which it transfers to (Figure 3). These keep torchvision's stem from 96 pixels
+        on; smaller images get that of the usual CIFAR networks, without strides and pools.
+    num_classes, input_shape: as :class:`Classifier` has them; any number of channels, any side from 4 pixels
+        (inception_v3: 7, densenet121: 8).
     mean, std: normalisation inside the model, per channel in pixel scale; None for none.
-    width: channels of the small-convnet's first layer (default 32; the representation has 4 * width); None elsewhere.
+    width: channels of the first layer, to which all others are proportional; even for inception_v3 and densenet121.
+        None for the full size: 32 for small-convnet and inception_v3, 64 elsewhere. The representation has 4 * width
+        features for small-convnet, 8 for resnet18 and vgg16, 16 for densenet121, 32 for resnet50, 64 for inception_v3.
     seed: of the initial weights; the global random state is left as it was.
-    Errors: ValueError for an unknown arch or a width that it does not take; ImportError where a ResNet is asked for and
-    torchvision is missing.
+    Errors: ValueError for an unknown arch, a width that it does not take or an image too small for it; ImportError for
+    all but small-convnet where torchvision is missing.
     """
     if arch not in _ARCHS:
         raise ValueError(f"arch should be one of {', '.join(archs())}, got {arch!r}")
-    make, takes_width = _ARCHS[arch]
-    if width is not None and (not takes_width or not isinstance(width, int) or width < 1):
-        expected = "an integer, at least 1" if takes_width else "None"
-        raise ValueError(f"width should be {expected} for {arch}, got {width!r}")
-    if len(input_shape) != 3 or min(input_shape[1:]) < 4:
-        raise ValueError(f"input_shape should be (channels, height, width) of at least 4x4, got {tuple(input_shape)}")
+    make, full_width, step, smallest = _ARCHS[arch]
+    if width is not None and (not isinstance(width, int) or width < 1 or width % step):
+        kind = "an integer" if step == 1 else "an even integer"
+        raise ValueError(f"width should be {kind}, at least {step}, for {arch}, got {width!r}")
+    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
+        expected = f"(channels, height, width) of at least {smallest}x{smallest} for {arch}"
+        raise ValueError(f"input_shape should be {expected}, got {tuple(input_shape)}")
     # Not torch.manual_seed: that would also reseed the generators of every GPU, which fork_rng([]) does not put back.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        body, features = make(input_shape, width) if takes_width else make(input_shape)
+        body, features = make(input_shape, width or full_width)
         model = Classifier(body, nn.Linear(features, num_classes), num_classes, input_shape, mean, std)
     model.arch = arch
     model.arch_arguments = {
@@ -62,13 +70,13 @@ def archs() -> tuple[str, ...]:
     return tuple(_ARCHS)
 
 
-def _small_convnet(input_shape: Sequence[int], width: int | None) -> tuple[nn.Sequential, int]:
+def _small_convnet(input_shape: Sequence[int], width: int) -> tuple[nn.Sequential, int]:
     """Four convolutions with BatchNorm and ReLU, the last two at 8x8 and 4x4, whatever the size of the image.
 
     12 million multiply-adds for a 32x32 image at width 32: from 24 pixels on the stem halves the image, since at full
     size its activations cost more time than they bring accuracy. A plain Sequential, so that BatchNorm folds easily.
     """
-    channels, width = input_shape[0], width or 32
+    channels = input_shape[0]
     large = min(input_shape[1:]) >= _LARGE
     side = min(input_shape[1:]) // (2 if large else 1)
     stem = nn.Conv2d(channels, width, 4, 2, 1, bias=False) if large else nn.Conv2d(channels, width, 3, 1, 1, bias=False)
@@ -81,27 +89,19 @@ def _small_convnet(input_shape: Sequence[int], width: int | None) -> tuple[nn.Se
     return nn.Sequential(*layers), 4 * width
 
 
-def _resnet(name: str) -> Callable[[Sequence[int]], tuple[nn.Sequential, int]]:
-    def make(input_shape: Sequence[int]) -> tuple[nn.Sequential, int]:
-        try:
-            from torchvision.models import resnet
-        except Exception as error:  # torchvision beside another torch fails with RuntimeError, not ImportError
-            raise ImportError(f"arch {name!r} needs torchvision, which did not import: {error}") from error
-        net = getattr(resnet, name)(weights=None)
-        small = min(input_shape[1:]) < _IMAGENET
-        if small:
-            net.conv1 = nn.Conv2d(input_shape[0], 64, 3, 1, 1, bias=False)
-        elif input_shape[0] != 3:
-            net.conv1 = nn.Conv2d(input_shape[0], 64, 7, 2, 3, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-        stem = [net.conv1, net.bn1, net.relu] + ([] if small else [net.maxpool])
-        return nn.Sequential(*stem, net.layer1, net.layer2, net.layer3, net.layer4), net.fc.in_features
-
-    return make
+class _Arch(NamedTuple):
+    make: Callable[[Sequence[int], int], tuple[nn.Module, int]]  # input shape and width to body and features
+    full_width: int
+    step: int = 1  # a width is a multiple of it
+    smallest: int = 4  # side of an image, in pixels
 
 
-_ARCHS: dict[str, tuple[Callable, bool]] = {
-    "small-convnet": (_small_convnet, True),
-    "resnet18": (_resnet("resnet18"), False),
-    "resnet50": (_resnet("resnet50"), False),
+_ARCHS: dict[str, _Arch] = {
+    "small-convnet": _Arch(_small_convnet, 32),
+    "resnet18": _Arch(partial(families.resnet, "resnet18", "BasicBlock", (2, 2, 2, 2)), 64),
+    "resnet50": _Arch(partial(families.resnet, "resnet50", "Bottleneck", (3, 4, 6, 3)), 64),
+    "vgg16": _Arch(families.vgg16, 64),
+    # Two stride-2 convolutions without padding take 7 pixels to 1, three halvings 8.
+    "inception_v3": _Arch(families.inception_v3, 32, step=2, smallest=7),
+    "densenet121": _Arch(families.densenet121, 64, step=2, smallest=8),
 }
