@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import struct
+from pathlib import Path
 
 import pytest
 import torch
 from constructed_set import build, manifest, rows
 
-from advfeat.datasets import base, exchange
+from advfeat import cli
+from advfeat.datasets import base, exchange, official, sources
 from advfeat.datasets.folder import FolderSource
 from advfeat.datasets.store import ConstructedSet, SetWriter
 
@@ -33,6 +38,65 @@ def test_their_lists_in_batches_of_any_size(tmp_path):
     # As torch 1.1 saved them, before the zip format.
     torch.save(list(images.split(4)), tmp_path / "CIFAR_ims", _use_new_zipfile_serialization=False)
     assert torch.equal(exchange.import_lists(tmp_path).images(), images)
+
+
+# --- the released sets, by their folder
+
+
+def _released(folder: Path, n: int = 20, shape: tuple[int, ...] = (3, 32, 32)) -> tuple[torch.Tensor, torch.Tensor]:
+    """A set in the form of the released ones: lists of batches of different sizes."""
+    folder.mkdir(parents=True)
+    images = torch.rand(n, *shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(n) % 10
+    torch.save(list(images.split(8)), folder / "CIFAR_ims")
+    torch.save(list(labels.split(8)), folder / "CIFAR_lab")
+    return images, labels
+
+
+@pytest.mark.parametrize("name", ["d_robust_CIFAR", "d_non_robust_CIFAR", "drand_CIFAR", "ddet_CIFAR"])
+def test_a_released_set_is_loaded_by_its_folder(tmp_path, name):
+    folder = tmp_path / "release_datasets" / name
+    images, labels = _released(folder)
+    source = sources.load(folder)
+    assert torch.equal(source.images(), images) and torch.equal(source.labels, labels)
+    assert (source.classes, source.name, source.split) == (official.CIFAR10_CLASSES, str(folder), "train")
+    part = sources.load(str(folder), limit=10)
+    assert part.labels.sort().values.tolist() == list(range(10)) and part.split == "train"
+    assert source.built_from == part.built_from == "cifar10"
+    with pytest.raises(ValueError, match=f"{name} was built from the train split of cifar10; it has no test split"):
+        sources.load(folder, "test")
+
+
+def test_what_is_no_released_set_of_cifar10_is_named(tmp_path):
+    _released(tmp_path / "small", shape=(1, 8, 8))
+    with pytest.raises(ValueError, match="small should hold 3x32x32 images of CIFAR-10, got 1x8x8; .*import_lists"):
+        sources.load(tmp_path / "small")
+    assert exchange.import_lists(tmp_path / "small").built_from is None
+    for missing, there in (("CIFAR_ims", "CIFAR_lab"), ("CIFAR_lab", "CIFAR_ims")):
+        _released(tmp_path / missing)
+        (tmp_path / missing / missing).unlink()
+        with pytest.raises(FileNotFoundError, match=rf"{missing} is missing\. .* holds {there}\."):
+            sources.load(tmp_path / missing)
+    build(tmp_path / "set")
+    (tmp_path / "set" / "CIFAR_ims").write_bytes(b"")
+    assert isinstance(sources.load(tmp_path / "set"), ConstructedSet)  # its manifest says what it is
+
+
+@pytest.mark.parametrize("limit", ["", "--limit 10"])
+def test_training_on_a_released_set_tests_on_cifar10(tmp_path, monkeypatch, capsys, limit):
+    _released(tmp_path / "ddet_CIFAR")
+    labels = b"".join(b"K" + bytes([i % 10]) for i in range(30))
+    block = b"T" + struct.pack("<i", 30 * 3072) + bytes(range(256)) * (30 * 12)
+    batch = b"\x80\x02}(U\x06labels](" + labels + b"eU\x04data" + block + b"u."
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(batch)
+    md5 = hashlib.md5(batch).hexdigest()
+    monkeypatch.setattr(official, "_CIFAR10_FILES", {"train": (), "test": (("test_batch", md5),)})
+    command = f"train --out {tmp_path}/run --dataset {tmp_path}/ddet_CIFAR --root {tmp_path} --epochs 1 --width 4"
+    cli.main([*command.split(), *limit.split()])
+    assert "test accuracy on cifar10: " in capsys.readouterr().out
+    data = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    assert data["test"]["name"] == "cifar10" and data["train"]["name"] == str(tmp_path / "ddet_CIFAR")
 
 
 class _Evil:

@@ -327,6 +327,95 @@ def test_damaged_idx_files_are_named(small_mnist):
         sources.load("mnist", "test", small_mnist)
 
 
+# --- CIFAR-10.1
+
+
+def _cifar10_1(folder: Path, version: str = "v6", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Writes files like the official ones, as one reads them: images [n, 32, 32, 3], labels [n]."""
+    n = {"v6": 2000, "v4": 2021}[version]
+    folder.mkdir(parents=True, exist_ok=True)
+    images = np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    labels = (np.arange(n) % 10).astype(np.int32)
+    np.save(folder / f"cifar10.1_{version}_data.npy", images)
+    np.save(folder / f"cifar10.1_{version}_labels.npy", labels)
+    return images, labels
+
+
+@pytest.mark.parametrize("folder", ["", "cifar10.1", "CIFAR-10.1", "CIFAR-10.1/datasets"])
+def test_cifar10_1_is_found(tmp_path, folder):
+    images, labels = _cifar10_1(tmp_path / folder)
+    _cifar10_1(tmp_path, "v4", seed=1)  # only where there is no v6
+    source = sources.load("cifar10.1", "test", tmp_path)
+    assert (source.name, source.split, source.classes) == ("cifar10.1", "test", official.CIFAR10_CLASSES)
+    assert source.image_shape == (3, 32, 32) and source.labels.tolist() == labels.tolist()
+    assert torch.equal(source.images([3, 1999]), torch.tensor(images[[3, 1999]]).permute(0, 3, 1, 2).float() / 255)
+    assert sources.load("cifar10.1", "test", tmp_path, limit=30).labels.bincount().tolist() == [3] * 10
+
+
+def test_cifar10_1_v4_where_v6_is_missing(tmp_path):
+    images, _ = _cifar10_1(tmp_path / "cifar10.1", "v4")
+    source = sources.load("cifar10.1", "test", tmp_path)
+    assert len(source) == 2021
+    assert torch.equal(source.images([2020])[0], torch.tensor(images[2020]).permute(2, 0, 1).float() / 255)
+
+
+def test_cifar10_1_is_a_test_set(tmp_path):
+    with pytest.raises(ValueError, match="cifar10.1 is a test set: it has no train split"):
+        sources.load("cifar10.1", "train", tmp_path)
+
+
+def test_missing_cifar10_1_says_what_is_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"v6_data.npy .* should lie in .*CIFAR-10.1/datasets: not .* is empty"):
+        sources.load("cifar10.1", "test", tmp_path)
+    (tmp_path / "CIFAR-10.1" / "notebooks").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"holds CIFAR-10.1/\. .*CIFAR-10.1 holds notebooks/\."):
+        sources.load("cifar10.1", "test", tmp_path)
+    # Half of v6 is not passed over in favour of v4, nor a whole one elsewhere in favour of a half.
+    _cifar10_1(tmp_path, "v4")
+    folder = tmp_path / "CIFAR-10.1" / "datasets"
+    _cifar10_1(folder)
+    (tmp_path / "cifar10.1_v6_labels.npy").write_bytes(b"")
+    assert len(sources.load("cifar10.1", "test", tmp_path)) == 2000
+    (tmp_path / "cifar10.1_v6_labels.npy").unlink()
+    (folder / "cifar10.1_v6_data.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"datasets/cifar10.1_v6_data.npy is missing.*holds cifar10.1_v6_lab"):
+        sources.load("cifar10.1", "test", tmp_path)
+
+
+def test_damaged_cifar10_1_is_named(tmp_path):
+    images, labels = _cifar10_1(tmp_path)
+    data_file, labels_file = (tmp_path / f"cifar10.1_v6_{kind}.npy" for kind in ("data", "labels"))
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was-run"),)
+
+    high, low = labels.copy(), labels.astype(np.int64)
+    high[7], low[8] = 10, -1
+    for file, array, said in [
+        (data_file, images[:1999], r"data.npy should hold uint8 \[2000, 32, 32, 3\], got uint8 of shape \(1999, 32"),
+        (data_file, images.transpose(0, 3, 1, 2), r"got uint8 of shape \(2000, 3, 32, 32\)"),
+        (data_file, images.astype(np.float32) / 255, "got float32"),
+        (labels_file, labels[:-1], r"labels.npy should hold 2000 integers, got int32 of shape \(1999,\)"),
+        (labels_file, labels.astype(np.float64), "should hold 2000 integers, got float64"),
+        (labels_file, labels[:, None], "should hold 2000 integers"),
+        (labels_file, high, "labels.npy should hold labels in 0 .. 9, got 0 .. 10"),
+        (labels_file, low, "should hold labels in 0 .. 9, got -1 .. 9"),
+        (labels_file, np.array([Evil()] * 2000), "labels.npy is truncated or altered: Object arrays cannot be loaded"),
+    ]:
+        before = file.read_bytes()
+        np.save(file, array)
+        with pytest.raises(ValueError, match=said):
+            sources.load("cifar10.1", "test", tmp_path)
+        file.write_bytes(before)
+    whole = data_file.read_bytes()
+    for data in (whole[:-1], whole[:60], b"", b"<html>not found</html>", whole.replace(b"(2000,", b"(20(0,", 1)):
+        data_file.write_bytes(data)
+        with pytest.raises(ValueError, match="v6_data.npy is truncated or altered"):
+            sources.load("cifar10.1", "test", tmp_path)
+    assert not (tmp_path / "was-run").exists()
+
+
 # --- the real files
 
 
@@ -349,3 +438,13 @@ def test_real_files_as_torchvision_reads_them(data_root, name, train, test):
         assert torch.equal(source.labels, torch.as_tensor(theirs.targets))
         rows = torch.arange(0, n, 97)
         assert torch.equal(source.images(rows), data[rows].float() / 255)
+
+
+def test_real_cifar10_1_is_balanced(data_root):
+    try:
+        source = sources.load("cifar10.1", "test", data_root)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    if len(source) == 2000:
+        assert source.labels.bincount().tolist() == [200] * 10
+    assert 0.3 < float(source.images().mean()) < 0.6

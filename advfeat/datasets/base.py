@@ -20,12 +20,13 @@ class Source:
     """Images and labels by position; the base of every data set.
 
     name: what :func:`advfeat.datasets.sources.load` takes. split: "train", "test", or "" where there are none.
-    classes: their names, by label. labels: int64 [N] on the CPU. image_shape: (C, H, W). A subclass has :meth:`images`
-    and :attr:`fingerprint`.
+    classes: their names, by label. labels: int64 [N] on the CPU. image_shape: (C, H, W). built_from: the name of the data
+    set that a constructed one was built from, if that is known. A subclass has :meth:`images` and :attr:`fingerprint`.
     """
 
     name: str = ""
     split: str = ""
+    built_from: str | None = None
     classes: tuple[str, ...] = ()
     labels: Tensor
     image_shape: tuple[int, int, int]
@@ -108,7 +109,9 @@ class ArraySource(Source):
 
     def subset(self, indices: Indices) -> ArraySource:
         index = as_indices(indices, len(self), self.name)
-        return ArraySource(self._images[index], self.labels[index], self.classes, self.name, self.split)
+        part = ArraySource(self._images[index], self.labels[index], self.classes, self.name, self.split)
+        part.built_from = self.built_from
+        return part
 
 
 class Subset(Source):
@@ -120,6 +123,7 @@ class Subset(Source):
         self.parent, self.index = parent, index
         self.name, self.split, self.classes = parent.name, parent.split, parent.classes
         self.labels, self.image_shape = parent.labels[index], parent.image_shape
+        self.built_from = parent.built_from
 
     def images(self, indices: Indices = None) -> Tensor:
         return self.parent.images(self.index[as_indices(indices, len(self), self.name)])

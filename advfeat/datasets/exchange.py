@@ -37,12 +37,19 @@ def export_lists(source: Source, path: str | Path, prefix: str = "CIFAR") -> Non
 
 
 def import_lists(
-    path: str | Path, classes: Sequence[str] = CIFAR10_CLASSES, prefix: str = "CIFAR", name: str | None = None
+    path: str | Path,
+    classes: Sequence[str] = CIFAR10_CLASSES,
+    prefix: str = "CIFAR",
+    name: str | None = None,
+    built_from: str | None = None,
 ) -> ArraySource:
-    """Reads a set that the paper's authors released (``d_robust_CIFAR``, ``ddet_CIFAR``, ...) or :func:`export_lists`
-    wrote: a folder with ``CIFAR_ims`` and ``CIFAR_lab``.
+    """Reads a set that the paper's authors released or :func:`export_lists` wrote: a folder with ``CIFAR_ims`` and
+    ``CIFAR_lab``.
 
-    No code in the files is run (``weights_only``), and tensors saved on a GPU come to the CPU.
+    The authors' folders are ``d_robust_CIFAR``, ``d_non_robust_CIFAR``, ``drand_CIFAR`` and ``ddet_CIFAR``; what they
+    wrote about them leaves out the first two's ``d_``.
+    built_from: the data set that it comes from, on which ``advfeat train`` tests. No code in the files is run
+    (``weights_only``), and tensors saved on a GPU come to the CPU.
     Errors: FileNotFoundError saying what is there; ValueError naming a file that is damaged, holds anything but a list
     of tensors, or does not fit the other one.
     """
@@ -58,7 +65,9 @@ def import_lists(
             f"{folder / f'{prefix}_lab'} should hold {len(images)} integers, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}"
         )
-    return ArraySource(images.float(), labels.long(), classes, name or str(folder))
+    made = ArraySource(images.float(), labels.long(), classes, name or str(folder))
+    made.built_from = built_from
+    return made
 
 
 def _load_list(file: Path) -> Tensor:

@@ -1,18 +1,20 @@
 """CIFAR-10, Fashion-MNIST and MNIST from their official files, in the folders that torchvision keeps them in.
 
 Read here and not by torchvision, which unpickles CIFAR-10's batch files and which many machines lack. No file is
-executed: the pickles are scanned as data.
+executed: the pickles are scanned as data. Also CIFAR-10.1, which torchvision has not.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import pickletools
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +33,9 @@ _CIFAR10_FILES = {
     "test": (("test_batch", "40351d587109b95175f43aff81a1287e"),),
 }
 _CIFAR10_SHAPE = (3, 32, 32)
+
+_CIFAR10_1 = {"v6": 2000, "v4": 2021}  # how many images; v6 has as many of each class, and its authors advise it
+_CIFAR10_1_FOLDERS = ("", "cifar10.1", "CIFAR-10.1", "CIFAR-10.1/datasets")  # the last as in a clone of its repository
 
 MNIST_CLASSES = tuple("0123456789")
 FASHION_CLASSES = (
@@ -97,6 +102,52 @@ def scan_cifar_batch(data: bytes, path: Path) -> tuple[Tensor, list[int]]:
             f"{path} is not a batch file of CIFAR-10: {len(labels)} labels and {len(pixels or b''):,} bytes of pixels"
         )
     return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, *_CIFAR10_SHAPE), labels
+
+
+def load_cifar10_1(root: Path, split: str) -> ArraySource:
+    """CIFAR-10.1, a later test set: 2,000 images 3x32x32 of v6, or 2,021 of v4 where only that one is there.
+
+    Reads ``cifar10.1_v6_data.npy`` and ``cifar10.1_v6_labels.npy`` from ``root``, ``root/cifar10.1``,
+    ``root/CIFAR-10.1`` or ``root/CIFAR-10.1/datasets``. No pickled objects are read.
+    Errors: ValueError for the train split, and naming a damaged file; FileNotFoundError saying what was looked for and
+    what is there.
+    """
+    if split != "test":
+        raise ValueError(f"cifar10.1 is a test set: it has no {split} split")
+    data, labels, n = _find_cifar10_1(root)
+    images = _read_npy(data)
+    if images.dtype != np.uint8 or images.shape != (n, 32, 32, 3):
+        raise ValueError(f"{data} should hold uint8 [{n}, 32, 32, 3], got {images.dtype} of shape {images.shape}")
+    values = _read_npy(labels)
+    if values.dtype.kind not in "iu" or values.shape != (n,):
+        raise ValueError(f"{labels} should hold {n} integers, got {values.dtype} of shape {values.shape}")
+    if values.min() < 0 or values.max() > 9:
+        raise ValueError(f"{labels} should hold labels in 0 .. 9, got {values.min()} .. {values.max()}")
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return ArraySource(pixels, torch.from_numpy(values.astype(np.int64)), CIFAR10_CLASSES, "cifar10.1", split)
+
+
+def _find_cifar10_1(root: Path) -> tuple[Path, Path, int]:
+    """The files of images and labels, and how many there should be; one of them may be missing."""
+    folders = [root / folder for folder in _CIFAR10_1_FOLDERS]
+    for version, n in _CIFAR10_1.items():
+        pairs = [[folder / f"cifar10.1_{version}_{kind}.npy" for kind in ("data", "labels")] for folder in folders]
+        data, labels = max(pairs, key=lambda pair: sum(file.is_file() for file in pair))
+        if data.is_file() or labels.is_file():
+            return data, labels, n
+    raise FileNotFoundError(
+        f"cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy (or v4) should lie in {', '.join(map(str, folders))}: "
+        f"not there. {' '.join(what_is_in(folder) for folder in folders if folder.is_dir())}"
+    )
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    file = io.BytesIO(_read(path))
+    try:
+        # Not np.load, which takes what is no .npy file for a pickle, and says how to run it.
+        return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # the head is Python, and a damaged one fails in as many ways as Python has
+        raise ValueError(f"{path} is truncated or altered: {error}") from error
 
 
 def load_idx(name: str, root: Path, split: str) -> ArraySource:

@@ -13,7 +13,7 @@ from advfeat.datasets.base import ArraySource, Source, Subset, balanced_subset, 
 
 __all__ = ["NAMES", "RESTRICTED_IMAGENET", "ArraySource", "Source", "Subset", "load"]
 
-NAMES = ("digits", "planted", "cifar10", "fashion-mnist", "mnist", "folder", "restricted-imagenet")
+NAMES = ("digits", "planted", "cifar10", "cifar10.1", "fashion-mnist", "mnist", "folder", "restricted-imagenet")
 
 # The paper's Table 2 (Appendix C.1): first and last of the sorted ImageNet classes, both inclusive.
 RESTRICTED_IMAGENET: dict[str, tuple[int, int]] = {
@@ -48,11 +48,14 @@ def load(
         "digits"               scikit-learn's 1797 scanned digits, 10 classes, 1x8x8, values k/16; 1347 train, 450 test
         "planted"              generated images with known features, see :class:`advfeat.datasets.planted.Planted`
         "cifar10"              root/cifar-10-batches-py
+        "cifar10.1"            root/cifar10.1_v6_data.npy and ..._labels.npy, or in root/cifar10.1 or in a clone of its
+                               repository, root/CIFAR-10.1; a test set alone
         "fashion-mnist"        root/FashionMNIST/raw
         "mnist"                root/MNIST/raw
         "folder"               root/<split>/<class>/*.png, see :class:`advfeat.datasets.folder.FolderSource`
         "restricted-imagenet"  an ImageNet folder as the paper's 9 super-classes (Table 2), 224x224 unless size is given
-        a path                 a set made by :func:`advfeat.datasets.build.build` (a folder with a manifest.json)
+        a path                 a set made by :func:`advfeat.datasets.build.build` (a folder with a manifest.json), or
+                               one that the paper's authors released (a folder with CIFAR_ims and CIFAR_lab)
     split: "train" or "test". root: the folder the data set lies in; only the named sets and folders need it.
     seed: draws the images of "planted" and the samples of ``limit``. size: side in pixels, for folders and "planted".
     limit: so many samples, evenly over the classes. class_ranges: for "folder", see there.
@@ -79,11 +82,13 @@ def _load(name: str, split: str, root: str | Path | None, seed: int, size: int |
         from advfeat.datasets.planted import Planted, PlantedConfig
 
         return Planted(split, seed=seed, config=PlantedConfig() if size is None else PlantedConfig((3, size, size)))
-    if name in ("cifar10", "mnist", "fashion-mnist"):
+    if name in ("cifar10", "cifar10.1", "mnist", "fashion-mnist"):
         from advfeat.datasets import official
 
         path = _root(name, root)
-        return official.load_cifar10(path, split) if name == "cifar10" else official.load_idx(name, path, split)
+        if name == "cifar10":
+            return official.load_cifar10(path, split)
+        return official.load_cifar10_1(path, split) if name == "cifar10.1" else official.load_idx(name, path, split)
     return _constructed(name, split)
 
 
@@ -110,6 +115,8 @@ def _constructed(name: str, split: str) -> Source:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"unknown data set {name!r}: should be {', '.join(NAMES)} or the folder of a built set{hint}")
     if path.is_dir() and not (path / "manifest.json").is_file():
+        if (path / "CIFAR_ims").is_file() or (path / "CIFAR_lab").is_file():
+            return _released(path, split)
         raise FileNotFoundError(
             f"{path} has no manifest.json, so it is not a constructed set; for a folder of images use the data set "
             f"'folder' with root={path}"
@@ -117,6 +124,21 @@ def _constructed(name: str, split: str) -> Source:
     made = ConstructedSet.open(path)
     if made.split and made.split != split:
         raise ValueError(f"{path} was built from the {made.split} split of {made.built_from}; it has no {split} split")
+    return made
+
+
+def _released(path: Path, split: str) -> Source:
+    """A set of the paper's authors: built from CIFAR-10's training images, and tested on CIFAR-10."""
+    from advfeat.datasets.exchange import import_lists
+
+    if split != "train":
+        raise ValueError(f"{path} was built from the train split of cifar10; it has no {split} split")
+    made = import_lists(path, built_from="cifar10")
+    if made.image_shape != (3, 32, 32):
+        raise ValueError(
+            f"{path} should hold 3x32x32 images of CIFAR-10, got {'x'.join(map(str, made.image_shape))}; for lists of "
+            "another data set there is advfeat.datasets.exchange.import_lists"
+        )
     return made
 
 
