@@ -1,4 +1,4 @@
-"""The command line: ``advfeat train | build | evaluate | attack | features | demo | theory | info``.
+"""The command line: ``advfeat train | build | evaluate | attack | features | demo | reproduce | theory | info``.
 
 Settings come from dataclasses, so ``advfeat COMMAND --help`` shows every one of them with its default. Nothing heavy is
 imported before a command runs.
@@ -27,7 +27,7 @@ class Data:
     """Which images."""
 
     dataset: str = "digits"
-    """digits, planted, cifar10, fashion-mnist, mnist, folder, or the folder of a constructed set."""
+    """digits, planted, cifar10, cifar10.1, fashion-mnist, mnist, folder, or the folder of a constructed set."""
     root: Path | None = field(default_factory=_root_from_environment)
     """Where the data set lies (default: the environment variable ADVFEAT_DATA); digits and planted need none."""
     limit: int | None = None
@@ -72,9 +72,9 @@ class Train:
     test_dataset: str | None = None
     """What to test on after each epoch; for a constructed set, the data set it was built from."""
     arch: str = "small-convnet"
-    """small-convnet, resnet18 or resnet50."""
+    """small-convnet, resnet18, resnet50, vgg16, inception_v3 or densenet121."""
     width: int | None = None
-    """Channels of the small convnet's first layer."""
+    """Channels of the first layer, which the others follow; default 32 for small-convnet and inception_v3, else 64."""
     epochs: int | None = None
     lr: float | None = None
     train_batch_size: int | None = None
@@ -229,9 +229,37 @@ class Demo:
     seed: int = 0
 
     def run(self) -> None:
-        from advfeat import commands
+        from advfeat import reproduce
 
-        commands.demo(self)
+        reproduce.demo(self)
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """The paper's tables and figures, one name each: our numbers, the paper's, verdicts, and a page of a report."""
+
+    name: Positional[str | None] = None
+    """table1, figure2, ... or all; without a name, the list."""
+    list: bool = False
+    """Show the experiments with the paper's numbers and the expected times."""
+    preset: Literal["digits", "cifar10-cpu", "cifar10"] = "digits"
+    """digits: minutes; cifar10-cpu: small networks, for two cores; cifar10: the paper's network, for a GPU."""
+    arch: str | None = None
+    """Another network in the place of the preset's own, as resnet18 with cifar10."""
+    seeds: int | None = None
+    """So many seeds, 0, 1, ..."""
+    out: Path | None = None
+    """The folder of models, sets and pages (default: reproduction/PRESET); what is done there is not done again."""
+    root: Path | None = field(default_factory=_root_from_environment)
+    """Where data sets lie (default: the environment variable ADVFEAT_DATA)."""
+    minutes: float | None = None
+    """Stop after so many minutes, with exit status 75; the same command goes on."""
+    device: str | None = None
+
+    def run(self) -> None:
+        from advfeat import reproduce
+
+        reproduce.reproduce(self)
 
 
 @dataclass(frozen=True)
@@ -278,6 +306,7 @@ Command = (
     | Annotated[Attack, subcommand("attack")]
     | Annotated[Features, subcommand("features")]
     | Annotated[Demo, subcommand("demo")]
+    | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Theory, subcommand("theory")]
     | Annotated[Info, subcommand("info")]
 )

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import shlex
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +40,7 @@ def _preset_of(dataset: str) -> str:
 
 def train(c: cli.Train) -> None:
     source = c.data.load("train")
-    test_name = c.test_dataset or getattr(source, "built_from", None) or c.data.dataset
+    test_name = c.test_dataset or source.built_from or c.data.dataset
     test = sources.load(test_name, split="test", root=c.data.root)
     changes = {
         "arch": c.arch,
@@ -158,7 +155,7 @@ def evaluate(c: cli.Evaluate) -> None:
 def attack(c: cli.Attack) -> None:
     import safetensors.torch
 
-    from advfeat.report.plots import sample_grid
+    from advfeat.plots import sample_grid
 
     source = c.data.load(c.split)
     device = c.runtime.torch_device()
@@ -232,38 +229,6 @@ def features(c: cli.Features) -> None:
         write_json(c.out / "features.json", {**settings, "features": found.rows(), **provenance(device)})
         found.scatter(c.out / "features.png", f"{c.model}: {source.name}, {c.norm} {c.eps:g}")
         console.print(f"written to {c.out}: features.json, features.png")
-
-
-def demo(c: cli.Demo) -> None:
-    from advfeat.experiments import main_experiment
-    from advfeat.report.main_report import write_main_report
-
-    config = main_experiment.preset_config(c.preset, seed=c.seed)
-    began = time.monotonic()
-    outcome = main_experiment.run(config, c.out, root=c.root, bar=bar)
-    command = "advfeat " + shlex.join(sys.argv[1:]) if len(sys.argv) > 1 else "advfeat demo"
-    page = write_main_report(config, outcome, c.out, command=command, root=c.root)
-    rows = []
-    for row in outcome.results["rows"]:
-        rows.append(
-            [
-                main_experiment.LABELS[row["key"]],
-                f"{100 * row['accuracy']['value']:.1f}",
-                *(f"{100 * r['value']:.1f}" for r in row["robust"]),
-                f"{100 * row['next_class']:.1f}",
-                "–" if row["paper"]["accuracy"] is None else f"{row['paper']['accuracy']:g}",
-                *("–" if v is None else f"{v:g}" for v in row["paper"]["robust"]),
-            ]
-        )
-    table(
-        f"{config.dataset}, % of the test set (on the right the paper's, CIFAR-10 at 0.25 and 0.5, for the pattern)",
-        ["trained on", "acc.", *(f"L2 {e:g}" for e in config.radii), "y+1", "paper", ".25", ".5"],
-        rows,
-    )
-    for finding in outcome.results["findings"]:
-        mark = "[green]seen    [/green]" if finding["holds"] else "[red]not seen[/red]"
-        console.print(f"{mark} {finding['claim']} [dim]{finding['seen']}[/dim]", highlight=False)
-    console.print(f"report: [bold]{page}[/bold]  [dim]({time.monotonic() - began:.0f} s)[/dim]")
 
 
 def info(c: cli.Info) -> None:

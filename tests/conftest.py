@@ -57,6 +57,18 @@ def data_root() -> Path:
 
 
 @pytest.fixture
+def tiny(monkeypatch):
+    """The preset "digits" of the command line is a tiny one."""
+    from tiny_preset import tiny_preset
+
+    from advfeat.experiments import presets
+
+    preset = tiny_preset()
+    monkeypatch.setitem(presets._PRESETS, "digits", lambda: preset)
+    return preset
+
+
+@pytest.fixture
 def threads():
     """A function that sets the number of torch threads; put back afterwards."""
     before = torch.get_num_threads()

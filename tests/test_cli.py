@@ -1,6 +1,5 @@
 """The commands as a user runs them, on a few digits with a tiny model; and how they fail."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -10,9 +9,8 @@ import safetensors.torch
 import torch
 
 from advfeat import cli
-from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget
+from advfeat.datasets.recipes import PerturbTowardsTarget
 from advfeat.datasets.store import ConstructedSet
-from advfeat.experiments import main_experiment
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +67,9 @@ def test_build_train_on_the_set_and_evaluate(folder, capsys):
     before = (folder / "det" / "manifest.json").read_bytes()
     run(folder, build, capsys)  # again: nothing to do
     assert (folder / "det" / "manifest.json").read_bytes() == before
-    out = run(folder, "train --out {folder}/on-det --dataset {folder}/det --epochs 1 --width 4", capsys)
-    assert "test accuracy on digits" in out  # the set knows what it was built from
+    for name, limit in (("on-det", ""), ("on-part", "--limit 50")):
+        out = run(folder, f"train --out {{folder}}/{name} --dataset {{folder}}/det {limit} --epochs 1 --width 4", capsys)
+        assert "test accuracy on digits" in out  # the set knows what it was built from
     out = run(
         folder,
         "evaluate --model {folder}/on-det --limit 50 --eps 0 0.5 --steps 3 --out {folder}/evaluation.json",
@@ -158,78 +157,27 @@ def test_help_needs_no_torch():
     script = "import sys; import advfeat.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "build", "evaluate", "attack", "demo", "theory", "info"):
+    for command in ("train", "build", "evaluate", "attack", "demo", "reproduce", "theory", "info"):
         assert command in done.stdout
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """The demo with everything as small as it goes."""
-    config = main_experiment.preset_config("digits")
-    small = config.standard.replace(epochs=1, width=4)
-    config = dataclasses.replace(
-        config,
-        limit=60,
-        test_limit=40,
-        standard=small,
-        adversarial=config.adversarial.replace(epochs=1, width=4),
-        on=dict.fromkeys(main_experiment.SETS, small),
-        recipes={
-            "robust": MatchRepresentation("robust", 2, 0.1),
-            "nonrobust": MatchRepresentation("nonrobust", 2, 0.1),
-            "rand": PerturbTowardsTarget("rand", 1.5, 2, 0.5),
-            "det": PerturbTowardsTarget("det", 1.5, 2, 0.5),
-        },
-        attack_steps=2,
-    )
-    monkeypatch.setitem(main_experiment._PRESETS, "digits", lambda: config)
-    return config
 
 
 def test_demo_writes_a_report_and_does_nothing_twice(tiny, tmp_path, capsys):
     cli.main(["demo", "--out", str(tmp_path / "report")])
     out = capsys.readouterr().out
     page = (tmp_path / "report" / "index.html").read_text()
-    results = json.loads((tmp_path / "report" / "results.json").read_text())
-    assert [r["key"] for r in results["rows"]] == ["standard", "adversarial", *main_experiment.SETS]
-    for row in results["rows"]:
-        assert f"{100 * row['accuracy']['value']:.1f}" in page
-        assert len(row["robust"]) == 2
+    results = json.loads((tmp_path / "report" / "results" / "main.json").read_text())
+    models, sets = results["tables"]
+    assert [row["name"] for row in models["rows"]] == ["D", "D, adversarially", "D_R", "D_NR", "D_rand", "D_det"]
+    for row in models["rows"]:
+        numbers = [cell["ours"] for cell in row["cells"]]
+        assert all(number["text"].removesuffix(" %") in page for number in numbers)
         # Robust accuracy is at most clean accuracy, and falls with the radius.
-        assert row["accuracy"]["value"] >= row["robust"][0]["value"] >= row["robust"][1]["value"]
-        assert row["robust"][0]["details"]["attack"]["steps"] == 2
+        accuracy, *robust, _ = (number["mean"] for number in numbers)
+        assert accuracy >= robust[0] >= robust[1] and len(robust) == 2
+    assert len(sets["rows"]) == 4 and len(results["findings"]) == 5
     assert page.count("data:image/png;base64,") == 5  # the curves and four grids
     assert "<script" not in page and "http" not in page.split("</style>")[1]  # stands alone
     assert str(tmp_path / "report" / "index.html") in out.replace("\n", "")
     models = {p: p.stat().st_mtime_ns for p in (tmp_path / "report").rglob("*.safetensors")}
     cli.main(["demo", "--out", str(tmp_path / "report")])
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "report").rglob("*.safetensors")} == models
-
-
-def test_findings_can_fail():
-    """A claim counts as seen only where the intervals do not overlap."""
-
-    def row(key, accuracy, robust, next_class=0.0):
-        share = {"value": accuracy, "low": accuracy - 0.02, "high": accuracy + 0.02}
-        both = [
-            {"eps": e, "value": r, "low": r - 0.02, "high": r + 0.02} for e, r in zip((0.5, 1.0), robust, strict=True)
-        ]
-        return {"key": key, "accuracy": share, "robust": both, "next_class": next_class}
-
-    def seen(**changes):
-        rows = {
-            "standard": row("standard", 0.95, (0.1, 0.0)),
-            "adversarial": row("adversarial", 0.9, (0.8, 0.6)),
-            "robust": row("robust", 0.85, (0.5, 0.2)),
-            "nonrobust": row("nonrobust", 0.88, (0.05, 0.0)),
-            "rand": row("rand", 0.6, (0.0, 0.0)),
-            "det": row("det", 0.44, (0.0, 0.0), next_class=0.16),
-        } | changes
-        results = {"rows": list(rows.values()), "dataset": {"classes": list("0123456789")}}
-        return [f["holds"] for f in main_experiment.findings(results)]
-
-    assert seen() == [True] * 5
-    assert seen(robust=row("robust", 0.85, (0.12, 0.0))) == [True, False, True, True, True]
-    assert seen(nonrobust=row("nonrobust", 0.88, (0.49, 0.19))) == [True, True, False, True, True]
-    assert seen(det=row("det", 0.3, (0, 0), next_class=0.5)) == [True, True, True, True, False]
-    assert seen(rand=row("rand", 0.12, (0, 0))) == [True, True, True, False, True]

@@ -1,12 +1,122 @@
-"""Writes the results of the main experiment as one self-contained HTML page."""
+"""Writes experiments as self-contained HTML pages, and an overview of them."""
 
 from __future__ import annotations
 
 import base64
-import os
+import json
+import platform
+import re
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup, escape
+
+from advfeat.experiments.run import Page
+from advfeat.runs import write_bytes
+
+VERDICTS = {"seen": "seen", "undecided": "undecided", "opposite": "the opposite"}
+
+
+def write_experiment(page: Page, path: Path, command: str, *, up: bool = True) -> Path:
+    """Writes one experiment's page; returns its path. up: with a link to the overview beside it."""
+    r = page.results
+    settings = {k: v for k, v in r.items() if k not in ("tables", "findings", "differences", "notes", "why_different")}
+    return _write(
+        path,
+        "experiment.html",
+        r=r,
+        pictures=page.pictures,
+        summary=summary(r),
+        machine=machine(r),
+        spread=_spread(r),
+        verdict_words=VERDICTS,
+        command=command,
+        settings=json.dumps(settings, indent=2),
+        up=up,
+    )
+
+
+def write_overview(rows: list[dict], preset: str, path: Path) -> Path:
+    """Writes the overview; rows: ``name, title, results`` (None where it was not done) and then ``state``."""
+    shown = []
+    for row in rows:
+        r = row["results"]
+        verdicts = [f["verdict"] for f in r["findings"]] if r else []
+        shown.append(
+            {
+                **row,
+                "page": f"{row['name']}.html" if r else None,
+                **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
+                "seconds": r["seconds"] if r else 0,
+            }
+        )
+    done = sum(row["results"] is not None for row in rows)
+    seen, checked = sum(row["seen"] for row in shown), sum(sum(row[v] for v in VERDICTS) for row in shown)
+    words = f"{done} of {len(rows)} experiments are done; of the {checked} claims they check, {seen} were seen."
+    return _write(path, "overview.html", rows=shown, preset=preset, summary=words)
+
+
+def summary(r: dict) -> str:
+    """What an experiment found, in a sentence or two."""
+    data = (
+        next(d for d in r["data"] if d["split"] == "train") if any(d["split"] == "train" for d in r["data"]) else None
+    )
+    test = next((d for d in r["data"] if d["split"] == "test"), None)
+    parts = [f"{d['samples']:,} {what} images" for d, what in ((data, "training"), (test, "test")) if d]
+    verdicts = [f["verdict"] for f in r["findings"]]
+    seeds = r["preset"]["seeds"]
+    words = f"Done anew on {title((data or test)['name'])}: {' and '.join(parts)}" if parts else "Done anew"
+    words += f", {len(seeds)} seed{'s' if len(seeds) > 1 else ''}. "
+    if verdicts:
+        words += f"Of the {len(verdicts)} claims checked below, {verdicts.count('seen')} were seen"
+        words += f" and of {verdicts.count('opposite')} the opposite." if "opposite" in verdicts else "."
+    return words
+
+
+def machine(r: dict) -> str:
+    """What it ran on, in words."""
+    threads = f"{r['threads']} thread" + ("" if r["threads"] == 1 else "s")
+    return f"{r['device']}, {threads}, torch {r['versions']['torch']}, {platform.system()}"
+
+
+def title(dataset: str) -> str:
+    """A data set's name as one writes it."""
+    names = {
+        "digits": "scikit-learn's digits",
+        "cifar10": "CIFAR-10",
+        "mnist": "MNIST",
+        "fashion-mnist": "Fashion-MNIST",
+    }
+    return names.get(dataset, dataset)
+
+
+def _spread(r: dict) -> str:
+    seeds = len(r["preset"]["seeds"])
+    what = "the 95 % Wilson interval for the sampling of the test set"
+    return f"Small figures: {what}." if seeds == 1 else f"Small figures: the range over seeds, and at least {what}."
+
+
+def _write(path: Path, template: str, **values: object) -> Path:
+    write_bytes(path, _ENVIRONMENT.get_template(template).render(**values).encode())
+    return path
+
+
+def _interval(number: dict) -> str:
+    digits = 1 if "n" in number else 2
+    return f"{number['low']:.{digits}f} – {number['high']:.{digits}f}"
+
+
+def _with_subscripts(text: str) -> Markup:
+    """Text with D_R, D_NR, D_rand and D_det as they are printed."""
+    return Markup(re.sub(r"\bD_(R|NR|rand|det)\b", r"D<sub>\1</sub>", str(escape(text))))
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as one would say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("advfeat.report", "templates"),
@@ -15,29 +125,8 @@ _ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}"
-
-
-def _as_data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-_ENVIRONMENT.filters["percent"] = _percent
-_ENVIRONMENT.filters["data_url"] = _as_data_url
-
-
-def write_report(results: dict, pictures: dict[str, bytes], out: Path) -> Path:
-    """Writes ``out/index.html`` from the results of :mod:`advfeat.experiments.main_experiment`; returns its path.
-
-    pictures: PNG bytes, "curves" and one grid for each constructed set, embedded in the page.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    page = _ENVIRONMENT.get_template("report.html").render(r=results, pictures=pictures)
-    path = out / "index.html"
-    temporary = out / "index.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+_ENVIRONMENT.filters["sets"] = _with_subscripts
+_ENVIRONMENT.filters["data_url"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+_ENVIRONMENT.filters["duration"] = duration
+_ENVIRONMENT.filters["interval"] = _interval
+_ENVIRONMENT.filters["tidy"] = lambda value: f"{value:g}"

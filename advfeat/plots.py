@@ -1,4 +1,4 @@
-"""The report's pictures, as PNG bytes: training curves and grids of sample images."""
+"""Pictures as PNG bytes: figures in the forms of the paper, training curves and grids of sample images."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ COLOURS = {
     "det": "#cc79a7",
 }
 _INK = "#222222"
+_PAPER = "#c44e00"
 
 
 def _png(figure: plt.Figure) -> bytes:
@@ -80,11 +81,15 @@ def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference:
     difference: (title, values [n, C, H, W]), shown around mid-grey, scaled so that the largest magnitude fills the
     range; the factor is written into the title. captions: a line or two below each column.
     """
-    n = len(captions)
     title, values = difference
     largest = float(values.abs().max())
     factor = 0.5 / largest if largest > 0 else 1.0
-    shown = [*rows, (f"{title}\n(x {factor:.2g})", 0.5 + factor * values)]
+    return image_grid([*rows, (f"{title}\n(x {factor:.2g})", 0.5 + factor * values)], captions)
+
+
+def image_grid(shown: list[tuple[str, Tensor]], captions: list[str]) -> bytes:
+    """Images in columns: a row for each (title, images [n, C, H, W]), a caption of a line or two below each column."""
+    n = len(captions)
     figure, axes = plt.subplots(len(shown), n, figsize=(1.05 * n + 1.2, 1.12 * len(shown) + 0.3), squeeze=False)
     for r, (name, images) in enumerate(shown):
         for c in range(n):
@@ -99,4 +104,71 @@ def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference:
             if r == len(shown) - 1:
                 ax.set_xlabel(captions[c], fontsize=8, color=_INK)
     figure.subplots_adjust(wspace=0.06, hspace=0.06)
+    return _png(figure)
+
+
+def paired_bars(
+    groups: list[tuple[str, tuple[float, float, float], tuple[float, float, float], tuple[float, float]]], second: str
+) -> bytes:
+    """Figure 2b: two bars a group, accuracy and robust accuracy in per cent, and the paper's two values as marks.
+
+    groups: (name, (mean, low, high), (mean, low, high), the paper's two). second: what the second bar is.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 3.4))
+    place = np.arange(len(groups))
+    for side, offset, colour, name in ((1, -0.2, "#9ecae1", "accuracy"), (2, 0.2, "#0072b2", second)):
+        mean, low, high = np.array([group[side] for group in groups]).T
+        error = np.maximum(0, np.stack([mean - low, high - mean]))
+        style = {"ecolor": _INK, "error_kw": {"elinewidth": 0.9}}
+        ax.bar(place + offset, mean, 0.38, yerr=error, capsize=2.5, color=colour, label=name, **style)
+    for i, group in enumerate(groups):
+        label = "paper" if i == 0 else None
+        ax.plot([i - 0.2, i + 0.2], group[3], "D", color=_PAPER, markersize=4.5, label=label, linestyle="none")
+    ax.set_xticks(place, [group[0] for group in groups])
+    ax.set_ylim(0, 104)
+    ax.set_ylabel("%", fontsize=8, color=_INK)
+    _plain(ax)
+    ax.legend(fontsize=8, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _png(figure)
+
+
+def scatter_fit(series: list[tuple[str, list[tuple[str, float, float]], str]], x_label: str, y_label: str) -> bytes:
+    """Figure 3: named points, and a least-squares line through each series of at least three.
+
+    series: (name, [(name of the point, x, y)], colour).
+    """
+    figure, ax = plt.subplots(figsize=(6.0, 3.8))
+    for name, points, colour in series:
+        x, y = np.array([p[1] for p in points]), np.array([p[2] for p in points])
+        ax.plot(x, y, "o", color=colour, markersize=5, label=name)
+        if len(points) > 2 and np.ptp(x) > 0:
+            slope, offset = np.polyfit(x, y, 1)
+            ends = np.array([x.min(), x.max()])
+            ax.plot(ends, slope * ends + offset, color=colour, alpha=0.4, linewidth=1.2)
+        for label, px, py in points:
+            ax.annotate(label, (px, py), xytext=(5, 4), textcoords="offset points", fontsize=7, color=_INK)
+    ax.set_xlabel(x_label, fontsize=8, color=_INK)
+    ax.set_ylabel(y_label, fontsize=8, color=_INK)
+    ax.margins(0.14)
+    _plain(ax)
+    ax.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def lines_over_steps(series: list[tuple[str, list[int], list[float], str, str]], x_label: str, y_label: str) -> bytes:
+    """Figure 8: accuracy against the number of steps, on a logarithmic axis.
+
+    series: (name, steps, values, colour, line style).
+    """
+    figure, ax = plt.subplots(figsize=(6.0, 3.4))
+    for name, steps, values, colour, style in series:
+        ax.plot(steps, values, style, color=colour, linewidth=1.8, markersize=4, label=name)
+    ax.set_xscale("log", base=2)
+    ticks = sorted({step for line in series for step in line[1]})
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.set_xlabel(x_label, fontsize=8, color=_INK)
+    ax.set_ylabel(y_label, fontsize=8, color=_INK)
+    ax.set_ylim(bottom=0)
+    _plain(ax)
+    ax.legend(fontsize=8, frameon=False)
     return _png(figure)

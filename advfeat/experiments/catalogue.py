@@ -1,0 +1,51 @@
+"""The experiments by name, in the order of ``advfeat reproduce all``: what others build on comes first."""
+
+from __future__ import annotations
+
+from advfeat.experiments import (
+    cats_vs_dogs,
+    cifar10_1,
+    cross_architecture,
+    figure2,
+    figure3,
+    figure8,
+    leakage_control,
+    main_experiment,
+    released,
+    restricted_imagenet,
+    table1,
+    table7,
+    table8,
+    table9,
+    table10,
+)
+from advfeat.experiments.experiment import Experiment
+
+_MODULES = (
+    table1,
+    figure2,
+    table9,
+    table10,
+    leakage_control,
+    table8,
+    figure8,
+    cats_vs_dogs,
+    cross_architecture,
+    figure3,
+    table7,
+    released,
+    cifar10_1,
+    restricted_imagenet,
+)
+EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}
+MAIN = main_experiment.EXPERIMENT
+# One experiment gives both.
+ALIASES = {"figure10": "table9", "figure13": "figure3", "figure12": "restricted-imagenet"}
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of a name. Errors: ValueError naming those that there are."""
+    found = EXPERIMENTS.get(ALIASES.get(name, name))
+    if found is None:
+        raise ValueError(f"unknown experiment {name!r}: should be {', '.join(EXPERIMENTS)}, or all")
+    return found

@@ -1,0 +1,58 @@
+"""Section 3.1's remark: D_R and D_NR made with one architecture, trained with another, give "the same"."""
+
+from __future__ import annotations
+
+from advfeat.experiments.experiment import Experiment, Plan
+from advfeat.experiments.figure2 import findings
+from advfeat.experiments.lab import Lab
+from advfeat.experiments.pieces import LABELS, clean, constructed, data, evaluated, model, outcomes, robust, trained
+from advfeat.experiments.presets import Preset
+from advfeat.experiments.result import Cell, Result, Table
+from advfeat.experiments.steps import Trained
+
+ROWS = ("standard", "robust", "nonrobust")
+
+
+def plan(p: Preset) -> Plan:
+    seed = p.seeds[0]
+    models = {("own", key): model(p, key, seed) for key in ROWS} | {("other", key): other(p, key, seed) for key in ROWS}
+    return {row: [evaluated(p, m)] for row, m in models.items()}
+
+
+def report(lab: Lab, p: Preset, steps: Plan) -> Result:
+    found = {row: outcomes(lab, of_row) for row, of_row in steps.items()}
+    under_attack = {row: [robust(found[row], i) for i in range(len(p.radii))] for row in found}
+    tables = []
+    for who, title in (("other", f"Trained with {p.other}"), ("own", f"Trained with {p.standard.arch}, the source")):
+        tables.append(
+            Table(
+                title,
+                ("trained on", "accuracy, %", *(f"robust at {eps:g}, %" for eps in p.radii)),
+                tuple(
+                    (LABELS[key], (Cell(clean(found[who, key])), *(Cell(n) for n in under_attack[who, key])))
+                    for key in ROWS
+                ),
+                "The paper says that the result is the same with other architectures and gives no numbers. One seed.",
+            )
+        )
+    numbers = {key: under_attack["other", key] for key in ROWS}
+    return Result(
+        tables=tables,
+        findings=findings(numbers, p.radii),
+    )
+
+
+def other(p: Preset, key: str, seed: int) -> Trained:
+    """The preset's other architecture trained on D or on a set of its own network's."""
+    on = data(p) if key == "standard" else constructed(p, key, seed)
+    return trained(p, on, p.others[p.other], f"{p.other} on {LABELS[key]}", seed)
+
+
+EXPERIMENT = Experiment(
+    name="cross-architecture",
+    title="The sets of one architecture, learned by another",
+    source="Section 3.1",
+    paper='"the same", without numbers',
+    plan=plan,
+    report=report,
+)

@@ -1,0 +1,132 @@
+"""Figure 2: standard and robust accuracy of training on D, D_NR, adversarially, and on D_R; and samples of the sets."""
+
+from __future__ import annotations
+
+import torch
+
+from advfeat import plots
+from advfeat.experiments.experiment import Experiment, Plan
+from advfeat.experiments.lab import Lab
+from advfeat.experiments.pieces import LABELS, clean, constructed, data, evaluated, model, outcomes, robust
+from advfeat.experiments.presets import Preset
+from advfeat.experiments.result import Cell, Finding, Number, Picture, Result, Table, compare
+
+# At eps 0.25. The figure's D_R bar is Table 7's row from noise, its D_NR bar the row from images [both: Figure 2b].
+PAPER = {
+    "standard": (95.25, 4.49),
+    "nonrobust": (87.68, 0.82),
+    "adversarial": (90.83, 82.48),
+    "robust": (84.10, 48.27),
+}
+
+
+def plan(p: Preset) -> Plan:
+    return {key: [evaluated(p, model(p, key, seed)) for seed in p.seeds] for key in PAPER}
+
+
+def report(lab: Lab, p: Preset, steps: Plan) -> Result:
+    found = {key: outcomes(lab, steps[key]) for key in PAPER}
+    accuracy = {key: clean(found[key]) for key in PAPER}
+    under_attack = {key: [robust(found[key], i) for i in range(len(p.radii))] for key in PAPER}
+    rows = []
+    for key, (paper_clean, paper_robust) in PAPER.items():
+        papers = [paper_robust if eps == 0.25 else None for eps in p.radii]
+        cells = [Cell(n, paper) for n, paper in zip(under_attack[key], papers, strict=True)]
+        rows.append((LABELS[key], (Cell(accuracy[key], paper_clean), *cells)))
+    table = Table(
+        "Standard and robust accuracy",
+        ("trained on", "accuracy, %", *(f"robust at {eps:g}, %" for eps in p.radii)),
+        tuple(rows),
+        f"L2, {p.attack_steps} steps of PGD on the margin. The paper's figure is at 0.25.",
+    )
+    # The radius that tells the most: where the first robust model stands furthest from the standard one.
+    at = max(range(len(p.radii)), key=lambda i: under_attack["adversarial"][i].mean - under_attack["standard"][i].mean)
+    bars = [
+        (
+            LABELS[key],
+            (accuracy[key].mean, *accuracy[key].interval),
+            (under_attack[key][at].mean, *under_attack[key][at].interval),
+            PAPER[key],
+        )
+        for key in PAPER
+    ]
+    return Result(
+        tables=[table],
+        findings=findings(under_attack, p.radii),
+        pictures=[
+            Picture(
+                "figure2a",
+                "Random samples of each set",
+                samples(lab, p),
+                "In each column an image of D, and the images of D_R and D_NR that carry its label.",
+            ),
+            Picture(
+                "figure2b",
+                "Accuracy by what was trained on",
+                plots.paired_bars(bars, f"robust accuracy, L2 {p.radii[at]:g}"),
+                "Wide bars are ours, with the spread; the marks are the paper's, at 0.25.",
+            ),
+        ],
+        why_different=[
+            "The paper's bar of D_R is its set built from noise, that of D_NR the set built from images (Table 7); "
+            "here both are built from images.",
+            "The attack behind the paper's 4.49 % is not given. Its authors' library reads 8.66 and 7.34 % with 20 and "
+            "100 steps for a model of the same accuracy.",
+        ],
+    )
+
+
+def findings(under_attack: dict[str, list[Number]], radii: tuple[float, ...]) -> list[Finding]:
+    """The claims of Section 3.1 on the models that are given; robust accuracy of each at each radius. A claim is looked
+    at where the two models lie furthest apart."""
+
+    def claim(text: str, more: str, less: str, against: str) -> Finding | None:
+        if more not in under_attack or less not in under_attack:
+            return None
+        a, b = under_attack[more], under_attack[less]
+        i = max(range(len(radii)), key=lambda k: abs(a[k].mean - b[k].mean))
+        seen = f"At radius {radii[i]:g}: {a[i]} ({LABELS[more]}) against {b[i]} ({LABELS[less]})."
+        return Finding(text, against, seen, compare(a[i], b[i]))
+
+    claims = [
+        claim(
+            "Adversarial training gives a more robust model than standard training.",
+            "adversarial",
+            "standard",
+            "No more robust accuracy at any radius.",
+        ),
+        claim(
+            "Standard training on D_R gives a more robust model than standard training on D.",
+            "robust",
+            "standard",
+            "Robust accuracy of D_R's model no higher than that of D's.",
+        ),
+        claim(
+            "The source model does it: the same construction with a standard one (D_NR) gives less.",
+            "robust",
+            "nonrobust",
+            "D_NR's model as robust as D_R's: then the construction alone would do it, not the features.",
+        ),
+    ]
+    return [found for found in claims if found is not None]
+
+
+def samples(lab: Lab, p: Preset) -> bytes:
+    """Images of D above those of D_R and D_NR made for them, one a class."""
+    source = lab.open(data(p))
+    sets = {key: lab.open(constructed(p, key, p.seeds[0])) for key in ("robust", "nonrobust")}
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
+    labels = source.labels[order]
+    picked = torch.stack([order[(labels == c).nonzero()[0, 0]] for c in range(min(len(source.classes), 10))])
+    rows = [("D", source.images(picked)), *((LABELS[key], made.images(picked)) for key, made in sets.items())]
+    return plots.image_grid(rows, [source.classes[int(source.labels[i])] for i in picked])
+
+
+EXPERIMENT = Experiment(
+    name="figure2",
+    title="Robust features alone give a robust model",
+    source="Figure 2, Section 3.1",
+    paper="accuracy / robust at 0.25: D 95.25 / 4.49, D_NR 87.68 / 0.82, adversarial 90.83 / 82.48, D_R 84.10 / 48.27",
+    plan=plan,
+    report=report,
+)

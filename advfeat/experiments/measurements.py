@@ -1,0 +1,108 @@
+"""What experiments measure beside accuracy: transfer of adversarial examples, accuracy by number of attack steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from advfeat.attacks import PGD
+from advfeat.attacks.no_trace import logits_of
+from advfeat.experiments.steps import DataStep, Measurement, Trained
+from advfeat.models import evaluating
+from advfeat.progress import Progress, Reporter
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from advfeat.experiments.lab import Lab
+
+
+@dataclass(frozen=True)
+class Transferred(Measurement):
+    """How often adversarial examples of one model fool others that never saw it (Figures 3 and 13).
+
+    Each image of the data is attacked on ``source`` and shown to each of ``targets``. With a targeted attack the target
+    is the class after the label.
+
+    Outcome, for each target in order and for the source: ``right``, the images it gets right; ``fooled``, those of them
+    whose example it gets wrong; ``reached``, those whose example it takes for the attack's target.
+    """
+
+    kind: ClassVar[str] = "transfer"
+    doing: ClassVar[str] = "transferring,"
+    source: Trained
+    targets: tuple[Trained, ...]
+    data: DataStep
+    attack: PGD
+    batch_size: int = 500
+
+    def measure(self, lab: Lab, report: Progress) -> dict:
+        data = lab.open(self.data)
+        models = [lab.open(step) for step in (self.source, *self.targets)]
+        counts = torch.zeros(len(models), 3, dtype=torch.int64)
+        progress = Reporter(report, "transfer", len(data))
+        for index in torch.arange(len(data)).split(self.batch_size):
+            x, y = data.images(index).to(lab.device), data.labels[index].to(lab.device)
+            following = (y + 1) % len(data.classes)
+            target = following if self.attack.targeted else y
+            x_adv = self.attack(models[0], x, target, sample_ids=index.to(lab.device))
+            for row, model in enumerate(models):
+                right, said = predictions(model, x) == y, predictions(model, x_adv)
+                found = (right, right & (said != y), right & (said == following))
+                counts[row] += torch.stack([part.sum() for part in found]).cpu()
+            progress.advance(len(index))
+        source, *targets = (dict(zip(("right", "fooled", "reached"), row, strict=True)) for row in counts.tolist())
+        return {"source": source, "targets": targets, "n": len(data), "attack": self.attack.to_dict()}
+
+
+@dataclass(frozen=True)
+class StepSweep(Measurement):
+    """Robust accuracy against the number of attack steps (Figure 8), the best of several step sizes.
+
+    attacks: one for each step size, with stop="success" and as many steps as the last of ``steps``. Since a fixed step
+    size makes a shorter attack the beginning of a longer one, the curve is read off the step at which each sample first
+    broke. Outcome: ``counts``, the samples still right after so many steps of every attack; ``alone`` the same for each
+    attack; ``correct``; ``n``.
+    """
+
+    kind: ClassVar[str] = "sweep"
+    doing: ClassVar[str] = "attacking"
+    model: Trained
+    data: DataStep
+    attacks: tuple[PGD, ...]
+    steps: tuple[int, ...]
+    batch_size: int = 250
+
+    def measure(self, lab: Lab, report: Progress) -> dict:
+        model, data = lab.open(self.model), lab.open(self.data)
+        images, labels = data.images().to(lab.device), data.labels.to(lab.device)
+        correct = torch.cat([predictions(model, x) for x in images.split(self.batch_size)]) == labels
+        ids = correct.nonzero()[:, 0]
+        progress = Reporter(report, "sweep", len(ids) * len(self.attacks))
+        broken_at = []
+        for attack in self.attacks:
+            batches = ((images[part], labels[part], part) for part in ids.split(self.batch_size))
+            first = []
+            for result in attack.over(model, batches):
+                first.append(result.first_success.cpu())
+                progress.advance(len(first[-1]))
+            first = torch.cat(first)
+            broken_at.append(torch.where(first < 0, torch.iinfo(torch.int32).max, first))
+        alone = [[int((at > k).sum()) for k in self.steps] for at in broken_at]
+        together = torch.stack(broken_at).amin(0)
+        return {
+            "steps": list(self.steps),
+            "counts": [int((together > k).sum()) for k in self.steps],
+            "alone": alone,
+            "correct": int(correct.sum()),
+            "n": len(data),
+            "attacks": [attack.to_dict() for attack in self.attacks],
+        }
+
+
+def predictions(model: nn.Module, x: Tensor) -> Tensor:
+    """The predicted classes [B], in eval mode and full precision."""
+    with evaluating(model), torch.no_grad():
+        return logits_of(model(x)).argmax(dim=1)

@@ -1,0 +1,105 @@
+"""The steps that several experiments share: the paper's six models and four sets at a preset and a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from advfeat.attacks import Attack
+from advfeat.datasets.recipes import MatchRepresentation, Recipe
+from advfeat.evaluation import default_attack
+from advfeat.experiments.lab import Lab
+from advfeat.experiments.presets import SETS, Preset
+from advfeat.experiments.result import Number
+from advfeat.experiments.steps import Constructed, Data, DataStep, Evaluated, Trained
+from advfeat.seeds import derive_seed
+from advfeat.training import TrainConfig
+
+MODELS = ("standard", "adversarial", *SETS)
+TITLES = {"robust": "D_R", "nonrobust": "D_NR", "rand": "D_rand", "det": "D_det"}
+LABELS = {"standard": "D", "adversarial": "D, adversarially", **TITLES}
+
+
+def data(p: Preset, split: str = "train", *, limit: int | None = None) -> Data:
+    """D, or its test set; of the preset's size unless told."""
+    return Data(p.dataset, split, limit or (p.limit if split == "train" else p.test_limit), size=p.size, label="D")
+
+
+def trained(
+    p: Preset, on: DataStep, config: TrainConfig, label: str, seed: int, *, test: DataStep | None = None
+) -> Trained:
+    """A model on any data, tested on the true test set; its weights and order are its own by label and seed."""
+    config = config.replace(seed=derive_seed(seed, "model", label))
+    return Trained(on, test or data(p, "test"), config, label=label)
+
+
+def model(p: Preset, key: str, seed: int) -> Trained:
+    """One of the six models. Each has its own initial weights and order: D_det's is a fresh one, not the standard
+    model's twin."""
+    config = {"standard": p.standard, "adversarial": p.adversarial}.get(key) or p.on[key]
+    on = data(p) if key in ("standard", "adversarial") else constructed(p, key, seed)
+    config = config.replace(seed=100 * seed + MODELS.index(key))
+    return Trained(on, data(p, "test"), config, label=LABELS[key])
+
+
+def constructed(
+    p: Preset,
+    key: str,
+    seed: int,
+    *,
+    recipe: Recipe | None = None,
+    source: Trained | None = None,
+    of: str = "train",
+    label: str = "",
+) -> Constructed:
+    """One of the four sets; with another recipe, source model or split where given."""
+    recipe = recipe or p.recipes[key]
+    source = source or model(p, "adversarial" if recipe.source_model == "robust" else "standard", seed)
+    label = label or TITLES[key] + (" of the test set" if of == "test" else "")
+    return Constructed(recipe, source, data(p, of), seed, p.batch_size, p.amp, p.dtype, label=label)
+
+
+def from_noise(p: Preset, key: str) -> MatchRepresentation:
+    """The recipe of D_R or D_NR that starts from noise."""
+    return dataclasses.replace(p.recipes[key], start="noise", steps=p.noise_steps)
+
+
+def attack(p: Preset, eps: float, *, steps: int | None = None) -> Attack:
+    """The evaluation's attack: a sample is left once it is broken. What only low precision took for a success is
+    attacked again without it, see :mod:`advfeat.evaluation`."""
+    autocast = torch.bfloat16 if p.amp == "bf16" else None
+    return default_attack(eps, "l2", steps=steps or p.attack_steps).replace(stop="success", autocast=autocast)
+
+
+def evaluated(
+    p: Preset,
+    of: Trained,
+    *,
+    on: DataStep | None = None,
+    radii: tuple[float, ...] | None = None,
+    limit: int | None = None,
+) -> Evaluated:
+    """Accuracy and robust accuracy at the preset's radii, on the true test set unless told."""
+    attacks = tuple(attack(p, eps) for eps in (p.radii if radii is None else radii))
+    return Evaluated(of, on or data(p, "test"), attacks, limit, label=of.label)
+
+
+def clean(outcomes: list[dict]) -> Number:
+    """Accuracy at each seed from outcomes of :class:`Evaluated`."""
+    return Number.of(outcome["clean"] for outcome in outcomes)
+
+
+def robust(outcomes: list[dict], i: int) -> Number:
+    """Robust accuracy at each seed under the i-th attack."""
+    return Number.of(outcome["robust"][i] for outcome in outcomes)
+
+
+def follows(outcomes: list[dict]) -> Number:
+    """How often the class after the label is predicted, at each seed."""
+    return Number.of(outcome["next"] for outcome in outcomes)
+
+
+def outcomes(lab: Lab, steps: list[Evaluated]) -> list[dict]:
+    """What was measured, one a seed."""
+    return [lab.open(step) for step in steps]

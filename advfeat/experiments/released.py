@@ -1,0 +1,148 @@
+"""The sets that the paper's authors released: models trained on them beside the paper's, and their format both ways."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from advfeat.datasets.base import Source
+from advfeat.datasets.exchange import export_lists, import_lists
+from advfeat.experiments.experiment import Experiment, Plan
+from advfeat.experiments.pieces import TITLES, clean, constructed, evaluated, follows, outcomes, robust, trained
+from advfeat.experiments.presets import SETS, Preset
+from advfeat.experiments.result import Cell, Finding, Result, Table, compare
+from advfeat.experiments.steps import Constructed, DataStep, Measurement
+from advfeat.progress import Progress
+
+if TYPE_CHECKING:
+    from advfeat.experiments.lab import Lab
+
+# Accuracy and robust accuracy at 0.25 as the release states them.
+PAPER = {"robust": (84.0, 48.0), "nonrobust": (88.0, 0.0), "rand": (63.0, 0.0), "det": (44.0, 0.0)}
+# In the archive, and in its description.
+_FOLDERS = {
+    "robust": ("d_robust_CIFAR", "robust_CIFAR"),
+    "nonrobust": ("d_non_robust_CIFAR", "non_robust_CIFAR"),
+    "rand": ("drand_CIFAR", "d_rand_CIFAR"),
+    "det": ("ddet_CIFAR", "d_det_CIFAR"),
+}
+_BELOW = ("", "released", "datasets", "constructed_datasets", "release_datasets")
+
+
+@dataclass(frozen=True)
+class Released(DataStep):
+    """One of the authors' sets, from the user's copy below the lab's root."""
+
+    kind: ClassVar[str] = "released"
+    name: str
+
+    def open(self, lab: Lab) -> Source:
+        folder = find(lab.root, self.name)
+        if folder is None:
+            raise FileNotFoundError(f"no folder {' or '.join(_FOLDERS[self.name])} in {lab.root}")
+        return import_lists(folder, name=f"released {TITLES[self.name]}")
+
+
+def find(root: Path | None, key: str) -> Path | None:
+    """The folder of one of the released sets; None if it is not there."""
+    if root is None:
+        return None
+    for below in _BELOW:
+        for name in _FOLDERS[key]:
+            if (Path(root) / below / name / "CIFAR_ims").is_file():
+                return Path(root) / below / name
+    return None
+
+
+@dataclass(frozen=True)
+class RoundTrip(Measurement):
+    """Whether a set written in the authors' format and read back holds the same images and labels."""
+
+    kind: ClassVar[str] = "round-trip"
+    doing: ClassVar[str] = "exporting and importing"
+    data: Constructed
+
+    def measure(self, lab: Lab, report: Progress) -> dict:
+        made = lab.open(self.data)
+        with tempfile.TemporaryDirectory(dir=lab.out) as folder:
+            export_lists(made, folder)
+            back = import_lists(folder, made.classes)
+            size = sum(file.stat().st_size for file in Path(folder).iterdir())
+            equal = torch.equal(back.labels, made.labels)
+            for rows in torch.arange(len(made)).split(1000):
+                equal &= torch.equal(back.images(rows), made.images(rows))
+                report(int(rows[-1]) + 1, len(made))
+        return {"samples": len(made), "bytes": size, "equal": bool(equal)}
+
+
+def plan(p: Preset) -> Plan:
+    # Whether the authors' sets are at hand is known to the lab alone.
+    return {key: [RoundTrip(constructed(p, key, p.seeds[0]), label=TITLES[key])] for key in SETS}
+
+
+def report(lab: Lab, p: Preset, steps: Plan) -> Result:
+    found_trips = {key: lab.open(step) for key, (step,) in steps.items()}
+    findings = [
+        Finding(
+            "A set built here, written in the authors' format and read back, is the same.",
+            "An image or a label that differs.",
+            f"{sum(f['equal'] for f in found_trips.values())} of {len(SETS)} sets are the same, to the bit.",
+            "seen" if all(f["equal"] for f in found_trips.values()) else "opposite",
+        )
+    ]
+    here = [key for key in SETS if p.dataset == "cifar10" and find(lab.root, key) is not None]
+    rows = []
+    for key in SETS:
+        if key not in here:
+            rows.append((TITLES[key], tuple(Cell(None, paper, True) for paper in PAPER[key])))
+            continue
+        models = [trained(p, Released(key), p.on[key], f"released {TITLES[key]}", seed) for seed in p.seeds]
+        evaluations = [evaluated(p, m, radii=(0.25,)) for m in models]
+        found = outcomes(lab, evaluations)
+        numbers = (clean(found), robust(found, 0))
+        rows.append((TITLES[key], tuple(Cell(n, paper, True) for n, paper in zip(numbers, PAPER[key], strict=True))))
+        if key in ("rand", "det"):
+            against = follows(found) if key == "det" else 20.0
+            findings.append(
+                Finding(
+                    f"The released {TITLES[key]} teaches the true classes to another network.",
+                    "Accuracy no more than twice chance, or below the share put one class too high.",
+                    f"{numbers[0]} on the true test set.",
+                    compare(numbers[0], against),
+                )
+            )
+    absent = [name for key in SETS if key not in here for name in _FOLDERS[key][:1]]
+    notes = []
+    if absent:
+        notes.append(
+            f"Not at hand: {', '.join(absent)}. The authors' archive (linked from github.com/MadryLab/"
+            "constructed-datasets) unpacked below --root, or in its folder released, is found and trained on."
+        )
+    return Result(
+        tables=[
+            Table(
+                "Models trained on the released sets",
+                ("trained on", "accuracy, %", "robust at 0.25, %"),
+                tuple(rows),
+                "Numbers on the right as the release states them; an independently trained ResNet-50 was reported to "
+                "have 38 % on the released D_det and 42 % on D_rand.",
+            )
+        ],
+        findings=findings,
+        notes=notes,
+    )
+
+
+EXPERIMENT = Experiment(
+    name="released",
+    title="The authors' own sets",
+    source="The release of the sets",
+    paper="accuracy / robust at 0.25: D_R 84 / 48, D_NR 88 / 0, D_rand 63 / 0, D_det 44 / 0",
+    plan=plan,
+    report=report,
+    needs="the authors' archive, unpacked below --root; without it the format is checked on sets built here",
+)

@@ -1,0 +1,97 @@
+"""Does an experiment in a lab and keeps what came out: its results as JSON and its pictures."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from advfeat.experiments.experiment import Experiment
+from advfeat.experiments.lab import Lab
+from advfeat.experiments.presets import Preset
+from advfeat.experiments.result import Picture
+from advfeat.experiments.steps import Data
+from advfeat.runs import provenance, read_json, write_bytes, write_json
+
+
+@dataclass(frozen=True)
+class Page:
+    """An experiment that was done: results as JSON values, with what they were made with, and its pictures."""
+
+    results: dict
+    pictures: list[Picture]
+
+
+def run_experiment(experiment: Experiment, lab: Lab, preset: Preset) -> Page:
+    """Runs an experiment; writes ``results/<name>.json`` and ``results/<name>-<picture>.png`` below the lab's folder.
+
+    Errors: FileNotFoundError for data of the user's that is not there; Pause when the lab's time is over.
+    """
+    experiment.check(preset)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(preset.threads or threads)
+    try:
+        steps = experiment.steps(preset)
+        for step in steps.values():
+            if isinstance(step, Data):
+                lab.open(step)  # before hours of work: it may not be there
+        result = experiment.report(lab, preset, experiment.plan(preset))
+        made_with = provenance(lab.device)
+    finally:
+        torch.set_num_threads(threads)
+    cost = lab.cost(steps.values())
+    results = {
+        "name": experiment.name,
+        "title": experiment.title,
+        "source": experiment.source,
+        "paper": experiment.paper,
+        "preset": preset.to_dict(),
+        "data": [_describe(lab, step) for step in steps.values() if isinstance(step, Data)],
+        **result.to_dict(),
+        "cost": cost,
+        "seconds": round(math.fsum(cost.values()), 1),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        **made_with,
+    }
+    if preset.dataset != "cifar10" and experiment.dataset is None:
+        results["differences"] = []  # the paper's numbers stand for the pattern: points apart would mean nothing
+    for picture in result.pictures:
+        write_bytes(picture_path(lab.out, experiment.name, picture.name), picture.png)
+    results["pictures"] = [{"name": x.name, "title": x.title, "caption": x.caption} for x in result.pictures]
+    write_json(lab.out / "results" / f"{experiment.name}.json", results)
+    return Page(results, result.pictures)
+
+
+def picture_path(out: Path, experiment: str, picture: str) -> Path:
+    """Where a picture of an experiment lies."""
+    return Path(out) / "results" / f"{experiment}-{picture}.png"
+
+
+def read_page(out: Path, experiment: str) -> Page | None:
+    """An experiment that was done in this folder before; None if it was not."""
+    path = Path(out) / "results" / f"{experiment}.json"
+    if not path.is_file():
+        return None
+    results = read_json(path)
+    pictures = [
+        Picture(
+            entry["name"], entry["title"], picture_path(out, experiment, entry["name"]).read_bytes(), entry["caption"]
+        )
+        for entry in results["pictures"]
+    ]
+    return Page(results, pictures)
+
+
+def _describe(lab: Lab, step: Data) -> dict:
+    source = lab.open(step)
+    return {
+        "name": source.name,
+        "split": source.split,
+        "samples": len(source),
+        "image_shape": list(source.image_shape),
+        "classes": list(source.classes),
+        "fingerprint": source.fingerprint,
+    }

@@ -1,0 +1,234 @@
+"""The work of an experiment as values: data, trained models, constructed sets, measurements, each made from others.
+
+A step is known by the hash of its description, which holds the descriptions of all it is made from. Two experiments
+that need the same model therefore name the same step, and :class:`advfeat.experiments.lab.Lab` does it once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+
+from advfeat.attacks import Attack
+from advfeat.datasets import build, sources
+from advfeat.datasets.base import ArraySource, Source
+from advfeat.datasets.constructed import ConstructedSet
+from advfeat.datasets.recipes import Recipe
+from advfeat.evaluation import evaluate
+from advfeat.models import Model
+from advfeat.progress import Progress
+from advfeat.runs import plain, read_json, write_json
+from advfeat.training import TrainConfig, train
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from advfeat.experiments.lab import Lab
+
+
+def _label() -> str:
+    return field(default="", compare=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Base of all steps: frozen, described by their fields.
+
+    label: what a person calls it, in the name of its folder and on the progress bar; not part of what it is. doing,
+    unit: of the progress bar.
+    """
+
+    kind: ClassVar[str]
+    doing: ClassVar[str] = ""
+    unit: ClassVar[str] = ""
+    label: str = _label()
+
+    def describe(self) -> dict:
+        """Everything the outcome depends on, as JSON values; of other steps, their descriptions."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "label"}
+        return {"kind": self.kind, **{name: _described(value) for name, value in values.items()}}
+
+    @property
+    def key(self) -> str:
+        """The hash of the description."""
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def needs(self) -> Iterator[Step]:
+        """The steps that it is made from."""
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            yield from (v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Step))
+
+
+def _described(value: object) -> object:
+    if isinstance(value, Step):
+        return value.describe()
+    if isinstance(value, tuple):
+        return [_described(item) for item in value]
+    return plain(value)
+
+
+@dataclass(frozen=True)
+class DataStep(Step):
+    """A step whose outcome is a data set."""
+
+    def open(self, lab: Lab) -> Source:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Data(DataStep):
+    """A data set by name, see :func:`advfeat.datasets.sources.load`.
+
+    limit: so many samples, evenly over the classes. classes: only these, renumbered in this order.
+    """
+
+    kind: ClassVar[str] = "data"
+    name: str
+    split: Literal["train", "test"] = "train"
+    limit: int | None = None
+    classes: tuple[str, ...] | None = None
+    size: int | None = None
+
+    def open(self, lab: Lab) -> Source:
+        limit = self.limit if self.classes is None else None
+        root = lab.root
+        if root is None and self.name != "digits":
+            raise FileNotFoundError(f"{self.name} is the user's own: say with --root (or ADVFEAT_DATA) where it lies")
+        if self.name == "restricted-imagenet" and (root / "imagenet").is_dir():
+            root = root / "imagenet"
+        source = sources.load(self.name, split=self.split, root=root, limit=limit, size=self.size)
+        return source if self.classes is None else _only(source, self.classes, self.limit)
+
+
+def _only(source: Source, classes: tuple[str, ...], limit: int | None) -> Source:
+    """The samples of some classes, renumbered; with ``limit``, the first so many."""
+    missing = [name for name in classes if name not in source.classes]
+    if missing:
+        raise ValueError(f"{source.name} has no class {missing[0]!r}: it has {', '.join(source.classes)}")
+    number = torch.full((len(source.classes),), -1)
+    for new, name in enumerate(classes):
+        number[source.classes.index(name)] = new
+    labels = number[source.labels]
+    index = (labels >= 0).nonzero()[:, 0][:limit]
+    name = f"{source.name} ({', '.join(classes)})"
+    return ArraySource(source.images(index), labels[index], classes, name, source.split)
+
+
+@dataclass(frozen=True)
+class Trained(Step):
+    """A model trained on a data set and tested on another after each epoch. Its outcome is the model, in eval mode."""
+
+    kind: ClassVar[str] = "model"
+    doing: ClassVar[str] = "training on"
+    unit: ClassVar[str] = "steps"
+    data: DataStep
+    test: DataStep
+    config: TrainConfig
+
+    def make(self, lab: Lab, folder: Path, report: Progress) -> Model:
+        train_source, test_source = lab.open(self.data), lab.open(self.test)
+        return train(self.config, train_source, test_source, folder, device=lab.device, progress=report).model
+
+
+@dataclass(frozen=True)
+class Constructed(DataStep):
+    """A set made by a recipe with a model from data."""
+
+    kind: ClassVar[str] = "set"
+    doing: ClassVar[str] = "building"
+    unit: ClassVar[str] = "images"
+    recipe: Recipe
+    model: Trained
+    data: DataStep
+    seed: int = 0
+    batch_size: int = 250
+    amp: str = "none"
+    dtype: str = "float32"
+
+    def make(self, lab: Lab, folder: Path, report: Progress) -> ConstructedSet:
+        return build.build(
+            self.recipe,
+            lab.open(self.model),
+            lab.open(self.data),
+            folder,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            device=lab.device,
+            autocast=torch.bfloat16 if self.amp == "bf16" else None,
+            progress=report,
+        )
+
+    def open(self, lab: Lab) -> ConstructedSet:
+        return lab.open(self)
+
+
+@dataclass(frozen=True)
+class Measurement(Step):
+    """A step whose outcome is a dict of JSON values, kept in a file."""
+
+    doing: ClassVar[str] = "evaluating"
+    unit: ClassVar[str] = "samples"
+
+    def measure(self, lab: Lab, report: Progress) -> dict:
+        raise NotImplementedError
+
+    def make(self, lab: Lab, folder: Path, report: Progress) -> dict:
+        path = folder / "outcome.json"
+        if not path.is_file():
+            write_json(path, self.measure(lab, report))
+        return read_json(path)
+
+
+@dataclass(frozen=True)
+class Evaluated(Measurement):
+    """Clean and robust accuracy of a model on data, and how often it says the class after the label.
+
+    Outcome: ``clean`` and ``next`` as shares, ``robust`` a share for each attack with the attack's own statistics.
+    limit: only so many samples, evenly spaced.
+    """
+
+    kind: ClassVar[str] = "evaluation"
+    model: Trained
+    data: DataStep
+    attacks: tuple[Attack, ...] = ()
+    limit: int | None = None
+    batch_size: int = 500
+
+    def measure(self, lab: Lab, report: Progress) -> dict:
+        source = lab.open(self.data)
+        found = evaluate(
+            lab.open(self.model),
+            source,
+            attacks=self.attacks,
+            batch_size=self.batch_size,
+            limit=self.limit,
+            progress=report,
+        )
+        labels = source.labels[found.index]
+        follows = int((found.prediction == (labels + 1) % len(source.classes)).sum())
+        return {
+            "clean": {"count": found.clean.count, "n": found.clean.n},
+            "next": {"count": follows, "n": found.clean.n},
+            "robust": [
+                {"eps": r.eps, "count": r.accuracy.count, "n": r.accuracy.n, "details": r.to_dict()}
+                for r in found.robustness
+            ],
+        }
+
+
+def all_steps(steps: Iterable[Step]) -> dict[str, Step]:
+    """The steps and all that they are made from, by key, each after what it needs."""
+    found: dict[str, Step] = {}
+    for step in steps:
+        if step.key not in found:
+            found |= {k: s for k, s in all_steps(step.needs()).items() if k not in found}
+            found[step.key] = step
+    return found

@@ -1,0 +1,63 @@
+"""Table 8 (Appendix D.3): robust accuracy of D_R's model on D_R, on a robustified test set and on the test set."""
+
+from __future__ import annotations
+
+from advfeat.experiments.experiment import Experiment, Plan
+from advfeat.experiments.lab import Lab
+from advfeat.experiments.pieces import clean, constructed, data, evaluated, model, outcomes, robust
+from advfeat.experiments.presets import Preset
+from advfeat.experiments.result import Cell, Finding, Result, Table, compare
+
+PAPER = {"robust training set": 77.33, "robust test set": 62.49, "test set": 48.27}
+
+
+def plan(p: Preset) -> Plan:
+    steps: Plan = {row: [] for row in PAPER}
+    for seed in p.seeds:
+        sets = (constructed(p, "robust", seed), constructed(p, "robust", seed, of="test"), data(p, "test"))
+        for row, on in zip(PAPER, sets, strict=True):
+            limit = p.test_limit if row == "robust training set" else None
+            steps[row].append(evaluated(p, model(p, "robust", seed), on=on, radii=p.radii[:1], limit=limit))
+    return steps
+
+
+def report(lab: Lab, p: Preset, steps: Plan) -> Result:
+    eps = p.radii[0]
+    found = {row: outcomes(lab, steps[row]) for row in PAPER}
+    accuracy = {row: clean(found[row]) for row in PAPER}
+    under_attack = {row: robust(found[row], 0) for row in PAPER}
+    table = Table(
+        "Robust accuracy of D_R's model",
+        ("tested on", "accuracy, %", f"robust at {eps:g}, %"),
+        tuple((row, (Cell(accuracy[row]), Cell(under_attack[row], PAPER[row]))) for row in PAPER),
+        "The robust test set is D_R's construction carried out on the test set, with the same source model.",
+    )
+    train, test, true = (under_attack[row] for row in PAPER)
+    return Result(
+        tables=[table],
+        findings=[
+            Finding(
+                "Robustness is learned on D_R and some of it is lost to the true distribution: D_R's model is more "
+                "robust on a robustified test set than on the true one.",
+                "The robustified test set no easier than the true one.",
+                f"{test} against {true}.",
+                compare(test, true),
+            ),
+            Finding(
+                "And some is lost from D_R's own images to new ones of its kind.",
+                "No gap between the robust training and test sets.",
+                f"{train} on D_R, {test} on the robustified test set.",
+                compare(train, test),
+            ),
+        ],
+    )
+
+
+EXPERIMENT = Experiment(
+    name="table8",
+    title="Where the robustness of D_R's model is lost",
+    source="Table 8, Appendix D.3",
+    paper="77.33 on D_R, 62.49 on a robustified test set, 48.27 on the test set",
+    plan=plan,
+    report=report,
+)

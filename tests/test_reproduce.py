@@ -1,0 +1,281 @@
+"""Every experiment of the paper, run whole on a tiny preset; and its measurements against what is done by hand."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from test_steps import make_lab
+from tiny_preset import tiny_preset
+
+from advfeat import L2, PGD, cli
+from advfeat.datasets.exchange import export_lists
+from advfeat.datasets.sources import RESTRICTED_IMAGENET
+from advfeat.experiments import catalogue, presets
+from advfeat.experiments.leakage_control import Patterned, Without, patterns
+from advfeat.experiments.measurements import StepSweep, Transferred, predictions
+from advfeat.experiments.pieces import constructed, data, model
+from advfeat.experiments.presets import SETS
+from advfeat.experiments.released import find
+from advfeat.experiments.run import run_experiment
+from advfeat.objectives import CW
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """One folder for the whole file: models and sets are shared, as for a user."""
+    return make_lab(tmp_path_factory.mktemp("reproduction"))
+
+
+def learned():
+    """A tiny preset whose standard model is right more often than by chance."""
+    return tiny_preset(limit=None, standard=tiny_preset().standard.replace(epochs=3, width=8))
+
+
+AT_ANY_PRESET = [
+    name for name, found in catalogue.EXPERIMENTS.items() if not found.dataset and "ImageNet" not in found.title
+]
+
+
+@pytest.mark.parametrize("name", AT_ANY_PRESET)
+def test_runs_whole(name, lab):
+    p = tiny_preset(seeds=(0, 1))
+    page = run_experiment(catalogue.experiment(name), lab, p)
+    stored = json.loads((lab.out / "results" / f"{name}.json").read_text())
+    assert stored == json.loads(json.dumps(page.results))
+    assert stored["tables"] and stored["findings"] and stored["cost"] and stored["seconds"] > 0
+    for finding in stored["findings"]:
+        assert finding["against"] and finding["seen"] and finding["verdict"] in ("seen", "undecided", "opposite")
+    for picture in page.pictures:
+        assert picture.png.startswith(b"\x89PNG")
+    numbers = [c["ours"] for t in stored["tables"] for row in t["rows"] for c in row["cells"] if c["ours"]]
+    assert numbers or name == "released"
+    for number in numbers:
+        assert number["low"] <= number["mean"] + 1e-9 and number["mean"] <= number["high"] + 1e-9
+        assert 0 <= number["mean"] <= 100 or number.get("n") is None
+    # Again: every step is found.
+    files = {f: f.stat().st_mtime_ns for f in lab.out.rglob("*.safetensors")}
+    run_experiment(catalogue.experiment(name), lab, p)
+    assert {f: f.stat().st_mtime_ns for f in lab.out.rglob("*.safetensors")} == files
+
+
+def test_the_plan_is_all_that_is_done(lab):
+    """What an experiment says that it needs is what it leaves behind, so that its cost can be known beforehand."""
+    p = tiny_preset()
+    for name in AT_ANY_PRESET:
+        found = catalogue.experiment(name)
+        run_experiment(found, lab, p)
+        for step in found.steps(p).values():
+            assert not hasattr(step, "make") or lab.is_done(step)
+
+
+def test_the_command_writes_pages_and_an_overview(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    cli.main(["reproduce", "table1", "--out", str(out)])
+    printed = capsys.readouterr().out
+    page, overview = (out / "table1.html").read_text(), (out / "index.html").read_text()
+    assert "Test accuracy on D" in printed and "63.3" in printed and "What would count against it" in page
+    assert "advfeat reproduce table1 --preset digits" in page
+    for html in (page, overview):
+        assert "<script" not in html and "http" not in html.split("</style>")[1]
+    assert 'href="table1.html"' in overview and "not done yet" in overview
+    assert "D<sub>rand</sub>" in page
+    # The paper's numbers are of another data set and network: they stand for the pattern.
+    assert json.loads((out / "results" / "table1.json").read_text())["differences"] == []
+
+
+def test_a_name_that_is_none(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["reproduce", "table3"])
+    assert stopped.value.code == 1
+    assert "unknown experiment 'table3': should be table1, figure2" in capsys.readouterr().err
+
+
+def test_data_that_is_not_there(tiny, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["reproduce", "cifar10.1", "--out", str(tmp_path)])
+    assert stopped.value.code == 1
+    assert "cifar10.1 is about cifar10" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_list(capsys):
+    cli.main(["reproduce", "--list"])
+    printed = capsys.readouterr().out
+    for name, found in catalogue.EXPERIMENTS.items():
+        assert name in printed
+        assert found.paper.split()[0] in printed
+    cli.main(["reproduce"])
+    assert capsys.readouterr().out == printed
+
+
+def test_every_row_of_the_paper_is_there():
+    rows = (
+        "table1 figure2 table7 figure3 figure13 cross-architecture figure8 table8 table9 figure10 table10 cifar10.1 "
+        "restricted-imagenet cats-vs-dogs released leakage-control"
+    )
+    for name in rows.split():
+        assert catalogue.experiment(name)
+
+
+def test_minutes_that_are_over(tiny, tmp_path, capsys):
+    command = ["reproduce", "table1", "--out", str(tmp_path), "--minutes", "0"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(command)
+    assert stopped.value.code == 75
+    assert "0 minutes are over; the same command goes on" in capsys.readouterr().out
+    cli.main(command[:-2])
+    assert (tmp_path / "table1.html").is_file()
+
+
+@pytest.mark.parametrize("preset", presets.names())
+def test_presets_make_plans(preset):
+    """At every preset, and with another network, each experiment can say what it will do."""
+    for p in (presets.preset(preset), presets.preset(preset).with_arch("resnet18")):
+        kinds = set()
+        for found in catalogue.EXPERIMENTS.values():
+            kinds |= {step.kind for step in found.steps(p).values()}
+        assert {"data", "model", "set", "evaluation", "transfer", "sweep"} <= kinds
+        assert json.dumps(p.to_dict())
+    assert presets.preset(preset).with_arch("resnet18").standard.arch == "resnet18"
+
+
+def test_a_short_attack_is_the_beginning_of_a_long_one(lab):
+    """Figure 8's curve, read off one run, equals an evaluation for each number of steps."""
+    p = learned()
+    attack = PGD(L2(0.6), steps=8, step_size=0.1, objective=CW(), keep="best", stop="success")
+    step = StepSweep(model(p, "standard", 0), data(p, "test"), (attack,), (1, 2, 4, 8), batch_size=7)
+    found = lab.open(step)
+    net, source = lab.open(step.model), lab.open(step.data)
+    x, y = source.images(), source.labels
+    for k, count in zip(found["steps"], found["counts"], strict=True):
+        result = attack.replace(steps=k, stop=None).run(net, x, y)
+        broken = result.success | (result.first_success >= 0)
+        assert count == int(((predictions(net, x) == y) & ~broken).sum())
+    assert found["counts"] == found["alone"][0] == sorted(found["counts"], reverse=True)
+    assert found["counts"][0] > found["counts"][-1]  # else nothing would be seen here
+    assert found["n"] == len(source) and found["correct"] == int((predictions(net, x) == y).sum())
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_transfer_counts(targeted, lab):
+    """By hand; and to the source itself the examples transfer exactly as they succeed."""
+    p = learned()
+    attack = PGD(L2(1.0), steps=5, step_size=0.3, targeted=targeted)
+    source, other = model(p, "standard", 0), model(p, "standard", 1)
+    found = lab.open(Transferred(source, (source, other), data(p, "test"), attack, batch_size=16))
+    assert found["targets"][0] == found["source"] and found["n"] == 40
+    test = lab.open(data(p, "test"))
+    x, y = test.images(), test.labels
+    x_adv = attack(lab.open(source), x, (y + 1) % 10 if targeted else y)
+    for entry, step in zip(found["targets"], (source, other), strict=True):
+        net = lab.open(step)
+        right, said = predictions(net, x) == y, predictions(net, x_adv)
+        assert entry == {
+            "right": int(right.sum()),
+            "fooled": int((right & (said != y)).sum()),
+            "reached": int((right & (said == (y + 1) % 10)).sum()),
+        }
+    assert found["source"]["reached" if targeted else "fooled"] > 0
+
+
+def test_patterns_have_the_radius_and_differ():
+    made = patterns(10, (3, 32, 32), 1.5, seed=1)
+    assert torch.allclose(made.flatten(1).norm(dim=1), torch.full((10,), 1.5))
+    assert len(made.flatten(1).unique(dim=0)) == 10
+    assert not torch.equal(made, patterns(10, (3, 32, 32), 1.5, seed=2))
+
+
+@pytest.mark.parametrize("labels", ["rand", "det"])
+def test_patterned_images(labels, lab):
+    d = data(tiny_preset())
+    source = lab.open(d)
+    x, y = source.images(), source.labels
+    every = lab.open(Patterned(d, labels, 1.0, None, seed=3))
+    assert torch.equal(every.labels, (y + 1) % 10) or labels == "rand"
+    shown = (x + patterns(10, source.image_shape, 1.0, 3)[every.labels]).clamp(0, 1)
+    assert torch.equal(every.images(), shown) and every.spared == 0
+    spared = lab.open(Patterned(d, "rand", 1.0, "target", seed=3))
+    alone = spared.labels == y
+    assert 0 < int(alone.sum()) == spared.spared < len(y)
+    assert torch.equal(spared.images()[alone], x[alone])
+    assert not (spared.images()[~alone] == x[~alone]).flatten(1).all(1).any()
+
+
+def test_patterns_spare_what_a_model_takes_for_the_target(lab):
+    p = tiny_preset()
+    d, early = data(p), model(p, "standard", 0)
+    made, source = lab.open(Patterned(d, "det", 1.0, early, seed=0)), lab.open(d)
+    alone = predictions(lab.open(early), source.images()) == made.labels
+    assert made.spared == int(alone.sum()) > 0  # one epoch: it is often wrong
+    assert torch.equal(made.images()[alone], source.images()[alone])
+
+
+def test_without_the_samples_that_could_leak(lab):
+    p = tiny_preset()
+    step = constructed(p, "rand", 0)
+    made = lab.open(step)
+    kept = lab.open(Without(step, "true label"))
+    assert torch.equal(kept.labels, made.labels[made.labels != made.original_labels]) and len(kept) < len(made)
+    det = constructed(p, "det", 0)
+    kept = lab.open(Without(det, "already there"))
+    net, source = lab.open(det.model), lab.open(det.data)
+    there = predictions(net, source.images()) == (source.labels + 1) % 10
+    assert len(kept) == len(source) - int(there.sum()) < len(source)
+
+
+def test_released_sets_are_found_and_trained_on(tmp_path, data_root, lab):
+    """Sets of our own in the authors' format and folders stand for theirs."""
+    p = tiny_preset(dataset="cifar10", pair=("cat", "dog"))
+    (tmp_path / "cifar-10-batches-py").symlink_to(data_root / "cifar-10-batches-py")
+    own = make_lab(tmp_path / "out", root=tmp_path)
+    page = run_experiment(catalogue.experiment("released"), own, p)
+    assert [f["verdict"] for f in page.results["findings"]] == ["seen"] and "d_robust_CIFAR" in page.results["notes"][0]
+    for key, name in zip(SETS, ("d_robust_CIFAR", "d_non_robust_CIFAR", "drand_CIFAR", "ddet_CIFAR"), strict=True):
+        export_lists(own.open(constructed(p, key, 0)), tmp_path / "released" / name)
+        assert find(tmp_path, key) == tmp_path / "released" / name
+    page = run_experiment(catalogue.experiment("released"), own, p)
+    assert not page.results["notes"] and len(page.results["findings"]) == 3
+    assert all(cell["ours"] for row in page.results["tables"][0]["rows"] for cell in row["cells"])
+
+
+def test_cifar10_1(tmp_path, data_root):
+    p = tiny_preset(dataset="cifar10", pair=("cat", "dog"))
+    (tmp_path / "cifar-10-batches-py").symlink_to(data_root / "cifar-10-batches-py")
+    own = make_lab(tmp_path / "out", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match="cifar10.1"):
+        run_experiment(catalogue.experiment("cifar10.1"), own, p)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))  # said before hours of work
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "cifar10.1_v6_data.npy", random.integers(0, 256, (2000, 32, 32, 3), dtype=np.uint8))
+    np.save(tmp_path / "cifar10.1_v6_labels.npy", np.arange(2000, dtype=np.int32) % 10)
+    page = run_experiment(catalogue.experiment("cifar10.1"), own, p)
+    (table,) = page.results["tables"]
+    assert table["rows"][1]["cells"][0]["ours"]["n"] == 2000 and table["rows"][1]["cells"][0]["paper"] == 55
+    assert page.results["differences"]
+
+
+def test_restricted_imagenet(tmp_path):
+    """On an ImageNet of a thousand classes of one image each."""
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for i in range(1000):
+            folder = tmp_path / "imagenet" / split / f"n{i:08d}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8), (i % 256, i // 4, 128)).save(folder / "0.png")
+    p = tiny_preset(limit=30, test_limit=20)
+    settings = catalogue.restricted_imagenet.setting(p)
+    assert settings.recipes["det"].eps == 3.0 and settings.adversarial.attack.threat.eps == 3.0  # the paper's
+    quick = {k: dataclasses.replace(r, steps=1) for k, r in settings.recipes.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue.restricted_imagenet, "RECIPES", {"restricted-imagenet": quick})
+        began = time.monotonic()
+        own = make_lab(tmp_path / "out", root=tmp_path)
+        page = run_experiment(catalogue.experiment("restricted-imagenet"), own, p)
+    assert time.monotonic() - began < 120
+    assert [d["classes"] for d in page.results["data"]][0] == list(RESTRICTED_IMAGENET)
+    (table,) = page.results["tables"]
+    assert [row["name"] for row in table["rows"]] == ["D", "D, adversarially", "D_R", "D_rand", "D_det"]

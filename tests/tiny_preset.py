@@ -1,0 +1,31 @@
+"""A preset as small as it goes, for tests that run whole experiments on sixty digits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from advfeat.experiments import presets
+from advfeat.experiments.presets import SETS, Preset
+from advfeat.training import paper_attack
+
+
+def tiny_preset(**changes) -> Preset:
+    digits = presets.preset("digits")
+    small = digits.standard.replace(epochs=1, width=4)
+    recipes = {key: dataclasses.replace(recipe, steps=2) for key, recipe in digits.recipes.items()}
+    settings = {
+        "limit": 60,
+        "test_limit": 40,
+        "standard": small,
+        "adversarial": small.replace(attack=paper_attack(0.75, steps=1)),
+        "on": dict.fromkeys(SETS, small),
+        "recipes": recipes,
+        "others": {"wide": small.replace(width=6), "wider": small.replace(width=8)},
+        "other": "wide",
+        "attack_steps": 2,
+        "noise_steps": 2,
+        "sweep": (1, 2, 4),
+        "sweep_limit": 20,
+        "seeds": (0,),
+    }
+    return digits.replace(**(settings | changes))
