@@ -242,6 +242,8 @@ class Reproduce:
     """table1, figure2, ... or all; without a name, the list."""
     list: bool = False
     """Show the experiments with the paper's numbers and the expected times."""
+    measure: bool = False
+    """The list with the times that this machine will take for the preset, from a few batches of each network."""
     preset: Literal["digits", "cifar10-cpu", "cifar10"] = "digits"
     """digits: minutes; cifar10-cpu: small networks, for two cores; cifar10: the paper's network, for a GPU."""
     arch: str | None = None

@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from rich.padding import Padding
+
 from advfeat.console import bar, console, table
-from advfeat.experiments import catalogue, presets
-from advfeat.experiments.experiment import Experiment
+from advfeat.experiments import catalogue, cost
 from advfeat.experiments.lab import Lab, Pause
 from advfeat.experiments.presets import Preset, preset
 from advfeat.experiments.run import Page, read_page, run_experiment
+from advfeat.experiments.times import CAPTION, MINUTES
 from advfeat.report.page import VERDICTS, duration, write_experiment, write_overview
 
 if TYPE_CHECKING:
@@ -37,12 +40,12 @@ def demo(c: cli.Demo) -> None:
 
 
 def reproduce(c: cli.Reproduce) -> None:
-    if c.list or c.name is None:
+    if c.list or c.measure or c.name is None:
         _list(c)
         return
     chosen = _preset(c)
     names = list(catalogue.EXPERIMENTS) if c.name == "all" else [catalogue.experiment(c.name).name]
-    out = c.out or Path("reproduction") / chosen.name
+    out = _out(c, chosen)
     deadline = None if c.minutes is None else time.monotonic() + 60 * c.minutes
     lab = Lab(out, bar=bar, root=c.root, device=c.device, deadline=deadline)
     missing: dict[str, str] = {}
@@ -76,6 +79,10 @@ def _preset(c: cli.Reproduce) -> Preset:
     return chosen
 
 
+def _out(c: cli.Reproduce, chosen: Preset) -> Path:
+    return c.out or Path("reproduction") / chosen.name
+
+
 def _overview(out: Path, chosen: Preset, missing: dict[str, str]) -> Path:
     rows = []
     for name, found in catalogue.EXPERIMENTS.items():
@@ -92,25 +99,46 @@ def _overview(out: Path, chosen: Preset, missing: dict[str, str]) -> Path:
 
 
 def _list(c: cli.Reproduce) -> None:
-    columns = presets.names()
-    rows = [[found.name, found.paper, *(_minutes(found, name) for name in columns)] for found in _experiments()]
-    table(
-        "advfeat reproduce NAME --preset PRESET",
-        ["name", "the paper", *columns],
-        rows,
-        "Times with nothing done before: digits and cifar10-cpu on two cores; cifar10 is an estimate for one H200. "
-        "Steps are shared, so that all of them together take less. needs: data of yours, see --help.",
-    )
+    expected = _expected(c) if c.measure else None
+    for name, found in catalogue.EXPERIMENTS.items():
+        if expected is None:
+            known = {preset: times[name] for preset, times in MINUTES.items() if name in times}
+            when = " · ".join(f"{preset} {duration(60 * minutes)}" for preset, minutes in known.items())
+        else:
+            when = expected[name]
+        console.print(f"[bold]{name}[/bold]  {found.title}  [dim]({found.source})[/dim]", highlight=False)
+        for title, text in (("paper", found.paper), ("time", when), ("needs", found.needs)):
+            if text:
+                console.print(Padding(f"{title}: {text}", (0, 0, 0, 4)), highlight=False)
+    if expected is None:
+        console.print(f"\n[dim]{CAPTION} --measure measures this machine.[/dim]", highlight=False)
+    console.print("advfeat reproduce NAME --preset digits | cifar10-cpu | cifar10", highlight=False)
 
 
-def _experiments() -> list[Experiment]:
-    return list(catalogue.EXPERIMENTS.values())
-
-
-def _minutes(found: Experiment, name: str) -> str:
-    if name not in found.minutes:
-        return "–"
-    return duration(60 * found.minutes[name])
+def _expected(c: cli.Reproduce) -> dict[str, str]:
+    """The time that each experiment will take on this machine: alone, and with what is done already."""
+    chosen = _preset(c)
+    device = torch.device(c.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    lab = Lab(_out(c, chosen), bar=bar, root=c.root, device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(chosen.threads or threads)
+    work = {name: cost.passes(found.steps(chosen).values()) for name, found in catalogue.EXPERIMENTS.items()}
+    rates: dict = {}
+    try:
+        with bar(f"measuring {chosen.name} on this machine", "kinds of passes") as report:
+            kinds = sorted({key for passes in work.values() for key in passes}, key=str)
+            for i, (net, kind) in enumerate(kinds):
+                rates[net, kind] = cost.measure_rate(net, kind, device)
+                report(i + 1, len(kinds))
+    finally:
+        torch.set_num_threads(threads)
+    times, seen = {}, set()
+    for name, found in catalogue.EXPERIMENTS.items():
+        left = {k: s for k, s in found.steps(chosen).items() if k not in seen and not lab.is_done(s)}
+        seen |= left.keys()
+        todo = cost.seconds(cost.passes(left.values()), rates)
+        times[name] = f"{duration(cost.seconds(work[name], rates))} alone, {duration(todo)} after those above"
+    return times
 
 
 def _show(page: Page) -> None:

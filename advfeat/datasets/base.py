@@ -20,8 +20,9 @@ class Source:
     """Images and labels by position; the base of every data set.
 
     name: what :func:`advfeat.datasets.sources.load` takes. split: "train", "test", or "" where there are none.
-    classes: their names, by label. labels: int64 [N] on the CPU. image_shape: (C, H, W). built_from: the name of the data
-    set that a constructed one was built from, if that is known. A subclass has :meth:`images` and :attr:`fingerprint`.
+    classes: their names, by label. labels: int64 [N] on the CPU. image_shape: (C, H, W). built_from: the name of the
+    data set that a constructed one was built from, if that is known. A subclass has :meth:`images` and
+    :attr:`fingerprint`.
     """
 
     name: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from advfeat.experiments.lab import Lab
@@ -21,7 +21,6 @@ class Experiment:
     name: on the command line. title: what it is. source: where in the paper. paper: its numbers, in a line.
     plan: the measurements that it needs at a preset, by name. report: what they show, done in a lab where they are not
     done yet; a FileNotFoundError says what data of the user's is missing.
-    minutes: expected time by preset, with nothing done before; those of a GPU are estimates, see docs/results.md.
     dataset: the one it is about, where it is about one. needs: files of the user's, in words.
     """
 
@@ -31,7 +30,6 @@ class Experiment:
     paper: str
     plan: Callable[[Preset], Plan]
     report: Callable[[Lab, Preset, Plan], Result]
-    minutes: dict[str, float] = field(default_factory=dict)
     dataset: str | None = None
     needs: str = ""
 

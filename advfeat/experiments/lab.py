@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -77,7 +78,8 @@ class Lab:
     def folder(self, step: Step) -> Path:
         """Where a step is kept: found by its hash, whatever the label was."""
         kinds = self.out / f"{step.kind}s"
-        return next(iter(sorted(kinds.glob(f"*-{step.key}"))), kinds / f"{step.label or step.kind}-{step.key}")
+        name = re.sub(r"[^\w.-]+", "-", step.label or step.kind)
+        return next(iter(sorted(kinds.glob(f"*-{step.key}"))), kinds / f"{name}-{step.key}")
 
     def is_done(self, step: Step) -> bool:
         """Whether it is there, finished."""
