@@ -46,7 +46,7 @@ def training_curves(curves: dict[str, list[dict]], labels: dict[str, str]) -> by
     None).
     """
     names = [name for name in curves if curves[name]]
-    columns = min(3, len(names))
+    columns = 2 if len(names) == 4 else min(3, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.3 * columns, 2.2 * rows), squeeze=False, sharey=True)
     for ax, name in zip(axes.flat, names, strict=False):
@@ -145,14 +145,39 @@ def scatter_fit(series: list[tuple[str, list[tuple[str, float, float]], str]], x
             slope, offset = np.polyfit(x, y, 1)
             ends = np.array([x.min(), x.max()])
             ax.plot(ends, slope * ends + offset, color=colour, alpha=0.4, linewidth=1.2)
-        for label, px, py in points:
-            ax.annotate(label, (px, py), xytext=(5, 4), textcoords="offset points", fontsize=7, color=_INK)
+    ax.margins(0.14)
+    _name_points(ax, [point for _, points, _ in series for point in points])
     ax.set_xlabel(x_label, fontsize=8, color=_INK)
     ax.set_ylabel(y_label, fontsize=8, color=_INK)
-    ax.margins(0.14)
     _plain(ax)
     ax.legend(fontsize=8, frameon=False)
     return _png(figure)
+
+
+def _name_points(ax: plt.Axes, points: list[tuple[str, float, float]]) -> None:
+    """Names beside points, each at the side that lies furthest from the other points and names."""
+    ax.figure.canvas.draw()  # else the limits are not those of the picture yet
+    to_points = 72 / ax.figure.dpi
+    taken = [to_points * ax.transData.transform(at) for _, *at in points]
+    for i, (name, *at) in enumerate(points):
+        x, y = taken[i]
+        width = 1.9 * len(name)  # half of it
+        # The text's centre from the point, with what annotate takes for it.
+        sides = [
+            (side * (6 + width), up + 3, side * 5, up, anchor)
+            for side, anchor in ((1, "left"), (-1, "right"))
+            for up in (4, -9)
+        ]
+        others = taken[:i] + taken[i + 1 :]
+        room = [min((_gap(x + s[0] - ox, y + s[1] - oy, width) for ox, oy in others), default=0) for s in sides]
+        best = sides[max(range(4), key=lambda k: (min(room[k], 8), -k))]
+        ax.annotate(name, at, xytext=best[2:4], textcoords="offset points", fontsize=7, color=_INK, ha=best[4])
+        taken += [(x + best[0] + part * width, y + best[1]) for part in (-1, 0, 1)]
+
+
+def _gap(dx: float, dy: float, width: float) -> float:
+    """How far apart a text of this half width is from a point: across, or above and below, whichever is more."""
+    return max(abs(dx) - width, abs(dy) - 4)
 
 
 def lines_over_steps(series: list[tuple[str, list[int], list[float], str, str]], x_label: str, y_label: str) -> bytes:

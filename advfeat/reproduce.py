@@ -17,6 +17,7 @@ from advfeat.experiments.lab import Lab, Pause
 from advfeat.experiments.presets import Preset, preset
 from advfeat.experiments.run import Page, read_page, run_experiment
 from advfeat.experiments.times import CAPTION, MINUTES
+from advfeat.report.markdown import write_markdown
 from advfeat.report.page import VERDICTS, duration, write_experiment, write_overview
 
 if TYPE_CHECKING:
@@ -95,6 +96,9 @@ def _overview(out: Path, chosen: Preset, missing: dict[str, str]) -> Path:
                 "state": missing.get(name, "not done yet"),
             }
         )
+    done = [row["results"] for row in rows if row["results"]]
+    if done:
+        write_markdown(done, out / "results.md")
     return write_overview(rows, chosen.name, out / "index.html")
 
 

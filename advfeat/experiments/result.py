@@ -83,18 +83,23 @@ class Plain:
 
 @dataclass(frozen=True)
 class Cell:
-    """Our number and the paper's in the same unit; either may be missing. approximate: the paper's, read off a figure
-    or rounded in its text."""
+    """Our number and the paper's in the same unit; either may be missing.
+
+    approximate: the paper's, read off a figure or rounded in its text. whose: the number beside ours, if not the
+    paper's.
+    """
 
     ours: Number | Plain | None = None
     paper: float | None = None
     approximate: bool = False
+    whose: str = "paper"
 
     def to_dict(self) -> dict:
         return {
             "ours": None if self.ours is None else self.ours.to_dict() | {"text": str(self.ours)},
             "paper": self.paper,
             "approximate": self.approximate,
+            "whose": self.whose,
         }
 
 
@@ -134,7 +139,7 @@ class Table:
                 if round(abs(gap), digits) == 0:
                     how = "the same as"
                 about = "about " if cell.approximate else ""
-                found.append(f"{name}, {column}: {cell.ours}, {how} the paper's {about}{cell.paper:g}.")
+                found.append(f"{name}, {column}: {cell.ours}, {how} the {cell.whose}'s {about}{cell.paper:g}.")
         return found
 
 

@@ -101,9 +101,10 @@ def _write(path: Path, template: str, **values: object) -> Path:
     return path
 
 
-def _interval(number: dict) -> str:
+def interval(number: dict) -> str:
+    """The spread of a number, as it stands beside it."""
     digits = 1 if "n" in number else 2
-    return f"{number['low']:.{digits}f} – {number['high']:.{digits}f}"
+    return f"{number['low']:.{digits}f}–{number['high']:.{digits}f}"
 
 
 def _with_subscripts(text: str) -> Markup:
@@ -128,5 +129,5 @@ _ENVIRONMENT = jinja2.Environment(
 _ENVIRONMENT.filters["sets"] = _with_subscripts
 _ENVIRONMENT.filters["data_url"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
 _ENVIRONMENT.filters["duration"] = duration
-_ENVIRONMENT.filters["interval"] = _interval
+_ENVIRONMENT.filters["interval"] = interval
 _ENVIRONMENT.filters["tidy"] = lambda value: f"{value:g}"

@@ -1,0 +1,75 @@
+"""All tables of a reproduction as one Markdown file, ours beside the paper's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from advfeat.report.page import VERDICTS, duration, interval, machine
+from advfeat.runs import write_bytes
+
+
+def write_markdown(results: list[dict], path: Path) -> Path:
+    """Writes the results of experiments (what ``results/<name>.json`` holds), in their order; returns the path."""
+    lines = [f"# The paper at the preset {results[0]['preset']['name']}", "", _opening(results), ""]
+    for r in results:
+        lines += [*_experiment(r), ""]
+    return _write(path, lines)
+
+
+def _opening(results: list[dict]) -> str:
+    r = results[0]
+    verdicts = [f["verdict"] for page in results for f in page["findings"]]
+    counts = ", ".join(f"{verdicts.count(v)} {words}" for v, words in VERDICTS.items())
+    return (
+        f"{r['preset']['differs'][0].upper()}{r['preset']['differs'][1:]}. Of {len(verdicts)} claims: {counts}; a "
+        "claim counts as seen only where the intervals of the two numbers are apart. In brackets: the range over "
+        "seeds, and at least the 95 % Wilson interval for the sampling of the test set."
+    )
+
+
+def _experiment(r: dict) -> list[str]:
+    seeds = r["preset"]["seeds"]
+    lines = [
+        f"## {r['title']}",
+        "",
+        f"{r['source']}. `advfeat reproduce {r['name']} --preset {r['preset']['name']}`, seeds "
+        f"{', '.join(map(str, seeds))}; {r['date']}, {machine(r)}, {duration(r['seconds'])} with all that it rests on.",
+        "",
+    ]
+    for table in r["tables"]:
+        lines += [f"**{table['title']}**", "", *_table(table), "", table["caption"], ""]
+    for f in r["findings"]:
+        lines.append(f"* *{VERDICTS[f['verdict']]}*: {f['claim']} {f['seen']} (Against it: {_lower(f['against'])})")
+    lines += ["", *(f"* {line}" for line in (*r["notes"], *r["why_different"]))]
+    while lines[-1] == "":
+        lines.pop()
+    return lines
+
+
+def _table(table: dict) -> list[str]:
+    head = [table["columns"], ["---"] * len(table["columns"])]
+    rows = [[row["name"], *(_cell(cell) for cell in row["cells"])] for row in table["rows"]]
+    return ["| " + " | ".join(row) + " |" for row in (*head, *rows)]
+
+
+def _cell(cell: dict) -> str:
+    ours, parts = cell["ours"], []
+    if ours is not None:
+        spread = f" ({interval(ours)})" if ours["low"] != ours["high"] else ""
+        parts.append(f"{ours['text'].removesuffix(' %')}{spread}")
+    if cell["paper"] is not None:
+        parts.append(f"{cell['whose']} {'≈ ' if cell['approximate'] else ''}{cell['paper']:g}")
+    return "; ".join(parts) or "–"
+
+
+def _lower(text: str) -> str:
+    """A sentence as part of another: without its capital, unless that is a name's, and without its full stop."""
+    start = text if text[1:2] in "_W" else text[0].lower() + text[1:]
+    return start.removesuffix(".")
+
+
+def _write(path: Path, lines: list[str]) -> Path:
+    while lines and lines[-1] == "":
+        lines.pop()
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
+    return path
