@@ -151,7 +151,8 @@ def _show(page: Page) -> None:
         rows = []
         for row in t["rows"]:
             rows.append([row["name"], *(_cell(cell) for cell in row["cells"])])
-        table(t["title"], t["columns"], rows, "in brackets: the paper's")
+        beside = any(cell["paper"] is not None for row in t["rows"] for cell in row["cells"])
+        table(t["title"], t["columns"], rows, "in brackets: the paper's" if beside else None)
     for f in r["findings"]:
         colour, words = _COLOURS[f["verdict"]], VERDICTS[f["verdict"]]
         console.print(f"[{colour}]{words:<13}[/{colour}]{f['claim']} [dim]{f['seen']}[/dim]", highlight=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from advfeat.experiments.steps import DataStep, Step
+from advfeat.experiments.steps import Data, Step
 from advfeat.progress import Progress
 from advfeat.runs import plain, provenance, read_json, write_json
 
@@ -42,19 +42,21 @@ class Lab:
     ) -> None:
         self.out, self.bar, self.root, self.deadline = Path(out), bar, root, deadline
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._data: dict[str, Any] = {}
+        self._opened: dict[str, Any] = {}
 
     def open(self, step: Step) -> Any:
         """The outcome of a step: done now, gone on with, or found."""
-        if isinstance(step, DataStep) and not hasattr(step, "make"):
-            if step.key not in self._data:
-                self._data[step.key] = step.open(self)
-            return self._data[step.key]
+        if isinstance(step, Data):  # held; what others make in memory is as large, and is asked for once
+            if step.key not in self._opened:
+                self._opened[step.key] = step.open(self)
+            return self._opened[step.key]
+        if not step.kept:
+            return step.open(self)
         folder = self.folder(step)
         if self.is_done(step):
             return step.make(self, folder, _silent)
         for needed in step.needs():  # first, so that their time is theirs
-            if hasattr(needed, "make") and not self.is_done(needed):
+            if not self.is_done(needed):
                 self.open(needed)
         return self._make(step, folder)
 
@@ -93,7 +95,7 @@ class Lab:
         """Seconds of the steps by their labels."""
         costs: dict[str, float] = {}
         for step in steps:
-            if hasattr(step, "make"):
+            if step.kept:
                 name = f"{step.kind} {step.label}".strip()
                 costs[name] = round(costs.get(name, 0.0) + self.seconds(step), 1)
         return costs

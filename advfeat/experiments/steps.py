@@ -40,11 +40,13 @@ def _label() -> str:
 class Step:
     """Base of all steps: frozen, described by their fields.
 
-    label: what a person calls it, in the name of its folder and on the progress bar; not part of what it is. doing,
-    unit: of the progress bar.
+    label: what a person calls it, in the name of its folder and on the progress bar; not part of what it is. kept:
+    whether its outcome lies in a folder (``make``), or is made anew when it is asked for (``open``). doing, unit: of
+    the progress bar.
     """
 
     kind: ClassVar[str]
+    kept: ClassVar[bool] = False
     doing: ClassVar[str] = ""
     unit: ClassVar[str] = ""
     label: str = _label()
@@ -126,6 +128,7 @@ class Trained(Step):
     """A model trained on a data set and tested on another after each epoch. Its outcome is the model, in eval mode."""
 
     kind: ClassVar[str] = "model"
+    kept: ClassVar[bool] = True
     doing: ClassVar[str] = "training on"
     unit: ClassVar[str] = "steps"
     data: DataStep
@@ -142,6 +145,7 @@ class Constructed(DataStep):
     """A set made by a recipe with a model from data."""
 
     kind: ClassVar[str] = "set"
+    kept: ClassVar[bool] = True
     doing: ClassVar[str] = "building"
     unit: ClassVar[str] = "images"
     recipe: Recipe
@@ -166,14 +170,12 @@ class Constructed(DataStep):
             progress=report,
         )
 
-    def open(self, lab: Lab) -> ConstructedSet:
-        return lab.open(self)
-
 
 @dataclass(frozen=True)
 class Measurement(Step):
     """A step whose outcome is a dict of JSON values, kept in a file."""
 
+    kept: ClassVar[bool] = True
     doing: ClassVar[str] = "evaluating"
     unit: ClassVar[str] = "samples"
 
