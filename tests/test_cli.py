@@ -68,7 +68,9 @@ def test_build_train_on_the_set_and_evaluate(folder, capsys):
     run(folder, build, capsys)  # again: nothing to do
     assert (folder / "det" / "manifest.json").read_bytes() == before
     for name, limit in (("on-det", ""), ("on-part", "--limit 50")):
-        out = run(folder, f"train --out {{folder}}/{name} --dataset {{folder}}/det {limit} --epochs 1 --width 4", capsys)
+        out = run(
+            folder, f"train --out {{folder}}/{name} --dataset {{folder}}/det {limit} --epochs 1 --width 4", capsys
+        )
         assert "test accuracy on digits" in out  # the set knows what it was built from
     out = run(
         folder,

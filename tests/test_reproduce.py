@@ -139,7 +139,17 @@ def test_presets_make_plans(preset):
             kinds |= {step.kind for step in found.steps(p).values()}
         assert {"data", "model", "set", "evaluation", "transfer", "sweep"} <= kinds
         assert json.dumps(p.to_dict())
-    assert presets.preset(preset).with_arch("resnet18").standard.arch == "resnet18"
+
+
+def test_another_network():
+    p = presets.preset("cifar10").with_arch("resnet18")
+    assert {c.arch for c in (p.standard, p.adversarial, *p.on.values())} == {"resnet18"}
+    assert p.name == "cifar10-resnet18" and p.other == "ResNet-50"
+    archs = [config.arch for config in p.others.values()]
+    assert sorted(archs) == ["densenet121", "inception_v3", "resnet50", "vgg16"]  # each once in Figure 3
+    assert presets.preset("cifar10").with_arch("resnet50").name == "cifar10"
+    with pytest.raises(ValueError, match="arch should be one of small-convnet, resnet18, .* got 'resnet19'"):
+        p.with_arch("resnet19")
 
 
 def test_a_short_attack_is_the_beginning_of_a_long_one(lab):

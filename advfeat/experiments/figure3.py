@@ -12,7 +12,7 @@ from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.measurements import Transferred
 from advfeat.experiments.pieces import clean, constructed, data, evaluated, model, outcomes, trained
-from advfeat.experiments.presets import Preset
+from advfeat.experiments.presets import ARCHS, Preset
 from advfeat.experiments.result import Cell, Finding, Number, Picture, Plain, Result, Table, Verdict
 from advfeat.threat import L2
 
@@ -24,7 +24,6 @@ PAPER = {
     "DenseNet": (41.70, 92.72, 36.51),
     "ResNet-50": (44.70, 98.70, 71.57),
 }
-_ARCHS = {"resnet50": "ResNet-50", "resnet18": "ResNet-18", "small-convnet": "convnet"}
 
 
 def plan(p: Preset) -> Plan:
@@ -142,7 +141,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
 
 def _name(arch: str) -> str:
     """The source's architecture, as a row of the table."""
-    return f"{_ARCHS.get(arch, arch)}, as the source"
+    return f"{ARCHS[arch]}, as the source"
 
 
 def _finding(kind: str, points: list[tuple[str, float, float]], where: str) -> Finding:

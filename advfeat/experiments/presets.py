@@ -15,6 +15,16 @@ from advfeat.training import TrainConfig, paper_attack
 
 SETS = ("robust", "nonrobust", "rand", "det")
 
+# As the paper writes them.
+ARCHS = {
+    "small-convnet": "convnet",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "vgg16": "VGG-16",
+    "inception_v3": "Inception-v3",
+    "densenet121": "DenseNet",
+}
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -72,6 +82,12 @@ class Preset:
     def with_arch(self, arch: str) -> Preset:
         """The same with another network, at its full width, in the place of the preset's own."""
 
+        if arch not in ARCHS:
+            raise ValueError(f"arch should be one of {', '.join(ARCHS)}, got {arch!r}")
+        if arch == self.standard.arch:
+            return self
+        own = ARCHS[self.standard.arch]
+
         def swapped(config: TrainConfig) -> TrainConfig:
             return config.replace(arch=arch, width=None)
 
@@ -80,9 +96,9 @@ class Preset:
             standard=swapped(self.standard),
             adversarial=swapped(self.adversarial),
             on={key: swapped(config) for key, config in self.on.items()},
-            other=self.standard.arch if self.other == arch else self.other,
-            others={name: config for name, config in self.others.items() if name != arch}
-            | {self.standard.arch: self.standard},
+            # The two change places: Figure 3 has each architecture once.
+            other=own if self.others[self.other].arch == arch else self.other,
+            others={name: config for name, config in self.others.items() if config.arch != arch} | {own: self.standard},
         )
 
 
