@@ -140,8 +140,13 @@ def _restore(file: Path, tensors: dict[str, Tensor], model: nn.Module, optimizer
 
 def _identity(description: dict) -> dict:
     config = {key: value for key, value in description.get("config", {}).items() if key not in _FREE}
+    # A data set is what it holds: a constructed one is named after its folder, which may have moved.
+    data = {
+        split: entry and {key: value for key, value in entry.items() if key != "name"}
+        for split, entry in (description.get("data") or {}).items()
+    }
     # Through JSON, so that what was read compares with what is about to be written.
-    return json.loads(json.dumps({"config": config, "data": description.get("data")}))
+    return json.loads(json.dumps({"config": config, "data": data}))
 
 
 def _differences(old: object, new: object, name: str = ""):

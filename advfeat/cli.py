@@ -255,8 +255,10 @@ class Reproduce:
     root: Path | None = field(default_factory=_root_from_environment)
     """Where data sets lie (default: the environment variable ADVFEAT_DATA)."""
     minutes: float | None = None
-    """Stop after so many minutes, with exit status 75; the same command goes on."""
+    """Stop after so many minutes and what is under way, an epoch or a shard, with exit status 75; the same command
+    goes on."""
     device: str | None = None
+    """cpu, cuda, cuda:1, ...; the first GPU if there is one."""
 
     def run(self) -> None:
         from advfeat import reproduce
@@ -314,7 +316,7 @@ Command = (
 )
 
 # What a user can cause and mend; anything else is a defect and shows its traceback.
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 
 
 def main(arguments: list[str] | None = None) -> None:

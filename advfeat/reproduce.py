@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rich.markup import escape
 from rich.padding import Padding
 
 from advfeat.console import bar, console, table
-from advfeat.experiments import catalogue, cost
+from advfeat.experiments import catalogue, cost, pieces
 from advfeat.experiments.lab import Lab, Pause
 from advfeat.experiments.presets import Preset, preset
 from advfeat.experiments.run import Page, read_page, run_experiment
+from advfeat.experiments.steps import MissingData
 from advfeat.experiments.times import CAPTION, MINUTES
 from advfeat.report.markdown import write_markdown
 from advfeat.report.page import VERDICTS, duration, write_experiment, write_overview
@@ -49,26 +51,35 @@ def reproduce(c: cli.Reproduce) -> None:
     out = _out(c, chosen)
     deadline = None if c.minutes is None else time.monotonic() + 60 * c.minutes
     lab = Lab(out, bar=bar, root=c.root, device=c.device, deadline=deadline)
-    missing: dict[str, str] = {}
+    lab.open(pieces.data(chosen))  # without D there is nothing to be done
+    states: dict[str, str] = {}
+    failed = False
     try:
         for name in names:
             found = catalogue.experiment(name)
             console.rule(f"[bold]{found.name}[/bold]  {found.title}", align="left")
             try:
                 page = run_experiment(found, lab, chosen)
-            except FileNotFoundError as error:
+            except MissingData as error:
                 if c.name != "all":
                     raise
-                missing[name] = str(error)
+                states[name] = str(error)
                 console.print(f"[yellow]left out[/yellow]  {error}", highlight=False)
-                continue
-            write_experiment(page, out / f"{name}.html", _command(name, c))
-            _show(page)
+            except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError) as error:
+                if c.name != "all":
+                    raise
+                failed, states[name] = True, f"failed: {type(error).__name__}: {error}"
+                console.print(f"[red]failed[/red]  {escape(states[name][8:])}", highlight=False)
+            else:
+                write_experiment(page, out / f"{name}.html", _command(name, c))
+                _show(page)
     except Pause:
-        _overview(out, chosen, missing)
-        console.print(f"{c.minutes:g} minutes are over; the same command goes on. So far: {out / 'index.html'}")
+        print(f"{c.minutes:g} minutes are over; the same command goes on")
         raise SystemExit(PAUSED) from None
-    console.print(f"report: [bold]{_overview(out, chosen, missing)}[/bold]")
+    finally:
+        console.print(f"report: [bold]{_overview(out, chosen, states)}[/bold]")
+    if failed:
+        raise SystemExit(1)
 
 
 def _preset(c: cli.Reproduce) -> Preset:
@@ -76,6 +87,8 @@ def _preset(c: cli.Reproduce) -> Preset:
     if c.arch:
         chosen = chosen.with_arch(c.arch)
     if c.seeds is not None:
+        if c.seeds < 1:
+            raise ValueError(f"--seeds should be at least 1, got {c.seeds}")
         chosen = chosen.replace(seeds=tuple(range(c.seeds)))
     return chosen
 
@@ -84,16 +97,18 @@ def _out(c: cli.Reproduce, chosen: Preset) -> Path:
     return c.out or Path("reproduction") / chosen.name
 
 
-def _overview(out: Path, chosen: Preset, missing: dict[str, str]) -> Path:
+def _overview(out: Path, chosen: Preset, states: dict[str, str]) -> Path:
     rows = []
     for name, found in catalogue.EXPERIMENTS.items():
         page = read_page(out, name)
+        if page and page.results["preset"]["name"] != chosen.name:
+            page = None
         rows.append(
             {
                 "name": name,
                 "title": found.title,
                 "results": page.results if page else None,
-                "state": missing.get(name, "not done yet"),
+                "state": states.get(name, "not done yet"),
             }
         )
     done = [row["results"] for row in rows if row["results"]]
@@ -151,8 +166,8 @@ def _show(page: Page) -> None:
         rows = []
         for row in t["rows"]:
             rows.append([row["name"], *(_cell(cell) for cell in row["cells"])])
-        beside = any(cell["paper"] is not None for row in t["rows"] for cell in row["cells"])
-        table(t["title"], t["columns"], rows, "in brackets: the paper's" if beside else None)
+        whose = {f"the {cell['whose']}'s" for row in t["rows"] for cell in row["cells"] if cell["paper"] is not None}
+        table(t["title"], t["columns"], rows, f"in brackets: {' or '.join(sorted(whose))}" if whose else None)
     for f in r["findings"]:
         colour, words = _COLOURS[f["verdict"]], VERDICTS[f["verdict"]]
         console.print(f"[{colour}]{words:<13}[/{colour}]{f['claim']} [dim]{f['seen']}[/dim]", highlight=False)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import threading
 import time
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tiny_preset import tiny_preset
 
 from advfeat.experiments import lab as lab_module
+from advfeat.experiments import steps as steps_module
 from advfeat.experiments.lab import Lab, Pause
 from advfeat.experiments.pieces import constructed, data, evaluated, model
 from advfeat.experiments.steps import Data, Step, all_steps
@@ -96,28 +98,118 @@ def test_out_of_time_stops_and_goes_on_to_the_same_bytes(tmp_path):
     step = model(p.replace(standard=p.standard.replace(epochs=4)), "standard", 0)
     whole = make_lab(tmp_path / "whole")
     whole.open(step)
-    pieces = 0
-    while True:
-        lab = make_lab(tmp_path / "pieces", deadline=time.monotonic())
-
-        ticks = iter(range(100))
-        lab._check_time = lambda ticks=ticks: _pause_after(ticks, 4)  # two steps an epoch: past one checkpoint
-        try:
-            lab.open(step)
-            break
-        except Pause:
-            pieces += 1
-            assert not lab.is_done(step)
-            assert json.loads((lab.folder(step) / "step.json").read_text())["done"] is False
-    assert pieces >= 1
+    pieces = [stopped_once(make_lab(tmp_path / "pieces"), step) for _ in range(10)]
+    assert pieces[:4] == [True] * 3 + [False]  # an epoch a piece, and at the end of the last one it is done
+    lab = make_lab(tmp_path / "pieces")
     name = "model.safetensors"
     assert (lab.folder(step) / name).read_bytes() == (whole.folder(step) / name).read_bytes()
-    assert lab.history(step)[-1]["epoch"] == 4
+    assert [row["epoch"] for row in lab.history(step)] == [1, 2, 3, 4]
+    assert lab.seconds(step) > 0
 
 
-def _pause_after(ticks, n):
-    if next(ticks) >= n:
-        raise Pause
+def test_a_set_stops_after_a_shard_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps_module, "_SHARD", 20)
+    p = tiny_preset(batch_size=10)
+    step = constructed(p, "det", 0)
+    whole = make_lab(tmp_path / "whole")
+    whole.open(step)
+    make_lab(tmp_path / "pieces").open(step.model)
+    assert [stopped_once(make_lab(tmp_path / "pieces"), step) for _ in range(4)] == [True, True, False, False]
+    lab = make_lab(tmp_path / "pieces")
+    for i in range(3):
+        name = f"shard-{i:05d}.safetensors"
+        assert (lab.folder(step) / name).read_bytes() == (whole.folder(step) / name).read_bytes()
+
+
+def stopped_once(lab, step) -> bool:
+    """Whether a piece of the step ended with a pause, at the first place where it may."""
+    checks = iter(range(100))
+
+    def over():
+        if next(checks):  # the first is before the step
+            raise Pause
+
+    lab._check_time = over
+    try:
+        lab.open(step)
+    except Pause:
+        assert not lab.is_done(step)
+        assert json.loads((lab.folder(step) / "step.json").read_text())["done"] is False
+        return True
+    return False
+
+
+def test_a_measurement_that_has_begun_is_finished(tmp_path):
+    p = tiny_preset()
+    step = evaluated(p, model(p, "standard", 0))
+    make_lab(tmp_path).open(step.model)
+    assert not stopped_once(make_lab(tmp_path), step)
+
+
+def test_a_folder_may_move(tmp_path):
+    """A constructed set is named after its folder; a model trained on it is the same model elsewhere."""
+    p = tiny_preset()
+    make_lab(tmp_path / "a").open(model(p, "det", 0))
+    (tmp_path / "a").rename(tmp_path / "b")
+    lab = make_lab(tmp_path / "b")
+    lab._make = None  # nothing is done again
+    assert lab.open(model(p, "det", 0)).arch == "small-convnet"
+    # Also one that was stopped goes on there.
+    longer = dataclasses.replace(model(p, "det", 0), config=p.standard.replace(epochs=3, width=5))
+    assert stopped_once(make_lab(tmp_path / "b"), longer)
+    (tmp_path / "b").rename(tmp_path / "c")
+    assert make_lab(tmp_path / "c").open(longer) is not None
+
+
+def test_a_finished_set_is_read_and_not_written(tmp_path, monkeypatch):
+    """Also by a later version, whose builds would refuse to go on with it."""
+    p = tiny_preset()
+    lab = make_lab(tmp_path)
+    lab.open(constructed(p, "det", 0))
+    files = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()}
+    monkeypatch.setattr("advfeat.datasets.store.__version__", "99.0")
+    assert len(make_lab(tmp_path).open(constructed(p, "det", 0))) == 60
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()} == files
+
+
+def test_other_data_under_the_same_name(tmp_path):
+    p = tiny_preset()
+    step = model(p, "standard", 0)
+    make_lab(tmp_path).open(step)
+    lab = make_lab(tmp_path)
+    lab._opened[step.data.key] = lab.open(step.data).subset(range(50))  # what lies there has changed
+    with pytest.raises(ValueError, match="was made from another digits than is there now: remove it, or take another"):
+        lab.open(step)
+
+
+def test_two_processes_in_one_folder(tmp_path):
+    """Who comes to a step that another one is at waits, and finds it done."""
+    step = model(tiny_preset(), "standard", 0)
+    first, second = make_lab(tmp_path), make_lab(tmp_path)
+    made = []
+    with first._alone_at(step):
+        waiting = threading.Thread(target=lambda: made.append(second.open(step)))
+        waiting.start()
+        waiting.join(1.0)
+        assert not made and waiting.is_alive()
+        first._alone_at = contextlib.nullcontext
+        first._make(step)
+    waiting.join(60)
+    record = json.loads((second.folder(step) / "step.json").read_text())
+    assert len(made) == 1 and record["seconds"] == first.seconds(step)
+
+
+def test_a_set_that_was_never_begun_leaves_an_empty_place(tmp_path, monkeypatch):
+    """A record of a step beside nothing would be a stranger to the next build."""
+    p = tiny_preset()
+    step = constructed(p, "det", 0)
+    lab = make_lab(tmp_path)
+    lab.open(step.model)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps_module.build, "build", lambda *_, **__: lab.folder(step).mkdir(parents=True) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            lab.open(step)
+    assert len(lab.open(step)) == 60
 
 
 def test_no_time_at_all_does_nothing(tmp_path):
@@ -133,7 +225,8 @@ def test_classes_of_a_data_set_are_renumbered(tmp_path):
     assert two.classes == ("9", "4") and len(two) == int(((every.labels == 9) | (every.labels == 4)).sum())
     nines = every.images(every.labels == 9)
     assert torch.equal(two.images(two.labels == 0), nines)
-    assert len(lab.open(Data("digits", limit=7, classes=("9", "4")))) == 7
+    few = lab.open(Data("digits", limit=7, classes=("9", "4")))
+    assert len(few) == 7 and sorted(few.labels.bincount().tolist()) == [3, 4]
     with pytest.raises(ValueError, match="no class 'cat': it has 0, 1"):
         lab.open(Data("digits", classes=("cat",)))
 

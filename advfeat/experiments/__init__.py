@@ -1,1 +1,1 @@
-"""Experiments of the paper: each file holds a config and a ``run``."""
+"""Experiments of the paper: each file says which steps it needs (``plan``) and what they show (``report``)."""

@@ -49,5 +49,5 @@ def experiment(name: str) -> Experiment:
     """The experiment of a name. Errors: ValueError naming those that there are."""
     found = EXPERIMENTS.get(ALIASES.get(name, name))
     if found is None:
-        raise ValueError(f"unknown experiment {name!r}: should be {', '.join(EXPERIMENTS)}, or all")
+        raise ValueError(f"unknown experiment {name!r}: should be {', '.join((*EXPERIMENTS, *ALIASES))}, or all")
     return found

@@ -1,8 +1,8 @@
 """What an experiment will cost: the images that go through each network, and the rate at which this machine takes them.
 
-Two kinds of passes count: "train", forward, backward and update; "attack", forward and backward to the image. A test is
-a third of a pass of the second kind. Where an attack leaves samples early, all its steps are counted: the estimate is
-an upper bound there.
+Three kinds of passes count: "train", forward, backward and update; "attack", forward and backward to the image, of an
+attack of many steps; "inner", the same in adversarial training. A test is a third of a pass of the second kind. Where
+an attack leaves samples early, all its steps are counted: the estimate is an upper bound there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def passes(steps: Iterable[Step]) -> Passes:
             net = _network(config, step.data)
             total[net, "train"] += n * config.epochs
             if config.attack is not None:
-                total[net, "attack"] += n * config.epochs * config.attack.steps
+                total[net, "inner"] += n * config.epochs * config.attack.steps
             tests = config.epochs // config.eval_every if config.eval_every else 1
             total[net, "attack"] += samples(step.test) * tests * _TEST
         elif isinstance(step, Constructed):
@@ -68,6 +68,8 @@ def passes(steps: Iterable[Step]) -> Passes:
         elif isinstance(step, Transferred):
             net = _attacked(step, step.source, (step.attack,))
             total[net, "attack"] += samples(step.data) * step.attack.steps
+            for target in step.targets:
+                total[_attacked(step, target, ()), "attack"] += samples(step.data) * 2 * _TEST
         elif isinstance(step, StepSweep):
             net = _attacked(step, step.model, step.attacks)
             total[net, "attack"] += samples(step.data) * _steps(step.attacks)
@@ -75,7 +77,7 @@ def passes(steps: Iterable[Step]) -> Passes:
 
 
 def _steps(attacks: Iterable[PGD]) -> int:
-    return sum(attack.steps * attack.restarts for attack in attacks)
+    return sum(attack.steps * (attack.restarts + getattr(attack, "target_classes", 0)) for attack in attacks)
 
 
 def samples(step: DataStep) -> int:
@@ -122,9 +124,11 @@ def measure_rate(net: Network, kind: str, device: torch.device, *, at_least: flo
     g = torch.Generator().manual_seed(0)
     x = torch.rand(batch, *net.shape, generator=g).to(device=device, memory_format=torch.channels_last)
     y = torch.randint(_CLASSES, (batch,), generator=g).to(device)
-    if kind == "attack":
-        model = attack_copy(model.eval(), autocast=amp)
-        attack = PGD(L2(0.5), steps=4, step_size=0.1, autocast=amp)
+    if kind != "train":
+        # Long enough for a graph of the step on a GPU, which a short attack does without.
+        steps = 7 if kind == "inner" else 64 if device.type == "cuda" else 4
+        model = model.eval() if kind == "inner" else attack_copy(model.eval(), autocast=amp)
+        attack = PGD(L2(0.5), steps=steps, step_size=0.1, autocast=amp)
 
         def work() -> int:
             attack(model, x, y)
@@ -152,13 +156,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def flops(net: Network, kind: str) -> float:
-    """Floating-point operations of one image's pass: twice the forward pass's for an attack, three times to train."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = create(net.arch, _CLASSES, net.shape, width=net.width).eval().to("meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, *net.shape, device="meta"))
-    return counter.get_total_flops() * {"attack": 2, "train": 3}[kind]

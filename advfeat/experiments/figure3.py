@@ -34,16 +34,17 @@ def plan(p: Preset) -> Plan:
         name: trained(p, det, config.replace(augment="none"), f"{name} on D_det", seed)
         for name, config in p.others.items()
     }
-    # The source's own architecture: one more model, trained anew.
-    on_d[own] = trained(p, data(p), p.standard, f"{own} on D, again", seed)
-    on_det[own] = model(p, "det", seed)
-    step_size = 2.5 * p.transfer_eps / p.attack_steps
+    # The source's own architecture: one more model, trained anew, and as long as the others.
+    config = p.standard.replace(epochs=max(other.epochs for other in p.others.values()))
+    on_d[own] = trained(p, data(p), config, f"{own} on D, again", seed)
+    config = p.on["det"].replace(epochs=config.epochs)
+    on_det[own] = model(p, "det", seed) if config == p.on["det"] else trained(p, det, config, f"{own} on D_det", seed)
     transfers = [
         Transferred(
             model(p, "standard", seed),
             tuple(on_d.values()),
             data(p, "test"),
-            PGD(L2(p.transfer_eps), steps=p.attack_steps, step_size=step_size, targeted=targeted),
+            PGD(L2(p.transfer_eps), steps=p.attack_steps, targeted=targeted),
             label="targeted" if targeted else "untargeted",
         )
         for targeted in (False, True)
@@ -66,7 +67,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         targeted = step.attack.targeted
         found = lab.open(step)["targets"]
         which = "reached" if targeted else "fooled"
-        rates[targeted] = {n: Number((f[which],), f["right"]) for n, f in zip(names, found, strict=True)}
+        rates[targeted] = {n: Number((f[which],), max(f["right"], 1)) for n, f in zip(names, found, strict=True)}
     rows = tuple(
         (
             name,

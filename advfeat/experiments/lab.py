@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from advfeat.experiments.steps import Data, Step
+from advfeat.experiments.steps import Data, DataStep, Step, all_steps
 from advfeat.progress import Progress
 from advfeat.runs import plain, provenance, read_json, write_json
 
@@ -25,10 +26,12 @@ class Pause(Exception):
 class Lab:
     """A folder of steps: ``<kind>s/<label>-<hash>/``, each with a ``step.json`` that says what it is and what it cost.
 
+    Several processes may work in one folder: who comes to a step that another one is at waits, and finds it done.
+
     root: where named data sets lie. device: where models run. bar: gives a progress report for a title and a unit, as
         :func:`advfeat.console.bar`.
-    deadline: of ``time.monotonic()``; afterwards :class:`Pause` is raised from within the step. A training goes on from
-        its last epoch, a set from its last shard.
+    deadline: of ``time.monotonic()``; afterwards :class:`Pause` is raised where little is lost: before a step, after an
+        epoch of a training or a shard of a set. A measurement that has begun is finished.
     """
 
     def __init__(
@@ -45,37 +48,46 @@ class Lab:
         self._opened: dict[str, Any] = {}
 
     def open(self, step: Step) -> Any:
-        """The outcome of a step: done now, gone on with, or found."""
+        """The outcome of a step: done now, gone on with, or found.
+
+        Errors: ValueError for one that was made from other data than is there now; MissingData; Pause.
+        """
         if isinstance(step, Data):  # held; what others make in memory is as large, and is asked for once
             if step.key not in self._opened:
                 self._opened[step.key] = step.open(self)
             return self._opened[step.key]
         if not step.kept:
             return step.open(self)
-        folder = self.folder(step)
-        if self.is_done(step):
-            return step.make(self, folder, _silent)
-        for needed in step.needs():  # first, so that their time is theirs
-            if not self.is_done(needed):
-                self.open(needed)
-        return self._make(step, folder)
+        if not self.is_done(step):
+            self._prepare(step)  # first, so that the time of what it needs is not its own
+            self._make(step)
+        self._check_data(step)
+        return step.load(self, self.folder(step))
 
-    def _make(self, step: Step, folder: Path) -> Any:
+    def _prepare(self, step: Step) -> None:
+        for needed in step.needs():
+            if not needed.kept:
+                self._prepare(needed)
+            elif not self.is_done(needed):
+                self.open(needed)
+
+    def _make(self, step: Step) -> None:
         self._check_time()
-        record = self._record(step)
-        record.setdefault("label", step.label)
-        record.setdefault("step", step.describe())
-        began, done = time.monotonic(), False
-        try:
-            with self.bar(f"{step.doing} {step.label or step.kind}", step.unit) as report:
-                outcome = step.make(self, folder, self._watched(report))
-            done = True
-        finally:
-            record["seconds"] = round(record.get("seconds", 0.0) + time.monotonic() - began, 2)
-            record |= {"done": done, **plain(provenance(self.device))}
-            if done or folder.is_dir():
-                write_json(folder / "step.json", record)
-        return outcome
+        with self._alone_at(step):
+            if self.is_done(step):  # by another process meanwhile
+                return
+            folder, record = self.folder(step), self._record(step)
+            record |= {"label": record.get("label", step.label), "step": step.describe(), "data": self._data_of(step)}
+            began, done = time.monotonic(), False
+            try:
+                with self.bar(f"{step.doing} {step.label or step.kind}", step.unit) as report:
+                    step.make(self, folder, self._watched(step, report))
+                done = True
+            finally:
+                record["seconds"] = round(record.get("seconds", 0.0) + time.monotonic() - began, 2)
+                record |= {"done": done, **plain(provenance(self.device))}
+                if done or any(folder.glob("*.json")):  # else nothing was begun, and a set wants an empty folder
+                    write_json(folder / "step.json", record)
 
     def folder(self, step: Step) -> Path:
         """Where a step is kept: found by its hash, whatever the label was."""
@@ -97,7 +109,7 @@ class Lab:
         for step in steps:
             if step.kept:
                 name = f"{step.kind} {step.label}".strip()
-                costs[name] = round(costs.get(name, 0.0) + self.seconds(step), 1)
+                costs[name] = round(costs.get(name, 0.0) + self.seconds(step), 2)
         return costs
 
     def history(self, step: Step) -> list[dict]:
@@ -108,10 +120,45 @@ class Lab:
         path = self.folder(step) / "step.json"
         return read_json(path) if path.is_file() else {}
 
-    def _watched(self, report: Progress) -> Progress:
+    def _data_of(self, step: Step) -> dict[str, str]:
+        """The hashes of the data that a step rests on in the end."""
+        leaves = [s for s in all_steps([step]).values() if isinstance(s, DataStep) and not any(s.needs())]
+        return {leaf.key: self.open(leaf).fingerprint for leaf in leaves}
+
+    def _check_data(self, step: Step) -> None:
+        """A step says which data it wants by name; that what lies under the name is still the same is looked at here,
+        for data that were opened anyway."""
+        for key, fingerprint in self._record(step).get("data", {}).items():
+            if key in self._opened and self._opened[key].fingerprint != fingerprint:
+                raise ValueError(
+                    f"{self.folder(step)} was made from another {self._opened[key].name} than is there now: remove "
+                    "it, or take another --out"
+                )
+
+    @contextlib.contextmanager
+    def _alone_at(self, step: Step) -> Iterator[None]:
+        """Waits until no other process is at the step. A process that dies lets go of it."""
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system
+            yield
+            return
+        lock = self.folder(step).parent / f".{step.key}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with open(
+            lock, "w"
+        ) as file:  # it stays: who waits for a file that is removed holds another lock than who comes
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _watched(self, step: Step, report: Progress) -> Progress:
+        first: int | None = None
+
         def watched(done: int, total: int) -> None:
+            nonlocal first
             report(done, total)
-            if done < total:  # the last report comes before the outcome is written
+            first = done if first is None else first
+            if step.may_pause(done - first, total):
                 self._check_time()
 
         return watched
@@ -119,7 +166,3 @@ class Lab:
     def _check_time(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise Pause
-
-
-def _silent(done: int, total: int) -> None:
-    pass

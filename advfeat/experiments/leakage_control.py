@@ -133,19 +133,19 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         tables=[table],
         findings=[
             Finding(
-                "An accuracy like D_rand's needs non-robust features.",
+                "Accuracy above twice chance on D, learned from labels that look random, needs non-robust features.",
                 "As much from fixed patterns, where a tenth of the images is left alone.",
                 f"{leak} from patterns, {rand} from D_rand; {closed} where every image has its pattern.",
-                "opposite" if compare(leak, 2 * chance) == "seen" else compare(rand, leak),
+                compare(2 * chance, leak),
             ),
             Finding(
-                "D_rand does not teach through the tenth of its images whose target is their label.",
+                "D_rand does not teach through the tenth of its images whose target is their label alone.",
                 "Without them no more than twice chance.",
                 f"{without} without them, {rand} with them.",
                 compare(without, 2 * chance),
             ),
             Finding(
-                "D_det does not teach through images that its source took for the target from the start.",
+                "D_det does not teach through images alone that its source took for the target from the start.",
                 "Without them no more than twice chance.",
                 f"{det_without} without them, {det} with them.",
                 compare(det_without, 2 * chance),

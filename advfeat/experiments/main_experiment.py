@@ -11,13 +11,14 @@ import torch
 from advfeat import plots
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import MatchRepresentation
-from advfeat.experiments import figure2, table1
+from advfeat.experiments import figure2, table1, table7
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.pieces import (
     LABELS,
     MODELS,
     TITLES,
+    at_radii,
     clean,
     constructed,
     data,
@@ -30,15 +31,9 @@ from advfeat.experiments.pieces import (
 from advfeat.experiments.presets import SETS, Preset, describe_set
 from advfeat.experiments.result import Cell, Picture, Plain, Result, Table
 
-# Accuracy and robust accuracy at L2 0.25 and 0.5, in percent: Table 7 (rows "from images") and Table 1; CIFAR-10,
-# ResNet-50.
-PAPER = {
-    "standard": (95.25, 4.49, 0.0),
-    "adversarial": (90.83, 82.48, 70.90),
-    "robust": (85.40, 48.20, 21.85),
-    "nonrobust": (87.68, 0.82, 0.0),
-    "rand": (63.3, None, None),
-    "det": (43.7, None, None),
+# Accuracy and robust accuracy at Table 7's radii: its rows "from images", and Table 1.
+PAPER = {key: table7.PAPER[key] for key in ("standard", "adversarial", "robust", "nonrobust")} | {
+    key: (table1.PAPER[key][0],) for key in ("rand", "det")
 }
 
 
@@ -73,8 +68,8 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
 def _models(p: Preset, found: dict[str, list[dict]]) -> Table:
     rows = []
     for key, (paper_clean, *paper_robust) in PAPER.items():
-        # The paper's radii are 0.25 and 0.5; at a preset with others its numbers stand beside ours for the pattern.
-        cells = [Cell(robust(found[key], i), paper) for i, paper in enumerate(paper_robust[: len(p.radii)])]
+        numbers = [robust(found[key], i) for i in range(len(p.radii))]
+        cells = at_radii(p, numbers, dict(zip(table7.RADII, paper_robust, strict=False)))
         rows.append((LABELS[key], (Cell(clean(found[key]), paper_clean), *cells, Cell(follows(found[key])))))
     return Table(
         "The models",

@@ -11,7 +11,7 @@ from advfeat.datasets.recipes import MatchRepresentation, Recipe
 from advfeat.evaluation import default_attack
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import SETS, Preset
-from advfeat.experiments.result import Number
+from advfeat.experiments.result import Cell, Number
 from advfeat.experiments.steps import Constructed, Data, DataStep, Evaluated, Trained
 from advfeat.seeds import derive_seed
 from advfeat.training import TrainConfig
@@ -65,11 +65,11 @@ def from_noise(p: Preset, key: str) -> MatchRepresentation:
     return dataclasses.replace(p.recipes[key], start="noise", steps=p.noise_steps)
 
 
-def attack(p: Preset, eps: float, *, steps: int | None = None) -> Attack:
+def attack(p: Preset, eps: float) -> Attack:
     """The evaluation's attack: a sample is left once it is broken. What only low precision took for a success is
     attacked again without it, see :mod:`advfeat.evaluation`."""
     autocast = torch.bfloat16 if p.amp == "bf16" else None
-    return default_attack(eps, "l2", steps=steps or p.attack_steps).replace(stop="success", autocast=autocast)
+    return default_attack(eps, "l2", steps=p.attack_steps).replace(stop="success", autocast=autocast)
 
 
 def evaluated(
@@ -93,6 +93,11 @@ def clean(outcomes: list[dict]) -> Number:
 def robust(outcomes: list[dict], i: int) -> Number:
     """Robust accuracy at each seed under the i-th attack."""
     return Number.of(outcome["robust"][i] for outcome in outcomes)
+
+
+def at_radii(p: Preset, numbers: list[Number], paper: dict[float, float | None]) -> list[Cell]:
+    """Cells of robust accuracy, beside the paper's where it has one at the same radius."""
+    return [Cell(number, paper.get(eps)) for eps, number in zip(p.radii, numbers, strict=True)]
 
 
 def follows(outcomes: list[dict]) -> Number:

@@ -38,6 +38,7 @@ class Preset:
         amp: of builds and attacks.
     radii, attack_steps: of evaluations, L2. sweep: the steps of Figure 8; sweep_limit: its samples. transfer_eps: the
         radius of Figure 3's examples.
+    imagenet_side: of Restricted ImageNet's images; 224, the paper's, means all of them.
     seeds: of experiments; those of several models and long builds take the first alone (``first``).
     """
 
@@ -60,6 +61,7 @@ class Preset:
     limit: int | None = None
     test_limit: int | None = None
     size: int | None = None
+    imagenet_side: int = 64
     batch_size: int = 250
     amp: str = "none"
     dtype: str = "float32"
@@ -93,6 +95,7 @@ class Preset:
 
         return self.replace(
             name=f"{self.name}-{arch}",
+            differs=f"{self.differs}; here a {ARCHS[arch]} in the place of the {own}",
             standard=swapped(self.standard),
             adversarial=swapped(self.adversarial),
             on={key: swapped(config) for key, config in self.on.items()},
@@ -141,7 +144,7 @@ def _digits() -> Preset:
         name="digits",
         dataset="digits",
         pair=("4", "9"),
-        differs="1,347 scanned digits of 8x8 pixels and a convnet of 62,000 parameters stand for CIFAR-10 and a "
+        differs="1,347 scanned digits of 8x8 pixels and a convnet of 61,000 parameters stand for CIFAR-10 and a "
         "ResNet-50; radii and recipes are those at which the effects show on such images",
         standard=standard,
         adversarial=standard.replace(attack=paper_attack(0.75)),
@@ -208,6 +211,7 @@ def _cifar10() -> Preset:
     return Preset(
         name="cifar10",
         dataset="cifar10",
+        imagenet_side=224,
         pair=("cat", "dog"),
         differs="30 epochs of a one-cycle learning rate (20 adversarial) stand for the paper's long trainings, and D_R "
         "and D_NR end a sample's 1,000 steps (from noise 2,000 for 10,000) once its distance has stopped falling",

@@ -78,7 +78,8 @@ class Plain:
         return f"{self.mean:.{self.digits}f}"
 
     def to_dict(self) -> dict:
-        return {"mean": self.mean, "low": min(self.values), "high": max(self.values), "values": list(self.values)}
+        low, high = self.interval
+        return {"mean": self.mean, "low": low, "high": high, "values": list(self.values), "digits": self.digits}
 
 
 @dataclass(frozen=True)

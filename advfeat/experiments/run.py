@@ -12,7 +12,7 @@ import torch
 from advfeat.experiments.experiment import Experiment
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Picture
+from advfeat.experiments.result import Picture, Result
 from advfeat.experiments.steps import Data
 from advfeat.runs import provenance, read_json, write_bytes, write_json
 
@@ -28,13 +28,13 @@ class Page:
 def run_experiment(experiment: Experiment, lab: Lab, preset: Preset) -> Page:
     """Runs an experiment; writes ``results/<name>.json`` and ``results/<name>-<picture>.png`` below the lab's folder.
 
-    Errors: FileNotFoundError for data of the user's that is not there; Pause when the lab's time is over.
+    Errors: MissingData for data of the user's that is not there; Pause when the lab's time is over.
     """
     experiment.check(preset)
+    steps, preset = experiment.steps(preset), experiment.setting(preset)
     threads = torch.get_num_threads()
     torch.set_num_threads(preset.threads or threads)
     try:
-        steps = experiment.steps(preset)
         for step in steps.values():
             if isinstance(step, Data):
                 lab.open(step)  # before hours of work: it may not be there
@@ -51,18 +51,25 @@ def run_experiment(experiment: Experiment, lab: Lab, preset: Preset) -> Page:
         "preset": preset.to_dict(),
         "data": [_describe(lab, step) for step in steps.values() if isinstance(step, Data)],
         **result.to_dict(),
+        "seeds": list(preset.seeds[: _seeds(result)]),
         "cost": cost,
-        "seconds": round(math.fsum(cost.values()), 1),
+        "seconds": round(math.fsum(cost.values()), 2),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         **made_with,
     }
-    if preset.dataset != "cifar10" and experiment.dataset is None:
+    if preset.dataset not in ("cifar10", "restricted-imagenet"):
         results["differences"] = []  # the paper's numbers stand for the pattern: points apart would mean nothing
     for picture in result.pictures:
         write_bytes(picture_path(lab.out, experiment.name, picture.name), picture.png)
     results["pictures"] = [{"name": x.name, "title": x.title, "caption": x.caption} for x in result.pictures]
     write_json(lab.out / "results" / f"{experiment.name}.json", results)
     return Page(results, result.pictures)
+
+
+def _seeds(result: Result) -> int | None:
+    """How many seeds the numbers are of: some experiments take the first alone."""
+    numbers = [cell.ours for table in result.tables for _, cells in table.rows for cell in cells if cell.ours]
+    return max((len(number.values) for number in numbers), default=None)
 
 
 def picture_path(out: Path, experiment: str, picture: str) -> Path:

@@ -17,11 +17,11 @@ import torch
 
 from advfeat.attacks import Attack
 from advfeat.datasets import build, sources
-from advfeat.datasets.base import ArraySource, Source
+from advfeat.datasets.base import ArraySource, Source, balanced_subset
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import Recipe
 from advfeat.evaluation import evaluate
-from advfeat.models import Model
+from advfeat.models import Model, load
 from advfeat.progress import Progress
 from advfeat.runs import plain, read_json, write_json
 from advfeat.training import TrainConfig, train
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from advfeat.experiments.lab import Lab
+
+
+# Images of a shard; a set that is stopped goes on after its last whole one.
+_SHARD = 2000
+
+
+class MissingData(FileNotFoundError):
+    """Data of the user's that is not where it was looked for."""
 
 
 def _label() -> str:
@@ -41,8 +49,8 @@ class Step:
     """Base of all steps: frozen, described by their fields.
 
     label: what a person calls it, in the name of its folder and on the progress bar; not part of what it is. kept:
-    whether its outcome lies in a folder (``make``), or is made anew when it is asked for (``open``). doing, unit: of
-    the progress bar.
+    whether its outcome lies in a folder (``make``, then ``load``), or is made when it is asked for (``open``). doing,
+    unit: of the progress bar.
     """
 
     kind: ClassVar[str]
@@ -55,6 +63,10 @@ class Step:
         """Everything the outcome depends on, as JSON values; of other steps, their descriptions."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "label"}
         return {"kind": self.kind, **{name: _described(value) for name, value in values.items()}}
+
+    def may_pause(self, done: int, total: int) -> bool:
+        """Whether so many units after it began, of so many, little would be lost by stopping."""
+        return False
 
     @property
     def key(self) -> str:
@@ -102,15 +114,22 @@ class Data(DataStep):
         limit = self.limit if self.classes is None else None
         root = lab.root
         if root is None and self.name != "digits":
-            raise FileNotFoundError(f"{self.name} is the user's own: say with --root (or ADVFEAT_DATA) where it lies")
-        if self.name == "restricted-imagenet" and (root / "imagenet").is_dir():
-            root = root / "imagenet"
-        source = sources.load(self.name, split=self.split, root=root, limit=limit, size=self.size)
+            raise MissingData(f"{self.name} is the user's own: say with --root (or ADVFEAT_DATA) where it lies")
+        if self.name == "restricted-imagenet":
+            root = next((r for r in (root / "imagenet", root) if (r / "train").is_dir()), None)
+            if root is None:
+                raise MissingData(
+                    f"an ImageNet folder (train/<class>/, val/<class>/) should be {lab.root} or lie in it"
+                )
+        try:
+            source = sources.load(self.name, split=self.split, root=root, limit=limit, size=self.size)
+        except FileNotFoundError as error:
+            raise MissingData(str(error)) from error
         return source if self.classes is None else _only(source, self.classes, self.limit)
 
 
 def _only(source: Source, classes: tuple[str, ...], limit: int | None) -> Source:
-    """The samples of some classes, renumbered; with ``limit``, the first so many."""
+    """The samples of some classes, renumbered; with ``limit``, so many, evenly over them."""
     missing = [name for name in classes if name not in source.classes]
     if missing:
         raise ValueError(f"{source.name} has no class {missing[0]!r}: it has {', '.join(source.classes)}")
@@ -118,7 +137,9 @@ def _only(source: Source, classes: tuple[str, ...], limit: int | None) -> Source
     for new, name in enumerate(classes):
         number[source.classes.index(name)] = new
     labels = number[source.labels]
-    index = (labels >= 0).nonzero()[:, 0][:limit]
+    index = (labels >= 0).nonzero()[:, 0]
+    if limit is not None and limit < len(index):
+        index = index[balanced_subset(labels[index], limit, 0)]
     name = f"{source.name} ({', '.join(classes)})"
     return ArraySource(source.images(index), labels[index], classes, name, source.split)
 
@@ -138,6 +159,13 @@ class Trained(Step):
     def make(self, lab: Lab, folder: Path, report: Progress) -> Model:
         train_source, test_source = lab.open(self.data), lab.open(self.test)
         return train(self.config, train_source, test_source, folder, device=lab.device, progress=report).model
+
+    def load(self, lab: Lab, folder: Path) -> Model:
+        return load(folder).to(lab.device)
+
+    def may_pause(self, done: int, total: int) -> bool:
+        epoch = total // self.config.epochs  # one step into the next one, when the checkpoint has been written
+        return done > epoch and done % epoch == 1 % epoch
 
 
 @dataclass(frozen=True)
@@ -164,11 +192,18 @@ class Constructed(DataStep):
             folder,
             seed=self.seed,
             batch_size=self.batch_size,
+            shard_size=_SHARD,
             dtype=self.dtype,
             device=lab.device,
             autocast=torch.bfloat16 if self.amp == "bf16" else None,
             progress=report,
         )
+
+    def load(self, lab: Lab, folder: Path) -> ConstructedSet:
+        return ConstructedSet.open(folder, verify=False)
+
+    def may_pause(self, done: int, total: int) -> bool:
+        return done > _SHARD and 0 < done % _SHARD <= self.batch_size  # one batch into the next shard
 
 
 @dataclass(frozen=True)
@@ -183,10 +218,11 @@ class Measurement(Step):
         raise NotImplementedError
 
     def make(self, lab: Lab, folder: Path, report: Progress) -> dict:
-        path = folder / "outcome.json"
-        if not path.is_file():
-            write_json(path, self.measure(lab, report))
-        return read_json(path)
+        write_json(folder / "outcome.json", self.measure(lab, report))
+        return self.load(lab, folder)
+
+    def load(self, lab: Lab, folder: Path) -> dict:
+        return read_json(folder / "outcome.json")
 
 
 @dataclass(frozen=True)

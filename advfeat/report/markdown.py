@@ -22,13 +22,13 @@ def _opening(results: list[dict]) -> str:
     counts = ", ".join(f"{verdicts.count(v)} {words}" for v, words in VERDICTS.items())
     return (
         f"{r['preset']['differs'][0].upper()}{r['preset']['differs'][1:]}. Of {len(verdicts)} claims: {counts}; a "
-        "claim counts as seen only where the intervals of the two numbers are apart. In brackets: the range over "
-        "seeds, and at least the 95 % Wilson interval for the sampling of the test set."
+        "claim counts as seen only where the intervals of the two numbers are apart, unless it is said otherwise. In "
+        "brackets: the range over seeds, at least the 95 % Wilson interval for the sampling of the images tested on."
     )
 
 
 def _experiment(r: dict) -> list[str]:
-    seeds = r["preset"]["seeds"]
+    seeds = r["seeds"]
     lines = [
         f"## {r['title']}",
         "",

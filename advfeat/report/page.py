@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import platform
 import re
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def write_experiment(page: Page, path: Path, command: str, *, up: bool = True) -
         pictures=page.pictures,
         summary=summary(r),
         machine=machine(r),
-        spread=_spread(r),
+        spread=lambda table: spread(table, r),
         verdict_words=VERDICTS,
         command=command,
         settings=json.dumps(settings, indent=2),
@@ -58,15 +57,10 @@ def write_overview(rows: list[dict], preset: str, path: Path) -> Path:
 
 def summary(r: dict) -> str:
     """What an experiment found, in a sentence or two."""
-    data = (
-        next(d for d in r["data"] if d["split"] == "train") if any(d["split"] == "train" for d in r["data"]) else None
-    )
-    test = next((d for d in r["data"] if d["split"] == "test"), None)
-    parts = [f"{d['samples']:,} {what} images" for d, what in ((data, "training"), (test, "test")) if d]
-    verdicts = [f["verdict"] for f in r["findings"]]
-    seeds = r["preset"]["seeds"]
-    words = f"Done anew on {title((data or test)['name'])}: {' and '.join(parts)}" if parts else "Done anew"
-    words += f", {len(seeds)} seed{'s' if len(seeds) > 1 else ''}. "
+    data = max(r["data"], key=lambda d: (d["split"] == "train", d["samples"]))
+    seeds, verdicts = r["seeds"], [f["verdict"] for f in r["findings"]]
+    words = f"Done anew on {title(data['name'])}: {data['samples']:,} {data['split']}ing images, "
+    words += f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}. "
     if verdicts:
         words += f"Of the {len(verdicts)} claims checked below, {verdicts.count('seen')} were seen"
         words += f" and of {verdicts.count('opposite')} the opposite." if "opposite" in verdicts else "."
@@ -76,7 +70,7 @@ def summary(r: dict) -> str:
 def machine(r: dict) -> str:
     """What it ran on, in words."""
     threads = f"{r['threads']} thread" + ("" if r["threads"] == 1 else "s")
-    return f"{r['device']}, {threads}, torch {r['versions']['torch']}, {platform.system()}"
+    return f"{r['device']}, {threads}, torch {r['versions']['torch']}, {r['platform'].split('-')[0]}"
 
 
 def title(dataset: str) -> str:
@@ -90,10 +84,18 @@ def title(dataset: str) -> str:
     return names.get(dataset, dataset)
 
 
-def _spread(r: dict) -> str:
-    seeds = len(r["preset"]["seeds"])
-    what = "the 95 % Wilson interval for the sampling of the test set"
-    return f"Small figures: {what}." if seeds == 1 else f"Small figures: the range over seeds, and at least {what}."
+def spread(table: dict, r: dict) -> str:
+    """What the figures beside a table's numbers are."""
+    numbers = [cell["ours"] for row in table["rows"] for cell in row["cells"] if cell["ours"]]
+    sizes = {number["n"] for number in numbers if "n" in number}
+    if not sizes:
+        return ""
+    what = "the 95 % Wilson interval for the sampling of the images tested on"
+    if len(sizes) == 1:
+        what += f", {sizes.pop():,}"
+    return (
+        f"Small figures: {what}." if len(r["seeds"]) == 1 else f"Small figures: the range over seeds, at least {what}."
+    )
 
 
 def _write(path: Path, template: str, **values: object) -> Path:
@@ -103,7 +105,7 @@ def _write(path: Path, template: str, **values: object) -> Path:
 
 def interval(number: dict) -> str:
     """The spread of a number, as it stands beside it."""
-    digits = 1 if "n" in number else 2
+    digits = number.get("digits", 1)
     return f"{number['low']:.{digits}f}–{number['high']:.{digits}f}"
 
 
