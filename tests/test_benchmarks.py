@@ -15,7 +15,21 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from advfeat import ops as operators  # noqa: E402
-from benchmarks import apgd, attacks, build, gpu, measure, memory, ops, peers, representation, scaling, stand_ins  # noqa: E402
+from advfeat.experiments import catalogue  # noqa: E402
+from benchmarks import (  # noqa: E402
+    apgd,
+    attacks,
+    build,
+    gpu,
+    measure,
+    memory,
+    ops,
+    peers,
+    representation,
+    reproduction,
+    scaling,
+    stand_ins,
+)
 
 
 def table(path):
@@ -386,3 +400,16 @@ def test_gpu_without_one_measures_nothing(tmp_path, capsys):
 def test_gpu_refuses_a_folder_without_wheels(tmp_path, capsys):
     assert gpu.main(["--dry-run", "--wheels", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "should be a folder with wheels" in capsys.readouterr().err
+
+
+def test_reproduction_is_estimated_for_a_gpu(capsys):
+    reproduction.main(["--preset", "cifar10", "--arch", "resnet18"])
+    lines = capsys.readouterr().out.splitlines()
+    minutes = {line.split()[0]: [float(v) for v in line.split()[1:]] for line in lines[1:-1]}
+    assert minutes.keys() == catalogue.EXPERIMENTS.keys()
+    assert all(alone >= left >= 0 for alone, left in minutes.values())
+    assert minutes["table10"][1] < minutes["table10"][0]  # it shares all of its steps with those above
+    net = reproduction.Network("resnet18", None, "bf16", 128, (3, 32, 32))
+    # 0.56 billion multiply-adds forward, as the literature has it for a ResNet-18 with a CIFAR stem.
+    assert reproduction.operations(net, "train") == pytest.approx(3 * 2 * 0.556e9, rel=0.01)
+    assert "assumed" in lines[-1]
