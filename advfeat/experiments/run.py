@@ -66,10 +66,10 @@ def run_experiment(experiment: Experiment, lab: Lab, preset: Preset) -> Page:
     return Page(results, result.pictures)
 
 
-def _seeds(result: Result) -> int | None:
+def _seeds(result: Result) -> int:
     """How many seeds the numbers are of: some experiments take the first alone."""
     numbers = [cell.ours for table in result.tables for _, cells in table.rows for cell in cells if cell.ours]
-    return max((len(number.values) for number in numbers), default=None)
+    return max((len(number.values) for number in numbers), default=1)
 
 
 def picture_path(out: Path, experiment: str, picture: str) -> Path:

@@ -9,7 +9,10 @@ from advfeat.runs import write_bytes
 
 
 def write_markdown(results: list[dict], path: Path) -> Path:
-    """Writes the results of experiments (what ``results/<name>.json`` holds), in their order; returns the path."""
+    """Writes the results of experiments (what ``results/<name>.json`` holds), in their order; returns the path.
+
+    Pictures are linked to where they lie: ``results/`` beside the file.
+    """
     lines = [f"# The paper at the preset {results[0]['preset']['name']}", "", _opening(results), ""]
     for r in results:
         lines += [*_experiment(r), ""]
@@ -38,6 +41,8 @@ def _experiment(r: dict) -> list[str]:
     ]
     for table in r["tables"]:
         lines += [f"**{table['title']}**", "", *_table(table), "", table["caption"], ""]
+    for picture in r["pictures"]:
+        lines += [f"![{picture['title']}](results/{r['name']}-{picture['name']}.png)", ""]
     for f in r["findings"]:
         lines.append(f"* *{VERDICTS[f['verdict']]}*: {f['claim']} {f['seen']} (Against it: {_lower(f['against'])})")
     lines += ["", *(f"* {line}" for line in (*r["notes"], *r["why_different"]))]
