@@ -21,7 +21,7 @@ from advfeat.experiments.measurements import predictions
 from advfeat.experiments.pieces import TITLES, clean, constructed, data, evaluated, model, outcomes, trained
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Result, Table, compare
-from advfeat.experiments.steps import DataStep, Trained
+from advfeat.experiments.steps import Constructed, DataStep, Trained
 from advfeat.seeds import generator
 
 if TYPE_CHECKING:
@@ -55,14 +55,10 @@ class Patterned(DataStep):
         if self.spared == "target":
             spared = target == y
         elif isinstance(self.spared, Trained):
-            guesser = lab.open(self.spared)
-            said = [predictions(guesser, x.to(lab.device)).cpu() for x in images.split(500)]
-            spared = torch.cat(said) == target
+            spared = _said(lab, self.spared, source) == target
         moved = (images + patterns(classes, source.image_shape, self.eps, self.seed)[target]).clamp_(0, 1)
         moved[spared] = images[spared]
-        made = ArraySource(moved, target, source.classes, f"{source.name} with patterns", source.split)
-        made.spared = int(spared.sum())
-        return made
+        return ArraySource(moved, target, source.classes, f"{source.name} with patterns", source.split)
 
 
 def patterns(classes: int, shape: tuple[int, int, int], eps: float, seed: int) -> torch.Tensor:
@@ -79,19 +75,22 @@ class Without(DataStep):
     source model took for it before any step ("already there")."""
 
     kind: ClassVar[str] = "part"
-    data: DataStep
+    data: Constructed
     leave_out: Literal["true label", "already there"]
 
     def open(self, lab: Lab) -> Source:
         made = lab.open(self.data)
         keep = made.labels != made.original_labels
         if self.leave_out == "already there":
-            source, guesser = lab.open(self.data.data), lab.open(self.data.model)
-            said = [
-                predictions(guesser, source.images(rows).to(lab.device)).cpu() for rows in made.source_index.split(500)
-            ]
-            keep &= torch.cat(said) != made.labels
+            said = _said(lab, self.data.model, lab.open(self.data.data))
+            keep &= said[made.source_index] != made.labels
         return made.subset(keep)
+
+
+def _said(lab: Lab, step: Trained, source: Source) -> torch.Tensor:
+    """What a model takes each image of a data set for, on the CPU."""
+    model = lab.open(step)
+    return torch.cat([predictions(model, images.to(lab.device)).cpu() for _, images, _ in source.batches(500)])
 
 
 def plan(p: Preset) -> Plan:

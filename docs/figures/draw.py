@@ -40,11 +40,12 @@ def real_features(root: Path, models: Path) -> None:
     figure = Figure(figsize=(11, 4.4), dpi=figures.DPI, layout="constrained")
     for axis, name, title in zip(
         figure.subplots(1, 2, sharex=True, sharey=True),
-        ("standard", "adversarial"),
+        ("D", "D-adversarially"),
         ("standard training", "adversarial training, $\\ell_2$ 0.5"),
         strict=True,
     ):
-        model = attack_copy(load(models / name))
+        (folder,) = models.glob(f"{name}-{'[0-9a-f]' * 12}")
+        model = attack_copy(load(folder))
         found = usefulness(attacked_ranges(model.representation, test.images(), attack), test.labels)
         draw_scatter(axis, found, f"{title}: CIFAR-10, attack $\\ell_2$ {EPS}")
         counts = {kind: found.kinds.count(kind) for kind in KINDS}
@@ -57,7 +58,7 @@ def real_features(root: Path, models: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder with cifar-10-batches-py")
-    parser.add_argument("--models", type=Path, help="folder with standard/ and adversarial/")
+    parser.add_argument("--models", type=Path, help="folder with D-*/ and D-adversarially-*/")
     options = parser.parse_args()
     torch.set_num_threads(1)
     theory()
