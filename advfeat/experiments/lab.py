@@ -80,7 +80,7 @@ class Lab:
             record |= {"label": record.get("label", step.label), "step": step.describe(), "data": self._data_of(step)}
             began, done = time.monotonic(), False
             try:
-                with self.bar(f"{step.doing} {step.label or step.kind}", step.unit) as report:
+                with self.bar(f"{step.doing}: {step.label or step.kind}", step.unit) as report:
                     step.make(self, folder, self._watched(step, report))
                 done = True
             finally:

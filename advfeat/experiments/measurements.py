@@ -31,7 +31,7 @@ class Transferred(Measurement):
     """
 
     kind: ClassVar[str] = "transfer"
-    doing: ClassVar[str] = "transferring,"
+    doing: ClassVar[str] = "transferring"
     source: Trained
     targets: tuple[Trained, ...]
     data: DataStep

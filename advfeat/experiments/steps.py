@@ -150,7 +150,7 @@ class Trained(Step):
 
     kind: ClassVar[str] = "model"
     kept: ClassVar[bool] = True
-    doing: ClassVar[str] = "training on"
+    doing: ClassVar[str] = "training"
     unit: ClassVar[str] = "steps"
     data: DataStep
     test: DataStep
