@@ -87,6 +87,16 @@ def test_the_command_writes_pages_and_an_overview(tiny, tmp_path, capsys):
     assert json.loads((out / "results" / "table1.json").read_text())["differences"] == []
 
 
+def test_results_of_another_version_are_not_shown(tiny, tmp_path):
+    """A folder may hold pages that were written otherwise; the overview does without them."""
+    for name in ("cats-vs-dogs", "table10"):
+        cli.main(["reproduce", name, "--out", str(tmp_path)])
+    path = tmp_path / "results" / "table10.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in ("format", "seeds")}))
+    cli.main(["reproduce", "cats-vs-dogs", "--out", str(tmp_path)])
+    assert 'href="table10.html"' not in (tmp_path / "index.html").read_text()
+
+
 def test_a_name_that_is_none(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["reproduce", "table3"])

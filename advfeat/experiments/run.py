@@ -16,6 +16,8 @@ from advfeat.experiments.result import Picture, Result
 from advfeat.experiments.steps import Data
 from advfeat.runs import provenance, read_json, write_bytes, write_json
 
+_FORMAT = "advfeat-experiment-1"
+
 
 @dataclass(frozen=True)
 class Page:
@@ -44,6 +46,7 @@ def run_experiment(experiment: Experiment, lab: Lab, preset: Preset) -> Page:
         torch.set_num_threads(threads)
     cost = lab.cost(steps.values())
     results = {
+        "format": _FORMAT,
         "name": experiment.name,
         "title": experiment.title,
         "source": experiment.source,
@@ -78,11 +81,13 @@ def picture_path(out: Path, experiment: str, picture: str) -> Path:
 
 
 def read_page(out: Path, experiment: str) -> Page | None:
-    """An experiment that was done in this folder before; None if it was not."""
+    """An experiment that was done in this folder before; None if it was not, or by a version that wrote it otherwise."""
     path = Path(out) / "results" / f"{experiment}.json"
     if not path.is_file():
         return None
     results = read_json(path)
+    if results.get("format") != _FORMAT:
+        return None
     pictures = [
         Picture(
             entry["name"], entry["title"], picture_path(out, experiment, entry["name"]).read_bytes(), entry["caption"]
