@@ -129,15 +129,17 @@ def test_leakage_control():
         "D_rand without true labels",
         "D_det",
         "D_det without those already there",
+        "D_rand, robust source",
+        "D_rand, robust source, without true labels",
     )
 
     def of(*values):
         return verdicts("leakage-control", {name: (v, 0) for name, v in zip(names, values, strict=True)})
 
-    assert of(79.5, 10, 32.3, 63.3, 60, 43.7, 40) == ["opposite", "seen", "seen"]
+    assert of(79.5, 10, 32.3, 63.3, 60, 43.7, 40, 30, 28) == ["opposite", "seen", "seen", "seen"]
     # No leak: the control does not refute; sets that teach through the leak alone.
-    assert of(10, 10, 10, 63.3, 60, 43.7, 40) == ["seen", "seen", "seen"]
-    assert of(79.5, 10, 32.3, 63.3, 10, 43.7, 10) == ["opposite", "opposite", "opposite"]
+    assert of(10, 10, 10, 63.3, 60, 43.7, 40, 30, 28) == ["seen"] * 4
+    assert of(79.5, 10, 32.3, 63.3, 10, 43.7, 10, 30, 10) == ["opposite"] * 4
 
 
 def test_cross_architecture():

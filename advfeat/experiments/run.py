@@ -81,7 +81,7 @@ def picture_path(out: Path, experiment: str, picture: str) -> Path:
 
 
 def read_page(out: Path, experiment: str) -> Page | None:
-    """An experiment that was done in this folder before; None if it was not, or by a version that wrote it otherwise."""
+    """An experiment that was done in this folder before; None if it was not, or by a version that wrote otherwise."""
     path = Path(out) / "results" / f"{experiment}.json"
     if not path.is_file():
         return None
