@@ -98,14 +98,18 @@ def test_table1_can_fail():
 def test_figure2_can_fail():
     paper = {"standard": (4.5, 0), "adversarial": (82.5, 70.9), "robust": (48.2, 21.9), "nonrobust": (0.8, 0)}
 
-    def of(**changes):
+    def of(failed=(), **changes):
         rows = {key: [share(v) for v in values] for key, values in (paper | changes).items()}
-        return verdicts(figure2.findings(rows, (0.25, 0.5)))
+        accuracy = {key: share(10 if key in failed else 85) for key in rows}
+        return verdicts(figure2.findings(rows, (0.25, 0.5), accuracy, 10))
 
     assert of() == ["seen"] * 3
     assert of(robust=(5, 0)) == ["seen", "undecided", "seen"]
     assert of(nonrobust=(60, 40)) == ["seen", "seen", "opposite"]
     assert of(adversarial=(1, 0)) == ["opposite", "seen", "seen"]
+    # From a model at chance nothing follows, in either direction.
+    assert of(failed=["nonrobust"], nonrobust=(10, 10)) == ["seen", "seen", "undecided"]
+    assert of(failed=["nonrobust"], nonrobust=(90, 90)) == ["seen", "seen", "undecided"]
     del paper["adversarial"]
     assert of() == ["seen"] * 2  # a claim is left out with its models
 

@@ -36,9 +36,10 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
             )
         )
     numbers = {key: under_attack["other", key] for key in ROWS}
+    accuracy = {key: clean(found["other", key]) for key in ROWS}
     return Result(
         tables=tables,
-        findings=findings(numbers, p.radii),
+        findings=findings(numbers, p.radii, accuracy, 100 / len(lab.open(data(p, "test")).classes)),
     )
 
 

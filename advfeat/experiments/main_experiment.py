@@ -47,11 +47,12 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     accuracy = {key: clean(found[key]) for key in MODELS}
     under_attack = {key: [robust(found[key], i) for i in range(len(p.radii))] for key in MODELS}
     made = {key: [lab.open(step) for step in sets[key]] for key in SETS}
+    chance = 100 / len(made["det"][0].classes)
     return Result(
         tables=[_models(p, found), _sets(made)],
         findings=[
-            *figure2.findings(under_attack, p.radii),
-            *table1.findings(accuracy, follows(found["det"]), 100 / len(made["det"][0].classes)),
+            *figure2.findings(under_attack, p.radii, accuracy, chance),
+            *table1.findings(accuracy, follows(found["det"]), chance),
         ],
         pictures=[_picture_of(lab, p, key, made[key][0]) for key in SETS] + [_curves(lab, p)],
         notes=[

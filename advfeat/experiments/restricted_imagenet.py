@@ -82,12 +82,13 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         ),
         "The paper's numbers of the first three rows are read off its Figure 12, at 0.5; there is none for D_NR.",
     )
+    chance = 100 / len(lab.open(data(p, "test")).classes)
     shown = {key: under_attack[key] for key in ("standard", "adversarial", "robust")}
     return Result(
         tables=[table],
         findings=[
-            *figure2.findings(shown, p.radii),
-            *table1.findings(accuracy, follows(found["det"]), 100 / len(lab.open(data(p, "test")).classes)),
+            *figure2.findings(shown, p.radii, accuracy, chance),
+            *table1.findings(accuracy, follows(found["det"]), chance),
         ],
     )
 
