@@ -163,7 +163,7 @@ def test_released_round_trip():
 def test_settings():
     attacks = ("7 steps of ε/5", "20 steps", "100 steps", "20 steps, cross-entropy", "Auto-PGD, two losses")
 
-    def of(d=5, d_r=48, auto=40, low=60, eight=40, before=45):
+    def of(d=5, d_r=48, auto=40, low=60, eight=40, before=(45, 20)):
         answers = {f"standard, {a}": (95, 0, d) for a in attacks} | {f"robust, {a}": (84, 0, d_r) for a in attacks}
         answers |= {
             "robust, Auto-PGD, two losses": (84, 0, auto),
@@ -171,15 +171,16 @@ def test_settings():
             "D_rand, learning rate 0.01": (low, 0),
             "D_det": (44, 16),
             "D_det, 8 bits": (eight, 16),
-            "D_R, before the ReLU": (84, 0, before, 20),
+            "D_R, before the ReLU": (84, 0, *before),
         }
-        return verdicts("settings", answers | {"D_R": (84, 0, 48, 25), "D": (95, 0, 5, 0)})
+        return verdicts("settings", answers | {"D_R": (84, 0, 48, 25), "D": (95, 0, 5, 4)})
 
     assert of() == ["seen"] * 4
     assert of(auto=1)[0] == "opposite"  # one attack is enough
     assert of(low=10)[1] == "opposite"
     assert of(eight=10)[2] == "opposite"
-    assert of(before=5)[3] in ("seen", "undecided")  # the radius that tells the most: there it is 20 against 0
+    assert of(before=(5, 20))[3] == "seen"  # at the radius that tells the most, 20 against 4
+    assert (of(before=(5, 4))[3], of(before=(1, 0))[3]) == ("undecided", "opposite")
 
 
 def test_restricted_imagenet():

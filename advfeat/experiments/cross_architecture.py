@@ -5,7 +5,17 @@ from __future__ import annotations
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.figure2 import findings
 from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import LABELS, clean, constructed, data, evaluated, model, outcomes, robust, trained
+from advfeat.experiments.pieces import (
+    LABELS,
+    at_every_radius,
+    clean,
+    constructed,
+    data,
+    evaluated,
+    model,
+    outcomes,
+    trained,
+)
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Result, Table
 from advfeat.experiments.steps import Trained
@@ -21,7 +31,7 @@ def plan(p: Preset) -> Plan:
 
 def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     found = {row: outcomes(lab, of_row) for row, of_row in steps.items()}
-    under_attack = {row: [robust(found[row], i) for i in range(len(p.radii))] for row in found}
+    under_attack = {row: at_every_radius(p, found[row]) for row in found}
     tables = []
     for who, title in (("other", f"Trained with {p.other}"), ("own", f"Trained with {p.standard.arch}, the source")):
         tables.append(

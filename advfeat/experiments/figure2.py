@@ -7,7 +7,17 @@ import torch
 from advfeat import plots
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import LABELS, at_radii, clean, constructed, data, evaluated, model, outcomes, robust
+from advfeat.experiments.pieces import (
+    LABELS,
+    at_every_radius,
+    at_radii,
+    clean,
+    constructed,
+    data,
+    evaluated,
+    model,
+    outcomes,
+)
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Number, Picture, Result, Table, compare
 
@@ -27,7 +37,7 @@ def plan(p: Preset) -> Plan:
 def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     found = {key: outcomes(lab, steps[key]) for key in PAPER}
     accuracy = {key: clean(found[key]) for key in PAPER}
-    under_attack = {key: [robust(found[key], i) for i in range(len(p.radii))] for key in PAPER}
+    under_attack = {key: at_every_radius(p, found[key]) for key in PAPER}
     rows = []
     for key, (paper_clean, paper_robust) in PAPER.items():
         cells = at_radii(p, under_attack[key], {0.25: paper_robust})

@@ -89,8 +89,8 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
 def findings(curves: dict[str, list[Number]], steps: tuple[int, ...]) -> list[Finding]:
     """PGD's curve flattens, and CW finds no more: within 2 points each, as the paper says of them.
 
-    Of one model, one set of samples and nested attacks, so that differences are counts and not estimates. Where hardly
-    anything is left standing, there is nothing to be lost and nothing is decided.
+    Of one model and one set of samples, so that differences are counts and not estimates. Where hardly anything is left
+    standing, there is nothing to be lost and nothing is decided.
     """
     pgd, cw = curves["PGD"], curves["CW"]
     start = min(range(len(steps)), key=lambda i: abs(steps[i] - 20))

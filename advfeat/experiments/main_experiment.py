@@ -18,6 +18,7 @@ from advfeat.experiments.pieces import (
     LABELS,
     MODELS,
     TITLES,
+    at_every_radius,
     at_radii,
     clean,
     constructed,
@@ -26,7 +27,6 @@ from advfeat.experiments.pieces import (
     follows,
     model,
     outcomes,
-    robust,
 )
 from advfeat.experiments.presets import SETS, Preset, describe_set
 from advfeat.experiments.result import Cell, Picture, Plain, Result, Table
@@ -45,7 +45,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     sets = {key: [constructed(p, key, seed) for seed in p.seeds] for key in SETS}
     found = {key: outcomes(lab, steps[key]) for key in MODELS}
     accuracy = {key: clean(found[key]) for key in MODELS}
-    under_attack = {key: [robust(found[key], i) for i in range(len(p.radii))] for key in MODELS}
+    under_attack = {key: at_every_radius(p, found[key]) for key in MODELS}
     made = {key: [lab.open(step) for step in sets[key]] for key in SETS}
     chance = 100 / len(made["det"][0].classes)
     return Result(
@@ -69,7 +69,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
 def _models(p: Preset, found: dict[str, list[dict]]) -> Table:
     rows = []
     for key, (paper_clean, *paper_robust) in PAPER.items():
-        numbers = [robust(found[key], i) for i in range(len(p.radii))]
+        numbers = at_every_radius(p, found[key])
         cells = at_radii(p, numbers, dict(zip(table7.RADII, paper_robust, strict=False)))
         rows.append((LABELS[key], (Cell(clean(found[key]), paper_clean), *cells, Cell(follows(found[key])))))
     return Table(

@@ -95,6 +95,11 @@ def robust(outcomes: list[dict], i: int) -> Number:
     return Number.of(outcome["robust"][i] for outcome in outcomes)
 
 
+def at_every_radius(p: Preset, outcomes: list[dict]) -> list[Number]:
+    """Robust accuracy at each of the preset's radii."""
+    return [robust(outcomes, i) for i in range(len(p.radii))]
+
+
 def at_radii(p: Preset, numbers: list[Number], paper: dict[float, float | None]) -> list[Cell]:
     """Cells of robust accuracy, beside the paper's where it has one at the same radius."""
     return [Cell(number, paper.get(eps)) for eps, number in zip(p.radii, numbers, strict=True)]

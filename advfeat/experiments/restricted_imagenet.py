@@ -6,7 +6,7 @@ from advfeat.datasets.recipes import PRESETS as RECIPES
 from advfeat.experiments import figure2, table1
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import LABELS, clean, data, evaluated, follows, model, outcomes, robust
+from advfeat.experiments.pieces import LABELS, at_every_radius, clean, data, evaluated, follows, model, outcomes
 from advfeat.experiments.presets import ARCHS, Preset
 from advfeat.experiments.result import Cell, Result, Table
 from advfeat.training import paper_attack
@@ -64,7 +64,7 @@ def plan(p: Preset) -> Plan:
 def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     found = {key: outcomes(lab, steps[key]) for key in PAPER}
     accuracy = {key: clean(found[key]) for key in PAPER}
-    under_attack = {key: [robust(found[key], i) for i in range(len(p.radii))] for key in PAPER}
+    under_attack = {key: at_every_radius(p, found[key]) for key in PAPER}
     table = Table(
         "Restricted ImageNet",
         ("trained on", "accuracy, %", *(f"robust at {eps:g}, %" for eps in p.radii), "says y + 1, %"),

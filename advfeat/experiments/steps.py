@@ -90,10 +90,7 @@ def _described(value: object) -> object:
 
 @dataclass(frozen=True)
 class DataStep(Step):
-    """A step whose outcome is a data set."""
-
-    def open(self, lab: Lab) -> Source:
-        raise NotImplementedError
+    """A step whose outcome is a data set: made when it is asked for, or kept."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +153,8 @@ class Trained(Step):
     test: DataStep
     config: TrainConfig
 
-    def make(self, lab: Lab, folder: Path, report: Progress) -> Model:
-        train_source, test_source = lab.open(self.data), lab.open(self.test)
-        return train(self.config, train_source, test_source, folder, device=lab.device, progress=report).model
+    def make(self, lab: Lab, folder: Path, report: Progress) -> None:
+        train(self.config, lab.open(self.data), lab.open(self.test), folder, device=lab.device, progress=report)
 
     def load(self, lab: Lab, folder: Path) -> Model:
         return load(folder).to(lab.device)
@@ -184,8 +180,8 @@ class Constructed(DataStep):
     amp: str = "none"
     dtype: str = "float32"
 
-    def make(self, lab: Lab, folder: Path, report: Progress) -> ConstructedSet:
-        return build.build(
+    def make(self, lab: Lab, folder: Path, report: Progress) -> None:
+        build.build(
             self.recipe,
             lab.open(self.model),
             lab.open(self.data),
@@ -217,9 +213,8 @@ class Measurement(Step):
     def measure(self, lab: Lab, report: Progress) -> dict:
         raise NotImplementedError
 
-    def make(self, lab: Lab, folder: Path, report: Progress) -> dict:
+    def make(self, lab: Lab, folder: Path, report: Progress) -> None:
         write_json(folder / "outcome.json", self.measure(lab, report))
-        return self.load(lab, folder)
 
     def load(self, lab: Lab, folder: Path) -> dict:
         return read_json(folder / "outcome.json")
