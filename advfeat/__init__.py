@@ -11,7 +11,7 @@ import importlib
 from advfeat import ops
 from advfeat._build_info import build_config
 from advfeat._version import __version__
-from advfeat.attacks import APGD, PGD, Attack, AttackResult, Auto, Converged
+from advfeat.attacks import APGD, PGD, Attack, AttackResult, Auto, Converged, Ensemble
 from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
 from advfeat.threat import L2, Linf
 
@@ -26,6 +26,7 @@ __all__ = [
     "Auto",
     "Converged",
     "CrossEntropy",
+    "Ensemble",
     "Linf",
     "Margin",
     "Objective",

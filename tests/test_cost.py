@@ -33,8 +33,8 @@ def test_passes_of_sets_and_measurements():
     p = tiny_preset()
     det = constructed(p, "det", 0)
     assert count(det) == {"attack": 60 * 2}
-    assert count(evaluated(p, model(p, "det", 0))) == pytest.approx({"attack": 40 * (1 / 3 + 2 * 2)})
-    assert count(evaluated(p, model(p, "det", 0), on=det, limit=10)) == pytest.approx({"attack": 10 * (1 / 3 + 4)})
+    assert count(evaluated(p, model(p, "det", 0))) == pytest.approx({"attack": 40 * (1 / 3 + 2 * 2 * 2)})
+    assert count(evaluated(p, model(p, "det", 0), on=det, limit=10)) == pytest.approx({"attack": 10 * (1 / 3 + 8)})
     (untargeted, _) = catalogue.experiment("figure3").plan(p)["transfer"]
     assert count(untargeted) == pytest.approx({"attack": 40 * 2 + 3 * 40 * 2 / 3})
     (sweep,) = catalogue.experiment("figure8").plan(p)["PGD"]

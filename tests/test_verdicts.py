@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_preset import tiny_preset
 
-from advfeat.experiments import catalogue, released
+from advfeat.experiments import catalogue, released, settings
 from advfeat.experiments.pieces import LABELS
 from advfeat.experiments.steps import Constructed, Data, Evaluated
 
@@ -161,7 +161,7 @@ def test_released_round_trip():
 
 
 def test_settings():
-    attacks = ("7 steps of ε/5", "20 steps", "100 steps", "20 steps, cross-entropy", "Auto-PGD, two losses")
+    attacks = settings.ATTACKS
 
     def of(d=5, d_r=48, auto=40, low=60, eight=40, before=(45, 20)):
         answers = {f"standard, {a}": (95, 0, d) for a in attacks} | {f"robust, {a}": (84, 0, d_r) for a in attacks}

@@ -4,7 +4,8 @@ from advfeat.attacks.apgd import APGD
 from advfeat.attacks.auto import Auto
 from advfeat.attacks.base import Attack
 from advfeat.attacks.convergence import Converged
+from advfeat.attacks.ensemble import Ensemble
 from advfeat.attacks.pgd import PGD
 from advfeat.attacks.result import AttackResult
 
-__all__ = ["APGD", "PGD", "Attack", "AttackResult", "Auto", "Converged"]
+__all__ = ["APGD", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble"]

@@ -89,7 +89,7 @@ class Auto(Attack):
                 self.threat.to(x.device).rows(rows), objective=TargetedDLR(), seed=self.seed + 1 + rank, **common
             )
             pairs = torch.stack([target[rows].to(torch.int64), classes[rows, rank]], dim=1)
-            self._add(found, rows, attack.run(model, x[rows], pairs, sample_ids=ids[rows]))
+            found.take_over(rows, attack.run(model, x[rows], pairs, sample_ids=ids[rows]))
         return found
 
     def _classes(self, model: Callable, x: Tensor, target: Tensor) -> Tensor:
@@ -102,14 +102,3 @@ class Auto(Attack):
             return torch.empty(x.shape[0], 0, dtype=torch.int64, device=x.device)
         others = logits.scatter(1, target.to(torch.int64)[:, None], float("-inf"))
         return others.argsort(dim=1, descending=True)[:, : min(self.target_classes, logits.shape[1] - 1)]
-
-    @staticmethod
-    def _add(found: AttackResult, rows: Tensor, more: AttackResult) -> None:
-        """Takes over the samples that a further run broke, and all of its counts."""
-        new = more.success.nonzero()[:, 0]
-        for name in ("x_adv", "value", "success", "distance", "first_success"):
-            getattr(found, name)[rows[new]] = getattr(more, name)[new]
-        for name in ("zero_grad_steps", "nonfinite_grad_steps"):
-            getattr(found, name)[rows] += getattr(more, name)
-        found.samples_forwarded += more.samples_forwarded
-        found.samples_backwarded += more.samples_backwarded

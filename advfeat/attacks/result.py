@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,3 +36,29 @@ class AttackResult:
     samples_forwarded: int
     samples_backwarded: int
     why_eager: str | None = None
+
+    def split(self, counts: Sequence[int]) -> list[AttackResult]:
+        """The parts of so many samples each, in order; of what it cost, a part has the share of its samples."""
+        parts, first, total = [], 0, sum(counts)
+        for count in counts:
+            rows = slice(first, first + count)
+            sliced = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+            sliced = {name: value[rows] if isinstance(value, Tensor) else value for name, value in sliced.items()}
+            # So that the parts add up to the whole.
+            for name in ("samples_forwarded", "samples_backwarded"):
+                spent = getattr(self, name)
+                sliced[name] = spent * (first + count) // max(total, 1) - spent * first // max(total, 1)
+            parts.append(AttackResult(**sliced))
+            first += count
+        return parts
+
+    def take_over(self, rows: Tensor, more: AttackResult) -> None:
+        """Takes over what a further attack on the samples at ``rows``, int64 [n], broke, and all of its counts; both
+        have ``success``. In place."""
+        new = more.success.nonzero()[:, 0]
+        for name in ("x_adv", "value", "success", "distance", "first_success"):
+            getattr(self, name)[rows[new]] = getattr(more, name)[new].to(getattr(self, name).dtype)
+        for name in ("zero_grad_steps", "nonfinite_grad_steps"):
+            getattr(self, name)[rows] += getattr(more, name)
+        self.samples_forwarded += more.samples_forwarded
+        self.samples_backwarded += more.samples_backwarded

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from advfeat.attacks import PGD
+from advfeat.attacks import PGD, Attack, Ensemble
 from advfeat.experiments.measurements import StepSweep, Transferred
 from advfeat.experiments.steps import Constructed, Data, DataStep, Evaluated, Step, Trained
 from advfeat.models import attack_copy, create
@@ -76,8 +76,14 @@ def passes(steps: Iterable[Step]) -> Passes:
     return total
 
 
-def _steps(attacks: Iterable[PGD]) -> int:
-    return sum(attack.steps * (attack.restarts + getattr(attack, "target_classes", 0)) for attack in attacks)
+def _steps(attacks: Iterable[Attack]) -> int:
+    """Gradients a sample at most."""
+    return sum(
+        _steps(attack.attacks)
+        if isinstance(attack, Ensemble)
+        else attack.steps * (attack.restarts + getattr(attack, "target_classes", 0))
+        for attack in attacks
+    )
 
 
 def samples(step: DataStep) -> int:
@@ -105,7 +111,7 @@ def _network(config: TrainConfig, data: DataStep, batch_size: int | None = None,
     return Network(config.arch, config.width, amp or config.amp, batch_size or config.batch_size, _shape(data))
 
 
-def _attacked(step: Evaluated | Transferred | StepSweep, model: Trained, attacks: Iterable[PGD]) -> Network:
+def _attacked(step: Evaluated | Transferred | StepSweep, model: Trained, attacks: Iterable[Attack]) -> Network:
     low = any(attack.autocast is not None for attack in attacks)
     return _network(model.config, step.data, step.batch_size, "bf16" if low else "none")
 

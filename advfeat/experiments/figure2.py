@@ -14,6 +14,7 @@ from advfeat.experiments.pieces import (
     clean,
     constructed,
     data,
+    describe_attack,
     evaluated,
     model,
     outcomes,
@@ -46,7 +47,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         "Standard and robust accuracy",
         ("trained on", "accuracy, %", *(f"robust at {eps:g}, %" for eps in p.radii)),
         tuple(rows),
-        f"L2, {p.attack_steps} steps of PGD on the margin. The paper's figure is at 0.25.",
+        f"L2, PGD: {describe_attack(p)}. The paper's figure is at 0.25.",
     )
     # The figure's own radius; where the preset has another data set and radii, the one that tells the most.
     gaps = [under_attack["adversarial"][i].mean - under_attack["standard"][i].mean for i in range(len(p.radii))]

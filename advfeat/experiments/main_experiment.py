@@ -23,6 +23,7 @@ from advfeat.experiments.pieces import (
     clean,
     constructed,
     data,
+    describe_attack,
     evaluated,
     follows,
     model,
@@ -58,7 +59,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         notes=[
             "Accuracy: the share of the untouched test images that a model gets right.",
             f"Robust accuracy: the share it gets right at the image and at every point that projected gradient descent "
-            f"tried within the radius ({p.attack_steps} steps of 2.5 × radius / {p.attack_steps} on the logit margin). "
+            f"tried within the radius: {describe_attack(p)}. "
             "It is an upper bound: a stronger attack can only lower it.",
             "Says y + 1: the share of test images that the model puts one class too high. A model that learned what a "
             "person sees in D_det would do so for all of them.",

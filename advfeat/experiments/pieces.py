@@ -6,13 +6,14 @@ import dataclasses
 
 import torch
 
-from advfeat.attacks import Attack
+from advfeat.attacks import Ensemble
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
 from advfeat.evaluation import default_attack
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import SETS, Preset
 from advfeat.experiments.result import Cell, Number
 from advfeat.experiments.steps import Constructed, Data, DataStep, Evaluated, Trained
+from advfeat.objectives import CW, Margin
 from advfeat.seeds import derive_seed
 from advfeat.training import TrainConfig
 
@@ -65,11 +66,28 @@ def from_noise(p: Preset, key: str) -> MatchRepresentation:
     return dataclasses.replace(p.recipes[key], start="noise", steps=p.noise_steps)
 
 
-def attack(p: Preset, eps: float) -> Attack:
-    """The evaluation's attack: a sample is left once it is broken. What only low precision took for a success is
-    attacked again without it, see :mod:`advfeat.evaluation`."""
+def attack(p: Preset, eps: float) -> Ensemble:
+    """The evaluation's attack: PGD on the smooth margin, which is the paper's cross-entropy without its saturation, and
+    where that fails on the difference to the strongest other class, the loss of Carlini and Wagner. A sample is left
+    once it is broken. What only low precision took for a success is attacked again without it, see
+    :mod:`advfeat.evaluation`."""
     autocast = torch.bfloat16 if p.amp == "bf16" else None
-    return default_attack(eps, "l2", steps=p.attack_steps).replace(stop="success", autocast=autocast)
+    return Ensemble(
+        tuple(
+            default_attack(eps, "l2", steps=p.attack_steps, objective=objective).replace(
+                stop="success", autocast=autocast
+            )
+            for objective in (Margin(), CW())
+        )
+    )
+
+
+def describe_attack(p: Preset) -> str:
+    """The evaluation's attack in words."""
+    return (
+        f"{p.attack_steps} steps of 2.5 × radius / {p.attack_steps} on the smooth margin (the direction of "
+        "cross-entropy), and as many on the loss of Carlini and Wagner for what that left standing"
+    )
 
 
 def evaluated(

@@ -15,23 +15,30 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from advfeat.attacks import Auto
+from advfeat.attacks import Auto, Ensemble
 from advfeat.evaluation import default_attack
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.pieces import clean, constructed, data, evaluated, model, outcomes, robust, trained
+from advfeat.experiments.pieces import attack, clean, constructed, data, evaluated, model, outcomes, robust, trained
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Plain, Result, Table, compare, worst
 from advfeat.experiments.steps import Evaluated, Step, Trained
 from advfeat.models import Classifier
 from advfeat.models.model import pooled
-from advfeat.objectives import CrossEntropy
+from advfeat.objectives import CW, CrossEntropy, Margin
 from advfeat.threat import L2
 from advfeat.training import paper_attack
 
 if TYPE_CHECKING:
     from advfeat.experiments.lab import Lab
 
-ATTACKS = ("7 steps of ε/5", "20 steps", "100 steps", "20 steps, cross-entropy", "Auto-PGD, two losses")
+ATTACKS = (
+    "7 steps of ε/5",
+    "20 steps",
+    "100 steps",
+    "20 steps, cross-entropy",
+    "20 steps, then CW",
+    "Auto-PGD, two losses",
+)
 LEARNING_RATES = (0.1, 0.01)
 
 
@@ -68,18 +75,19 @@ class _BeforeLastReLU(Classifier):
 def plan(p: Preset) -> Plan:
     seed = p.seeds[0]
     test, eps = data(p, "test", limit=p.sweep_limit), p.radii[0]
-    autocast = evaluated(p, model(p, "standard", seed)).attacks[0].autocast
+    own = attack(p, eps)
     attacks = (
         paper_attack(eps).replace(keep="best"),
         default_attack(eps, steps=20),
         default_attack(eps, steps=100),
         default_attack(eps, steps=20, objective=CrossEntropy()),
+        Ensemble(tuple(default_attack(eps, steps=20, objective=objective) for objective in (Margin(), CW()))),
         Auto(L2(eps), steps=min(100, 5 * p.attack_steps)),
     )
     plans: Plan = {
         ("attack", key): [
-            Evaluated(model(p, key, seed), test, (attack.replace(autocast=autocast),), label=f"{key}, {name}")
-            for name, attack in zip(ATTACKS, attacks, strict=True)
+            Evaluated(model(p, key, seed), test, (kind.replace(autocast=own.autocast),), label=f"{key}, {name}")
+            for name, kind in zip(ATTACKS, attacks, strict=True)
         ]
         for key in ("standard", "robust")
     }
@@ -113,7 +121,8 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                 (name, (Cell(by_attack["standard"][i]), Cell(by_attack["robust"][i]))) for i, name in enumerate(ATTACKS)
             ),
             "The first is the attack of the paper's adversarial training; steps are of 2.5 ε / steps elsewhere; "
-            "Auto-PGD is the first two attacks of AutoAttack. The best iterate counts.",
+            "then CW: what was left is attacked on the loss of Carlini and Wagner, as for all other pages; Auto-PGD is "
+            "the first two attacks of AutoAttack. The best iterate counts.",
         )
     ]
     rates = {lr: clean(found["lr", lr]) for lr in LEARNING_RATES}
