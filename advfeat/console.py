@@ -38,7 +38,9 @@ def bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(compact=True),
     )
     total_seen = 0
-    with Progress(*columns, console=console, transient=True) as progress:
+    # Into a file or a pipe goes the last line alone; a bar that is not drawn would leave an empty one.
+    drawn = console.is_terminal or console.is_jupyter
+    with Progress(*columns, console=console, transient=True, disable=not drawn) as progress:
         task = progress.add_task(title, total=None, unit=unit)
 
         def report(done: int, total: int) -> None:

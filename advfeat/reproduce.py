@@ -17,7 +17,7 @@ from advfeat.experiments import catalogue, cost, pieces
 from advfeat.experiments.lab import Lab, Pause
 from advfeat.experiments.presets import Preset, preset
 from advfeat.experiments.run import Page, read_page, run_experiment
-from advfeat.experiments.steps import MissingData
+from advfeat.experiments.steps import MissingData, Step
 from advfeat.experiments.times import CAPTION, MINUTES
 from advfeat.report.markdown import write_markdown
 from advfeat.report.page import VERDICTS, duration, write_experiment, write_overview
@@ -55,11 +55,11 @@ def reproduce(c: cli.Reproduce) -> None:
     states: dict[str, str] = {}
     failed = False
     try:
-        for name in names:
+        for i, name in enumerate(names):
             found = catalogue.experiment(name)
             console.rule(f"[bold]{found.name}[/bold]  {found.title}", align="left")
             try:
-                page = run_experiment(found, lab, chosen)
+                page = run_experiment(found, lab, chosen, _steps(names[i + 1 :], chosen))
             except MissingData as error:
                 if c.name != "all":
                     raise
@@ -80,6 +80,12 @@ def reproduce(c: cli.Reproduce) -> None:
         console.print(f"report: [bold]{_overview(out, chosen, states)}[/bold]")
     if failed:
         raise SystemExit(1)
+
+
+def _steps(names: list[str], chosen: Preset) -> list[Step]:
+    """All steps of some experiments, each after what it needs."""
+    experiments = [catalogue.experiment(name) for name in names]
+    return [step for found in experiments if found.concerns(chosen) for step in found.steps(chosen).values()]
 
 
 def _preset(c: cli.Reproduce) -> Preset:

@@ -76,6 +76,7 @@ def test_the_command_writes_pages_and_an_overview(tiny, tmp_path, capsys):
     out = tmp_path / "out"
     cli.main(["reproduce", "table1", "--out", str(out)])
     printed = capsys.readouterr().out
+    assert "\n\n" not in printed, "a bar that is not drawn left an empty line"
     page, overview = (out / "table1.html").read_text(), (out / "index.html").read_text()
     assert "Test accuracy on D" in printed and "63.3" in printed and "What would count against it" in page
     assert "advfeat reproduce table1 --preset digits" in page

@@ -192,11 +192,83 @@ def test_two_processes_in_one_folder(tmp_path):
         waiting.start()
         waiting.join(1.0)
         assert not made and waiting.is_alive()
-        first._alone_at = contextlib.nullcontext
         first._make(step)
     waiting.join(60)
     record = json.loads((second.folder(step) / "step.json").read_text())
     assert len(made) == 1 and record["seconds"] == first.seconds(step)
+
+
+def order_of(monkeypatch) -> list[str]:
+    """The labels of the steps that are done from now on, as they come."""
+    done, make = [], Lab._make
+
+    def noted(lab, step):
+        if not lab.is_done(step):
+            done.append(step.label)
+        make(lab, step)
+
+    monkeypatch.setattr(Lab, "_make", noted)
+    return done
+
+
+def test_what_another_process_is_at_comes_last(tmp_path, monkeypatch):
+    """It is waited for only when there is nothing else to be done, here or in what comes later."""
+    p = tiny_preset()
+    first, second = make_lab(tmp_path), make_lab(tmp_path)
+    at, free = model(p, "standard", 0), model(p, "adversarial", 0)
+    steps = all_steps([model(p, "det", 0), free]).values()
+    later = all_steps([model(p, "standard", 1)]).values()
+    order = order_of(monkeypatch)
+    with first._alone_at(at):
+        working = threading.Thread(target=lambda: second.do(steps, later))
+        working.start()
+        until = time.monotonic() + 60
+        while len(order) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        working.join(2)
+        # Still waiting: what needs the model that the first is at is not begun.
+        assert working.is_alive() and order == ["D, adversarially", "D"]
+        assert second.is_done(free) and second.is_done(model(p, "standard", 1)) and not second.is_done(at)
+        first._make(at)
+    working.join(60)
+    assert order[2:] == ["D", "D_det", "D_det"] and all(second.is_done(step) for step in steps if step.kept)
+
+
+def test_two_processes_share_the_work(tmp_path):
+    p = tiny_preset()
+    steps = all_steps([evaluated(p, model(p, key, seed)) for key in ("det", "robust") for seed in (0, 1)]).values()
+    made: dict[str, list[Step]] = {}
+
+    def work(name: str) -> None:
+        lab = make_lab(tmp_path)
+        make = lab._make
+        lab._make = lambda step: (lab.is_done(step) or made.setdefault(name, []).append(step), make(step))
+        lab.do(steps)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    keys = [step.key for of_one in made.values() for step in of_one]
+    assert len(made) == 2 and min(len(of_one) for of_one in made.values()) > 1
+    assert len(keys) == len(set(keys)) == sum(step.kept for step in steps)
+
+
+def test_what_fails_meanwhile_is_left_to_its_own_time(tmp_path):
+    p = tiny_preset()
+    first, second = make_lab(tmp_path), make_lab(tmp_path)
+    at = model(p, "standard", 0)
+    bad = dataclasses.replace(at, data=Data("cifar10"))  # nowhere to be found
+    with first._alone_at(at):
+        working = threading.Thread(target=lambda: second.do([at], [bad]))
+        working.start()
+        working.join(2)
+        assert working.is_alive()
+    working.join(60)
+    assert second.is_done(at) and not second.is_done(bad)
+    with pytest.raises(steps_module.MissingData):
+        second.do([bad])
 
 
 def test_a_set_that_was_never_begun_leaves_an_empty_place(tmp_path, monkeypatch):

@@ -39,9 +39,13 @@ class Experiment:
         """All that it rests on, by key, each after what it needs."""
         return all_steps(step for of_name in self.plan(self.setting(preset)).values() for step in of_name)
 
+    def concerns(self, preset: Preset) -> bool:
+        """Whether it is about the preset's data set."""
+        return self.dataset in (None, preset.dataset)
+
     def check(self, preset: Preset) -> None:
         """Raises MissingData for a preset on data that the experiment is not about."""
-        if self.dataset not in (None, preset.dataset):
+        if not self.concerns(preset):
             raise MissingData(
                 f"{self.name} is about {self.dataset}, and the preset {preset.name} is on {preset.dataset}: take "
                 "--preset cifar10-cpu or cifar10"

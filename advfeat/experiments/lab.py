@@ -26,7 +26,7 @@ class Pause(Exception):
 class Lab:
     """A folder of steps: ``<kind>s/<label>-<hash>/``, each with a ``step.json`` that says what it is and what it cost.
 
-    Several processes may work in one folder: who comes to a step that another one is at waits, and finds it done.
+    Several processes may work in one folder: no step is done twice, and with :meth:`do` they share the work.
 
     root: where named data sets lie. device: where models run. bar: gives a progress report for a title and a unit, as
         :func:`advfeat.console.bar`.
@@ -60,9 +60,47 @@ class Lab:
             return step.open(self)
         if not self.is_done(step):
             self._prepare(step)  # first, so that the time of what it needs is not its own
-            self._make(step)
+            with self._alone_at(step):
+                self._make(step)
         self._check_data(step)
         return step.load(self, self.folder(step))
+
+    def do(self, steps: Iterable[Step], meanwhile: Iterable[Step] = ()) -> None:
+        """Does all of the steps, each given after what it needs. Where another process is at one, what does not need it
+        is done first, then what can be of ``meanwhile``, and only then is it waited for.
+
+        Errors: as of :meth:`open`. A step of ``meanwhile`` that fails is left; asked for on its own, it fails again.
+        """
+        left, others = self._left(steps), self._left(meanwhile)
+        while left:
+            if not any(self._try(step) for step in left) and not self._try_others(others):
+                self.open(left[0])  # whose needs are done, being earlier in the list; waits
+            left, others = self._left(left), self._left(others)
+
+    def _left(self, steps: Iterable[Step]) -> list[Step]:
+        return [step for step in steps if step.kept and not self.is_done(step)]
+
+    def _try(self, step: Step) -> bool:
+        """Does a step if all that it needs is done and no other process is at it; says whether it did."""
+        if not self._ready(step):
+            return False
+        with self._alone_at(step, wait=False) as alone:
+            if alone:
+                self._make(step)
+        return alone
+
+    def _try_others(self, others: list[Step]) -> bool:
+        for step in others:
+            try:
+                if self._try(step):
+                    return True
+            except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError):
+                others.remove(step)  # its own experiment comes to it, and says what is wrong
+                return True
+        return False
+
+    def _ready(self, step: Step) -> bool:
+        return all(self.is_done(needed) if needed.kept else self._ready(needed) for needed in step.needs())
 
     def _prepare(self, step: Step) -> None:
         for needed in step.needs():
@@ -72,22 +110,21 @@ class Lab:
                 self.open(needed)
 
     def _make(self, step: Step) -> None:
+        if self.is_done(step):  # by another process meanwhile
+            return
         self._check_time()
-        with self._alone_at(step):
-            if self.is_done(step):  # by another process meanwhile
-                return
-            folder, record = self.folder(step), self._record(step)
-            record |= {"label": record.get("label", step.label), "step": step.describe(), "data": self._data_of(step)}
-            began, done = time.monotonic(), False
-            try:
-                with self.bar(f"{step.doing}: {step.label or step.kind}", step.unit) as report:
-                    step.make(self, folder, self._watched(step, report))
-                done = True
-            finally:
-                record["seconds"] = round(record.get("seconds", 0.0) + time.monotonic() - began, 2)
-                record |= {"done": done, **plain(provenance(self.device))}
-                if done or any(folder.glob("*.json")):  # else nothing was begun, and a set wants an empty folder
-                    write_json(folder / "step.json", record)
+        folder, record = self.folder(step), self._record(step)
+        record |= {"label": record.get("label", step.label), "step": step.describe(), "data": self._data_of(step)}
+        began, done = time.monotonic(), False
+        try:
+            with self.bar(_title(step), step.unit) as report:
+                step.make(self, folder, self._watched(step, report))
+            done = True
+        finally:
+            record["seconds"] = round(record.get("seconds", 0.0) + time.monotonic() - began, 2)
+            record |= {"done": done, **plain(provenance(self.device))}
+            if done or any(folder.glob("*.json")):  # else nothing was begun, and a set wants an empty folder
+                write_json(folder / "step.json", record)
 
     def folder(self, step: Step) -> Path:
         """Where a step is kept: found by its hash, whatever the label was."""
@@ -136,20 +173,28 @@ class Lab:
                 )
 
     @contextlib.contextmanager
-    def _alone_at(self, step: Step) -> Iterator[None]:
-        """Waits until no other process is at the step. A process that dies lets go of it."""
+    def _alone_at(self, step: Step, *, wait: bool = True) -> Iterator[bool]:
+        """Keeps other processes from the step; yields whether it could, which with ``wait`` it does in the end. A
+        process that dies lets go of it."""
         try:
             import fcntl
         except ImportError:  # no such locks on this system
-            yield
+            yield True
             return
         lock = self.folder(step).parent / f".{step.key}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with open(
             lock, "w"
         ) as file:  # it stays: who waits for a file that is removed holds another lock than who comes
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    yield False
+                    return
+                with self.bar(f"waiting for another process: {_title(step)}", ""):
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            yield True
 
     def _watched(self, step: Step, report: Progress) -> Progress:
         first: int | None = None
@@ -166,3 +211,7 @@ class Lab:
     def _check_time(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise Pause
+
+
+def _title(step: Step) -> str:
+    return f"{step.doing}: {step.label or step.kind}"

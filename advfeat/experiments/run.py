@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from advfeat.experiments.experiment import Experiment
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Picture, Result
-from advfeat.experiments.steps import Data
+from advfeat.experiments.steps import Data, Step
 from advfeat.runs import provenance, read_json, write_bytes, write_json
 
 _FORMAT = "advfeat-experiment-1"
@@ -27,9 +28,10 @@ class Page:
     pictures: list[Picture]
 
 
-def run_experiment(experiment: Experiment, lab: Lab, preset: Preset) -> Page:
+def run_experiment(experiment: Experiment, lab: Lab, preset: Preset, meanwhile: Iterable[Step] = ()) -> Page:
     """Runs an experiment; writes ``results/<name>.json`` and ``results/<name>-<picture>.png`` below the lab's folder.
 
+    meanwhile: steps to go on with where all that is left is with other processes, see :meth:`Lab.do`.
     Errors: MissingData for data of the user's that is not there; Pause when the lab's time is over.
     """
     experiment.check(preset)
@@ -40,6 +42,7 @@ def run_experiment(experiment: Experiment, lab: Lab, preset: Preset) -> Page:
         for step in steps.values():
             if isinstance(step, Data):
                 lab.open(step)  # before hours of work: it may not be there
+        lab.do(steps.values(), meanwhile)
         result = experiment.report(lab, preset, experiment.plan(preset))
         made_with = provenance(lab.device)
     finally:
