@@ -56,7 +56,9 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
 def other(p: Preset, key: str, seed: int) -> Trained:
     """The preset's other architecture trained on D or on a set of its own network's."""
     on = data(p) if key == "standard" else constructed(p, key, seed)
-    return trained(p, on, p.others[p.other], f"{p.other} on {LABELS[key]}", seed)
+    config = p.others[p.other]
+    config = config.replace(epochs=p.other_epochs or config.epochs)
+    return trained(p, on, config, f"{p.other} on {LABELS[key]}", seed)
 
 
 EXPERIMENT = Experiment(

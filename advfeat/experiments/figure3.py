@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from advfeat import plots
 from advfeat.attacks import PGD
-from advfeat.experiments.cross_architecture import other
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.measurements import Transferred
@@ -29,7 +28,7 @@ PAPER = {
 def plan(p: Preset) -> Plan:
     seed, own = p.seeds[0], _name(p.standard.arch)
     det = constructed(p, "det", seed)
-    on_d = {name: other(p.replace(other=name), "standard", seed) for name in p.others}
+    on_d = {name: trained(p, data(p), config, f"{name} on D", seed) for name, config in p.others.items()}
     on_det = {
         name: trained(p, det, config.replace(augment="none"), f"{name} on D_det", seed)
         for name, config in p.others.items()
