@@ -117,11 +117,13 @@ def test_figure2_can_fail():
 def test_figure8_can_fail():
     def of(pgd, cw):
         curves = {"PGD": [share(v) for v in pgd], "CW": [share(v) for v in cw]}
-        return verdicts(figure8.findings(curves, (20, 200, 2000)))
+        return verdicts(figure8.findings(curves, (20, 200, 2000), 10.0))
 
     assert of((49.2, 48.4, 48.3), (49.5, 48.5, 48.3)) == ["seen", "seen"]
     assert of((49.2, 40, 30), (49.5, 40, 30)) == ["opposite", "seen"]
     assert of((49.2, 48.4, 48.3), (49, 40, 30)) == ["seen", "opposite"]
+    assert of((49.2, 48.4, 48.3), (99, 98, 97)) == ["seen", "undecided"]  # a CW that finds nothing checks nothing
+    assert of((10.2, 10, 10), (10, 10, 10)) == ["undecided", "undecided"]  # as much as by guessing
 
 
 def test_figure3_can_fail():

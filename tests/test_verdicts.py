@@ -20,8 +20,8 @@ class MadeUpLab:
     accuracy at each radius), in per cent.
     """
 
-    def __init__(self, answers: dict, root=None) -> None:
-        self.answers, self.root = answers, root
+    def __init__(self, answers: dict, root=None, learned: float = 0.5) -> None:
+        self.answers, self.root, self.learned = answers, root, learned
 
     def open(self, step):
         if isinstance(step, Data):
@@ -37,7 +37,7 @@ class MadeUpLab:
         return {"clean": shares[0], "next": shares[1], "robust": shares[2:]}
 
     def history(self, step):
-        return [{"epoch": 1, "train_accuracy": 0.5, "test_accuracy": 0.4}]
+        return [{"epoch": 1, "train_accuracy": self.learned, "test_accuracy": 0.4}]
 
 
 class _Set:
@@ -47,10 +47,10 @@ class _Set:
         return 10
 
 
-def verdicts(name: str, answers: dict, **changes) -> list[str]:
+def verdicts(name: str, answers: dict, learned: float = 0.5, **changes) -> list[str]:
     found = catalogue.experiment(name)
     p = found.setting(tiny_preset(**changes))
-    result = found.report(MadeUpLab(answers), p, found.plan(p))
+    result = found.report(MadeUpLab(answers, learned=learned), p, found.plan(p))
     assert all(f.against and f.seen for f in result.findings)
     return [f.verdict for f in result.findings]
 
@@ -65,11 +65,18 @@ def test_table7():
         "D_R from noise": (84.1, 0, 48.27, 29.4),
     }
     assert verdicts("table7", paper) == ["seen"] * 3
-    assert verdicts("table7", paper | {"D_R from noise": (84.1, 0, 1, 0)}) == ["undecided", "undecided", "seen"]
+    assert verdicts("table7", paper | {"D_R from noise": (84.1, 0, 1, 0)}) == ["opposite", "undecided", "seen"]
     assert verdicts("table7", paper | {"D_NR from noise": (45.6, 0, 80, 60)}) == ["seen", "opposite", "seen"]
-    # D_NR keeps all of its accuracy; D_R loses more than D_NR.
-    assert verdicts("table7", paper | {"D_NR from noise": (87.68, 0, 1, 0)})[2] == "opposite"
+    # The radius is the one that tells most, and not the one that tells most for the claim.
+    assert verdicts("table7", paper | {"D": (95, 0, 80, 20), "D_R from noise": (84, 0, 48, 29)})[0] == "opposite"
+    # D_NR keeps all of its accuracy; the drops are too close to tell; D_R loses more than D_NR.
+    assert verdicts("table7", paper | {"D_NR from noise": (87.68, 0, 1, 0)})[2] == "undecided"
+    close = {"D_NR from noise": (70, 0, 1, 0), "D_R from noise": (67, 0, 48, 29)}
+    assert verdicts("table7", paper | close)[2] == "undecided"
     assert verdicts("table7", paper | {"D_R from noise": (30, 0, 48, 29)})[2] == "opposite"
+    # Of a training that came to nothing nothing follows.
+    assert verdicts("table7", paper | {"D_R from noise": (10, 10, 10, 10)}) == ["undecided"] * 3
+    assert verdicts("table7", paper | {"D_NR from noise": (10, 10, 0, 0)}) == ["seen", "undecided", "undecided"]
 
 
 def test_table8():
@@ -96,6 +103,7 @@ def test_table9():
     assert verdicts("table9", SOURCES) == ["seen", "seen"]
     assert verdicts("table9", SOURCES | {"D_rand, robust source": (97, 0)}) == ["opposite", "seen"]
     assert verdicts("table9", SOURCES | {"D_det, robust source": (44, 0)}) == ["seen", "undecided"]
+    assert verdicts("table9", SOURCES, learned=0.15) == ["undecided", "undecided"]
 
 
 def test_table10():
@@ -163,10 +171,10 @@ def test_released_round_trip():
 def test_settings():
     attacks = settings.ATTACKS
 
-    def of(d=5, d_r=48, auto=40, low=60, eight=40, before=(45, 20)):
-        answers = {f"standard, {a}": (95, 0, d) for a in attacks} | {f"robust, {a}": (84, 0, d_r) for a in attacks}
+    def of(d=5, d_r=48, auto=40, low=60, eight=40, before=(45, 20), clean=84):
+        answers = {f"standard, {a}": (95, 0, d) for a in attacks} | {f"robust, {a}": (clean, 0, d_r) for a in attacks}
         answers |= {
-            "robust, Auto-PGD, two losses": (84, 0, auto),
+            "robust, Auto-PGD, two losses": (clean, 0, auto),
             "D_rand": (63, 0),
             "D_rand, learning rate 0.01": (low, 0),
             "D_det": (44, 16),
@@ -179,6 +187,7 @@ def test_settings():
     assert of(auto=1)[0] == "opposite"  # one attack is enough
     assert of(low=10)[1] == "opposite"
     assert of(eight=10)[2] == "opposite"
+    assert of(clean=10)[0] == "undecided" and of(d_r=10, clean=10)[0] == "undecided"
     assert of(before=(5, 20))[3] == "seen"  # at the radius that tells the most, 20 against 4
     assert (of(before=(5, 4))[3], of(before=(1, 0))[3]) == ("undecided", "opposite")
 

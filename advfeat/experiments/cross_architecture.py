@@ -12,6 +12,7 @@ from advfeat.experiments.pieces import (
     constructed,
     data,
     evaluated,
+    guessing,
     model,
     outcomes,
     trained,
@@ -49,7 +50,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     accuracy = {key: clean(found["other", key]) for key in ROWS}
     return Result(
         tables=tables,
-        findings=findings(numbers, p.radii, accuracy, 100 / len(lab.open(data(p, "test")).classes)),
+        findings=findings(numbers, p.radii, accuracy, guessing(lab, p)),
     )
 
 

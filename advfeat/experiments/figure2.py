@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from advfeat import plots
+from advfeat.experiments.claims import Measured, more_robust
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.pieces import (
@@ -16,11 +17,12 @@ from advfeat.experiments.pieces import (
     data,
     describe_attack,
     evaluated,
+    guessing,
     model,
     outcomes,
 )
 from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Number, Picture, Result, Table, compare
+from advfeat.experiments.result import Cell, Finding, Number, Picture, Result, Table
 
 # At eps 0.25. The figure's D_R bar is Table 7's row from noise, its D_NR bar the row from images [both: Figure 2b].
 PAPER = {
@@ -63,7 +65,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     ]
     return Result(
         tables=[table],
-        findings=findings(under_attack, p.radii, accuracy, 100 / len(lab.open(data(p, "test")).classes)),
+        findings=findings(under_attack, p.radii, accuracy, guessing(lab, p)),
         pictures=[
             Picture(
                 "figure2a",
@@ -94,20 +96,13 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
 def findings(
     under_attack: dict[str, list[Number]], radii: tuple[float, ...], accuracy: dict[str, Number], chance: float
 ) -> list[Finding]:
-    """The claims of Section 3.1 on the models that are given; robust accuracy of each at each radius. A claim is looked
-    at where the two models lie furthest apart. Of a model whose training failed, which is right no more than twice as
-    often as by chance, nothing follows: it is robust for no reason, or fragile for none."""
+    """The claims of Section 3.1 on the models that are given; robust accuracy of each at each radius."""
 
     def claim(text: str, more: str, less: str, against: str) -> Finding | None:
         if more not in under_attack or less not in under_attack:
             return None
-        a, b = under_attack[more], under_attack[less]
-        i = max(range(len(radii)), key=lambda k: abs(a[k].mean - b[k].mean))
-        seen = f"At radius {radii[i]:g}: {a[i]} ({LABELS[more]}) against {b[i]} ({LABELS[less]})."
-        failed = [key for key in (more, less) if compare(accuracy[key], 2 * chance) != "seen"]
-        if failed:
-            seen += f" {' and '.join(LABELS[key] for key in failed)}: no more than twice chance without an attack."
-        return Finding(text, against, seen, "undecided" if failed else compare(a[i], b[i]))
+        a, b = (Measured(LABELS[key], accuracy[key], under_attack[key]) for key in (more, less))
+        return more_robust(text, against, a, b, radii, chance)
 
     claims = [
         claim(

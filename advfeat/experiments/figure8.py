@@ -7,7 +7,7 @@ from advfeat.attacks import PGD
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.measurements import StepSweep
-from advfeat.experiments.pieces import data, model
+from advfeat.experiments.pieces import data, guessing, model
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Number, Picture, Result, Table
 from advfeat.objectives import CW, Margin, Objective
@@ -58,7 +58,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     )
     return Result(
         tables=[table],
-        findings=findings(curves, p.sweep),
+        findings=findings(curves, p.sweep, guessing(lab, p)),
         pictures=[
             Picture(
                 "figure8",
@@ -86,18 +86,19 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     )
 
 
-def findings(curves: dict[str, list[Number]], steps: tuple[int, ...]) -> list[Finding]:
+def findings(curves: dict[str, list[Number]], steps: tuple[int, ...], chance: float) -> list[Finding]:
     """PGD's curve flattens, and CW finds no more: within 2 points each, as the paper says of them.
 
-    Of one model and one set of samples, so that differences are counts and not estimates. Where hardly anything is left
-    standing, there is nothing to be lost and nothing is decided.
+    Of one model and one set of samples, so that differences are counts and not estimates. Where hardly more is left
+    standing than by chance there is nothing to be lost, and a CW that finds less than PGD is no check of it: nothing is
+    decided.
     """
     pgd, cw = curves["PGD"], curves["CW"]
     start = min(range(len(steps)), key=lambda i: abs(steps[i] - 20))
     drop = pgd[start].mean - pgd[-1].mean
     gap = pgd[-1].mean - cw[-1].mean
     tail = pgd[-2].mean - pgd[-1].mean
-    enough = pgd[start].mean > 10
+    enough = pgd[start].mean > 2 * chance
     return [
         Finding(
             f"More than {steps[start]} steps of PGD lower the accuracy by no more than 2 points.",
@@ -109,7 +110,7 @@ def findings(curves: dict[str, list[Number]], steps: tuple[int, ...]) -> list[Fi
             "The loss of Carlini and Wagner finds no more.",
             "CW more than 2 points below PGD: then PGD had not found what there is.",
             f"{cw[-1]} against {pgd[-1]}.",
-            "opposite" if gap > 2 else "seen" if enough else "undecided",
+            "opposite" if gap > 2 else "seen" if enough and gap >= -2 else "undecided",
         ),
     ]
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from advfeat.datasets.base import ArraySource, Source
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.measurements import predictions
-from advfeat.experiments.pieces import TITLES, clean, constructed, data, evaluated, model, outcomes, trained
+from advfeat.experiments.pieces import TITLES, clean, constructed, data, evaluated, guessing, model, outcomes, trained
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Result, Table, compare
 from advfeat.experiments.steps import Constructed, DataStep, Trained
@@ -119,7 +119,7 @@ def plan(p: Preset) -> Plan:
 
 def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     accuracy = {name: clean(outcomes(lab, of_name)) for name, of_name in steps.items()}
-    chance = 100 / len(lab.open(data(p, "test")).classes)
+    chance = guessing(lab, p)
     table = Table(
         "Test accuracy on D",
         ("trained on", "accuracy, %"),

@@ -123,10 +123,11 @@ def describe_set(recipe: Recipe) -> str:
     if isinstance(recipe, MatchRepresentation):
         model = "adversarially trained" if recipe.source_model == "robust" else "standard"
         start = "another, random training image" if recipe.start == "image" else "noise"
+        steps = f"{'at most ' if recipe.stop else ''}{recipe.steps:,} steps of length {recipe.step_size:g}"
         return (
-            f"Each image starts as {start} and is moved, in {recipe.steps} steps of length {recipe.step_size:g}, until "
-            f"the {model} model's representation of it is that of the labelled image. What that model does not use "
-            "stays that of the start, which has nothing to do with the label."
+            f"Each image starts as {start} and is moved, in {steps}, until the {model} model's representation of it is "
+            "that of the labelled image. What that model does not use stays that of the start, which has nothing to do "
+            "with the label."
         )
     target = "drawn at random, possibly the true one" if recipe.name == "rand" else "the class after the true one"
     radius = "no limit" if not math.isfinite(recipe.eps) else f"{recipe.norm} distance at most {recipe.eps:g}"

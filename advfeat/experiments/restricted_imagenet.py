@@ -6,7 +6,16 @@ from advfeat.datasets.recipes import PRESETS as RECIPES
 from advfeat.experiments import figure2, table1
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import LABELS, at_every_radius, clean, data, evaluated, follows, model, outcomes
+from advfeat.experiments.pieces import (
+    LABELS,
+    at_every_radius,
+    clean,
+    evaluated,
+    follows,
+    guessing,
+    model,
+    outcomes,
+)
 from advfeat.experiments.presets import ARCHS, Preset
 from advfeat.experiments.result import Cell, Result, Table
 from advfeat.training import paper_attack
@@ -33,7 +42,7 @@ def setting(p: Preset) -> Preset:
     if small:
         differs += (
             f"; a {ARCHS[standard.arch]} on {p.limit or _SMALL_LIMIT:,} images of {p.imagenet_side} pixels for a "
-            "ResNet-50 on 257,748 of 224"
+            "ResNet-50 on 257,748 of 224; the radii are the paper's, for which smaller images leave less room"
         )
     return p.replace(
         name=p.name,
@@ -82,7 +91,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         ),
         "The paper's numbers of the first three rows are read off its Figure 12, at 0.5; there is none for D_NR.",
     )
-    chance = 100 / len(lab.open(data(p, "test")).classes)
+    chance = guessing(lab, p)
     shown = {key: under_attack[key] for key in ("standard", "adversarial", "robust")}
     return Result(
         tables=[table],

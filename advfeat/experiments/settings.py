@@ -17,8 +17,21 @@ from torch import Tensor, nn
 
 from advfeat.attacks import Auto, Ensemble
 from advfeat.evaluation import default_attack
+from advfeat.experiments.claims import Measured, failed, more_robust
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.pieces import attack, clean, constructed, data, evaluated, model, outcomes, robust, trained
+from advfeat.experiments.pieces import (
+    at_every_radius,
+    attack,
+    clean,
+    constructed,
+    data,
+    evaluated,
+    guessing,
+    model,
+    outcomes,
+    robust,
+    trained,
+)
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Plain, Result, Table, compare, worst
 from advfeat.experiments.steps import Evaluated, Step, Trained
@@ -111,7 +124,7 @@ def plan(p: Preset) -> Plan:
 
 def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     found = {row: outcomes(lab, of_row) for row, of_row in steps.items()}
-    eps, chance = p.radii[0], 100 / len(lab.open(data(p, "test")).classes)
+    eps, chance = p.radii[0], guessing(lab, p)
     by_attack = {key: [robust([outcome], 0) for outcome in found["attack", key]] for key in ("standard", "robust")}
     tables = [
         Table(
@@ -121,8 +134,8 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                 (name, (Cell(by_attack["standard"][i]), Cell(by_attack["robust"][i]))) for i, name in enumerate(ATTACKS)
             ),
             "The first is the attack of the paper's adversarial training; steps are of 2.5 ε / steps elsewhere; "
-            "then CW: what was left is attacked on the loss of Carlini and Wagner, as for all other pages; Auto-PGD is "
-            "the first two attacks of AutoAttack. The best iterate counts.",
+            "then CW: what was left is attacked on the loss of Carlini and Wagner, as elsewhere with the preset's own "
+            "number of steps; Auto-PGD is the first two attacks of AutoAttack. The best iterate counts.",
         )
     ]
     rates = {lr: clean(found["lr", lr]) for lr in LEARNING_RATES}
@@ -148,7 +161,9 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                 for name, a, b in zip(ATTACKS, by_attack["standard"], by_attack["robust"], strict=True)
             )
             + ".",
-            worst([compare(b, a) for a, b in zip(by_attack["standard"], by_attack["robust"], strict=True)]),
+            worst([compare(b, a) for a, b in zip(by_attack["standard"], by_attack["robust"], strict=True)])
+            if not any(failed(clean(found["attack", key][:1]), chance) for key in by_attack)
+            else "undecided",
         ),
         Finding(
             "D_rand teaches at either learning rate.",
@@ -165,15 +180,18 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     ]
     if "before the ReLU" in found:
         tables.append(_relu_table(p, found))
-        of = {name: [robust(found[name], k) for k in range(len(p.radii))] for name in ("before the ReLU", "D")}
-        i = max(range(len(p.radii)), key=lambda k: of["before the ReLU"][k].mean - of["D"][k].mean)
-        linear, own, base = of["before the ReLU"][i], robust(found["after the ReLU"], i), of["D"][i]
+        linear, base = (
+            Measured(name, clean(found[row]), at_every_radius(p, found[row]))
+            for row, name in (("before the ReLU", "D_R, matched before the ReLU"), ("D", "D"))
+        )
         findings.append(
-            Finding(
+            more_robust(
                 "D_R's robustness does not hang on where the representation is taken.",
                 "D_R matched before the last ReLU no more robust than D.",
-                f"At {p.radii[i]:g}: {linear} before, {own} after, {base} for D.",
-                compare(linear, base),
+                linear,
+                base,
+                p.radii,
+                chance,
             )
         )
     return Result(tables=tables, findings=findings, notes=["One seed."])

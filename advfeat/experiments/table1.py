@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import LABELS, TITLES, clean, data, evaluated, follows, model, outcomes
+from advfeat.experiments.pieces import LABELS, TITLES, clean, evaluated, follows, guessing, model, outcomes
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Number, Result, Table, compare, worst
 
@@ -17,7 +17,7 @@ def plan(p: Preset) -> Plan:
 
 def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     found = {key: outcomes(lab, steps[key]) for key in steps}
-    chance = 100 / len(lab.open(data(p, "test")).classes)
+    chance = guessing(lab, p)
     table = Table(
         "Test accuracy on D",
         ("trained on", "accuracy, %", "says y + 1, %", "paper: Restricted ImageNet"),

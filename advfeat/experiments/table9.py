@@ -7,9 +7,9 @@ import dataclasses
 from advfeat import plots
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import LABELS, TITLES, clean, constructed, evaluated, model, outcomes, trained
+from advfeat.experiments.pieces import LABELS, TITLES, clean, constructed, evaluated, guessing, model, outcomes, trained
 from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Picture, Plain, Result, Table, compare
+from advfeat.experiments.result import Cell, Finding, Number, Picture, Plain, Result, Table, compare
 from advfeat.experiments.steps import Trained
 from advfeat.training import paper_attack
 
@@ -71,16 +71,13 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         name = key if source == "standard" else f"{key} robust"
         curves[name] = lab.history(steps[source, key][0].model)
         labels[name] = f"{LABELS[key]}, {source} source"
+    # A model that learned nothing says nothing of its set, either.
+    chance = guessing(lab, p)
+    learned = {key: 100 * curves[f"{key} robust"][-1]["train_accuracy"] for key in ("rand", "det")}
     return Result(
         tables=[table, fooled],
         findings=[
-            Finding(
-                "It is the non-robust features that teach: with a robust source, whose perturbations hold few of them, "
-                f"{TITLES[key]} teaches less.",
-                "A robust source teaching as much as a standard one.",
-                f"{numbers['standard', key]} with the standard source, {numbers['robust', key]} with the robust one.",
-                compare(numbers["standard", key], numbers["robust", key]),
-            )
+            _finding(TITLES[key], numbers["standard", key], numbers["robust", key], learned[key], chance)
             for key in ("rand", "det")
         ],
         pictures=[
@@ -92,6 +89,21 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
             )
         ],
         extra={"curves": curves},
+    )
+
+
+def _finding(name: str, standard: Number, robust: Number, learned: float, chance: float) -> Finding:
+    """learned: the accuracy of the robust source's model on its own set, in per cent."""
+    seen = f"{standard} with the standard source, {robust} with the robust one."
+    failed = learned <= 2 * chance
+    if failed:
+        seen += f" But that model is right on no more than {learned:.0f} % of its own set."
+    return Finding(
+        "It is the non-robust features that teach: with a robust source, whose perturbations hold few of them, "
+        f"{name} teaches less.",
+        "A robust source teaching as much as a standard one.",
+        seen,
+        "undecided" if failed else compare(standard, robust),
     )
 
 

@@ -23,9 +23,11 @@ def _opening(results: list[dict]) -> str:
     r = results[0]
     verdicts = [f["verdict"] for page in results for f in page["findings"]]
     counts = ", ".join(f"{verdicts.count(v)} {words}" for v, words in VERDICTS.items())
+    differs = r["preset"]["differs"]
     return (
-        f"{r['preset']['differs'][0].upper()}{r['preset']['differs'][1:]}. Of {len(verdicts)} claims: {counts}; a "
-        "claim counts as seen only where the intervals of the two numbers are apart, unless it is said otherwise. In "
+        f"{differs[0].upper()}{differs[1:]}. Of {len(verdicts)} claims, the paper's and some of our own: {counts}; a "
+        "claim counts as seen only where the intervals of the two numbers are apart, unless it is said otherwise, and "
+        "a difference that is too small to tell is undecided, also where its absence would count against the claim. In "
         "brackets: the range over seeds, at least the 95 % Wilson interval for the sampling of the images tested on."
     )
 
