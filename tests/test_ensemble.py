@@ -106,6 +106,50 @@ def test_the_next_attack_sees_only_what_is_left():
     assert sum(seen) == left and all(n >= 5 for n in seen[:-1]), "what is left of several batches should go together"
 
 
+def test_results_come_in_time_and_little_is_held():
+    """Where the first attack breaks nearly all, the rest does not wait for the end of the data."""
+    net, x, y = model_and_data(400)
+    pulled = []
+
+    def batches():
+        for i in range(0, 400, 4):
+            pulled.append(i)
+            yield x[i : i + 4], y[i : i + 4]
+
+    for eps, most in ((5.0, 4), (0.45, 16)):
+        pulled.clear()
+        attack = pair(L2(eps), "best")
+        results = attack.over(net, batches())
+        for n, _ in enumerate(results):
+            assert len(pulled) <= n + most
+        assert len(pulled) == 100 == n + 1
+
+
+def test_images_of_several_sizes():
+    g = torch.Generator().manual_seed(3)
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4)).to(F64)
+    batches = [(torch.rand(5, 3, n, n, generator=g, dtype=F64), torch.arange(5) % 4) for n in (8, 8, 10, 12, 12, 8)]
+    attack = pair(L2(0.3), "best")
+    for r, (x, y) in zip(attack.over(net, batches), batches, strict=True):
+        torch.testing.assert_close(r.x_adv, attack(net, x, y), rtol=0, atol=1e-9)
+
+
+def test_a_start_that_one_of_them_cannot_take_is_refused_whatever_the_data():
+    net, x, y = model_and_data()
+    for eps in (0.05, 5.0):
+        attack = Ensemble((PGD(L2(eps), steps=5, keep="best"), Ensemble((Auto(L2(eps), steps=5),))))
+        with pytest.raises(ValueError, match="start should be None"):
+            attack.run(net, x, y, start=x)
+
+
+def test_why_a_step_was_eager_is_not_lost():
+    net, x, y = model_and_data()
+    first, more = (attack.run(net, x, y) for attack in pair(L2(0.01)).attacks)
+    first.why_eager, more.why_eager = None, "the model cannot be captured"
+    first.take_over(torch.arange(40), more)
+    assert first.why_eager == "the model cannot be captured"
+
+
 def test_nobody_left_and_nobody_there():
     net, x, y = model_and_data()
     attack = pair(L2(5.0))

@@ -41,6 +41,7 @@ class Auto(Attack):
 
     random_start = True
     targeted = False
+    takes_start = False
 
     def __post_init__(self) -> None:
         check_settings(self)

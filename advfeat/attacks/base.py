@@ -14,11 +14,15 @@ from advfeat.threat import Threat
 
 
 class Attack:
-    """Base class of the attacks: frozen dataclasses with a ``threat``, ``targeted``, a ``seed`` and an ``autocast``."""
+    """Base class of the attacks: frozen dataclasses with a ``threat``, ``targeted`` and an ``autocast``.
+
+    takes_start: whether :meth:`run` goes from a ``start`` that it is given.
+    """
 
     threat: Threat
     targeted: bool
     autocast: torch.dtype | None
+    takes_start = True
 
     def to_dict(self) -> dict:
         """The settings as JSON values, as they are written beside every number."""

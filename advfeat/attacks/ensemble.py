@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from advfeat.attacks.base import Attack, numbered
 from advfeat.attacks.result import AttackResult
 from advfeat.threat import Threat
+
+# Batches of which little is left wait for each other, so that the next attack's passes are full; each holds its result.
+_WAITING = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +69,11 @@ class Ensemble(Attack):
         """Of the first attack that has one; successes in low precision are to be looked at again."""
         return next((attack.autocast for attack in self.attacks if attack.autocast is not None), None)
 
+    @property
+    def takes_start(self) -> bool:
+        """Whether all of them do."""
+        return all(attack.takes_start for attack in self.attacks)
+
     def replace(self, **changes) -> Ensemble:
         """A copy with other ``attacks``, or with settings changed in each of them."""
         if "attacks" in changes:
@@ -92,57 +101,84 @@ class Ensemble(Attack):
         every attack's. Counts are of all attacks, ``first_success`` of the one that broke the sample.
         Errors: as those of the attacks; ValueError where the first cannot tell a success."""
         ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids
+        if start is not None and not self.takes_start:
+            raise ValueError("start should be None: an attack of the ensemble has random starts of its own")
         found = self.attacks[0].run(model, x, target, start=start, sample_ids=ids)
-        self._rest(model, [(x, target, ids, found)], start)
+        self._rest(model, [_Left.of(found, x, target, ids, start)])
         return found
 
     def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
         """As :meth:`advfeat.PGD.over`. What the first attack leaves of several batches goes to the next together, so
-        that their passes are full too."""
+        that their passes are full too; up to eight batches wait for that."""
         if isinstance(self.threat.eps, Tensor) and self.threat.eps.dim() > 0:
             yield from super().over(model, batches)
             return
-        under_attack: list[tuple[Tensor, Tensor, Tensor]] = []
+        under_attack: deque[tuple[Tensor, ...]] = deque()
 
-        def first() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        def first() -> Iterator[tuple[Tensor, ...]]:
             for batch in numbered(batches):
                 # A copy: a loader may use its tensor again before the later attacks have seen it.
                 under_attack.append(tuple(part.detach().clone() for part in batch))
                 yield batch
 
-        waiting: list[tuple[Tensor, Tensor, Tensor, AttackResult]] = []
+        waiting: deque[_Left] = deque()
+        size = 0
         for found in self.attacks[0].over(model, first()):
-            waiting.append((*under_attack.pop(0), found))
-            left = sum(int((~_success(result)).sum()) for *_, result in waiting)
-            if left >= waiting[0][0].shape[0]:
+            x, target, ids = under_attack.popleft()
+            size = size or x.shape[0]
+            if waiting and waiting[0].x.shape[1:] != x.shape[1:]:  # images of another size go on their own
                 self._rest(model, waiting)
-                yield from (result for *_, result in waiting)
-                waiting = []
+            waiting.append(_Left.of(found, x, target, ids))
+            if len(waiting) == _WAITING or sum(len(left.rows) for left in waiting) >= size:
+                self._rest(model, waiting)
+            while waiting and not len(waiting[0].rows):
+                yield waiting.popleft().found
         self._rest(model, waiting)
-        yield from (result for *_, result in waiting)
+        yield from (left.found for left in waiting)
 
-    def _rest(
-        self,
-        model: Callable,
-        batches: list[tuple[Tensor, Tensor, Tensor, AttackResult]],
-        start: Tensor | None = None,
-    ) -> None:
+    def _rest(self, model: Callable, batches: Collection[_Left]) -> None:
         """Runs the attacks after the first on what is left of some batches, and writes what they find into the
-        batches' results. start: of the only batch."""
+        batches' results. Afterwards nothing is left of them."""
         for attack in self.attacks[1:]:
-            rows = [(~_success(found)).nonzero()[:, 0] for *_, found in batches]
-            counts = [part.numel() for part in rows]
-            if not sum(counts):
+            some = [left for left in batches if len(left.rows)]
+            if not some:
                 return
-            x, target, ids = (
-                torch.cat([batch[i][part] for batch, part in zip(batches, rows, strict=True)]) for i in range(3)
-            )
+            x, target, ids = (torch.cat([getattr(left, name) for left in some]) for name in ("x", "target", "ids"))
+            start = some[0].start  # of a single batch, if at all
             if isinstance(self.threat.eps, Tensor):
-                attack = attack.replace(threat=self.threat.to(x.device).rows(rows[0]))
-            more = attack.run(model, x, target, start=None if start is None else start[rows[0]], sample_ids=ids)
+                attack = attack.replace(threat=self.threat.to(x.device).rows(some[0].rows))
+            more = attack.run(model, x, target, start=start, sample_ids=ids)
             _success(more)
-            for (*_, found), part, new in zip(batches, rows, more.split(counts), strict=True):
-                found.take_over(part, new)
+            for left, new in zip(some, more.split([len(left.rows) for left in some]), strict=True):
+                left.found.take_over(left.rows, new)
+                left.keep(~new.success)
+        for left in batches:
+            left.keep(torch.zeros_like(left.rows, dtype=torch.bool))
+
+
+@dataclass
+class _Left:
+    """What is left of a batch after some attacks: the rows of its result, and their samples."""
+
+    found: AttackResult
+    rows: Tensor
+    x: Tensor
+    target: Tensor
+    ids: Tensor
+    start: Tensor | None = None
+
+    @classmethod
+    def of(cls, found: AttackResult, x: Tensor, target: Tensor, ids: Tensor, start: Tensor | None = None) -> _Left:
+        every = torch.arange(x.shape[0], device=x.device)
+        left = cls(found, every, x, target, ids, start)
+        left.keep(~_success(found))
+        return left
+
+    def keep(self, mask: Tensor) -> None:
+        """Goes on with some of the rows."""
+        for name in ("rows", "x", "target", "ids", "start"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[mask])
 
 
 def _threat(attack: Attack) -> str:
