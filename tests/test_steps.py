@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import threading
 import time
 
@@ -255,18 +256,53 @@ def test_two_processes_share_the_work(tmp_path):
     assert len(keys) == len(set(keys)) == sum(step.kept for step in steps)
 
 
+def test_a_process_that_waits_has_an_end_too(tmp_path):
+    step = model(tiny_preset(), "standard", 0)
+    with make_lab(tmp_path)._alone_at(step):
+        for ask in (lambda lab: lab.do([step]), lambda lab: lab.open(step)):
+            began = time.monotonic()
+            with pytest.raises(Pause):
+                ask(make_lab(tmp_path, deadline=began + 0.5))
+            assert time.monotonic() - began < 5
+
+
+def test_what_becomes_free_is_taken_at_once(tmp_path):
+    """Also while something else is still at another process."""
+    p = tiny_preset()
+    other, lab = make_lab(tmp_path), make_lab(tmp_path)
+    held, freed, after = model(p, "adversarial", 0), model(p, "standard", 0), model(p, "det", 0)
+    with other._alone_at(held):
+        with other._alone_at(freed):
+            working = threading.Thread(target=lambda: lab.do(all_steps([held, after]).values()))
+            working.start()
+            time.sleep(0.5)
+            assert not lab.is_done(after)
+            other._make(freed)
+        until = time.monotonic() + 60
+        while not lab.is_done(after) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert lab.is_done(after) and working.is_alive()
+    working.join(60)
+    assert lab.is_done(held)
+
+
 def test_what_fails_meanwhile_is_left_to_its_own_time(tmp_path):
     p = tiny_preset()
     first, second = make_lab(tmp_path), make_lab(tmp_path)
     at = model(p, "standard", 0)
     bad = dataclasses.replace(at, data=Data("cifar10"))  # nowhere to be found
-    with first._alone_at(at):
-        working = threading.Thread(target=lambda: second.do([at], [bad]))
-        working.start()
-        working.join(2)
-        assert working.is_alive()
-    working.join(60)
-    assert second.is_done(at) and not second.is_done(bad)
+    tried, make = [], second._make
+    second._make = lambda step: (tried.append(step.key), make(step))
+    with pytest.warns(UserWarning, match="training: D failed and is left for later: cifar10 is the user's own"):
+        for _ in range(2):  # once, not at every experiment
+            with first._alone_at(at):
+                working = threading.Thread(target=lambda: second.do([at], [bad]))
+                working.start()
+                working.join(1)
+                assert working.is_alive()
+            working.join(60)
+            shutil.rmtree(second.folder(at))
+    assert tried.count(bad.key) == 1
     with pytest.raises(steps_module.MissingData):
         second.do([bad])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from advfeat.experiments.steps import Data, DataStep, Step, all_steps
 from advfeat.progress import Progress
 from advfeat.runs import plain, provenance, read_json, write_json
+
+_POLL = 0.2  # seconds between two looks at what another process is at
 
 Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
@@ -46,6 +49,7 @@ class Lab:
         self.out, self.bar, self.root, self.deadline = Path(out), bar, root, deadline
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._opened: dict[str, Any] = {}
+        self._failed: set[str] = set()  # keys of steps that failed while another process was waited for
 
     def open(self, step: Step) -> Any:
         """The outcome of a step: done now, gone on with, or found.
@@ -60,8 +64,8 @@ class Lab:
             return step.open(self)
         if not self.is_done(step):
             self._prepare(step)  # first, so that the time of what it needs is not its own
-            with self._alone_at(step):
-                self._make(step)
+            while not self._try(step):
+                self._wait_for([step])
         self._check_data(step)
         return step.load(self, self.folder(step))
 
@@ -71,20 +75,21 @@ class Lab:
 
         Errors: as of :meth:`open`. A step of ``meanwhile`` that fails is left; asked for on its own, it fails again.
         """
-        left, others = self._left(steps), self._left(meanwhile)
+        left = self._left(steps)
+        others = [step for step in self._left(meanwhile) if step.key not in self._failed]
         while left:
             if not any(self._try(step) for step in left) and not self._try_others(others):
-                self.open(left[0])  # whose needs are done, being earlier in the list; waits
+                self._wait_for([*left, *others])
             left, others = self._left(left), self._left(others)
 
     def _left(self, steps: Iterable[Step]) -> list[Step]:
         return [step for step in steps if step.kept and not self.is_done(step)]
 
     def _try(self, step: Step) -> bool:
-        """Does a step if all that it needs is done and no other process is at it; says whether it did."""
+        """Does a step if all that it needs is done and no other process is at it; says whether it is done now."""
         if not self._ready(step):
             return False
-        with self._alone_at(step, wait=False) as alone:
+        with self._alone_at(step) as alone:
             if alone:
                 self._make(step)
         return alone
@@ -94,8 +99,12 @@ class Lab:
             try:
                 if self._try(step):
                     return True
-            except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError):
-                others.remove(step)  # its own experiment comes to it, and says what is wrong
+            except Pause:
+                raise
+            except Exception as error:  # its own experiment comes to it and says what is wrong; not again until then
+                self._failed.add(step.key)
+                others.remove(step)
+                warnings.warn(f"{_title(step)} failed and is left for later: {error}", stacklevel=2)
                 return True
         return False
 
@@ -172,10 +181,22 @@ class Lab:
                     "it, or take another --out"
                 )
 
+    def _wait_for(self, steps: list[Step]) -> None:
+        """Waits until no other process is at one of the steps. Errors: Pause."""
+        with self.bar(f"waiting for another process: {_title(steps[0])}", ""):
+            while not any(self._is_free(step) for step in steps):
+                self._check_time()
+                time.sleep(_POLL)
+
+    def _is_free(self, step: Step) -> bool:
+        if not self._ready(step):
+            return False
+        with self._alone_at(step) as alone:
+            return alone
+
     @contextlib.contextmanager
-    def _alone_at(self, step: Step, *, wait: bool = True) -> Iterator[bool]:
-        """Keeps other processes from the step; yields whether it could, which with ``wait`` it does in the end. A
-        process that dies lets go of it."""
+    def _alone_at(self, step: Step) -> Iterator[bool]:
+        """Keeps other processes from the step; yields whether it could. A process that dies lets go of it."""
         try:
             import fcntl
         except ImportError:  # no such locks on this system
@@ -183,18 +204,14 @@ class Lab:
             return
         lock = self.folder(step).parent / f".{step.key}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with open(
-            lock, "w"
-        ) as file:  # it stays: who waits for a file that is removed holds another lock than who comes
+        # It stays: who waits for a file that is removed holds another lock than who comes.
+        with open(lock, "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not wait:
-                    yield False
-                    return
-                with self.bar(f"waiting for another process: {_title(step)}", ""):
-                    fcntl.flock(file, fcntl.LOCK_EX)
-            yield True
+                yield False
+            else:
+                yield True
 
     def _watched(self, step: Step, report: Progress) -> Progress:
         first: int | None = None
