@@ -32,8 +32,9 @@ class Augmentation:
         self.pixels = max(1, side // 8) if pixels is None else pixels
         self._epoch, self._moves = -1, torch.empty(0)
 
-    def moves(self, epoch: int) -> Tensor:
-        """What every sample gets in an epoch: int64 [samples, 3] of (down, right, flip), moves in -pixels .. pixels."""
+    def moves(self, epoch: int, device: torch.device | str = "cpu") -> Tensor:
+        """What every sample gets in an epoch, the same on every device: int64 [samples, 3] of (down, right, flip),
+        moves in -pixels .. pixels."""
         if epoch != self._epoch:
             random = generator(self.seed, "augment", epoch)
             moves = torch.randint(-self.pixels, self.pixels + 1, (self.samples, 3), generator=random)
@@ -41,13 +42,14 @@ class Augmentation:
             if self.name == "shift":
                 moves[:, 2] = 0
             self._epoch, self._moves = epoch, moves
+        self._moves = self._moves.to(device)  # once an epoch: at each step the device would be waited for
         return self._moves
 
     def __call__(self, images: Tensor, epoch: int, sample_ids: Tensor) -> Tensor:
-        """The augmented images [B, C, H, W]; sample_ids: int64 [B] on the CPU."""
+        """The augmented images [B, C, H, W]; sample_ids: int64 [B], where the images are."""
         if self.name == "none":
             return images
-        moves = self.moves(epoch)[sample_ids].to(images.device, non_blocking=True)
+        moves = self.moves(epoch, images.device)[sample_ids]
         return flip(translate(images, moves[:, 0], moves[:, 1], self.pixels), moves[:, 2].bool())
 
 

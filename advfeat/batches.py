@@ -44,16 +44,17 @@ class Batches:
             self.resident = self._read(torch.arange(len(source))).to(device)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(images, labels, sample ids) of each step, on the device but for the ids, which stay on the CPU."""
+        """(images, labels, sample ids) of each step, on the device."""
         order = torch.randperm(len(self.source), generator=generator(self.seed, "order", epoch))
         chunks = torch.tensor_split(order, self.steps)
+        there = torch.tensor_split(order.to(self.device), self.steps)  # at once: a copy for each step would wait for it
         if self.resident is None:
             images = read_ahead(self._read, chunks)
         else:
-            images = (self.resident[ids.to(self.device)] for ids in chunks)
-        for x, ids in zip(images, chunks, strict=True):
+            images = (self.resident[ids] for ids in there)
+        for x, ids in zip(images, there, strict=True):
             x = self.augmentation(x.to(self.device, non_blocking=True), epoch, ids)
-            yield x.contiguous(memory_format=self.format), self.labels[ids.to(self.device)], ids
+            yield x.contiguous(memory_format=self.format), self.labels[ids], ids
 
     def _read(self, ids: Tensor) -> Tensor:
         images = self.source.images(ids)

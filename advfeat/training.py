@@ -298,7 +298,7 @@ class _Loop:
     def _step(self, x: Tensor, y: Tensor, ids: Tensor, attack: PGD | None) -> tuple[Tensor, Tensor]:
         config = self.config
         if attack is not None:
-            x = attack(self.model, x, y, sample_ids=ids.to(self.device))
+            x = attack(self.model, x, y, sample_ids=ids)
         with _autocast(config, self.device):
             logits = self.model(x).float()
         loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)

@@ -65,7 +65,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
     tiny_attacks += " --samples 16 --evaluation-rounds 1 --evaluation-steps 5"
     return [
         Part("build", [python, "setup.py", "build_ext", "--inplace"], 150),
-        Part("tests", tests, 90),
+        Part("tests", tests, 150),
         benchmark(
             "operators",
             "ops",
@@ -80,7 +80,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
             "attacks",
             60,
             f"attacks_{device}",
-            "--rounds 5 --samples 512 --evaluation-rounds 3",
+            "--rounds 3 --steps 40 --samples 512 --evaluation-rounds 3",  # fewer steps are not replayed
             tiny_attacks,
             [*images, *standard],
         ),

@@ -45,6 +45,30 @@ def test_the_same_function_without_batchnorm(arch):
     assert all(p.requires_grad for p in model.parameters()) and not any(p.requires_grad for p in twin.parameters())
 
 
+def test_convolutions_in_tensor_float_32_do_not_look_like_another_function(monkeypatch):
+    """As GPUs do them by torch's default: float32 inputs and weights with ten bits of mantissa. Through fifty layers
+    that may be ten per cent."""
+    pytest.importorskip("torchvision")
+    convolution = nn.Conv2d._conv_forward
+
+    def rounded(t):
+        if t is None or t.dtype != torch.float32:
+            return t
+        return ((t.view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+    monkeypatch.setattr(
+        nn.Conv2d, "_conv_forward", lambda self, x, w, b: convolution(self, rounded(x), rounded(w.detach()), b)
+    )
+    model = create("resnet50", 10, (3, 32, 32), seed=1).train()
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = 1.0
+    with torch.no_grad():
+        model(torch.rand(16, 3, 32, 32))  # statistics of its own, as after training
+    twin = attack_copy(model.eval())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules())
+
+
 def test_attacks_find_the_same():
     model = trained_statistics(create("small-convnet", 10, (3, 16, 16), width=4, seed=1)).double()
     x, y = torch.rand(8, 3, 16, 16, dtype=torch.float64), torch.arange(8)

@@ -109,7 +109,7 @@ def test_out_of_time_stops_and_goes_on_to_the_same_bytes(tmp_path):
 
 
 def test_a_set_stops_after_a_shard_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(steps_module, "_SHARD", 20)
+    monkeypatch.setattr(steps_module, "_SHARD", 2)
     p = tiny_preset(batch_size=10)
     step = constructed(p, "det", 0)
     whole = make_lab(tmp_path / "whole")

@@ -19,6 +19,9 @@ _WARM_UP = 2
 # own: where the next batches will use the graph again, and for a single batch.
 _WORTH_A_CAPTURE, _WORTH_IT_ONCE = 8, 32
 
+# Of the device's memory.
+_LITTLE = 0.25
+
 _said: set[str] = set()
 _side_streams: dict[torch.device, torch.cuda.Stream] = {}
 
@@ -104,6 +107,11 @@ def _aside(body: Callable[[], None], device: torch.device) -> None:
 
 def _captured(body: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """What replays ``body``, which is not run here."""
+    # A graph's own memory is free once the graph is gone, but not to the next graph's: it is handed back here, before
+    # the device is full and libraries fail in their own ways.
+    free, total = torch.cuda.mem_get_info(device)
+    if free < total * _LITTLE:
+        torch.cuda.empty_cache()
     try:
         return _capture(body, device)
     except torch.OutOfMemoryError:
@@ -140,6 +148,10 @@ def _abandon(graph: torch.cuda.CUDAGraph, memory: tuple[int, int], device: torch
     """Ends a capture that failed, so that the stream and the allocator are as before."""
     with contextlib.suppress(RuntimeError):
         graph.capture_end()  # fails as well
+    if torch.__version__ < (2, 13):  # there it left the random generator in the capture, and with it every later number
+        with contextlib.suppress(RuntimeError, AttributeError):
+            generator = torch.cuda.default_generators[device.index]
+            generator.graphsafe_set_state(generator.clone_state())
     if torch.__version__ < (2, 14):  # there capture_end left the allocator in the capture, see pytorch/CUDAGraph.cpp
         with contextlib.suppress(RuntimeError, AttributeError):
             torch.cuda.memory._cuda_endAllocateToPool(device.index, memory)

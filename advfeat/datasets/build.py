@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advfeat.attacks.no_trace import logits_of, no_trace
 from advfeat.datasets.base import Source
@@ -41,9 +42,10 @@ def build(
     """Builds D_R, D_NR, D_rand or D_det from ``source`` with ``model`` into the folder ``out``, and returns the set.
 
     One image is made for each image of the source, in its order. The result is a function of the recipe, the model, the
-    source and the seed: a build that was killed goes on where it stopped and ends with the same bytes. What is attacked
-    is :func:`advfeat.models.attack_copy`'s copy of the model, the same function without its BatchNorm. While a shard is
-    written the next one is attacked. Under ``torchrun`` each rank builds its own shards.
+    source and the seed: a build that was killed goes on where it stopped and ends with the same bytes, on CUDA as far
+    as torch's kernels are deterministic. What is attacked is :func:`advfeat.models.attack_copy`'s copy, the same
+    function without its BatchNorm. While a shard is written the next one is attacked. Under ``torchrun`` each rank
+    builds its own shards.
 
     recipe: see :func:`advfeat.datasets.recipes.preset`. model: gives logits [B, classes]; a
     :class:`MatchRepresentation` also needs ``model.representation``. batch_size: images attacked at once (fixes the
@@ -98,19 +100,26 @@ def _write_all(
     writer: SetWriter, shards: list[tuple[int, range]], construction: Construction, advance: Callable[[int], None]
 ) -> None:
     """Makes the shards one by one; each is written by a thread while the next is made."""
+    # Under a stop rule samples of several batches share the passes through the model: a shard has a run of its own, so
+    # that its last bits do not depend on which shards were there already. Otherwise one run makes all of them.
+    runs = [shards] if construction.attack.stop is None else [[shard] for shard in shards]
     with ThreadPoolExecutor(1, thread_name_prefix="advfeat-write") as thread:  # leaves when the last one is written
         writing: Future | None = None
-
-        def after_batch(images: int) -> None:
-            advance(images)
-            if writing is not None and writing.done():
-                writing.result()  # a full disk is heard of here, not a shard later
-
-        for shard, rows in shards:
-            tensors = construction.rows(rows, after_batch)
-            if writing is not None:
-                writing.result()
-            writing = thread.submit(writer.write, shard, tensors)
+        for run in runs:
+            chunks = [torch.arange(rows.start, rows.stop).split(construction.batch_size) for _, rows in run]
+            with contextlib.closing(construction.samples([ids for of_shard in chunks for ids in of_shard])) as made:
+                for (shard, _), of_shard in zip(run, chunks, strict=True):
+                    parts: list[dict[str, Tensor]] = []
+                    for ids in of_shard:
+                        parts.append(next(made))
+                        if len(parts) == len(of_shard):  # before it is counted: who is told may want to stop here
+                            tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                            if writing is not None:
+                                writing.result()
+                            writing = thread.submit(writer.write, shard, tensors)
+                        advance(len(ids))
+                        if writing is not None and writing.done():
+                            writing.result()  # a full disk is heard of here, not a shard later
         if writing is not None:
             writing.result()
 

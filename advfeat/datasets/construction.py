@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,9 +35,8 @@ class Construction:
     dtype: str
     device: torch.device
 
-    def rows(self, rows: range, done: Callable[[int], None]) -> dict[str, Tensor]:
-        """What :class:`advfeat.datasets.store.SetWriter` takes for these positions; ``done(n)`` after each batch."""
-        chunks = torch.arange(rows.start, rows.stop).split(self.batch_size)
+    def samples(self, batches_of_ids: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+        """For each batch of positions, int64 [B], what :class:`advfeat.datasets.store.SetWriter` takes for them."""
         under_attack: deque[_Batch] = deque()
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -46,13 +45,9 @@ class Construction:
                 under_attack.append(batch)
                 yield batch.centre, self._target(batch), batch.index.to(self.device)
 
-        parts = []
-        with contextlib.closing(read_ahead(self._read, chunks)) as reading:
+        with contextlib.closing(read_ahead(self._read, batches_of_ids)) as reading:
             for result in self.attack.over(self.model, batches()):
-                batch = under_attack.popleft()
-                parts.append(self._finished(batch, result))
-                done(len(batch.index))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                yield self._finished(under_attack.popleft(), result)
 
     def _read(self, index: Tensor) -> _Batch:
         """The images of a batch; runs in the reading thread."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,7 +12,7 @@ import torch
 from advfeat.attacks import PGD
 from advfeat.attacks.no_trace import logits_of
 from advfeat.experiments.steps import DataStep, Measurement, Trained
-from advfeat.models import evaluating
+from advfeat.models import attack_copy, evaluating
 from advfeat.progress import Progress, Reporter
 
 if TYPE_CHECKING:
@@ -43,16 +45,22 @@ class Transferred(Measurement):
         models = [lab.open(step) for step in (self.source, *self.targets)]
         counts = torch.zeros(len(models), 3, dtype=torch.int64)
         progress = Reporter(report, "transfer", len(data))
-        for index in torch.arange(len(data)).split(self.batch_size):
-            x, y = data.images(index).to(lab.device), data.labels[index].to(lab.device)
-            following = (y + 1) % len(data.classes)
-            target = following if self.attack.targeted else y
-            x_adv = self.attack(models[0], x, target, sample_ids=index.to(lab.device))
+        under_attack: deque[tuple[Tensor, Tensor]] = deque()
+
+        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for index in torch.arange(len(data)).split(self.batch_size):
+                x, y = data.images(index).to(lab.device), data.labels[index].to(lab.device)
+                under_attack.append((x, y))
+                yield x, (y + 1) % len(data.classes) if self.attack.targeted else y, index.to(lab.device)
+
+        copied = attack_copy(models[0], autocast=self.attack.autocast)
+        for result in self.attack.over(copied, batches()):
+            x, y = under_attack.popleft()
             for row, model in enumerate(models):
-                right, said = predictions(model, x) == y, predictions(model, x_adv)
-                found = (right, right & (said != y), right & (said == following))
+                right, said = predictions(model, x) == y, predictions(model, result.x_adv)
+                found = (right, right & (said != y), right & (said == (y + 1) % len(data.classes)))
                 counts[row] += torch.stack([part.sum() for part in found]).cpu()
-            progress.advance(len(index))
+            progress.advance(len(x))
         source, *targets = (dict(zip(("right", "fooled", "reached"), row, strict=True)) for row in counts.tolist())
         return {"source": source, "targets": targets, "n": len(data), "attack": self.attack.to_dict()}
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from advfeat.experiments.lab import Lab
 
 
-# Images of a shard; a set that is stopped goes on after its last whole one.
-_SHARD = 2000
+# Batches of a shard; a set that is stopped goes on after its last whole one. Under a stop rule each ends with passes
+# that are not full, so few batches would cost time.
+_SHARD = 8
 
 
 class MissingData(FileNotFoundError):
@@ -180,6 +181,11 @@ class Constructed(DataStep):
     amp: str = "none"
     dtype: str = "float32"
 
+    @property
+    def shard_size(self) -> int:
+        """Images of a shard."""
+        return _SHARD * self.batch_size
+
     def make(self, lab: Lab, folder: Path, report: Progress) -> None:
         build.build(
             self.recipe,
@@ -188,7 +194,7 @@ class Constructed(DataStep):
             folder,
             seed=self.seed,
             batch_size=self.batch_size,
-            shard_size=_SHARD,
+            shard_size=self.shard_size,
             dtype=self.dtype,
             device=lab.device,
             autocast=torch.bfloat16 if self.amp == "bf16" else None,
@@ -199,7 +205,7 @@ class Constructed(DataStep):
         return ConstructedSet.open(folder, verify=False)
 
     def may_pause(self, done: int, total: int) -> bool:
-        return done > _SHARD and 0 < done % _SHARD <= self.batch_size  # one batch into the next shard
+        return 0 < done < total and done % self.shard_size == 0
 
 
 @dataclass(frozen=True)
