@@ -149,8 +149,8 @@ def evaluate(
     """Clean accuracy, and robust accuracy under each attack.
 
     model: gives logits [B, classes] or an output with ``.logits``, for images in [0, 1]. It runs in eval mode and in
-        the precision it is in, and is left exactly as it was. Convolutions in float32 are done as torch is set: on recent
-        GPUs in TensorFloat-32, unless ``torch.backends.cudnn.allow_tf32`` is False.
+        the precision it is in, and is left exactly as it was. Convolutions in float32 are done as torch is set: on
+        recent GPUs in TensorFloat-32, unless ``torch.backends.cudnn.allow_tf32`` is False.
     source: ``images(indices)``, ``labels``, ``classes``, ``image_shape``, ``name``.
     attacks: radii (each stands for :func:`default_attack` of ``norm``), attacks, or pairs of a name and an attack.
     limit: only so many samples, evenly spaced over the data set (the first of a folder would all be of one class).
