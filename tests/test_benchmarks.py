@@ -15,7 +15,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from advfeat import ops as operators  # noqa: E402
-from advfeat.experiments import catalogue  # noqa: E402
+from advfeat.experiments import catalogue, times  # noqa: E402
 from benchmarks import (  # noqa: E402
     apgd,
     attacks,
@@ -400,6 +400,13 @@ def test_gpu_without_one_measures_nothing(tmp_path, capsys):
 def test_gpu_refuses_a_folder_without_wheels(tmp_path, capsys):
     assert gpu.main(["--dry-run", "--wheels", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "should be a folder with wheels" in capsys.readouterr().err
+
+
+def test_the_list_s_times_for_a_gpu_are_those_that_are_estimated(capsys):
+    reproduction.main(["--preset", "cifar10"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
+    for name, alone, _ in lines:
+        assert float(alone) == pytest.approx(times.MINUTES["cifar10"][name], rel=0.05, abs=1), name
 
 
 def test_reproduction_is_estimated_for_a_gpu(capsys):
