@@ -108,6 +108,15 @@ def test_out_of_time_stops_and_goes_on_to_the_same_bytes(tmp_path):
     assert lab.seconds(step) > 0
 
 
+def test_a_training_stops_where_it_has_a_checkpoint(tmp_path):
+    p = tiny_preset()
+    config = p.standard.replace(epochs=5, checkpoint_every=2)
+    step = model(p.replace(standard=config), "standard", 0)
+    assert [stopped_once(make_lab(tmp_path / "two"), step) for _ in range(3)] == [True, True, False]
+    never = model(p.replace(standard=config.replace(checkpoint_every=0)), "standard", 0)
+    assert not stopped_once(make_lab(tmp_path / "none"), never)
+
+
 def test_a_set_stops_after_a_shard_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(steps_module, "_SHARD", 2)
     p = tiny_preset(batch_size=10)

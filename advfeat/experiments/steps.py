@@ -161,8 +161,10 @@ class Trained(Step):
         return load(folder).to(lab.device)
 
     def may_pause(self, done: int, total: int) -> bool:
-        epoch = total // self.config.epochs  # one step into the next one, when the checkpoint has been written
-        return done > epoch and done % epoch == 1 % epoch
+        if not self.config.checkpoint_every:
+            return False
+        piece = total // self.config.epochs * self.config.checkpoint_every
+        return done > piece and done % piece == 1 % piece  # one step on, when the checkpoint has been written
 
 
 @dataclass(frozen=True)
