@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advfeat import Converged, runs
+from advfeat import PGD, Converged, runs
 from advfeat.datasets import sources
 from advfeat.datasets.build import build
 from advfeat.datasets.recipes import (
@@ -169,8 +169,9 @@ def test_stored_images_stay_in_the_ball_and_are_what_is_recorded(tmp_path, digit
         assert torch.equal(made.target_success, model(made.images()).argmax(1) == made.labels)
 
 
-def test_interrupted_builds_end_with_the_same_bytes(tmp_path, digits, model):
-    build(DET, model, digits, tmp_path / "whole", batch_size=10, shard_size=20)
+@pytest.mark.parametrize("recipe", [DET, dataclasses.replace(MATCH, steps=60, stop=Converged(4, 0.02))])
+def test_interrupted_builds_end_with_the_same_bytes(tmp_path, digits, model, recipe):
+    build(recipe, model, digits, tmp_path / "whole", batch_size=10, shard_size=20)
     rng = random.Random(0)
 
     def interrupting(done, total):
@@ -179,11 +180,34 @@ def test_interrupted_builds_end_with_the_same_bytes(tmp_path, digits, model):
 
     for _ in range(40):
         try:
-            build(DET, model, digits, tmp_path / "broken", batch_size=10, shard_size=20, progress=interrupting)
+            build(recipe, model, digits, tmp_path / "broken", batch_size=10, shard_size=20, progress=interrupting)
             break
         except KeyboardInterrupt:
             continue
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_one_run_makes_all_shards_but_under_a_stop_rule_each_has_its_own(tmp_path, digits, model, monkeypatch):
+    """So that one graph serves the whole set; and so that the last bits of a shard do not depend on the others."""
+    runs = []
+    over = PGD.over
+    monkeypatch.setattr(PGD, "over", lambda *arguments: runs.append(1) or over(*arguments))
+    for recipe, expected in ((MATCH, 1), (dataclasses.replace(MATCH, stop=Converged(4)), 5)):
+        runs.clear()
+        build(recipe, model, digits, tmp_path / str(expected), batch_size=10, shard_size=20)
+        assert len(runs) == expected
+
+
+def test_who_stops_a_build_at_a_whole_shard_has_it(tmp_path, digits, model):
+    def stop(done, total):
+        if done == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(DET, model, digits, tmp_path, batch_size=10, shard_size=20, progress=stop)
+    assert sorted(file.name for file in tmp_path.glob("*.safetensors")) == [
+        f"shard-0000{i}.safetensors" for i in (0, 1)
+    ]
 
 
 SCRIPT = """
