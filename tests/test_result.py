@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advfeat.experiments import figure2, figure3, figure8, table1
+from advfeat.experiments.claims import Measured, more_robust
 from advfeat.experiments.result import Cell, Finding, Number, Plain, Table, compare, worst
 from advfeat.intervals import wilson
 
@@ -112,6 +113,17 @@ def test_figure2_can_fail():
     assert of(failed=["nonrobust"], nonrobust=(90, 90)) == ["seen", "seen", "undecided"]
     del paper["adversarial"]
     assert of() == ["seen"] * 2  # a claim is left out with its models
+
+
+def test_radii_that_disagree_are_told():
+    models = [
+        Measured(name, share(90), [share(v) for v in values]) for name, values in (("a", (40, 20)), ("b", (60, 5)))
+    ]
+    found = more_robust("", "", *models, (0.5, 0.75), 10.0)
+    assert found.verdict == "opposite"
+    assert (
+        found.seen == "At radius 0.5: 40.0 % (a) against 60.0 % (b). At 0.75 the other way round: 20.0 % against 5.0 %."
+    )
 
 
 def test_figure8_can_fail():

@@ -27,13 +27,18 @@ def more_robust(
     claim: str, against: str, more: Measured, less: Measured, radii: Sequence[float], chance: float
 ) -> Finding:
     """That one model is more robust than another, looked at at the radius where the two lie furthest apart, in
-    whichever direction. Where a training failed nothing is decided."""
+    whichever direction; where another radius says the opposite, that is said. Where a training failed nothing is
+    decided."""
     i = max(range(len(radii)), key=lambda k: abs(more.robust[k].mean - less.robust[k].mean))
     seen = f"At radius {radii[i]:g}: {more.robust[i]} ({more.trained_on}) against {less.robust[i]} ({less.trained_on})."
+    verdicts = [compare(a, b) for a, b in zip(more.robust, less.robust, strict=True)]
+    for k, verdict in enumerate(verdicts):
+        if {verdict, verdicts[i]} == {"seen", "opposite"}:
+            seen += f" At {radii[k]:g} the other way round: {more.robust[k]} against {less.robust[k]}."
     at_chance = [m.trained_on for m in (more, less) if failed(m.accuracy, chance)]
     if at_chance:
         seen += f" {' and '.join(at_chance)}: no more than twice chance without an attack."
-    return Finding(claim, against, seen, "undecided" if at_chance else compare(more.robust[i], less.robust[i]))
+    return Finding(claim, against, seen, "undecided" if at_chance else verdicts[i])
 
 
 def drop(before: Number, after: Number) -> Plain:
