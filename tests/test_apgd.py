@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tensor_source import TensorSource
 from torch import nn
 
 from advfeat import APGD, CW, DLR, L2, PGD, Auto, CrossEntropy, Linf, Margin, TargetedDLR
@@ -236,17 +237,9 @@ def test_bad_settings_are_named(make, message):
 
 def test_evaluation_takes_it():
     net, x, y = model_and_data(40)
-
-    class Source:
-        labels, classes, image_shape, name = y, list(range(5)), (3, 4), "made up"
-
-        def __len__(self):
-            return len(y)
-
-        def images(self, index=None):
-            return x.float() if index is None else x[index].float()
+    source = TensorSource(x.float(), y, tuple("abcde"))
 
     net = net.float()
-    strong = evaluate(net, Source(), attacks=[("auto", Auto(L2(0.25), steps=20)), ("pgd", PGD(L2(0.25), steps=20))])
+    strong = evaluate(net, source, attacks=[("auto", Auto(L2(0.25), steps=20)), ("pgd", PGD(L2(0.25), steps=20))])
     assert strong.robustness[0].accuracy.value <= strong.robustness[1].accuracy.value
     assert strong.robustness[0].attack["attack"] == "Auto"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensor_source import TensorSource
 from torch import nn
 
 from advfeat import APGD, CW, L2, PGD, Auto, CrossEntropy, Ensemble, Linf, Margin, Representation
@@ -204,22 +205,14 @@ def test_settings_are_changed_in_each():
 
 def test_evaluation_takes_it_and_is_right_under_low_precision():
     net, x, y = model_and_data(120)
-
-    class Source:
-        labels, classes, image_shape, name = y, list(range(5)), (3, 4), "made up"
-
-        def __len__(self):
-            return len(y)
-
-        def images(self, index=None):
-            return x.float() if index is None else x[index].float()
+    source = TensorSource(x.float(), y, tuple("abcde"))
 
     both = pair(L2(0.3))
     attacks = [("both", both), ("one", both.attacks[0]), ("two", both.attacks[1])]
-    found = evaluate(net.float(), Source(), attacks=attacks, batch_size=16)
+    found = evaluate(net.float(), source, attacks=attacks, batch_size=16)
     assert torch.equal(found.robust["both"], found.robust["one"] & found.robust["two"])
     assert found.robustness[0].accuracy.value < found.robustness[1].accuracy.value
-    low = evaluate(net, Source(), attacks=[both.replace(autocast=torch.bfloat16)], batch_size=16)
+    low = evaluate(net, source, attacks=[both.replace(autocast=torch.bfloat16)], batch_size=16)
     assert abs(low.robustness[0].accuracy.value - found.robustness[0].accuracy.value) < 0.05
 
 

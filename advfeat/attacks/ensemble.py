@@ -48,11 +48,13 @@ class Ensemble(Attack):
             size = getattr(attack, "step_size", None)
             if isinstance(size, Tensor) and size.dim() > 0:
                 raise ValueError("attacks should have one step_size for all samples: the later ones see only some")
-        for name, seen in (("threat", _threat), ("targeted", _targeted)):
-            if len({seen(attack) for attack in attacks}) > 1:
-                raise ValueError(
-                    f"attacks should all have the same {name}, got {', '.join(str(getattr(a, name)) for a in attacks)}"
-                )
+        # By what is written down of them: a threat may hold tensors.
+        for name, values in (
+            ("threat", [str(attack.threat.to_dict()) for attack in attacks]),
+            ("targeted", [str(attack.targeted) for attack in attacks]),
+        ):
+            if len(set(values)) > 1:
+                raise ValueError(f"attacks should all have the same {name}, got {', '.join(values)}")
 
     @property
     def threat(self) -> Threat:
@@ -179,14 +181,6 @@ class _Left:
         for name in ("rows", "x", "target", "ids", "start"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value[mask])
-
-
-def _threat(attack: Attack) -> str:
-    return str(attack.threat.to_dict())
-
-
-def _targeted(attack: Attack) -> bool:
-    return attack.targeted
 
 
 def _success(found: AttackResult) -> Tensor:

@@ -72,14 +72,12 @@ def attack(p: Preset, eps: float) -> Ensemble:
     once it is broken. What only low precision took for a success is attacked again without it, see
     :mod:`advfeat.evaluation`."""
     autocast = torch.bfloat16 if p.amp == "bf16" else None
-    return Ensemble(
-        tuple(
-            default_attack(eps, "l2", steps=p.attack_steps, objective=objective).replace(
-                stop="success", autocast=autocast
-            )
-            for objective in (Margin(), CW())
-        )
-    )
+    return two_losses(eps, p.attack_steps).replace(stop="success", autocast=autocast)
+
+
+def two_losses(eps: float, steps: int) -> Ensemble:
+    """PGD on the smooth margin, then on the loss of Carlini and Wagner."""
+    return Ensemble(tuple(default_attack(eps, steps=steps, objective=objective) for objective in (Margin(), CW())))
 
 
 def describe_attack(p: Preset) -> str:

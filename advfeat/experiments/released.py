@@ -11,7 +11,7 @@ import torch
 
 from advfeat.datasets.base import Source
 from advfeat.datasets.exchange import export_lists, import_lists
-from advfeat.experiments.claims import failed
+from advfeat.experiments.claims import Measured, more_robust
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.pieces import TITLES, clean, constructed, evaluated, follows, outcomes, robust, trained
 from advfeat.experiments.presets import SETS, Preset
@@ -120,13 +120,13 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                 )
             )
     if {"robust", "nonrobust"} <= robustness.keys():
-        trouble = any(failed(accuracy[key], chance) for key in ("robust", "nonrobust"))
         findings.append(
-            Finding(
+            more_robust(
                 "The released D_R makes another network robust, the released D_NR does not.",
                 "No more robust accuracy from D_R than from D_NR.",
-                f"{robustness['robust']} (D_R) against {robustness['nonrobust']} (D_NR) at 0.25.",
-                "undecided" if trouble else compare(robustness["robust"], robustness["nonrobust"]),
+                *(Measured(TITLES[key], accuracy[key], [robustness[key]]) for key in ("robust", "nonrobust")),
+                radii=(0.25,),
+                chance=chance,
             )
         )
     absent = [name for key in SETS if key not in here for name in _FOLDERS[key][:1]]

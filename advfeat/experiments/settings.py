@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from advfeat.attacks import Auto, Ensemble
+from advfeat.attacks import Auto
 from advfeat.evaluation import default_attack
 from advfeat.experiments.claims import Measured, failed, more_robust
 from advfeat.experiments.experiment import Experiment, Plan
@@ -31,13 +31,14 @@ from advfeat.experiments.pieces import (
     outcomes,
     robust,
     trained,
+    two_losses,
 )
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Plain, Result, Table, compare, worst
 from advfeat.experiments.steps import Evaluated, Step, Trained
 from advfeat.models import Classifier
 from advfeat.models.model import pooled
-from advfeat.objectives import CW, CrossEntropy, Margin
+from advfeat.objectives import CrossEntropy
 from advfeat.threat import L2
 from advfeat.training import paper_attack
 
@@ -88,18 +89,18 @@ class _BeforeLastReLU(Classifier):
 def plan(p: Preset) -> Plan:
     seed = p.seeds[0]
     test, eps = data(p, "test", limit=p.sweep_limit), p.radii[0]
-    own = attack(p, eps)
+    autocast = attack(p, eps).autocast
     attacks = (
         paper_attack(eps).replace(keep="best"),
         default_attack(eps, steps=20),
         default_attack(eps, steps=100),
         default_attack(eps, steps=20, objective=CrossEntropy()),
-        Ensemble(tuple(default_attack(eps, steps=20, objective=objective) for objective in (Margin(), CW()))),
+        two_losses(eps, 20),
         Auto(L2(eps), steps=min(100, 5 * p.attack_steps)),
     )
     plans: Plan = {
         ("attack", key): [
-            Evaluated(model(p, key, seed), test, (kind.replace(autocast=own.autocast),), label=f"{key}, {name}")
+            Evaluated(model(p, key, seed), test, (kind.replace(autocast=autocast),), label=f"{key}, {name}")
             for name, kind in zip(ATTACKS, attacks, strict=True)
         ]
         for key in ("standard", "robust")
