@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import multiprocessing
+import os
 import shutil
 import threading
 import time
@@ -244,25 +246,32 @@ def test_what_another_process_is_at_comes_last(tmp_path, monkeypatch):
     assert order[2:] == ["D", "D_det", "D_det"] and all(second.is_done(step) for step in steps if step.kept)
 
 
-def test_two_processes_share_the_work(tmp_path):
+def shared_steps() -> list[Step]:
     p = tiny_preset()
-    steps = all_steps([evaluated(p, model(p, key, seed)) for key in ("det", "robust") for seed in (0, 1)]).values()
-    made: dict[str, list[Step]] = {}
+    return list(all_steps([evaluated(p, model(p, key, seed)) for key in ("det", "robust") for seed in (0, 1)]).values())
 
-    def work(name: str) -> None:
-        lab = make_lab(tmp_path)
-        make = lab._make
-        lab._make = lambda step: (lab.is_done(step) or made.setdefault(name, []).append(step), make(step))
-        lab.do(steps)
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "two")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    keys = [step.key for of_one in made.values() for step in of_one]
-    assert len(made) == 2 and min(len(of_one) for of_one in made.values()) > 1
-    assert len(keys) == len(set(keys)) == sum(step.kept for step in steps)
+def do_shared_steps(folder) -> None:
+    torch.set_num_threads(1)
+    lab = make_lab(folder)
+    make, made = lab._make, []
+    lab._make = lambda step: (lab.is_done(step) or made.append(step.key), make(step))
+    lab.do(shared_steps())
+    (folder / f"made-{os.getpid()}.json").write_text(json.dumps(made))
+
+
+def test_two_processes_share_the_work(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=do_shared_steps, args=(tmp_path,)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(240)
+        assert worker.exitcode == 0
+    made = [json.loads(file.read_text()) for file in tmp_path.glob("made-*.json")]
+    keys = [key for of_one in made for key in of_one]
+    assert len(made) == 2 and all(made)
+    assert sorted(keys) == sorted(step.key for step in shared_steps() if step.kept)  # each of them once
 
 
 def test_a_process_that_waits_has_an_end_too(tmp_path):
