@@ -14,6 +14,7 @@ MADE := $(VENV)/.made
 STEP := .ci/step
 PIP := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+EMULATOR := $(wildcard tests/cuda_on_cpu/*.cpp tests/cuda_on_cpu/*.h)
 
 .PHONY: help env compile demo test lint format cmake clean distclean
 help:
@@ -50,12 +51,12 @@ test: compile
 lint: $(MADE)/installed
 	$(PY) -m ruff check --output-format concise .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP) $(EMULATOR)
 
 format: $(MADE)/installed
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
-	$(VENV)/bin/clang-format -i $(CPP)
+	$(VENV)/bin/clang-format -i $(CPP) $(EMULATOR)
 
 # The same library through CMake: compile_commands.json for clangd, symbols for profilers.
 cmake: $(MADE)/installed

@@ -36,12 +36,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes minutes; runs with --slow or HYPOTHESIS_PROFILE=thorough")
 
 
+def runs_slow(config: pytest.Config) -> bool:
+    return config.getoption("--slow") or PROFILE == "thorough"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    run_slow = config.getoption("--slow") or PROFILE == "thorough"
     for item in items:
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if item.get_closest_marker("slow") and not run_slow:
+        if item.get_closest_marker("slow") and not runs_slow(config):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
@@ -66,6 +69,25 @@ def tiny(monkeypatch):
     preset = tiny_preset()
     monkeypatch.setitem(presets._PRESETS, "digits", lambda: preset)
     return preset
+
+
+@pytest.fixture(scope="session")
+def emulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """The CUDA kernels on the CPU: compiled in half a minute, and again only after a change."""
+    from emulated_cuda import Emulator, compiled
+
+    cache = getattr(request.config, "cache", None)  # pytest can be without
+    return Emulator(compiled(cache.mkdir("emulated_cuda") if cache else tmp_path_factory.mktemp("emulated_cuda")))
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda), "emulated"])
+def device(request: pytest.FixtureRequest):
+    """A CUDA device, then its emulation on the CPU."""
+    from cuda_devices import CudaDevice, EmulatedDevice
+
+    if request.param == "cuda":
+        return CudaDevice()
+    return EmulatedDevice(request.getfixturevalue("emulator"), runs_slow(request.config))
 
 
 @pytest.fixture

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
+from cuda_devices import CudaDevice
 from strategies import F32, F64, arithmetic, unit_roundoff
 from torch import Tensor
 
 from advfeat import ops, reference
 
-# Skipped without a device or a CUDA build.
-MARKS = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        ops._C is None or not ops._C.build_config()["cuda"], reason="the extension was built without CUDA"
-    ),
-]
-
-CUDA = torch.device("cuda")
 # One value, less than one group of 16 bytes, odd sizes; MNIST, CIFAR; one chunk and a bit.
 SHAPES = [(1, 1), (5, 3), (1, 33), (3, 1001), (7, 1, 28, 28), (5, 3, 32, 32), (2, 8193)]
 # What the clusters of an H100 or H200 hold, ImageNet among them; beyond them in every dtype: rows cut into chunks.
 CHUNKED = 700_001
 LONG = [(3, 3, 128, 128), (3, 3, 224, 224), (1, 262144), (2, 262145), (2, CHUNKED)]
-
-
-def on_device(*values):
-    """Tensors on the device; all else as it is."""
-    return [v.to(CUDA) if isinstance(v, Tensor) else v for v in values]
 
 
 def tensors(shape, dtypes=(F32, F32), *, spread=0.1, grad_scale=1.0, seed=0) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,10 +58,10 @@ def assert_same(got: Tensor, want: Tensor, what: str = "") -> None:
     assert torch.equal(torch.signbit(got[~got.isnan()]), torch.signbit(want[~want.isnan()])), f"{what}: sign of zero"
 
 
-def check_step(op: str, arguments: list) -> Tensor:
+def check_step(device: CudaDevice, op: str, arguments: list) -> Tensor:
     """Runs op on the device; compares with the reference and with the CPU kernel."""
-    got = getattr(ops, op)(*on_device(*arguments))
-    assert got.device.type == CUDA.type and got.stride() == torch.empty_like(arguments[0]).stride()
+    got = device.run(op, *arguments)
+    assert got.device.type == device.torch.type and got.stride() == torch.empty_like(arguments[0]).stride()
     assert_close(got, getattr(reference, op)(*wide(*arguments)), f"{op} and its reference")
     on_cpu = getattr(ops, op)(*arguments)
     if "linf" in op:
@@ -85,7 +71,7 @@ def check_step(op: str, arguments: list) -> Tensor:
     return got
 
 
-def place(values: Tensor, layout: str) -> tuple[Tensor, Tensor, Tensor]:
+def place(device: CudaDevice, values: Tensor, layout: str) -> tuple[Tensor, Tensor, Tensor]:
     """The values inside a buffer of NaN on the device; the buffer, and which of its places are not the values'."""
     shape, dim = values.shape, math.prod(values.shape[1:])
     # 16 bytes are at most 8 values, so a gap of 5 values misaligns all rows but the first
@@ -94,9 +80,9 @@ def place(values: Tensor, layout: str) -> tuple[Tensor, Tensor, Tensor]:
     ]
     memory_format = torch.channels_last if layout.endswith("_last") else torch.contiguous_format
     inner = values[:1].contiguous(memory_format=memory_format)
-    buffer = torch.full((offset + shape[0] * row_stride + 16,), math.nan, dtype=values.dtype, device=CUDA)
+    buffer = torch.full((offset + shape[0] * row_stride + 16,), math.nan, dtype=values.dtype, device=device.torch)
     strides = (row_stride, *inner.stride()[1:])
-    outside = torch.ones(buffer.shape, dtype=torch.bool, device=CUDA)
+    outside = torch.ones(buffer.shape, dtype=torch.bool, device=device.torch)
     outside.as_strided(shape, strides, offset).fill_(False)
     view = buffer.as_strided(shape, strides, offset)
     view.copy_(values)

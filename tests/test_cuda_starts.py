@@ -1,4 +1,4 @@
-"""Random starts and the better iterate on CUDA, against the CPU kernels and the reference."""
+"""Random starts and the better iterate on CUDA, emulated too, against the CPU kernels and the reference."""
 
 from __future__ import annotations
 
@@ -6,60 +6,60 @@ import math
 
 import pytest
 import torch
-from cuda_tensors import CUDA, MARKS, assert_same, on_device, place, tensors
+from cuda_tensors import assert_same, place, tensors
 from strategies import BF16, F16, F32, F64, same_bits, unit_roundoff
 
 from advfeat import ops, reference
-
-pytestmark = MARKS
 
 
 @pytest.mark.parametrize("dtype", [F32, F64, F16, BF16], ids=str)
 @pytest.mark.parametrize("shape", [(3, 1), (5, 3, 7, 5), (4, 3, 32, 32), (2, 3, 224, 224)], ids=str)
 @pytest.mark.parametrize("op", ["random_start_linf", "random_start_l2"])
-def test_random_starts(op, shape, dtype):
+def test_random_starts(device, op, shape, dtype):
     x0 = tensors(shape, (dtype, dtype))[2]
     ids = torch.arange(shape[0]) * 1_000_003 + (1 << 40)
     eps = torch.linspace(0.1, 0.5, shape[0], dtype=F64) * (1 if "linf" in op else math.sqrt(math.prod(shape[1:])))
     lo, hi = 0.05, torch.linspace(0.9, 0.95, shape[1])
-    start = getattr(ops, op)
-    got = start(*on_device(x0, eps), 77, *on_device(ids, lo, hi))
-    on_cpu = start(x0, eps, 77, ids, lo, hi)
+    got = device.run(op, x0, eps, 77, ids, lo, hi)
+    on_cpu = getattr(ops, op)(x0, eps, 77, ids, lo, hi)
     # The logarithm, sine and cosine of the two devices differ by a unit or two in the last place of float64.
     tolerance = {"rtol": 2e-15, "atol": 2e-14} if dtype == F64 else {"rtol": 2 * unit_roundoff(dtype), "atol": 1e-7}
     if op == "random_start_linf":
         assert_same(got, on_cpu, "uniform numbers are exact")
     else:
         torch.testing.assert_close(got.cpu(), on_cpu, **tolerance)
-    unbounded = start(*on_device(x0, eps), 77, *on_device(ids), -math.inf, math.inf)
+    unbounded = device.run(op, x0, eps, 77, ids, -math.inf, math.inf)
     offset = (unbounded.cpu().double() - x0.double()).flatten(1)
     size = offset.abs().amax(1) if "linf" in op else offset.norm(dim=1)
     slack = 4 * unit_roundoff(dtype) * math.sqrt(offset.shape[1]) * (1 + eps.max())
     assert (size <= eps + slack).all() and (size > 0).all()
     # independent of the batch, its order and the layout
     order = torch.randperm(shape[0], generator=torch.Generator().manual_seed(0))
-    shuffled = start(*on_device(x0[order], eps[order]), 77, *on_device(ids[order], lo, hi))
+    shuffled = device.run(op, x0[order], eps[order], 77, ids[order], lo, hi)
     assert same_bits(shuffled.cpu(), got.cpu()[order])
     if len(shape) == 4:
-        last = x0.to(CUDA).to(memory_format=torch.channels_last)
-        assert same_bits(start(last, eps.to(CUDA), 77, *on_device(ids, lo, hi)), got)
+        last = x0.to(memory_format=torch.channels_last)
+        assert same_bits(device.run(op, last, eps, 77, ids, lo, hi), got)
 
 
 @pytest.mark.parametrize("value_dtype", [F32, F64], ids=str)
 @pytest.mark.parametrize("dtype", [F32, F64, F16], ids=str)
 @pytest.mark.parametrize("shape", [(9,), (9, 1), (9, 33), (9, 3, 32, 32), (9, 3, 224, 224), (9, 0)], ids=str)
-def test_update_best(shape, dtype, value_dtype):
+def test_update_best(device, shape, dtype, value_dtype):
     x, best, _ = tensors(shape, (dtype, dtype), spread=1.0)
     nan, inf = math.nan, math.inf
     best_value = torch.tensor([0.0, 1.0, 2.0, nan, nan, 0.0, -inf, inf, 5.0], dtype=value_dtype)
     value = torch.tensor([1.0, 1.0, 1.0, 0.0, nan, nan, -5.0, inf, inf], dtype=value_dtype)
     want_x, want_value = reference.update_best(best, best_value, x, value)
-    for move in (lambda t: t.to(CUDA), lambda t: place(t, "odd_rows")[0] if t.numel() else t.to(CUDA)):
-        got_x, got_value = move(best), best_value.to(CUDA)
-        assert ops.update_best_(got_x, got_value, move(x), value.to(CUDA))[0] is got_x
+    moves = [lambda t: t.to(device.torch, copy=True)]
+    if best.numel():
+        moves.append(lambda t: place(device, t, "odd_rows")[0])
+    for move in moves:
+        got_x, got_value = move(best), best_value.to(device.torch, copy=True)
+        assert device.run("update_best_", got_x, got_value, move(x), value)[0] is got_x
         assert_same(got_x, want_x)
         assert_same(got_value, want_value)
     if len(shape) == 4:
-        got_x = best.to(CUDA).to(memory_format=torch.channels_last)
-        ops.update_best_(got_x, best_value.to(CUDA), x.to(CUDA), value.to(CUDA))
+        got_x = best.to(device.torch, copy=True, memory_format=torch.channels_last)
+        device.run("update_best_", got_x, best_value.to(device.torch, copy=True), x, value)
         assert_same(got_x, want_x)

@@ -1,0 +1,456 @@
+#include "emulator.h"
+
+#include <link.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <csetjmp>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+emulator::Index threadIdx, blockIdx, blockDim, gridDim;
+
+namespace {
+constexpr size_t kMostShared = 256 * 1024;
+}
+
+// The array behind `extern __shared__` in csrc/cuda/values.cuh.
+namespace advfeat::cuda {
+alignas(128) thread_local unsigned char advfeat_dynamic_shared[kMostShared];
+}
+
+namespace emulator {
+
+Device device;
+
+namespace {
+
+constexpr size_t kStack = 128 * 1024;
+constexpr unsigned kWarpSize = 32;
+constexpr size_t kGuard = 64;               // bytes behind the shared memory that was asked for
+constexpr unsigned char kUnwritten = 0xFF;  // a NaN in every floating dtype
+
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
+enum class At { work, block_barrier, cluster_barrier, shuffle, end };
+
+// A thread of a kernel, on its own stack.
+struct Fiber {
+  ucontext_t first;  // how it starts ...
+  jmp_buf place;     // ... and how it goes on
+  bool started = false;
+  void* stack = nullptr;
+  At at = At::end;
+  bool predicate = false;
+  double shuffled = 0;
+  std::vector<std::vector<Copy>> copies;  // the committed groups, then the open one
+
+  Fiber() {
+    stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED) throw std::bad_alloc();
+  }
+  ~Fiber() { munmap(stack, kStack); }
+  Fiber(const Fiber&) = delete;
+};
+
+// Everything of the launch that runs; one at a time.
+std::vector<std::unique_ptr<Fiber>> fibers;  // of a cluster: block by block
+Fiber* running = nullptr;
+jmp_buf scheduler;
+const std::function<void()>* kernel_body = nullptr;
+std::string failure;
+Launch shape;
+std::mt19937 draw;
+
+// Shared memory is the thread-local storage of this library: static arrays and the dynamic one. A block of a cluster
+// has its own image of it, which is swapped in while its fibers run.
+unsigned char* storage = nullptr;
+size_t storage_bytes = 0;
+std::vector<std::vector<unsigned char>> images;  // by rank
+std::vector<char> has_shared;                    // by rank: it has started and not ended
+unsigned swapped_in = 0;                         // rank
+
+int find_storage(dl_phdr_info* info, size_t, void* dynamic) {
+  const auto begin = static_cast<unsigned char*>(info->dlpi_tls_data);
+  for (int i = 0; begin && i < info->dlpi_phnum; ++i) {
+    const auto& part = info->dlpi_phdr[i];
+    if (part.p_type != PT_TLS || dynamic < begin || dynamic >= begin + part.p_memsz) continue;
+    storage = begin;
+    storage_bytes = part.p_memsz;
+    return 1;
+  }
+  return 0;
+}
+
+// The dynamic array only as far as it is used.
+void copy_image(unsigned char* to, const unsigned char* from) {
+  const size_t before = advfeat::cuda::advfeat_dynamic_shared - storage, after = before + kMostShared;
+  memcpy(to, from, before + std::min(shape.shared + kGuard, kMostShared));
+  memcpy(to + after, from + after, storage_bytes - after);
+}
+
+// What shared memory holds before a kernel has written to it.
+void fill_image(unsigned char* image) {
+  const size_t before = advfeat::cuda::advfeat_dynamic_shared - storage, after = before + kMostShared;
+  memset(image, kUnwritten, before + std::min(shape.shared + kGuard, kMostShared));
+  memset(image + after, kUnwritten, storage_bytes - after);
+}
+
+// The host has thread-local variables of its own, which it gets back however the launch ends.
+struct HostStorage {
+  std::vector<unsigned char> kept{storage, storage + storage_bytes};
+  ~HostStorage() { memcpy(storage, kept.data(), kept.size()); }
+};
+
+void swap_in(unsigned rank) {
+  if (rank == swapped_in) return;
+  copy_image(images[swapped_in].data(), storage);
+  copy_image(storage, images[rank].data());
+  swapped_in = rank;
+}
+
+void leave() {
+  if (_setjmp(running->place) == 0) _longjmp(scheduler, 1);
+}
+
+void wait_at(At at) {
+  running->at = at;
+  leave();
+}
+
+// A fiber lives on from kernel to kernel.
+void run_kernels() {
+  for (;;) {
+    (*kernel_body)();
+    for (const auto& group : running->copies)
+      if (!group.empty()) fail("a thread ended before its asynchronous copies had arrived");
+    wait_at(At::end);
+  }
+}
+
+void go_on(Fiber& fiber) {
+  running = &fiber;
+  if (_setjmp(scheduler) == 0) {
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    getcontext(&fiber.first);
+    fiber.first.uc_stack = {fiber.stack, 0, kStack};
+    fiber.first.uc_link = nullptr;
+    makecontext(&fiber.first, run_kernels, 0);
+    setcontext(&fiber.first);
+  }
+  running = nullptr;
+}
+
+// Ends a launch in the middle of its kernel: what is on the fibers' stacks is given up.
+[[noreturn]] void give_up() {
+  fibers.clear();
+  throw std::runtime_error(std::exchange(failure, {}));
+}
+
+void start_fibers(unsigned count) {
+  while (fibers.size() < count) fibers.push_back(std::make_unique<Fiber>());
+  for (unsigned i = 0; i < count; ++i) {
+    fibers[i]->at = At::work;
+    fibers[i]->copies.clear();
+  }
+}
+
+std::vector<unsigned> shuffled(unsigned count) {
+  std::vector<unsigned> order(count);
+  for (unsigned i = 0; i < count; ++i) order[i] = i;
+  std::shuffle(order.begin(), order.end(), draw);
+  return order;
+}
+
+// The fibers of one block of the cluster.
+class Block {
+ public:
+  Block(unsigned cluster, unsigned rank) : index_(cluster * shape.cluster + rank), rank_(rank) {}
+
+  bool all(At at) const { return count(at) == shape.threads; }
+
+  // Lets every thread that can work do so until it waits.
+  void work() {
+    swap_in(rank_);
+    has_shared[rank_] = 1;
+    blockIdx.x = index_;
+    for (unsigned thread : shuffled(shape.threads)) {
+      if (fiber(thread).at != At::work) continue;
+      threadIdx.x = thread;
+      go_on(fiber(thread));
+      if (!failure.empty()) give_up();
+    }
+    if (all(At::end)) has_shared[rank_] = 0;
+  }
+
+  bool can_work() const { return count(At::work) > 0; }
+
+  // Opens the barriers that all have reached. Whether there was one.
+  bool open() {
+    bool opened = false;
+    if (all(At::block_barrier)) {
+      bool any = false;
+      for (unsigned i = 0; i < shape.threads; ++i) any |= fiber(i).predicate;
+      for (unsigned i = 0; i < shape.threads; ++i) {
+        fiber(i).predicate = any;
+        fiber(i).at = At::work;
+      }
+      opened = true;
+    }
+    for (unsigned warp = 0; warp < shape.threads; warp += kWarpSize) {
+      unsigned here = 0;
+      for (unsigned i = warp; i < warp + kWarpSize; ++i) here += fiber(i).at == At::shuffle;
+      if (here < kWarpSize) continue;
+      for (unsigned i = warp; i < warp + kWarpSize; ++i) fiber(i).at = At::work;
+      opened = true;
+    }
+    return opened;
+  }
+
+  void pass_cluster_barrier() {
+    for (unsigned i = 0; i < shape.threads; ++i) fiber(i).at = At::work;
+  }
+
+ private:
+  Fiber& fiber(unsigned thread) const { return *fibers[rank_ * shape.threads + thread]; }
+  unsigned count(At at) const {
+    unsigned found = 0;
+    for (unsigned i = 0; i < shape.threads; ++i) found += fiber(i).at == at;
+    return found;
+  }
+
+  unsigned index_, rank_;
+};
+
+// How many turns each block of a cluster stays behind, until the next barrier: half of them do.
+std::vector<unsigned> lags() {
+  std::vector<unsigned> turns(shape.cluster);
+  for (unsigned& lag : turns) lag = draw() % 2 ? 0 : draw() % 100;
+  return turns;
+}
+
+void run_cluster(unsigned cluster) {
+  unsigned char* dynamic = advfeat::cuda::advfeat_dynamic_shared;
+  const size_t guarded = std::min(shape.shared + kGuard, kMostShared);
+  fill_image(storage);
+  for (auto& image : images) fill_image(image.data());
+  swapped_in = 0;
+  has_shared.assign(shape.cluster, 0);
+  start_fibers(shape.cluster * shape.threads);
+  std::vector<Block> blocks;
+  for (unsigned rank = 0; rank < shape.cluster; ++rank) blocks.emplace_back(cluster, rank);
+
+  std::vector<unsigned> lag = lags();
+  for (;;) {
+    bool went_on = false;
+    unsigned ended = 0, waiting = 0;
+    for (unsigned rank : shuffled(shape.cluster)) {
+      Block& block = blocks[rank];
+      if (block.can_work()) {
+        went_on = true;
+        if (shape.cluster > 1 && lag[rank] > 0) {
+          --lag[rank];
+          continue;
+        }
+        block.work();
+      }
+      went_on |= block.open();
+      ended += block.all(At::end);
+      waiting += block.all(At::cluster_barrier);
+    }
+    if (ended == shape.cluster) break;
+    if (waiting == shape.cluster) {
+      lag = lags();
+      for (Block& block : blocks) block.pass_cluster_barrier();
+    } else if (!went_on) {
+      failure = "emulated CUDA: threads wait at a barrier that others never reach (block " +
+                std::to_string(blockIdx.x) + " or its cluster)";
+      give_up();
+    }
+  }
+  for (unsigned rank = 0; rank < shape.cluster; ++rank) {
+    swap_in(rank);
+    for (size_t i = shape.shared; i < guarded; ++i)
+      if (dynamic[i] != kUnwritten) fail("a write beyond the shared memory that was asked for");
+  }
+}
+
+}  // namespace
+
+void fail(const char* what) {
+  std::string message = std::string("emulated CUDA: ") + what;
+  if (!running) throw std::runtime_error(message);
+  failure = message + " (block " + std::to_string(blockIdx.x) + ", thread " + std::to_string(threadIdx.x) + ")";
+  leave();
+  abort();  // a fiber that failed is not gone on with
+}
+
+void launch(const Launch& asked, const std::function<void()>& body) {
+  shape = asked;
+  shape.blocks = std::min(shape.blocks, std::max(device.max_blocks / shape.cluster, 1u) * shape.cluster);
+  kernel_body = &body;
+  blockDim.x = shape.threads;
+  gridDim.x = shape.blocks;
+  dl_iterate_phdr(find_storage, advfeat::cuda::advfeat_dynamic_shared);
+  images.resize(std::max<size_t>(images.size(), shape.cluster));
+  for (auto& image : images) image.resize(storage_bytes);
+  draw.seed(device.seed++);
+  const HostStorage host;
+  for (unsigned cluster : shuffled(shape.blocks / shape.cluster)) run_cluster(cluster);
+}
+
+void block_barrier() { block_barrier_or(false); }
+
+bool block_barrier_or(bool predicate) {
+  running->predicate = predicate;
+  wait_at(At::block_barrier);
+  return running->predicate;
+}
+
+void cluster_barrier() { wait_at(At::cluster_barrier); }
+
+unsigned cluster_size() { return shape.cluster; }
+
+void* in_block_of_cluster(void* shared, unsigned rank) {
+  const size_t place = static_cast<unsigned char*>(shared) - storage;
+  if (rank >= shape.cluster || place >= storage_bytes) fail("no place in the shared memory of the cluster");
+  if (!has_shared[rank]) fail("the shared memory of a block that has not started or has ended");
+  return rank == swapped_in ? shared : images[rank].data() + place;
+}
+
+double shuffle_xor(double value, int lanes) {
+  running->shuffled = value;
+  wait_at(At::shuffle);
+  const unsigned first = (blockIdx.x % shape.cluster) * shape.threads;
+  const double got = fibers[first + (threadIdx.x ^ static_cast<unsigned>(lanes))]->shuffled;
+  wait_at(At::shuffle);  // until all have read
+  return got;
+}
+
+void copy_async(void* to, const void* from, size_t bytes) {
+  if (running->copies.empty()) running->copies.emplace_back();
+  running->copies.back().push_back({to, from, bytes});
+  memset(to, kUnwritten, bytes);
+}
+
+void commit_copies() {
+  if (running->copies.empty()) running->copies.emplace_back();
+  running->copies.emplace_back();
+}
+
+void wait_for_copies(size_t but_last) {
+  auto& groups = running->copies;
+  const size_t committed = groups.empty() ? 0 : groups.size() - 1;
+  const size_t arrived = committed > but_last ? committed - but_last : 0;
+  for (size_t i = 0; i < arrived; ++i)
+    for (const Copy& copy : groups[i]) memcpy(copy.to, copy.from, copy.bytes);
+  groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(arrived));
+}
+
+// The host's side.
+namespace {
+
+constexpr size_t kSharedForAll = 48 * 1024;  // more has to be allowed
+constexpr unsigned kClusterForAll = 8;
+
+struct Allowed {
+  size_t shared = kSharedForAll;
+  bool large_cluster = false;
+};
+std::map<const void*, Allowed> allowed;
+std::vector<Launch> launches;
+
+unsigned cluster_of(const cudaLaunchConfig_t& config) {
+  if (config.numAttrs == 0) return 1;
+  const Index& size = config.attrs[0].val.clusterDim;
+  if (config.numAttrs != 1 || config.attrs[0].id != cudaLaunchAttributeClusterDimension || size.y != 1 || size.z != 1)
+    fail("a launch attribute that is no cluster of one dimension");
+  return size.x;
+}
+
+}  // namespace
+
+Launch checked(const void* kernel, const cudaLaunchConfig_t& config) {
+  const Launch asked{config.gridDim.x, cluster_of(config), config.blockDim.x, config.dynamicSmemBytes};
+  const bool large = asked.cluster > kClusterForAll;
+  if (asked.blocks == 0 || asked.blocks % asked.cluster) fail("a launch of no blocks, or of no whole clusters");
+  if (asked.threads == 0 || asked.threads > 1024 || asked.threads % kWarpSize) fail("a launch of no whole warps");
+  if (asked.shared > allowed[kernel].shared) fail("a launch with more shared memory than it was allowed");
+  if (large && !allowed[kernel].large_cluster) fail("a launch with a larger cluster than it was allowed");
+  if (asked.cluster > 1 && asked.cluster > static_cast<unsigned>(device.largest_cluster))
+    fail("a launch with a larger cluster than the device has");
+  if (asked.cluster > 1 && device.ptx_version < 90) fail("a launch of a cluster without code for it");
+  launches.push_back(asked);
+  return asked;
+}
+
+cudaError_t clusters_at_once(int* count, const void* kernel, const cudaLaunchConfig_t& config) {
+  const unsigned size = cluster_of(config);
+  if (config.dynamicSmemBytes > allowed[kernel].shared) return cudaErrorInvalidValue;
+  if (size > kClusterForAll && !allowed[kernel].large_cluster) return cudaErrorInvalidClusterSize;
+  *count = size <= static_cast<unsigned>(device.largest_cluster) ? device.clusters_at_once : 0;
+  return cudaSuccess;
+}
+
+}  // namespace emulator
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute what, int value) {
+  emulator::Allowed& allowed = emulator::allowed[kernel];
+  if (what == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    allowed.large_cluster = value != 0;
+  } else {
+    if (value > emulator::device.shared_per_block) return cudaErrorInvalidValue;
+    allowed.shared = static_cast<size_t>(value);
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->ptxVersion = emulator::device.ptx_version;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
+  switch (what) {
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = emulator::device.shared_per_multiprocessor;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = emulator::device.shared_per_block;
+      break;
+    case cudaDevAttrReservedSharedMemoryPerBlock:
+      *value = 1024;
+      break;
+    case cudaDevAttrClusterLaunch:
+      *value = emulator::device.largest_cluster > 0;
+      break;
+  }
+  return cudaSuccess;
+}
+
+// What the tests call (emulation.py).
+extern "C" __attribute__((visibility("default"))) void advfeat_set_device(const emulator::Device* device) {
+  emulator::device = *device;
+  emulator::allowed.clear();
+}
+
+// The launches since the last call, the first `room` of them; how many there were.
+extern "C" __attribute__((visibility("default"))) size_t advfeat_take_launches(emulator::Launch* to, size_t room) {
+  const size_t count = emulator::launches.size();
+  std::copy_n(emulator::launches.begin(), std::min(count, room), to);
+  emulator::launches.clear();
+  return count;
+}
