@@ -20,7 +20,7 @@ from advfeat.experiments.run import Page, read_page, run_experiment
 from advfeat.experiments.steps import MissingData, Step
 from advfeat.experiments.times import CAPTION, MINUTES
 from advfeat.report.markdown import write_markdown
-from advfeat.report.page import VERDICTS, duration, write_experiment, write_overview
+from advfeat.report.page import VERDICTS, command, duration, write_experiment, write_overview
 
 if TYPE_CHECKING:
     from advfeat import cli
@@ -51,7 +51,8 @@ def reproduce(c: cli.Reproduce) -> None:
     out = _out(c, chosen)
     deadline = None if c.minutes is None else time.monotonic() + 60 * c.minutes
     lab = Lab(out, bar=bar, root=c.root, device=c.device, deadline=deadline)
-    lab.open(pieces.data(chosen))  # without D there is nothing to be done
+    if c.name == "all":
+        lab.open(pieces.data(chosen))  # without D there is next to nothing to be done; a single one says what it needs
     states: dict[str, str] = {}
     failed = False
     try:
@@ -71,7 +72,7 @@ def reproduce(c: cli.Reproduce) -> None:
                 failed, states[name] = True, f"failed: {type(error).__name__}: {error}"
                 console.print(f"[red]failed[/red]  {escape(states[name][8:])}", highlight=False)
             else:
-                write_experiment(page, out / f"{name}.html", _command(name, c))
+                write_experiment(page, out / f"{name}.html", command(page.results))
                 _show(page)
     except Pause:
         print(f"{c.minutes:g} minutes are over; the same command goes on")
@@ -184,10 +185,3 @@ def _cell(cell: dict) -> str:
     if cell["paper"] is None:
         return ours or "–"
     return f"{ours} [dim]({cell['paper']:g})[/dim]".strip()
-
-
-def _command(name: str, c: cli.Reproduce) -> str:
-    """The command for one page, also where all were done at once."""
-    options = {"arch": c.arch, "seeds": c.seeds}
-    given = [f"--{option} {value}" for option, value in options.items() if value is not None]
-    return " ".join(["advfeat reproduce", name, "--preset", c.preset, *given])

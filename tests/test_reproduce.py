@@ -21,7 +21,7 @@ from advfeat.experiments.released import find
 from advfeat.experiments.run import run_experiment
 from advfeat.objectives import CW, Margin
 from advfeat.report.markdown import write_markdown
-from advfeat.report.page import write_experiment
+from advfeat.report.page import command, write_experiment
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,10 @@ def test_runs_whole(name, lab):
     stored = json.loads((lab.out / "results" / f"{name}.json").read_text())
     assert stored == json.loads(json.dumps(page.results))
     assert stored["tables"] and stored["findings"] and stored["cost"] and stored["seconds"] > 0
+    trainings = [step for step in catalogue.experiment(name).steps(p).values() if step.kind == "model"]
+    assert [curve["trained on"] for curve in stored["curves"]] == [step.label for step in trainings]
+    for curve, step in zip(stored["curves"], trainings, strict=True):
+        assert len(curve["train_accuracy"]) == len(curve["test_accuracy"]) == step.config.epochs
     for finding in stored["findings"]:
         assert finding["against"] and finding["seen"] and finding["verdict"] in ("seen", "undecided", "opposite")
     for picture in page.pictures:
@@ -96,6 +100,20 @@ def test_results_of_another_version_are_not_shown(tiny, tmp_path):
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in ("format", "seeds")}))
     cli.main(["reproduce", "cats-vs-dogs", "--out", str(tmp_path)])
     assert 'href="table10.html"' not in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, "--preset cifar10-cpu"),
+        ({"seeds": (0,)}, "--preset cifar10-cpu --seeds 1"),
+        ({"name": "cifar10-resnet18", "seeds": (0,)}, "--preset cifar10 --arch resnet18"),
+        ({"name": "cifar10-cpu-resnet50", "seeds": (0, 1)}, "--preset cifar10-cpu --arch resnet50 --seeds 2"),
+    ],
+)
+def test_the_command_of_a_page(changes, words):
+    preset = presets.preset("cifar10-cpu").replace(**changes).to_dict()
+    assert command({"name": "table1", "preset": preset}) == f"advfeat reproduce table1 {words}"
 
 
 def test_a_name_that_is_none(capsys):
@@ -324,6 +342,8 @@ def test_released_sets_are_found_and_trained_on(tmp_path, data_root, lab):
         assert find(tmp_path, key) == tmp_path / "released" / name
     page = run_experiment(catalogue.experiment("released"), own, p)
     assert not page.results["notes"] and len(page.results["findings"]) == 4
+    assert len(page.results["curves"]) == 1 + len(SETS)
+    assert {"model released D_R", "evaluation released D_R"} <= page.results["cost"].keys()
     assert all(cell["ours"] for row in page.results["tables"][0]["rows"] for cell in row["cells"])
 
 
@@ -352,17 +372,25 @@ def test_restricted_imagenet(tmp_path):
             folder = tmp_path / "imagenet" / split / f"n{i:08d}"
             folder.mkdir(parents=True)
             Image.new("RGB", (8, 8), (i % 256, i // 4, 128)).save(folder / "0.png")
-    p = tiny_preset(limit=30, test_limit=20)
+    p = tiny_preset(limit=30, test_limit=20, dataset="cifar10")
     settings = catalogue.restricted_imagenet.setting(p)
     assert settings.recipes["det"].eps == 3.0 and settings.adversarial.attack.threat.eps == 3.0  # the paper's
     quick = {k: dataclasses.replace(r, steps=1) for k, r in settings.recipes.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue.restricted_imagenet, "RECIPES", {"restricted-imagenet": quick})
-        own = make_lab(tmp_path / "out", root=tmp_path)
-        page = run_experiment(catalogue.experiment("restricted-imagenet"), own, p)
-    assert [d["classes"] for d in page.results["data"]][0] == list(RESTRICTED_IMAGENET)
-    (table,) = page.results["tables"]
+        patch.setitem(presets._PRESETS, "cifar10-cpu", lambda: p)
+        # the folder holds no CIFAR-10, which the preset is about otherwise
+        out = tmp_path / "out"
+        cli.main(["reproduce", "restricted-imagenet", "--preset", "cifar10-cpu", *folders(root=tmp_path, out=out)])
+    results = json.loads((out / "results" / "restricted-imagenet.json").read_text())
+    assert [d["classes"] for d in results["data"]][0] == list(RESTRICTED_IMAGENET)
+    (table,) = results["tables"]
     assert [row["name"] for row in table["rows"]] == ["D", "D, adversarially", "D_R", "D_rand", "D_det"]
+    assert (out / "results" / "restricted-imagenet-figure12.png").is_file()
+
+
+def folders(**options):
+    return [word for name, path in options.items() for word in (f"--{name}", str(path))]
 
 
 @pytest.mark.slow

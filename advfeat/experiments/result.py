@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from advfeat.experiments.steps import Step
 from advfeat.intervals import wilson
 
 
@@ -194,7 +195,8 @@ class Result:
 
     tables: ours beside the paper's. findings: claims with verdicts. pictures: figures in the paper's form, and samples.
     notes: what a reader has to know about how it was done here. why_different: what the difference to the paper's
-    numbers comes from, as far as it is known. extra: more JSON values to keep.
+    numbers comes from, as far as it is known.
+    also: steps that the plan could not foresee, each after what it needs.
     """
 
     tables: list[Table]
@@ -202,7 +204,7 @@ class Result:
     pictures: list[Picture] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     why_different: list[str] = field(default_factory=list)
-    extra: dict = field(default_factory=dict)
+    also: list[Step] = field(default_factory=list)
 
     def to_dict(self) -> dict:
         return {
@@ -211,5 +213,4 @@ class Result:
             "differences": [line for table in self.tables for line in table.differences()],
             "why_different": self.why_different,
             "notes": self.notes,
-            **self.extra,
         }

@@ -14,7 +14,7 @@ from advfeat.experiments.experiment import Experiment
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Picture, Result
-from advfeat.experiments.steps import Data, Step
+from advfeat.experiments.steps import Data, Step, Trained
 from advfeat.runs import provenance, read_json, write_bytes, write_json
 
 _FORMAT = "advfeat-experiment-1"
@@ -47,6 +47,7 @@ def run_experiment(experiment: Experiment, lab: Lab, preset: Preset, meanwhile: 
         made_with = provenance(lab.device)
     finally:
         torch.set_num_threads(threads)
+    steps |= {step.key: step for step in result.also}
     cost = lab.cost(steps.values())
     results = {
         "format": _FORMAT,
@@ -58,6 +59,7 @@ def run_experiment(experiment: Experiment, lab: Lab, preset: Preset, meanwhile: 
         "data": [_describe(lab, step) for step in steps.values() if isinstance(step, Data)],
         **result.to_dict(),
         "seeds": list(preset.seeds[: _seeds(result)]),
+        "curves": [_curve(lab, step) for step in steps.values() if isinstance(step, Trained)],
         "cost": cost,
         "seconds": round(math.fsum(cost.values()), 2),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
@@ -98,6 +100,16 @@ def read_page(out: Path, experiment: str) -> Page | None:
         for entry in results["pictures"]
     ]
     return Page(results, pictures)
+
+
+def _curve(lab: Lab, step: Trained) -> dict:
+    """Accuracy after each epoch of a training, in per cent: on its own set while it learned, and on the test set. Those
+    of the same name come in the order of the seeds."""
+    history = lab.history(step)
+    found: dict = {"trained on": step.label}
+    for key in ("train_accuracy", "test_accuracy"):
+        found[key] = [None if epoch[key] is None else round(100 * epoch[key], 2) for epoch in history]
+    return found
 
 
 def _describe(lab: Lab, step: Data) -> dict:

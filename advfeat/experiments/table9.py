@@ -88,7 +88,6 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                 "Accuracy by epoch: strong line on the true test set, pale line on the set itself.",
             )
         ],
-        extra={"curves": curves},
     )
 
 

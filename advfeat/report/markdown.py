@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from advfeat.report.page import VERDICTS, duration, interval, machine
+from advfeat.report.page import VERDICTS, command, duration, interval, machine
 from advfeat.runs import write_bytes
 
 
@@ -28,7 +28,8 @@ def _opening(results: list[dict]) -> str:
         f"{differs[0].upper()}{differs[1:]}. Of {len(verdicts)} claims, the paper's and some of our own: {counts}; a "
         "claim counts as seen only where the intervals of the two numbers are apart, unless it is said otherwise, and "
         "a difference that is too small to tell is undecided, also where its absence would count against the claim. In "
-        "brackets: the range over seeds, at least the 95 % Wilson interval for the sampling of the images tested on."
+        "brackets: the range over seeds, at least the 95 % Wilson interval for the sampling of the images tested on; "
+        "where there is one seed, what another would change is not in them."
     )
 
 
@@ -37,7 +38,7 @@ def _experiment(r: dict) -> list[str]:
     lines = [
         f"## {r['title']}",
         "",
-        f"{r['source']}. `advfeat reproduce {r['name']} --preset {r['preset']['name']}`, seeds "
+        f"{r['source']}. `{command(r)}`, seed{'s' if len(seeds) > 1 else ''} "
         f"{', '.join(map(str, seeds))}; {r['date']}, {machine(r)}, {duration(r['seconds'])} with all that it rests on.",
         "",
     ]
@@ -48,6 +49,8 @@ def _experiment(r: dict) -> list[str]:
     for f in r["findings"]:
         lines.append(f"* *{VERDICTS[f['verdict']]}*: {f['claim']} {f['seen']} (Against it: {_lower(f['against'])})")
     lines += ["", *(f"* {line}" for line in (*r["notes"], *r["why_different"]))]
+    if r["differences"]:
+        lines += ["", "In words: " + " ".join(r["differences"])]
     while lines[-1] == "":
         lines.pop()
     return lines

@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
+from advfeat.experiments import presets
 from advfeat.experiments.run import Page
 from advfeat.runs import write_bytes
 
@@ -19,7 +20,8 @@ VERDICTS = {"seen": "seen", "undecided": "undecided", "opposite": "the opposite"
 def write_experiment(page: Page, path: Path, command: str, *, up: bool = True) -> Path:
     """Writes one experiment's page; returns its path. up: with a link to the overview beside it."""
     r = page.results
-    settings = {k: v for k, v in r.items() if k not in ("tables", "findings", "differences", "notes", "why_different")}
+    shown = ("tables", "findings", "differences", "notes", "why_different", "curves")
+    settings = {k: v for k, v in r.items() if k not in shown}
     return _write(
         path,
         "experiment.html",
@@ -67,6 +69,18 @@ def summary(r: dict) -> str:
     return words
 
 
+def command(r: dict) -> str:
+    """The command that gives one experiment's page, also where all were done at once."""
+    name, own = r["preset"]["name"], [name for name in presets.names() if r["preset"]["name"].startswith(name)]
+    base = max(own, key=len)
+    words = ["advfeat reproduce", r["name"], "--preset", base]
+    if name != base:
+        words += ["--arch", name.removeprefix(base + "-")]
+    if tuple(r["preset"]["seeds"]) != presets.preset(base).seeds:
+        words += ["--seeds", str(len(r["preset"]["seeds"]))]
+    return " ".join(words)
+
+
 def machine(r: dict) -> str:
     """What it ran on, in words."""
     threads = f"{r['threads']} thread" + ("" if r["threads"] == 1 else "s")
@@ -93,9 +107,9 @@ def spread(table: dict, r: dict) -> str:
     what = "the 95 % Wilson interval for the sampling of the images tested on"
     if len(sizes) == 1:
         what += f", {sizes.pop():,}"
-    return (
-        f"Small figures: {what}." if len(r["seeds"]) == 1 else f"Small figures: the range over seeds, at least {what}."
-    )
+    if len(r["seeds"]) == 1:
+        return f"Small figures: {what}; what another seed would change is not in them."
+    return f"Small figures: the range over seeds, at least {what}."
 
 
 def _write(path: Path, template: str, **values: object) -> Path:
