@@ -9,9 +9,11 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +35,8 @@ SOURCES = [
     *(CSRC / name for name in ("ops.cpp", "check.cpp", "cuda/register.cpp")),
     *sorted((CSRC / "cuda").glob("*.cu")),
 ]
-# Undefined behaviour (a pack that is not aligned, an index beyond an array) ends the process with a message.
+# Undefined behaviour (a pack that is not aligned, an index beyond an array) ends the process with a message; where the
+# compiler can put that check into a library.
 CHECKED = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
 
 
@@ -74,19 +77,21 @@ class Launch(ctypes.Structure):
     ]
 
 
-def compiled(folder: Path) -> Path:
-    """The library in `folder`; compiled only where a source, the flags or torch have changed since."""
+def load(folder: Path) -> Emulator:
+    """The library in `folder`; compiled only where a source, the flags, the compiler or torch have changed since."""
     from torch.utils import cpp_extension
 
-    compiler = cpp_extension.get_cxx_compiler()
-    if sys.platform != "linux" or shutil.which(compiler) is None:
-        pytest.skip(f"the emulator needs Linux and a C++ compiler, {compiler} is not here")
-    flags = ["-std=c++20", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-w"]
+    compiler = shlex.split(cpp_extension.get_cxx_compiler())
+    if sys.platform != "linux" or shutil.which(compiler[0]) is None:
+        pytest.skip(f"the emulator needs Linux and a C++ compiler, {compiler[0]} is not here")
+    # longjmp goes from one stack to another, which a fortified one refuses
+    flags = ["-std=c++20", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-w", "-U_FORTIFY_SOURCE"]
     flags += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", "as_on_cpu.h", f"-I{EMULATOR}"]
     flags += [f"-I{path}" for path in cpp_extension.include_paths()]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
     texts = [path.read_bytes() for top in (EMULATOR, CSRC) for path in sorted(top.rglob("*")) if path.is_file()]
-    key = hashlib.sha256(repr((torch.__version__, compiler, flags, texts)).encode()).hexdigest()[:16]
+    version = subprocess.run([*compiler, "-v"], capture_output=True, text=True).stderr  # names the machine, too
+    key = hashlib.sha256(repr((torch.__version__, version, flags, texts)).encode()).hexdigest()[:16]
     library = folder / f"emulated-{key}.so"
 
     def run(command: list[str]) -> None:
@@ -94,22 +99,30 @@ def compiled(folder: Path) -> Path:
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
 
-    def compile_one(source: Path) -> str:
-        made = folder / f"{source.stem}-{key}.o"
-        checked = CHECKED if source.suffix == ".cu" else []
-        run([compiler, *flags, *checked, "-x", "c++", "-c", str(source), "-o", str(made)])
-        return str(made)
+    def make(objects: Path) -> None:
+        probe = objects / "probe.cpp"
+        probe.write_text("int twice(int x) { return 2 * x; }")
+        links = [*compiler, "-shared", "-fPIC", "-Wl,-z,defs", *CHECKED, str(probe), "-o", str(objects / "probe.so")]
+        checked = CHECKED if subprocess.run(links, capture_output=True).returncode == 0 else []
+
+        def compile_one(source: Path) -> str:
+            made = objects / f"{source.stem}.o"
+            own = checked if source.suffix == ".cu" else []
+            run([*compiler, *flags, *own, "-x", "c++", "-c", str(source), "-o", str(made)])
+            return str(made)
+
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+            made = list(pool.map(compile_one, SOURCES))
+        run([*compiler, "-shared", "-Wl,-z,defs", "-o", str(objects / "made.so"), *made, *libraries, *checked])
+        (objects / "made.so").replace(library)
 
     with FileLock(folder / "lock"):  # several processes of one test run ask for it
         if not library.exists():
-            for old in folder.glob("*-*.*"):
+            for old in folder.glob("emulated-*.so"):
                 old.unlink()
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = list(pool.map(compile_one, SOURCES))
-            unfinished = library.with_suffix(".tmp")
-            run([compiler, "-shared", "-Wl,-z,defs", "-o", str(unfinished), *objects, *libraries, *CHECKED])
-            unfinished.replace(library)
-    return library
+            with tempfile.TemporaryDirectory(dir=folder) as objects:
+                make(Path(objects))
+        return Emulator(library)
 
 
 class Emulator:

@@ -86,6 +86,10 @@ CHUNKS = [(0, 1)] * 3  # sums, decision, move
 @pytest.mark.parametrize(
     "device, dim, blocks",
     [
+        (H200, 3_500, 1),
+        (H200, 3_930, 1),  # with the kernel's own arrays more than the 48 KB that need no asking
+        (H200, 4_096, 1),
+        (H200, 4_097, 1),
         (H200, 9_000, 1),
         (H200, 9_473, 2),
         (H200, 49_152, 8),

@@ -92,7 +92,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         Finding(
             "A set built here, written in the authors' format and read back, is the same.",
             "An image or a label that differs.",
-            f"{TITLES['det']}, {trip['samples']:,} images, is {'the same, to the bit' if trip['equal'] else 'another'}.",
+            f"{TITLES['det']}, {trip['samples']:,} images: {'the same to the bit' if trip['equal'] else 'another'}.",
             "seen" if trip["equal"] else "opposite",
         )
     ]

@@ -1,8 +1,8 @@
 """Settings that the paper leaves open, or that are known to matter: does a conclusion hang on them?
 
 The attack behind an accuracy, the learning rate of D_rand (Table 3: 0.01 on CIFAR-10, where all else has 0.1), images
-of 8 bits for D_det, and whether D_R matches the representation before or after its last ReLU (the authors' notebook
-lets the gradient pass it).
+of 8 bits for D_det, the paper's radius where the preset has another, and whether D_R matches the representation before
+or after its last ReLU (the authors' notebook lets the gradient pass it).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from advfeat.attacks import Auto
+from advfeat.datasets.recipes import PRESETS as RECIPES
 from advfeat.evaluation import default_attack
 from advfeat.experiments.claims import Measured, failed, more_robust
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.pieces import (
+    TITLES,
     at_every_radius,
     attack,
     clean,
@@ -54,6 +56,7 @@ ATTACKS = (
     "Auto-PGD, two losses",
 )
 LEARNING_RATES = (0.1, 0.01)
+PAPER_EPS = RECIPES["cifar10"]["det"].eps  # of D_rand and D_det on CIFAR-10
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ def plan(p: Preset) -> Plan:
         one = model(p, "rand", seed) if same else trained(p, constructed(p, "rand", seed), config, label, seed)
         plans["lr", lr] = [evaluated(p, one, radii=())]
     eight = dataclasses.replace(constructed(p, "det", seed), dtype="uint8", label="D_det, 8 bits")
+    if p.dataset == "cifar10" and p.recipes["det"].eps != PAPER_EPS:
+        for key in ("rand", "det"):
+            label = f"{TITLES[key]}, radius {PAPER_EPS:g}"
+            recipe = dataclasses.replace(p.recipes[key], eps=PAPER_EPS)
+            made = constructed(p, key, seed, recipe=recipe, label=label)
+            plans["paper's radius", key] = [evaluated(p, trained(p, made, p.on[key], label, seed), radii=())]
     plans["8 bits"] = [evaluated(p, trained(p, eight, p.on["det"], "D_det, 8 bits", seed), radii=())]
     plans["float32"] = [evaluated(p, model(p, "det", seed), radii=())]
     plans["after the ReLU"] = [evaluated(p, model(p, "robust", seed))]
@@ -142,6 +151,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     rates = {lr: clean(found["lr", lr]) for lr in LEARNING_RATES}
     bits = {name: clean(found[name]) for name in ("float32", "8 bits")}
     moved = {name: lab.open(steps[name][0].model.data) for name in bits}
+    papers = {key: row for key in ("rand", "det") if (row := ("paper's radius", key)) in steps}
     tables.append(
         Table(
             "Training on D_rand and D_det",
@@ -149,6 +159,13 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
             (
                 *((f"D_rand, learning rate {lr:g}", (Cell(rates[lr]), Cell())) for lr in LEARNING_RATES),
                 *((f"D_det, stored as {name}", (Cell(bits[name]), Cell(_success(moved[name])))) for name in bits),
+                *(
+                    (
+                        f"{TITLES[key]}, radius {PAPER_EPS:g} for {p.recipes[key].eps:g}",
+                        (Cell(clean(found[row])), Cell(_success(lab.open(steps[row][0].model.data)))),
+                    )
+                    for key, row in papers.items()
+                ),
             ),
             "8-bit images are rounded inside the ball; what the source says of them is said of the rounded image.",
         )

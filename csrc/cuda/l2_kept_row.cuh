@@ -69,6 +69,7 @@ __device__ void move_kept_rows(const StepArgs& a, const RowParts& parts, bool al
   if (row < a.rows)
     for (int stage = 0; stage < kStages; ++stage)
       kept.copy(Row<T, G>(a, row, aligned), part_of(mine, stage, parts.per_stage));
+  blocks.wait_for_start();
   while (row < a.rows) {
     const RowNumbers numbers(a, row);
     double sums[3] = {0, 0, 0};
@@ -85,7 +86,6 @@ __device__ void move_kept_rows(const StepArgs& a, const RowParts& parts, bool al
     }
     row = next;
   }
-  blocks.wait();  // the shared memory of a block lives no longer than the block
 }
 
 }  // namespace advfeat::cuda

@@ -106,16 +106,16 @@ void launch(const StepArgs& a) {
   const Launcher run(a.device);
   const int64_t groups = ceil_div(a.dim, kWidth<T>);
   const bool aligned = step_aligned(a, sizeof(T), sizeof(G)), has_grad = a.grad != nullptr;
-  // An attack calls with the same rows again and again, and asking for clusters takes longer than a small launch.
+  // An attack calls with the same rows again and again, with a gradient or in turn with and without, and asking for
+  // clusters takes longer than a small launch.
   struct Last {
     int device = -1;
     int64_t groups = 0;
-    bool has_grad = false;
     std::optional<Held> held;
   };
-  thread_local Last last;
-  if (last.device != a.device || last.groups != groups || last.has_grad != has_grad)
-    last = {a.device, groups, has_grad, hold<T, G>(run, groups, has_grad)};
+  thread_local Last lasts[2];
+  Last& last = lasts[has_grad];
+  if (last.device != a.device || last.groups != groups) last = {a.device, groups, hold<T, G>(run, groups, has_grad)};
   if (!last.held) return launch_chunks<T, G>(run, a, groups, aligned);
   const Held held = *last.held;
   if (held.holding.blocks == 1)

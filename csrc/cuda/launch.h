@@ -96,14 +96,16 @@ class Launcher {
     Config(const Config&) = delete;
   };
 
-  // What is beyond the defaults has to be asked for, for each kernel and device.
+  // What is beyond the defaults has to be asked for, for each kernel and device. Always for the same, the most there
+  // is: no call takes from another thread's, or from a captured graph, what it needs.
   template <typename Kernel>
-  static cudaError_t allow(Kernel* kernel, const ClusterShape& shape) {
+  cudaError_t allow(Kernel* kernel, const ClusterShape& shape) const {
     const void* function = reinterpret_cast<const void*>(kernel);
     cudaError_t error = cudaSuccess;
-    if (shape.shared > 48 * 1024)
+    if (shape.shared + kStaticShared > kSharedForAll)  // the kernel's static arrays count as well
       error =
-          cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
+          cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kStaticShared));
     if (error == cudaSuccess && shape.blocks > kPortableCluster)
       error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     return error;

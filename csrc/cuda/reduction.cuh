@@ -42,7 +42,7 @@ struct OneBlock {
   __device__ int rank() const { return 0; }  // of this block among those of its row
   __device__ int64_t first_row() const { return blockIdx.x; }
   __device__ int64_t rows_at_once() const { return gridDim.x; }
-  __device__ void wait() const {}
+  __device__ void wait_for_start() const {}
 
   template <int N, typename Combine>
   __device__ void reduce(double (&v)[N], Combine combine) {
@@ -56,16 +56,15 @@ struct OneBlock {
 class BlockCluster {
  public:
   static constexpr bool kCompiled = true;
-  __device__ BlockCluster() { wait(); }  // the shared memory of a block exists only once it has started
-
   __device__ int rank() const { return static_cast<int>(cluster().block_rank()); }
   __device__ int64_t first_row() const { return blockIdx.x / cluster().num_blocks(); }
   __device__ int64_t rows_at_once() const { return gridDim.x / cluster().num_blocks(); }
-  __device__ void wait() const { cluster().sync(); }
+  // To be called once, before the first reduction: the shared memory of a block exists only once it has started.
+  __device__ void wait_for_start() const { cluster().sync(); }
 
-  // Each block hands its result to every other before the one barrier, and then reads its own memory only. There are
-  // two such memories, used in turn: a block writes into the same one again after the next barrier, before which every
-  // other has read it.
+  // Each block hands its result to every other before the one barrier, and then reads its own memory only, so that any
+  // block may end after its last reduction. There are two such memories, used in turn: a block writes into the same one
+  // again after the next barrier, before which every other has read it.
   template <int N, typename Combine>
   __device__ void reduce(double (&v)[N], Combine combine) {
     static_assert(N <= kMaxValues);
@@ -78,7 +77,7 @@ class BlockCluster {
 #pragma unroll
       for (int n = 0; n < N; ++n) theirs->v[n][rank()] = v[n];
     }
-    wait();
+    cluster().sync();
 #pragma unroll
     for (int n = 0; n < N; ++n) v[n] = lane < blocks ? mine.v[n][lane] : 0;
     warp_reduce(v, combine);

@@ -37,8 +37,9 @@ constexpr int kChunkThreads = 256;
 constexpr int64_t kChunkGroups = 8 * kChunkThreads;
 constexpr int64_t kMaxChunks = 1024;
 
-// Static shared memory of the row kernel (reduction.cuh, l2_row.cuh), which counts against the limit of a block.
+// Static shared memory of the row kernel (reduction.cuh, l2_row.cuh), at most; it counts against the limits of a block.
 constexpr int64_t kStaticShared = 2048;
+constexpr int64_t kSharedForAll = 48 * 1024;  // of a block, static and dynamic; more has to be asked for
 
 // A random start is computed once an attack; transcendental functions in float64 bind it, not memory.
 constexpr int kRandomThreads = 256;

@@ -28,4 +28,4 @@ struct NoDeviceGuard {
 #define STD_CUDA_CHECK(call) \
   if (const int error = (call)) throw std::runtime_error("CUDA error " + std::to_string(error) + " of " #call)
 #undef STD_CUDA_KERNEL_LAUNCH_CHECK
-#define STD_CUDA_KERNEL_LAUNCH_CHECK()
+#define STD_CUDA_KERNEL_LAUNCH_CHECK() STD_CUDA_CHECK(cudaGetLastError())

@@ -39,7 +39,7 @@ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // What the host calls.
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidClusterSize = 912 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerMultiprocessor,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
@@ -83,7 +83,7 @@ cudaError_t clusters_at_once(int* count, const void* kernel, const cudaLaunchCon
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute what, int value);
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int device);
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError();
 
 template <typename... Parameters>
 cudaError_t cudaOccupancyMaxActiveClusters(int* count, void (*kernel)(Parameters...),

@@ -9,11 +9,13 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "../../csrc/cuda/tuning.h"
 #include "cuda_runtime.h"
 
 emulator::Index threadIdx, blockIdx, blockDim, gridDim;
@@ -24,7 +26,7 @@ constexpr size_t kMostShared = 256 * 1024;
 
 // The array behind `extern __shared__` in csrc/cuda/values.cuh.
 namespace advfeat::cuda {
-alignas(128) thread_local unsigned char advfeat_dynamic_shared[kMostShared];
+alignas(16) thread_local unsigned char advfeat_dynamic_shared[kMostShared];
 }
 
 namespace emulator {
@@ -33,15 +35,18 @@ Device device;
 
 namespace {
 
-constexpr size_t kStack = 128 * 1024;
+constexpr size_t kStack = 128 * 1024, kPage = 4096;
 constexpr unsigned kWarpSize = 32;
-constexpr size_t kGuard = 64;               // bytes behind the shared memory that was asked for
+constexpr size_t kGuard = 4096;             // bytes behind the shared memory that was asked for
 constexpr unsigned char kUnwritten = 0xFF;  // a NaN in every floating dtype
 
+// It may read at once or as late as the wait for it.
 struct Copy {
   void* to;
   const void* from;
   size_t bytes;
+  bool was_read;
+  unsigned char read[16];
 };
 
 enum class At { work, block_barrier, cluster_barrier, shuffle, end };
@@ -59,13 +64,14 @@ struct Fiber {
 
   Fiber() {
     stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stack == MAP_FAILED) throw std::bad_alloc();
+    if (stack == MAP_FAILED || mprotect(stack, kPage, PROT_NONE)) throw std::bad_alloc();  // its end: no way past it
   }
   ~Fiber() { munmap(stack, kStack); }
   Fiber(const Fiber&) = delete;
 };
 
-// Everything of the launch that runs; one at a time.
+// Everything of the launch that runs.
+std::recursive_mutex one_at_a_time;
 std::vector<std::unique_ptr<Fiber>> fibers;  // of a cluster: block by block
 Fiber* running = nullptr;
 jmp_buf scheduler;
@@ -175,10 +181,17 @@ std::vector<unsigned> shuffled(unsigned count) {
   return order;
 }
 
+// Which warps of a block, or blocks of a cluster, do nothing until no other can, up to the next barrier: half of them.
+std::vector<char> laggards(unsigned count) {
+  std::vector<char> lags(count);
+  for (char& lag : lags) lag = draw() % 2;
+  return lags;
+}
+
 // The fibers of one block of the cluster.
 class Block {
  public:
-  Block(unsigned cluster, unsigned rank) : index_(cluster * shape.cluster + rank), rank_(rank) {}
+  Block(unsigned cluster, unsigned rank) : index_(cluster * shape.cluster + rank), rank_(rank) { draw_laggards(); }
 
   bool all(At at) const { return count(at) == shape.threads; }
 
@@ -187,12 +200,7 @@ class Block {
     swap_in(rank_);
     has_shared[rank_] = 1;
     blockIdx.x = index_;
-    for (unsigned thread : shuffled(shape.threads)) {
-      if (fiber(thread).at != At::work) continue;
-      threadIdx.x = thread;
-      go_on(fiber(thread));
-      if (!failure.empty()) give_up();
-    }
+    if (!work_on(false)) work_on(true);
     if (all(At::end)) has_shared[rank_] = 0;
   }
 
@@ -208,6 +216,7 @@ class Block {
         fiber(i).predicate = any;
         fiber(i).at = At::work;
       }
+      draw_laggards();
       opened = true;
     }
     for (unsigned warp = 0; warp < shape.threads; warp += kWarpSize) {
@@ -222,9 +231,24 @@ class Block {
 
   void pass_cluster_barrier() {
     for (unsigned i = 0; i < shape.threads; ++i) fiber(i).at = At::work;
+    draw_laggards();
   }
 
  private:
+  bool work_on(bool laggard) {
+    bool worked = false;
+    for (unsigned thread : shuffled(shape.threads)) {
+      if (fiber(thread).at != At::work || static_cast<bool>(laggards_[thread / kWarpSize]) != laggard) continue;
+      worked = true;
+      threadIdx.x = thread;
+      go_on(fiber(thread));
+      if (!failure.empty()) give_up();
+    }
+    return worked;
+  }
+
+  void draw_laggards() { laggards_ = laggards((shape.threads + kWarpSize - 1) / kWarpSize); }
+
   Fiber& fiber(unsigned thread) const { return *fibers[rank_ * shape.threads + thread]; }
   unsigned count(At at) const {
     unsigned found = 0;
@@ -233,14 +257,8 @@ class Block {
   }
 
   unsigned index_, rank_;
+  std::vector<char> laggards_;  // by warp
 };
-
-// How many turns each block of a cluster stays behind, until the next barrier: half of them do.
-std::vector<unsigned> lags() {
-  std::vector<unsigned> turns(shape.cluster);
-  for (unsigned& lag : turns) lag = draw() % 2 ? 0 : draw() % 100;
-  return turns;
-}
 
 void run_cluster(unsigned cluster) {
   unsigned char* dynamic = advfeat::cuda::advfeat_dynamic_shared;
@@ -253,19 +271,17 @@ void run_cluster(unsigned cluster) {
   std::vector<Block> blocks;
   for (unsigned rank = 0; rank < shape.cluster; ++rank) blocks.emplace_back(cluster, rank);
 
-  std::vector<unsigned> lag = lags();
+  std::vector<char> laggard = laggards(shape.cluster);
+  bool went_on = true;
   for (;;) {
-    bool went_on = false;
+    const bool others_stuck = !went_on;
+    went_on = false;
     unsigned ended = 0, waiting = 0;
     for (unsigned rank : shuffled(shape.cluster)) {
       Block& block = blocks[rank];
-      if (block.can_work()) {
-        went_on = true;
-        if (shape.cluster > 1 && lag[rank] > 0) {
-          --lag[rank];
-          continue;
-        }
+      if (block.can_work() && (!laggard[rank] || others_stuck)) {
         block.work();
+        went_on = true;
       }
       went_on |= block.open();
       ended += block.all(At::end);
@@ -273,9 +289,10 @@ void run_cluster(unsigned cluster) {
     }
     if (ended == shape.cluster) break;
     if (waiting == shape.cluster) {
-      lag = lags();
       for (Block& block : blocks) block.pass_cluster_barrier();
-    } else if (!went_on) {
+      laggard = laggards(shape.cluster);
+      went_on = true;
+    } else if (others_stuck && !went_on) {
       failure = "emulated CUDA: threads wait at a barrier that others never reach (block " +
                 std::to_string(blockIdx.x) + " or its cluster)";
       give_up();
@@ -291,20 +308,21 @@ void run_cluster(unsigned cluster) {
 }  // namespace
 
 void fail(const char* what) {
-  std::string message = std::string("emulated CUDA: ") + what;
-  if (!running) throw std::runtime_error(message);
-  failure = message + " (block " + std::to_string(blockIdx.x) + ", thread " + std::to_string(threadIdx.x) + ")";
+  if (!running) throw std::runtime_error(std::string("emulated CUDA: ") + what);
+  failure = std::string("emulated CUDA: ") + what + " (block " + std::to_string(blockIdx.x) + ", thread " +
+            std::to_string(threadIdx.x) + ")";
   leave();
   abort();  // a fiber that failed is not gone on with
 }
 
 void launch(const Launch& asked, const std::function<void()>& body) {
+  const std::lock_guard<std::recursive_mutex> alone(one_at_a_time);
   shape = asked;
   shape.blocks = std::min(shape.blocks, std::max(device.max_blocks / shape.cluster, 1u) * shape.cluster);
   kernel_body = &body;
   blockDim.x = shape.threads;
   gridDim.x = shape.blocks;
-  dl_iterate_phdr(find_storage, advfeat::cuda::advfeat_dynamic_shared);
+  if (!dl_iterate_phdr(find_storage, advfeat::cuda::advfeat_dynamic_shared)) fail("no thread-local storage");
   images.resize(std::max<size_t>(images.size(), shape.cluster));
   for (auto& image : images) image.resize(storage_bytes);
   draw.seed(device.seed++);
@@ -332,6 +350,7 @@ void* in_block_of_cluster(void* shared, unsigned rank) {
 }
 
 double shuffle_xor(double value, int lanes) {
+  if (lanes < 0 || lanes >= static_cast<int>(kWarpSize)) fail("a shuffle beyond the warp");
   running->shuffled = value;
   wait_at(At::shuffle);
   const unsigned first = (blockIdx.x % shape.cluster) * shape.threads;
@@ -342,7 +361,9 @@ double shuffle_xor(double value, int lanes) {
 
 void copy_async(void* to, const void* from, size_t bytes) {
   if (running->copies.empty()) running->copies.emplace_back();
-  running->copies.back().push_back({to, from, bytes});
+  Copy copy{to, from, bytes, draw() % 2 == 0, {}};
+  if (copy.was_read) memcpy(copy.read, from, bytes);
+  running->copies.back().push_back(copy);
   memset(to, kUnwritten, bytes);
 }
 
@@ -356,21 +377,24 @@ void wait_for_copies(size_t but_last) {
   const size_t committed = groups.empty() ? 0 : groups.size() - 1;
   const size_t arrived = committed > but_last ? committed - but_last : 0;
   for (size_t i = 0; i < arrived; ++i)
-    for (const Copy& copy : groups[i]) memcpy(copy.to, copy.from, copy.bytes);
+    for (const Copy& copy : groups[i]) memcpy(copy.to, copy.was_read ? copy.read : copy.from, copy.bytes);
   groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(arrived));
 }
 
 // The host's side.
 namespace {
 
-constexpr size_t kSharedForAll = 48 * 1024;  // more has to be allowed
+// What a launch may use without asking: of shared memory with the kernel's own arrays, whose size is known to the
+// compiler alone and taken for the most that tuning.h grants them.
+constexpr size_t kDynamicForAll = advfeat::cuda::kSharedForAll - advfeat::cuda::kStaticShared;
 constexpr unsigned kClusterForAll = 8;
 
 struct Allowed {
-  size_t shared = kSharedForAll;
+  size_t shared = kDynamicForAll;
   bool large_cluster = false;
 };
 std::map<const void*, Allowed> allowed;
+cudaError_t last_error = cudaSuccess;  // that nobody has asked for
 std::vector<Launch> launches;
 
 unsigned cluster_of(const cudaLaunchConfig_t& config) {
@@ -383,7 +407,10 @@ unsigned cluster_of(const cudaLaunchConfig_t& config) {
 
 }  // namespace
 
+cudaError_t failed() { return last_error = cudaErrorInvalidValue; }
+
 Launch checked(const void* kernel, const cudaLaunchConfig_t& config) {
+  const std::lock_guard<std::recursive_mutex> alone(one_at_a_time);
   const Launch asked{config.gridDim.x, cluster_of(config), config.blockDim.x, config.dynamicSmemBytes};
   const bool large = asked.cluster > kClusterForAll;
   if (asked.blocks == 0 || asked.blocks % asked.cluster) fail("a launch of no blocks, or of no whole clusters");
@@ -398,21 +425,25 @@ Launch checked(const void* kernel, const cudaLaunchConfig_t& config) {
 }
 
 cudaError_t clusters_at_once(int* count, const void* kernel, const cudaLaunchConfig_t& config) {
+  const std::lock_guard<std::recursive_mutex> alone(one_at_a_time);
   const unsigned size = cluster_of(config);
-  if (config.dynamicSmemBytes > allowed[kernel].shared) return cudaErrorInvalidValue;
-  if (size > kClusterForAll && !allowed[kernel].large_cluster) return cudaErrorInvalidClusterSize;
+  if (config.dynamicSmemBytes > allowed[kernel].shared) return failed();
+  if (size > kClusterForAll && !allowed[kernel].large_cluster) return failed();
   *count = size <= static_cast<unsigned>(device.largest_cluster) ? device.clusters_at_once : 0;
   return cudaSuccess;
 }
 
 }  // namespace emulator
 
+cudaError_t cudaGetLastError() { return std::exchange(emulator::last_error, cudaSuccess); }
+
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute what, int value) {
+  const std::lock_guard<std::recursive_mutex> alone(emulator::one_at_a_time);
   emulator::Allowed& allowed = emulator::allowed[kernel];
   if (what == cudaFuncAttributeNonPortableClusterSizeAllowed) {
     allowed.large_cluster = value != 0;
   } else {
-    if (value > emulator::device.shared_per_block) return cudaErrorInvalidValue;
+    if (value + advfeat::cuda::kStaticShared > emulator::device.shared_per_block) return emulator::failed();
     allowed.shared = static_cast<size_t>(value);
   }
   return cudaSuccess;
@@ -441,14 +472,16 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
   return cudaSuccess;
 }
 
-// What the tests call (emulation.py).
+// What the tests call (emulated_cuda.py).
 extern "C" __attribute__((visibility("default"))) void advfeat_set_device(const emulator::Device* device) {
+  const std::lock_guard<std::recursive_mutex> alone(emulator::one_at_a_time);
   emulator::device = *device;
   emulator::allowed.clear();
 }
 
 // The launches since the last call, the first `room` of them; how many there were.
 extern "C" __attribute__((visibility("default"))) size_t advfeat_take_launches(emulator::Launch* to, size_t room) {
+  const std::lock_guard<std::recursive_mutex> alone(emulator::one_at_a_time);
   const size_t count = emulator::launches.size();
   std::copy_n(emulator::launches.begin(), std::min(count, room), to);
   emulator::launches.clear();
