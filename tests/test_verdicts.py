@@ -96,14 +96,18 @@ SOURCES = {
     "D_det": (43.7, 16.2),
     "D_rand, robust source": (25.2, 0),
     "D_det, robust source": (5.8, 65.5),
+    "D_rand, standard source, by heart": (63.3, 0),
+    "D_rand, robust source, by heart": (25.2, 0),
 }
 
 
 def test_table9():
-    assert verdicts("table9", SOURCES) == ["seen", "seen"]
-    assert verdicts("table9", SOURCES | {"D_rand, robust source": (97, 0)}) == ["opposite", "seen"]
-    assert verdicts("table9", SOURCES | {"D_det, robust source": (44, 0)}) == ["seen", "undecided"]
-    assert verdicts("table9", SOURCES, learned=0.15) == ["undecided", "undecided"]
+    # D_rand, D_rand by heart, D_det
+    assert verdicts("table9", SOURCES) == ["seen"] * 3
+    assert verdicts("table9", SOURCES | {"D_rand, robust source": (97, 0)}) == ["opposite", "seen", "seen"]
+    assert verdicts("table9", SOURCES | {"D_rand, robust source, by heart": (90, 0)}) == ["seen", "opposite", "seen"]
+    assert verdicts("table9", SOURCES | {"D_det, robust source": (44, 0)}) == ["seen", "seen", "undecided"]
+    assert verdicts("table9", SOURCES, learned=0.15) == ["undecided"] * 3
 
 
 def test_table10():

@@ -34,6 +34,7 @@ class Preset:
         the binary experiment. differs: in a sentence, what sets it apart from the paper's setting.
     standard, adversarial: trainings on D. on: the training on each constructed set. others: standard trainings of other
         architectures; other: the one of them that learns another's sets, in other_epochs where those are more.
+    by_heart_epochs: what D_rand takes to be known by heart, where that is more than ``on`` has.
     recipes: how each set is built. noise_steps: of D_R and D_NR from noise (footnote 16: 10,000). batch_size, dtype,
         amp: of builds and attacks.
     radii, attack_steps: of evaluations, L2. sweep: the steps of Figure 8; sweep_limit: its samples. transfer_eps: the
@@ -59,6 +60,7 @@ class Preset:
     attack_steps: int = 40
     sweep_limit: int | None = None
     other_epochs: int | None = None
+    by_heart_epochs: int | None = None
     limit: int | None = None
     test_limit: int | None = None
     size: int | None = None
@@ -196,6 +198,7 @@ def _cifar10_cpu() -> Preset:
         },
         other="ResNet-18",
         other_epochs=30,  # on the convnet's D_NR it stays at chance for the first seven
+        by_heart_epochs=60,
         noise_steps=400,
         attack_steps=20,
         sweep=(20, 40, 80, 160, 320, 640, 1280, 2560),
