@@ -75,11 +75,12 @@ class Train:
     """small-convnet, resnet18, resnet50, vgg16, inception_v3 or densenet121."""
     width: int | None = None
     """Channels of the first layer, which the others follow; default 32 for small-convnet and inception_v3, else 64."""
-    epochs: int | None = None
-    lr: float | None = None
-    train_batch_size: int | None = None
-    augment: str | None = None
-    """none, shift or crop-flip."""
+    epochs: int = 20
+    lr: float = 0.1
+    """The highest of the one-cycle schedule."""
+    train_batch_size: int = 128
+    weight_decay: float = 5e-4
+    augment: Literal["none", "shift", "crop-flip"] = "none"
     adversarial: Literal["none", "l2", "linf"] = "none"
     """Train on adversarial examples of this norm."""
     eps: float | None = None

@@ -42,17 +42,17 @@ def train(c: cli.Train) -> None:
     source = c.data.load("train")
     test_name = c.test_dataset or source.built_from or c.data.dataset
     test = sources.load(test_name, split="test", root=c.data.root)
-    changes = {
-        "arch": c.arch,
-        "width": c.width,
-        "seed": c.seed,
-        "amp": c.amp,
-        "epochs": c.epochs,
-        "lr": c.lr,
-        "batch_size": c.train_batch_size,
-        "augment": c.augment,
-    }
-    config = TrainConfig(**{k: v for k, v in changes.items() if v is not None})
+    config = TrainConfig(
+        arch=c.arch,
+        width=c.width,
+        seed=c.seed,
+        amp=c.amp,
+        epochs=c.epochs,
+        lr=c.lr,
+        batch_size=c.train_batch_size,
+        weight_decay=c.weight_decay,
+        augment=c.augment,
+    )
     if c.adversarial != "none":
         if c.eps is None:
             raise ValueError("--eps should be given with --adversarial: the radius, in pixel scale [0, 1]")

@@ -11,6 +11,7 @@ import torch
 from advfeat import cli
 from advfeat.datasets.recipes import PerturbTowardsTarget
 from advfeat.datasets.store import ConstructedSet
+from advfeat.training import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +48,24 @@ def test_train_writes_a_run(folder):
     assert [m["epoch"] for m in metrics] == [1, 2, 3]
 
 
+def test_training_has_the_defaults_of_its_config(folder):
+    asked, usual = cli.Train(folder), TrainConfig()
+    for field in ("arch", "width", "epochs", "lr", "weight_decay", "augment", "seed", "amp"):
+        assert getattr(asked, field) == getattr(usual, field), field
+    assert asked.train_batch_size == usual.batch_size
+
+
 def test_adversarial_training(folder, capsys):
     out = run(
         folder,
-        "train --out {folder}/at --limit 60 --epochs 1 --width 4 --adversarial l2 --eps 0.5 --attack-steps 2",
+        "train --out {folder}/at --limit 60 --epochs 1 --width 4 --weight-decay 1e-3 "
+        "--adversarial l2 --eps 0.5 --attack-steps 2",
         capsys,
     )
     assert "test accuracy on digits" in out
-    attack = json.loads((folder / "at" / "config.json").read_text())["config"]["attack"]
+    config = json.loads((folder / "at" / "config.json").read_text())["config"]
+    attack = config["attack"]
+    assert config["weight_decay"] == 1e-3
     assert (attack["norm"], attack["eps"], attack["steps"], attack["step_size"]) == ("l2", 0.5, 2, 0.1)
 
 
