@@ -58,7 +58,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
             )
             for row in PAPER
         ),
-        f"The paper's radii are 0.25 and 0.5. From noise: {p.noise_steps:,} steps, one seed.",
+        f"The paper's radii are 0.25 and 0.5. From noise: {p.noise_steps:,} steps (the paper: 10,000), one seed.",
     )
     models = {row: Measured(_name(row), n[0], n[1:]) for row, n in numbers.items()}
     chance = guessing(lab, p)

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 namespace advfeat::cuda {
 
@@ -64,6 +65,10 @@ constexpr Holding kHoldings[] = {
     {16, 1, 512},  // to 307,200: 262,144.
     {1, 1, 512},   // to 19,200; devices without clusters, before sm_90.
 };
+
+// What the row kernel is compiled for.
+static_assert(std::all_of(std::begin(kHoldings), std::end(kHoldings),
+                          [](const Holding& h) { return h.max_threads <= kMaxThreads && h.blocks <= kMaxCluster; }));
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
