@@ -429,7 +429,8 @@ cudaError_t clusters_at_once(int* count, const void* kernel, const cudaLaunchCon
   const unsigned size = cluster_of(config);
   if (config.dynamicSmemBytes > allowed[kernel].shared) return failed();
   if (size > kClusterForAll && !allowed[kernel].large_cluster) return failed();
-  *count = size <= static_cast<unsigned>(device.largest_cluster) ? device.clusters_at_once : 0;
+  if (size > static_cast<unsigned>(device.largest_cluster)) return failed();
+  *count = device.clusters_at_once;
   return cudaSuccess;
 }
 
