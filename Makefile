@@ -12,7 +12,9 @@ EXTRAS ?= vision,test,dev
 PY := $(VENV)/bin/python
 MADE := $(VENV)/.made
 STEP := .ci/step
-PIP := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
+# The pinned versions are of Python 3.11; with 3.10 pip takes what fits.
+PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
+PIP := $(PY) -m pip install --disable-pip-version-check $(PINS)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 EMULATOR := $(wildcard tests/cuda_on_cpu/*.cpp tests/cuda_on_cpu/*.h)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -72,10 +73,10 @@ def flip(images: Tensor, which: Tensor) -> Tensor:
 def check_label_safe(augment: str, data: str, classes: Sequence[str], allow_flip: bool) -> None:
     """Raises ValueError where flips could turn an image into one of another class: the data set's classes are digits.
 
-    A mirrored 2 is no 2. Data sets count as digits by the names of their classes, so that the sets constructed from
-    them do too.
+    A mirrored 2 is no 2. Data sets count as digits by the names of their classes ("2", or torchvision's "2 - two"), so
+    that the sets constructed from them do too.
     """
-    digits = len(classes) > 0 and all(name.strip()[:1].isdigit() for name in classes)
+    digits = len(classes) > 0 and all(re.fullmatch(r"\s*\d(\s*-.*)?\s*", name) for name in classes)
     if augment == "crop-flip" and digits and not allow_flip:
         raise ValueError(
             f'augment="crop-flip" mirrors digits, which changes what they show, and {data} has the classes '

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import safetensors.torch
@@ -22,6 +23,7 @@ from advfeat.runs import append_json_line, read_checked, read_json, write_bytes,
 _FORMAT = "advfeat-checkpoint-1"
 # Of the config, what does not change the result and may differ when a run goes on.
 _FREE = ("checkpoint_every",)
+_TENSORS = re.compile(r"checkpoint-\d{5,}\.safetensors")
 
 
 class RunFolder:
@@ -51,10 +53,21 @@ class RunFolder:
         return self.file("model.json").is_file()
 
     def begin(self, description: dict, resume: bool) -> None:
-        """Makes the folder; with ``resume`` what is in it stays, as :meth:`is_finished` has seen that it fits."""
-        if not (resume and self.file("config.json").is_file()):
-            self._clear()
-            write_json(self.file("config.json"), description)
+        """Makes the folder; with ``resume`` what is in it stays, as :meth:`is_finished` has seen that it fits.
+
+        Errors: ValueError for files of these names that are no run's.
+        """
+        ours = self.file("config.json").is_file()
+        if ours and resume:
+            return
+        if not ours and (strangers := sorted(file.name for file in self._files())):
+            raise ValueError(
+                f"{self.path} holds {', '.join(strangers[:3])} but no config.json of a run, and a training would "
+                "replace them: take another folder"
+            )
+        for file in self._files():
+            file.unlink()
+        write_json(self.file("config.json"), description)
 
     def append(self, row: dict) -> None:
         """One more line of metrics."""
@@ -113,14 +126,17 @@ class RunFolder:
         write_json(self.file("checkpoint.json"), state)
 
     def _drop_tensors(self, but: str = "") -> None:
-        for file in self.path.glob("checkpoint-*.safetensors"):
+        for file in self._tensors():
             if file.name != but:
                 file.unlink(missing_ok=True)
 
-    def _clear(self) -> None:
-        for name in ("model.json", "model.safetensors", "checkpoint.json", "metrics.jsonl"):
-            self.file(name).unlink(missing_ok=True)
-        self._drop_tensors()
+    def _tensors(self) -> list[Path]:
+        return [file for file in self.path.glob("checkpoint-*.safetensors") if _TENSORS.fullmatch(file.name)]
+
+    def _files(self) -> list[Path]:
+        """What a run leaves in its folder beside config.json."""
+        names = ("model.json", "model.safetensors", "checkpoint.json", "metrics.jsonl")
+        return [*(file for name in names if (file := self.file(name)).is_file()), *self._tensors()]
 
 
 def _restore(file: Path, tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

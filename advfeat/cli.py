@@ -54,7 +54,8 @@ class Runtime:
     def torch_device(self):
         import torch
 
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun gives each process a GPU
+        return torch.device(self.device or (own if torch.cuda.is_available() else "cpu"))
 
     def autocast(self):
         import torch
@@ -81,6 +82,8 @@ class Train:
     train_batch_size: int = 128
     weight_decay: float = 5e-4
     augment: Literal["none", "shift", "crop-flip"] = "none"
+    allow_flip: bool = False
+    """Also flip images whose classes are named like digits."""
     adversarial: Literal["none", "l2", "linf"] = "none"
     """Train on adversarial examples of this norm."""
     eps: float | None = None
@@ -331,7 +334,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command.run()
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+        goes_on = isinstance(command, (Train, Build, Demo, Reproduce))
+        how = "goes on where it stopped" if goes_on else "starts again"
+        print(f"\ninterrupted; the same command {how}", file=sys.stderr)
         raise SystemExit(130) from None
     except _USER_ERRORS as error:
         if os.environ.get("ADVFEAT_TRACEBACK"):

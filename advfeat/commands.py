@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rich.markup import escape
 
 import advfeat
 from advfeat import L2, Linf
@@ -16,6 +17,7 @@ from advfeat.attacks import APGD, PGD, Attack, Auto, Converged
 from advfeat.console import bar, console, table
 from advfeat.datasets import build as builder
 from advfeat.datasets import sources
+from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import PRESETS, preset
 from advfeat.evaluation import default_attack
 from advfeat.evaluation import evaluate as evaluate_model
@@ -41,7 +43,7 @@ def _preset_of(dataset: str) -> str:
 def train(c: cli.Train) -> None:
     source = c.data.load("train")
     test_name = c.test_dataset or source.built_from or c.data.dataset
-    test = sources.load(test_name, split="test", root=c.data.root)
+    test = sources.load(test_name, split="test", root=c.data.root, size=_test_size(c, source, test_name))
     config = TrainConfig(
         arch=c.arch,
         width=c.width,
@@ -52,6 +54,7 @@ def train(c: cli.Train) -> None:
         batch_size=c.train_batch_size,
         weight_decay=c.weight_decay,
         augment=c.augment,
+        allow_flip=c.allow_flip,
     )
     if c.adversarial != "none":
         if c.eps is None:
@@ -64,8 +67,14 @@ def train(c: cli.Train) -> None:
     last = result.history[-1]
     console.print(
         f"test accuracy on {test.name}: [bold]{100 * last['test_accuracy']:.1f} %[/bold] after {last['epoch']} epochs; "
-        f"model in {c.out}"
+        f"model in {escape(str(c.out))}"
     )
+
+
+def _test_size(c: cli.Train, source: sources.Source, test_name: str) -> int | None:
+    """The side of the test images, where they can have several: that of the images that are trained on."""
+    sized = test_name in ("folder", "restricted-imagenet", "planted")
+    return source.image_shape[-1] if sized and (c.data.size or source.built_from) else None
 
 
 def _training_attack(c: cli.Train) -> PGD:
@@ -105,7 +114,7 @@ def build(c: cli.Build) -> None:
 def _describe_set(made, path: Path) -> None:
     success, moved = made.target_success.float().mean(), made.distance.float()
     relabelled = (made.labels != made.original_labels).float().mean()
-    console.print(f"{len(made):,} images in {path}")
+    console.print(f"{len(made):,} images in {escape(str(path))}")
     console.print(f"  the source model says the label for {100 * success:.1f} %")
     console.print(f"  {100 * relabelled:.1f} % are relabelled")
     console.print(f"  moved by {moved.mean():.3f} on average, {moved.max():.3f} at most")
@@ -149,7 +158,7 @@ def evaluate(c: cli.Evaluate) -> None:
     table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
     if c.out:
         write_json(c.out, {"model": str(c.model), **result.to_dict(), **provenance(device)})
-        console.print(f"written to {c.out}")
+        console.print(f"written to {escape(str(c.out))}")
 
 
 def attack(c: cli.Attack) -> None:
@@ -201,7 +210,7 @@ def attack(c: cli.Attack) -> None:
     write_bytes(c.out / "samples.png", picture)
     verb = "reached the next class" if targeted else "are misclassified"
     console.print(f"{100 * summary['success']:.1f} % of {len(source):,} images {verb} at {c.norm} {c.eps:g}")
-    console.print(f"written to {c.out}: adversarial.safetensors, attack.json, samples.png")
+    console.print(f"written to {escape(str(c.out))}: adversarial.safetensors, attack.json, samples.png")
 
 
 def features(c: cli.Features) -> None:
@@ -228,7 +237,7 @@ def features(c: cli.Features) -> None:
         settings = {"attack": attack, "data": source.name, "n": found.n, "model": str(c.model)}
         write_json(c.out / "features.json", {**settings, "features": found.rows(), **provenance(device)})
         found.scatter(c.out / "features.png", f"{c.model}: {source.name}, {c.norm} {c.eps:g}")
-        console.print(f"written to {c.out}: features.json, features.png")
+        console.print(f"written to {escape(str(c.out))}: features.json, features.png")
 
 
 def info(c: cli.Info) -> None:
@@ -240,7 +249,7 @@ def info(c: cli.Info) -> None:
         table("advfeat", ["", ""], rows)
         return
     if (c.path / "manifest.json").is_file():
-        made = sources.load(str(c.path))
+        made = ConstructedSet.open(c.path)
         _describe_set(made, c.path)
         console.print_json(json.dumps({k: made.manifest[k] for k in ("recipe", "source", "model", "seed")}))
     elif (c.path / "model.json").is_file():

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advfeat.names import function_name
+
 
 class Objective:
     """Base class; subclass it and write ``value``, or pass any function ``(model, x, target) -> [B]`` to an attack."""
@@ -173,7 +175,7 @@ class Function(Objective):
 
     @property
     def name(self) -> str:
-        return getattr(self.function, "__name__", "function")
+        return function_name(self.function)
 
 
 def as_objective(objective: Objective | Callable) -> Objective:

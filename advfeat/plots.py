@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 
-import matplotlib
-
-matplotlib.use("Agg")  # no window, and no display needed
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot: no window, no display, and a notebook keeps its own settings
 from torch import Tensor
 
 # One colour a training set, the same in every picture; chosen to stay apart for colour-blind readers.
@@ -25,14 +22,13 @@ _INK = "#222222"
 _PAPER = "#c44e00"
 
 
-def _png(figure: plt.Figure) -> bytes:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
-    plt.close(figure)
     return buffer.getvalue()
 
 
-def _plain(ax: plt.Axes) -> None:
+def _plain(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8, colors=_INK)
     ax.grid(axis="y", color="#e5e5e5", linewidth=0.8)
@@ -48,7 +44,8 @@ def training_curves(curves: dict[str, list[dict]], labels: dict[str, str]) -> by
     names = [name for name in curves if curves[name]]
     columns = 2 if len(names) == 4 else min(3, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.3 * columns, 2.2 * rows), squeeze=False, sharey=True)
+    figure = Figure(figsize=(3.3 * columns, 2.2 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for ax, name in zip(axes.flat, names, strict=False):
         history = curves[name]
         epochs = [h["epoch"] for h in history]
@@ -90,7 +87,8 @@ def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference:
 def image_grid(shown: list[tuple[str, Tensor]], captions: list[str]) -> bytes:
     """Images in columns: a row for each (title, images [n, C, H, W]), a caption of a line or two below each column."""
     n = len(captions)
-    figure, axes = plt.subplots(len(shown), n, figsize=(1.05 * n + 1.2, 1.12 * len(shown) + 0.3), squeeze=False)
+    figure = Figure(figsize=(1.05 * n + 1.2, 1.12 * len(shown) + 0.3))
+    axes = figure.subplots(len(shown), n, squeeze=False)
     for r, (name, images) in enumerate(shown):
         for c in range(n):
             ax = axes[r, c]
@@ -114,7 +112,8 @@ def paired_bars(
 
     groups: (name, (mean, low, high), (mean, low, high), the paper's two). second: what the second bar is.
     """
-    figure, ax = plt.subplots(figsize=(6.4, 3.4))
+    figure = Figure(figsize=(6.4, 3.4))
+    ax = figure.subplots()
     place = np.arange(len(groups))
     for side, offset, colour, name in ((1, -0.2, "#9ecae1", "accuracy"), (2, 0.2, "#0072b2", second)):
         mean, low, high = np.array([group[side] for group in groups]).T
@@ -137,7 +136,8 @@ def scatter_fit(series: list[tuple[str, list[tuple[str, float, float]], str]], x
 
     series: (name, [(name of the point, x, y)], colour).
     """
-    figure, ax = plt.subplots(figsize=(6.0, 3.8))
+    figure = Figure(figsize=(6.0, 3.8))
+    ax = figure.subplots()
     for name, points, colour in series:
         x, y = np.array([p[1] for p in points]), np.array([p[2] for p in points])
         ax.plot(x, y, "o", color=colour, markersize=5, label=name)
@@ -154,7 +154,7 @@ def scatter_fit(series: list[tuple[str, list[tuple[str, float, float]], str]], x
     return _png(figure)
 
 
-def _name_points(ax: plt.Axes, points: list[tuple[str, float, float]]) -> None:
+def _name_points(ax: Axes, points: list[tuple[str, float, float]]) -> None:
     """Names beside points, each at the side that lies furthest from the other points and names."""
     ax.figure.canvas.draw()  # else the limits are not those of the picture yet
     to_points = 72 / ax.figure.dpi
@@ -185,7 +185,8 @@ def lines_over_steps(series: list[tuple[str, list[int], list[float], str, str]],
 
     series: (name, steps, values, colour, line style).
     """
-    figure, ax = plt.subplots(figsize=(6.0, 3.4))
+    figure = Figure(figsize=(6.0, 3.4))
+    ax = figure.subplots()
     for name, steps, values, colour, style in series:
         ax.plot(steps, values, style, color=colour, linewidth=1.8, markersize=4, label=name)
     ax.set_xscale("log", base=2)

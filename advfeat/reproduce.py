@@ -39,7 +39,7 @@ def demo(c: cli.Demo) -> None:
     command = "advfeat " + shlex.join(sys.argv[1:] or ["demo"])
     path = write_experiment(page, Path(c.out) / "index.html", command, up=False)
     _show(page)
-    console.print(f"report: [bold]{path}[/bold]  [dim]({time.monotonic() - began:.0f} s)[/dim]")
+    console.print(f"report: [bold]{escape(str(path))}[/bold]  [dim]({time.monotonic() - began:.0f} s)[/dim]")
 
 
 def reproduce(c: cli.Reproduce) -> None:
@@ -65,7 +65,7 @@ def reproduce(c: cli.Reproduce) -> None:
                 if c.name != "all":
                     raise
                 states[name] = str(error)
-                console.print(f"[yellow]left out[/yellow]  {error}", highlight=False)
+                console.print(f"[yellow]left out[/yellow]  {escape(str(error))}", highlight=False)
             except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError) as error:
                 if c.name != "all":
                     raise
@@ -78,7 +78,7 @@ def reproduce(c: cli.Reproduce) -> None:
         print(f"{c.minutes:g} minutes are over; the same command goes on")
         raise SystemExit(PAUSED) from None
     finally:
-        console.print(f"report: [bold]{_overview(out, chosen, states)}[/bold]")
+        console.print(f"report: [bold]{escape(str(_overview(out, chosen, states)))}[/bold]")
     if failed:
         raise SystemExit(1)
 

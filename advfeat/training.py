@@ -202,7 +202,7 @@ def train(
         description["config"]["initial_weights"] = fingerprint(model)
     folder = None if out is None else RunFolder(out)
     if folder is not None and resume and folder.is_finished(description):
-        trained = load(folder.path, None if model.arch else model)
+        trained = load(folder.path, model)  # the caller's own, where there is one
         return TrainResult(trained.to(device), folder.history(), config, folder.path)
 
     with _own_random_state(device):

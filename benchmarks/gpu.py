@@ -183,7 +183,10 @@ def install_wheels(wheels: Path, target: Path) -> None:
 def machine(device: str, environment: dict[str, str]) -> dict:
     """Asked of a process of its own, after the build: this one may have found the extension missing or old."""
     command = [sys.executable, "-m", "benchmarks.measure", "--device", device]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired as error:
+        return {"error": str(error)}
     try:
         return json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, json.JSONDecodeError):

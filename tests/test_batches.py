@@ -82,6 +82,9 @@ def test_flips_are_refused_for_digits():
     for classes in (tuple("0123456789"), ("0 - zero", "1 - one")):
         with pytest.raises(ValueError, match='augment="crop-flip" mirrors digits.*allow_flip'):
             check_label_safe("crop-flip", "digits", classes, allow_flip=False)
+    check_label_safe(
+        "crop-flip", "clothes", ("0_T-shirt_top", "1_Trouser"), allow_flip=False
+    )  # as folders are numbered
 
 
 # --- seeds

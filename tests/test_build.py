@@ -28,7 +28,7 @@ from advfeat.datasets.recipes import (
     start_indices,
 )
 from advfeat.datasets.store import ConstructedSet
-from advfeat.models import create
+from advfeat.models import adapt, create
 from advfeat.training import TrainConfig, train
 
 DET = PerturbTowardsTarget("det", eps=1.5, steps=5, step_size=0.5)
@@ -216,7 +216,7 @@ torch.set_num_threads(1)
 from advfeat.datasets import sources
 from advfeat.datasets.build import build
 from advfeat.datasets.recipes import PerturbTowardsTarget
-from advfeat.models import create
+from advfeat.models import adapt, create
 model = create("small-convnet", 10, (1, 8, 8), width=4, seed=1).eval()
 recipe = PerturbTowardsTarget("rand", eps=1.5, steps=30, step_size=0.2)
 build(recipe, model, sources.load("digits", limit=300), sys.argv[1], batch_size=10, shard_size=10)
@@ -318,6 +318,30 @@ def test_another_model_or_seed_does_not_go_on_with_the_set(tmp_path, digits, mod
     with pytest.raises(ValueError, match="recipe"):
         build(RAND, model, digits, out, shard_size=30)
     assert contents(out) == before
+
+
+def test_another_representation_of_the_same_model_is_another_set(tmp_path, digits):
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 20), torch.nn.ReLU(), torch.nn.Linear(20, 10))
+    functions = [lambda x: own[:2](x), lambda x: own[:3](x)]
+    for i, (one, other) in enumerate([("1", "2"), functions]):
+        out = tmp_path / str(i)
+        made = [adapt(own, num_classes=10, input_shape=(1, 8, 8), representation=r).eval() for r in (one, other, one)]
+        first = build(MATCH, made[0], digits, out)
+        with pytest.raises(ValueError, match=r"model\.representation"):
+            build(MATCH, made[1], digits, out)
+        assert build(MATCH, made[2], digits, out).fingerprint == first.fingerprint
+        build(DET, made[0], digits, out / "det")  # of logits alone
+        build(DET, made[1], digits, out / "det")
+
+
+def test_a_set_of_a_set_goes_on_where_its_source_has_moved(tmp_path, digits, model):
+    build(DET, model, digits, tmp_path / "base")
+    first = build(RAND, model, ConstructedSet.open(tmp_path / "base"), tmp_path / "set", shard_size=30)
+    before = contents(tmp_path / "set")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    (tmp_path / "set" / "shard-00001.json").unlink()
+    again = build(RAND, model, ConstructedSet.open(tmp_path / "moved"), tmp_path / "set", shard_size=30)
+    assert again.fingerprint == first.fingerprint and contents(tmp_path / "set") == before
 
 
 def test_a_wrong_model_is_refused_before_anything_is_written(tmp_path, digits, model):

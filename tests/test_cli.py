@@ -69,6 +69,19 @@ def test_adversarial_training(folder, capsys):
     assert (attack["norm"], attack["eps"], attack["steps"], attack["step_size"]) == ("l2", 0.5, 2, 0.1)
 
 
+def test_a_size_is_that_of_the_test_images_too(folder, capsys):
+    train = "train --epochs 1 --width 4 --dataset {dataset} --limit 40 --out {{folder}}/{out} {more}"
+    run(folder, train.format(dataset="planted", out="sized", more="--size 24"), capsys)
+    run(folder, "build det --model {folder}/sized --dataset planted --size 24 --limit 40 --out {folder}/small", capsys)
+    out = run(folder, train.format(dataset=folder / "small", out="on-sized", more=""), capsys)
+    assert "test accuracy on planted" in out
+
+
+def test_brackets_in_a_path(folder, capsys):
+    out = run(folder, "train --limit 40 --epochs 1 --width 4 --out {folder}/r[/x]", capsys)
+    assert "r[/x]" in out.replace("\n", "")
+
+
 def test_build_train_on_the_set_and_evaluate(folder, capsys):
     build = "build det --model {folder}/std --limit 100 --out {folder}/det --steps 5 --step-size 0.5 --shard-size 40"
     out = run(folder, build, capsys)

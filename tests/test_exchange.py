@@ -155,6 +155,8 @@ def test_folder_of_images_comes_back_rounded(tmp_path, channels):
     assert torch.equal(back.images() * 255, (x[order] * 255).round())
     lines = (tmp_path / "test" / "metadata.csv").read_text().splitlines()
     assert lines[0] == "file_name,label" and lines[1] == "2_cat/00000.png,2" and len(lines) == 10
+    with pytest.raises(ValueError, match="holds files already"):  # a smaller set would leave some of these
+        exchange.export_folder(source, tmp_path)
 
 
 def test_folder_of_a_constructed_set_tells_what_is_known(tmp_path):

@@ -146,6 +146,37 @@ def test_an_own_model_resumes_and_loads(tmp_path):
     assert models.fingerprint(read.model) == models.fingerprint(expected.model)
 
 
+def test_a_model_that_is_given_gets_the_weights_of_a_finished_run_too(tmp_path):
+    trained = train(QUICK, blobs(60), out=tmp_path, model=models.create("small-convnet", 3, (1, 8, 8), width=3, seed=9))
+    own = models.create("small-convnet", 3, (1, 8, 8), width=3, seed=9)
+    assert train(QUICK, blobs(60), out=tmp_path, model=own).model is own
+    assert models.fingerprint(own) == models.fingerprint(trained.model)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_files_of_others_are_not_replaced(tmp_path, resume):
+    models.save(models.create("small-convnet", 3, (1, 8, 8), width=3), tmp_path)
+    (tmp_path / "checkpoint-500.safetensors").write_bytes(b"of another program")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"holds model.json, model.safetensors but no config.json of a run"):
+        train(QUICK, blobs(60), out=tmp_path, resume=resume)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    for name in ("model.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    train(QUICK, blobs(60), out=tmp_path, resume=resume)
+    assert (tmp_path / "checkpoint-500.safetensors").read_bytes() == b"of another program"
+
+
+def test_two_lambdas_are_two_objectives(tmp_path):
+    def config(objective):
+        return QUICK.replace(epochs=1, attack=paper_attack(0.1).replace(objective=objective))
+
+    train(config(lambda model, x, y: model(x).sum(1)), blobs(60), out=tmp_path)
+    with pytest.raises(ValueError, match="holds another run"):
+        train(config(lambda model, x, y: -model(x).sum(1)), blobs(60), out=tmp_path)
+    train(config(lambda model, x, y: model(x).sum(1)), blobs(60), out=tmp_path)
+
+
 @pytest.mark.parametrize("how", ["truncated", "altered", "missing"])
 def test_a_damaged_checkpoint_is_named(tmp_path, how):
     with pytest.raises(_Killed):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -189,9 +190,21 @@ def test_other_data_under_the_same_name(tmp_path):
     step = model(p, "standard", 0)
     make_lab(tmp_path).open(step)
     lab = make_lab(tmp_path)
-    lab._opened[step.data.key] = lab.open(step.data).subset(range(50))  # what lies there has changed
+    lab._sources[step.data.key] = ("digits", lab.open(step.data).subset(range(50)).fingerprint)  # what lies there now
     with pytest.raises(ValueError, match="was made from another digits than is there now: remove it, or take another"):
         lab.open(step)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lab, step = make_lab(tmp_path), model(tiny_preset(), "standard", 0)
+    lab.do([step])
+    assert lab.is_done(step)
 
 
 def test_two_processes_in_one_folder(tmp_path):

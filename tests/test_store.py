@@ -157,6 +157,9 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
     with pytest.raises(ValueError, match="should be a folder for the set, but is a file"):
         build(tmp_path / "thesis.tex")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / ".DS_Store").touch()  # a file browser has looked at it
+    build(tmp_path / "own")
 
 
 def test_leftovers_of_killed_writers_go(tmp_path):

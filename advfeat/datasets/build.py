@@ -16,11 +16,11 @@ from advfeat.datasets.base import Source
 from advfeat.datasets.construction import Construction
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
 from advfeat.datasets.store import ConstructedSet, SetWriter
-from advfeat.models import attack_copy, check_fits, fingerprint
+from advfeat.models import Adapted, attack_copy, check_fits, fingerprint
 
 Progress = Callable[[int, int], None]
 
-# Seconds that a rank waits for the shards of the others, whose work is as long as its own.
+# Seconds that a rank waits for another shard of the others.
 _PATIENCE = 3600.0
 
 
@@ -65,7 +65,7 @@ def build(
         "recipe": recipe.to_dict(),
         "attack": attack.to_dict(),
         "source": {"name": source.name, "split": source.split, "fingerprint": source.fingerprint},
-        "model": {"fingerprint": fingerprint(model)},
+        "model": _identity(model, recipe),
         "seed": seed,
         "batch_size": batch_size,
         "dtype": dtype,
@@ -122,6 +122,14 @@ def _write_all(
                             writing.result()  # a full disk is heard of here, not a shard later
         if writing is not None:
             writing.result()
+
+
+def _identity(model: nn.Module, recipe: Recipe) -> dict[str, str]:
+    """What the images depend on: the weights, and for a user's own module which of its layers is matched."""
+    identity = {"fingerprint": fingerprint(model)}
+    if isinstance(recipe, MatchRepresentation) and isinstance(model, Adapted):
+        identity["representation"] = model.features_from
+    return identity
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -95,7 +95,8 @@ def export_folder(source: Source, path: str | Path) -> None:
     as is usual, every image would get darker by half a level. A constructed set in float32 may leave its ball by that;
     build it as uint8 if that matters. The CSV has the name of each file, its label, and for a constructed set what is
     known of each sample; torchvision's ImageFolder, Hugging Face's imagefolder and this package's "folder" read it.
-    Errors: ValueError for images of another number of channels than 1 or 3, or names of classes that are no folders.
+    Errors: ValueError for images of another number of channels than 1 or 3, names of classes that are no folders, a
+    folder of the split that is not empty.
     """
     from PIL import Image
 
@@ -110,6 +111,8 @@ def export_folder(source: Source, path: str | Path) -> None:
         digits = len(str(len(folders) - 1))
         folders = [f"{i:0{digits}d}_{f}" for i, f in enumerate(folders)]
     root = Path(path) / (source.split or "train")
+    if root.is_dir() and any(root.iterdir()):
+        raise ValueError(f"{root} holds files already, which would count as images of this set: take another folder")
     for folder in folders:  # also of a class without images: without its folder the labels above it would move down
         (root / folder).mkdir(parents=True, exist_ok=True)
     extra = [n for n in ("original_labels", "source_index", "start_index", "target_success") if hasattr(source, n)]

@@ -37,6 +37,11 @@ _REQUIRED = ("recipe", "source", "model", "seed", "image_shape", "classes", "dty
 _OURS = re.compile(r"manifest\.json|shard-\d{5,}\.(safetensors|json)|\..*\.tmp")
 
 
+def _is_hidden(path: Path) -> bool:
+    """A file browser's, such as .DS_Store."""
+    return path.name.startswith(".") and path.is_file()
+
+
 class SetWriter:
     """Writes a constructed set into ``out``, or goes on with the one that is there.
 
@@ -65,8 +70,7 @@ class SetWriter:
         self.damaged: dict[str, str] = {}
         fixed = {"format": FORMAT, "version": VERSION, "code": __version__, "n": n, "shard_size": shard_size}
         # Through JSON, so that what is compared with a file went through the same.
-        self._identity = json.loads(json.dumps({**fixed, **plain(manifest)}, allow_nan=False))
-        self._id = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
+        self._identify(json.loads(json.dumps({**fixed, **plain(manifest)}, allow_nan=False)))
         self._dtype = DTYPES[manifest["dtype"]]
         self._open()
 
@@ -119,13 +123,16 @@ class SetWriter:
         self.damaged.pop(shard_name(shard), None)
 
     def finish(self, timeout: float = 0.0) -> bool:
-        """Writes the manifest with the checksums of all shards; False if some are still missing after ``timeout`` s.
+        """Writes the manifest with all shards' checksums; False if some are missing and for ``timeout`` s none came.
 
         The other processes may still be writing theirs: whichever comes last finishes the set, and it does no harm if
         several do. Left-overs of killed processes are removed.
         """
-        end = time.monotonic() + timeout
+        end, seen = time.monotonic() + timeout, -1
         while (records := self._records()) is None:
+            there = sum((self.out / record_name(shard)).is_file() for shard in range(self.shards))
+            if there != seen:
+                end, seen = time.monotonic() + timeout, there
             if time.monotonic() >= end:
                 return False
             time.sleep(min(0.2, timeout))
@@ -150,7 +157,7 @@ class SetWriter:
                     raise
                 warnings.warn(f"{error}; written anew", stacklevel=3)
         else:
-            strangers = sorted(p.name for p in self.out.iterdir() if not _OURS.fullmatch(p.name))
+            strangers = sorted(p.name for p in self.out.iterdir() if not (_OURS.fullmatch(p.name) or _is_hidden(p)))
             if strangers or self._foreign_record():
                 raise ValueError(
                     f"{self.out} is not empty and holds no {MANIFEST}, but "
@@ -159,6 +166,11 @@ class SetWriter:
         if found is None:
             self._put(MANIFEST, _json_bytes({**self._identity, "shards": [], "complete": False}))
             return
+        # Its source may be a constructed set, which is named after its folder and may have moved.
+        if isinstance(found.get("source"), dict) and isinstance(self._identity["source"], dict):
+            self._identify(
+                {**self._identity, "source": {**self._identity["source"], "name": found["source"].get("name")}}
+            )
         differing = _differences(
             {key: value for key, value in found.items() if key not in ("shards", "complete")}, self._identity
         )
@@ -166,6 +178,10 @@ class SetWriter:
             raise ValueError(
                 f"{self.out} holds another set ({'; '.join(differing[:5])}): take another folder, or remove that one"
             )
+
+    def _identify(self, identity: dict) -> None:
+        self._identity = identity
+        self._id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def _foreign_record(self) -> bool:
         """Whether a shard of another set lies here: with the manifest gone, only the records tell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import time
 import warnings
@@ -46,9 +47,11 @@ class Lab:
         device: torch.device | str | None = None,
         deadline: float | None = None,
     ) -> None:
-        self.out, self.bar, self.root, self.deadline = Path(out), bar, root, deadline
+        self.out, self.bar, self.deadline = Path(out), bar, deadline
+        self.root = None if root is None else Path(root).expanduser()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._opened: dict[str, Any] = {}
+        self._sources: dict[str, tuple[str, str]] = {}  # by key of the data that were opened: name and fingerprint
         self._failed: set[str] = set()  # keys of steps that failed while another process was waited for
 
     def open(self, step: Step) -> Any:
@@ -58,10 +61,10 @@ class Lab:
         """
         if isinstance(step, Data):  # held; what others make in memory is as large, and is asked for once
             if step.key not in self._opened:
-                self._opened[step.key] = step.open(self)
+                self._opened[step.key] = self._noted(step, step.open(self))
             return self._opened[step.key]
         if not step.kept:
-            return step.open(self)
+            return self._noted(step, step.open(self))
         if not self.is_done(step):
             self._prepare(step)  # first, so that the time of what it needs is not its own
             while not self._try(step):
@@ -175,11 +178,17 @@ class Lab:
         """A step says which data it wants by name; that what lies under the name is still the same is looked at here,
         for data that were opened anyway."""
         for key, fingerprint in self._record(step).get("data", {}).items():
-            if key in self._opened and self._opened[key].fingerprint != fingerprint:
+            name, now = self._sources.get(key, ("", fingerprint))
+            if now != fingerprint:
                 raise ValueError(
-                    f"{self.folder(step)} was made from another {self._opened[key].name} than is there now: remove "
-                    "it, or take another --out"
+                    f"{self.folder(step)} was made from another {name} than is there now: remove it, or take another "
+                    "--out"
                 )
+
+    def _noted(self, step: Step, opened: Any) -> Any:
+        if isinstance(step, DataStep) and not any(step.needs()):
+            self._sources[step.key] = (opened.name, opened.fingerprint)
+        return opened
 
     def _wait_for(self, steps: list[Step]) -> None:
         """Waits until no other process is at one of the steps. Errors: Pause."""
@@ -209,9 +218,14 @@ class Lab:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
+                alone = False
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                    raise
+                alone = True  # a file system without locks
             else:
-                yield True
+                alone = True
+            yield alone
 
     def _watched(self, step: Step, report: Progress) -> Progress:
         first: int | None = None

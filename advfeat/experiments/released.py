@@ -102,6 +102,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         if key not in here:
             rows.append((TITLES[key], tuple(Cell(None, paper, True) for paper in PAPER[key])))
             continue
+        lab.open(Released(key))  # so that models of another copy are not taken for its own
         models = [trained(p, Released(key), p.on[key], f"released {TITLES[key]}", seed) for seed in p.seeds]
         evaluations = [evaluated(p, m, radii=(0.25,)) for m in models]
         also += [*models, *evaluations]

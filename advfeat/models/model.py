@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advfeat.attacks.no_trace import logits_of
+from advfeat.names import function_name
 
 
 class Model(nn.Module):
@@ -113,6 +114,13 @@ class Adapted(Model):
             head = linear[0] if len(linear) == 1 else None
         # Past nn.Module's own bookkeeping: a representation that is itself a module is not a second copy of weights.
         self.__dict__["_representation"], self.__dict__["_head"] = representation, head
+
+    @property
+    def features_from(self) -> str:
+        """Where the representation is taken, in words: two models of the same weights may differ in it."""
+        if callable(self._representation):
+            return f"function {function_name(self._representation)}"
+        return f"output of {self._representation}" if self._representation is not None else f"input of {self._head}"
 
     def forward(self, x: Tensor) -> Tensor:
         return logits_of(self.module(self.normalise(x)))
