@@ -120,6 +120,17 @@ def test_where_a_row_is_held(emulator, device, dim, blocks):
         assert launches == [(2 * blocks, blocks)]
 
 
+def test_steps_and_projections_in_turn(emulator):
+    """They hold the same row in different ways, and remember both."""
+    x, grad, x0 = tensors((2, 9_800))
+    with emulator.as_kernels():
+        emulator.take_launches()
+        for _ in range(2):
+            for op, arguments in (("project_l2", (x, x0, 0.5)), ("l2_step", (x, grad, x0, 0.07, 0.5))):
+                assert_close(getattr(ops, op)(*arguments), getattr(reference, op)(*wide(*arguments)))
+    assert [launch.cluster for launch in emulator.take_launches()] == [1, 2, 1, 2]
+
+
 # Another order of threads and blocks, fewer clusters, and blocks that do several rows.
 RUNS = [{"seed": 1_000_000}, {"clusters_at_once": 1}, {"max_blocks": 3}, {"max_blocks": 20, "seed": 77}]
 ROWS = [(7, 37), (7, 3, 32, 32), (7, 3, 64, 64), (7, 3, 224, 224), (7, 310_001)]
