@@ -18,7 +18,7 @@ PAPER = {
     "standard": {"rand": 63.3, "by heart": 63.3, "det": 43.7},
     "robust": {"rand": 25.2, "by heart": 25.2, "det": 5.8},
 }
-NAMES = {"rand": "D_rand", "by heart": "D_rand, by heart", "det": "D_det"}
+NAMES = {"rand": "D_rand", "by heart": "D_rand by heart", "det": "D_det"}
 
 
 def robust_source(p: Preset, key: str, seed: int) -> Trained:
