@@ -106,7 +106,7 @@ def _run(
     attack: APGD, model: Callable, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
 ) -> AttackResult:
     watched = Watched(model, check_inputs(attack, x, target, start, sample_ids))
-    with no_trace(model, x.device), torch.autocast(x.device.type, enabled=False):
+    with no_trace(model, x.device, attack.objective), torch.autocast(x.device.type, enabled=False):
         x0, target = own_copies(model, x, target)
         threat = attack.threat.to(x.device)
         ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids.clone()

@@ -186,7 +186,7 @@ class _Lockstep:
         attack, n = self.attack, x.shape[0]
         self.watched.expect_label(check_inputs(attack, x, target, start, sample_ids))
         # The caller's autocast would also cast the backward pass, which PyTorch advises against.
-        with no_trace(self.model, x.device), torch.autocast(x.device.type, enabled=False):
+        with no_trace(self.model, x.device, attack.objective), torch.autocast(x.device.type, enabled=False):
             self._take(x, target)
             ids = torch.arange(n, device=x.device) if sample_ids is None else sample_ids.clone()
             for restart in range(attack.restarts):

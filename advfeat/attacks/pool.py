@@ -69,7 +69,7 @@ def over(
         if not waiting and ended:
             return
         if pool is not None:
-            with no_trace(model, pool.device), torch.autocast(pool.device.type, enabled=False):
+            with no_trace(model, pool.device, attack.objective), torch.autocast(pool.device.type, enabled=False):
                 while waiting and waiting[0].left and not (pool.wants_more() and not ended):
                     pool.advance()
 
