@@ -15,7 +15,12 @@ from torch import Tensor
 
 
 class Objective:
-    """Base class; subclass it and write ``value``, or pass any function ``(model, x, target) -> [B]`` to an attack."""
+    """Base class; subclass it and write ``value``, or pass any function ``(model, x, target) -> [B]`` to an attack.
+
+    untargeted_only: whether an attack with ``targeted=True`` should refuse it.
+    """
+
+    untargeted_only = False
 
     def value(self, model: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> Tensor:
         """The objective of each sample, [B]. ``model(x)`` gives logits [B, classes]; other attributes are the model's
@@ -113,6 +118,8 @@ class DLR(Objective):
     Invariant to scale and shift of the logits. Needs three classes; untargeted only.
     """
 
+    untargeted_only = True
+
     def value(self, model, x, target):
         logits = wide(model(x))
         if logits.shape[1] < 3:
@@ -124,8 +131,10 @@ class DLR(Objective):
 class TargetedDLR(Objective):
     """``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` for target rows (y, t); Croce and Hein 2020, Equation 7, negated.
 
-    Pushed up, it leads from y to t; a success is any prediction but y. Run it untargeted. Needs four classes.
+    Pushed up, it leads from y to t; a success is any prediction but y. Untargeted only. Needs four classes.
     """
+
+    untargeted_only = True
 
     def value(self, model, x, target):
         if target.dim() != 2 or target.shape[1] != 2 or target.dtype != torch.int64:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import BF16, F16, F32, F64
 
-from advfeat import CW, DLR, L2, PGD, CrossEntropy, Margin, Objective, Representation, objectives
-from advfeat.objectives import Function, as_objective
+from advfeat import APGD, CW, DLR, L2, PGD, CrossEntropy, Margin, Objective, Representation, objectives
+from advfeat.objectives import Function, TargetedDLR, as_objective
 
 
 def identity(x):
@@ -202,6 +202,16 @@ def test_a_subclass_of_margin_with_a_value_of_its_own_is_asked_for_it():
     x, y = torch.rand(2, 4), torch.tensor([0, 1])
     a, b = (PGD(L2(0.1), steps=2, objective=o).run(model, x, y) for o in (Margin(), Doubled()))
     torch.testing.assert_close(b.value, 2 * a.value)
+
+
+@pytest.mark.parametrize("objective", [DLR(), TargetedDLR()])
+@pytest.mark.parametrize("make", [lambda **more: PGD(L2(0.1), steps=2, **more), lambda **more: APGD(L2(0.1), **more)])
+def test_losses_of_untargeted_attacks_are_refused_by_targeted_ones(make, objective):
+    """They would strengthen the class that the attack is to leave, and count that as success."""
+    with pytest.raises(ValueError, match=f"targeted should be False for {objective.name}.*got True"):
+        make(targeted=True, objective=objective)
+    with pytest.raises(ValueError, match="targeted should be False"):
+        make(objective=objective).replace(targeted=True)
 
 
 def test_short_form_of_logits_that_are_not_finite():

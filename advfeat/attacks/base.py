@@ -74,7 +74,8 @@ def numbered(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, Te
 
 
 def check_settings(attack: Attack) -> None:
-    """Refuses what no attack can take: threat, steps, restarts, seed, and a random start without a ball."""
+    """Refuses what no attack can take: threat, steps, restarts, seed, a random start without a ball, and an objective
+    that would lead a targeted attack away from its target."""
     if not isinstance(attack.threat, Threat):
         raise TypeError(f"threat should be advfeat.L2(eps) or advfeat.Linf(eps), got {attack.threat!r}")
     if not isinstance(attack.steps, int) or attack.steps < 0:
@@ -85,5 +86,9 @@ def check_settings(attack: Attack) -> None:
         raise ValueError(f"restarts={attack.restarts} needs random_start=True: all restarts would be the same")
     if not isinstance(attack.seed, int):
         raise TypeError(f"seed should be an integer, got {attack.seed!r}")
+    if attack.targeted and attack.objective.untargeted_only:
+        raise ValueError(
+            f"targeted should be False for {attack.objective.name}, which an untargeted attack pushes up, got True"
+        )
     if attack.random_start and not isinstance(attack.threat.eps, Tensor) and not math.isfinite(attack.threat.eps):
         raise ValueError("random_start needs a finite eps")

@@ -66,13 +66,13 @@ class PGD(Attack):
     graph: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", as_objective(self.objective))
         check_settings(self)
         if self.step_size is None:
             if not isinstance(self.threat.eps, Tensor) and not math.isfinite(self.threat.eps):
                 raise ValueError("step_size should be given when eps is infinite")
         elif not isinstance(self.step_size, Tensor) and not (self.step_size >= 0 and math.isfinite(self.step_size)):
             raise ValueError(f"step_size should be finite and at least 0, got {self.step_size}")
-        object.__setattr__(self, "objective", as_objective(self.objective))
         if self.keep not in ("last", "best"):
             raise ValueError(f'keep should be "last" or "best", got {self.keep!r}')
         if not (self.stop in (None, "success") or isinstance(self.stop, Converged)):
