@@ -258,6 +258,13 @@ def test_nan_logits_are_no_success():
     assert not result.success.any()
 
 
+@pytest.mark.parametrize("objective", [Margin(), CrossEntropy()])
+def test_a_model_that_detaches_its_input_is_told(objective):
+    net = network()
+    with pytest.raises(ValueError, match="does not depend on x through anything differentiable"):
+        PGD(L2(0.5), steps=2, objective=objective)(lambda x: net(x.detach()), *batch(4))
+
+
 def test_zero_gradients_are_counted():
     x, y = batch(n=3)
     net = network()

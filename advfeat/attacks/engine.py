@@ -59,13 +59,11 @@ def value_and_grad(
             logits = model(point)
         with torch.no_grad():
             value, slope = rule(wide(logits), target)
-        (gradient,) = torch.autograd.grad(_differentiable(logits), point, slope.to(logits.dtype))
-        return value, model.last_logits, gradient
+        return value, model.last_logits, _gradient(logits, point, slope.to(logits.dtype))
     with autocast:
         value = objective.value(model, point, target)
     _check_value(value, point)
-    (gradient,) = torch.autograd.grad(_differentiable(value).sum(), point)
-    return value.detach(), model.last_logits, gradient
+    return value.detach(), model.last_logits, _gradient(value, point, torch.ones_like(value))
 
 
 def _check_value(value: Tensor, x: Tensor) -> None:
@@ -73,10 +71,14 @@ def _check_value(value: Tensor, x: Tensor) -> None:
         raise ValueError(f"the objective should give one value a sample, ({x.shape[0]},), got {tuple(value.shape)}")
 
 
-def _differentiable(value: Tensor) -> Tensor:
-    if not value.requires_grad:
+def _gradient(output: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+    """The gradient by x of an output whose own is ``slope``."""
+    gradient = None
+    if output.requires_grad:  # which may come from the parameters alone
+        (gradient,) = torch.autograd.grad(output, x, slope, allow_unused=True)
+    if gradient is None:
         raise ValueError("the objective does not depend on x through anything differentiable")
-    return value
+    return gradient
 
 
 def own_copies(model: Callable, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
