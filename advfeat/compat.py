@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from advfeat import attacks, ops
-from advfeat.attacks.no_trace import logits_of, no_trace
+from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
 from advfeat.threat import L2, Linf, Threat
 
 __all__ = ["PGD", "PGDL2", "L2Step", "LinfStep"]
@@ -110,7 +110,7 @@ class _TorchAttack:
 
     def _clean_logits(self, inputs: Tensor) -> Tensor:
         with no_trace(self.model, inputs.device), torch.no_grad():
-            return logits_of(self.model(inputs))
+            return logits_of(unwrapped(self.model)(inputs))
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Adversarial images for images [B, C, H, W] (in [0, 1], or normalised as told) and labels int64 [B]."""
@@ -118,7 +118,7 @@ class _TorchAttack:
         labels = None if labels is None else labels.detach().to(inputs.device)
         if labels is None and not self.targeted:
             raise ValueError("labels should be given in the default mode, got None")
-        model = self.model
+        model = unwrapped(self.model)
         if self.normalization_used is not None:
             mean, std = (self.normalization_used[k].to(inputs.device) for k in ("mean", "std"))
             inputs, model = inputs * std + mean, _Normalised(model, mean, std)

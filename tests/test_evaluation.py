@@ -311,6 +311,21 @@ def test_a_success_of_low_precision_alone_is_no_robust_sample(settings):
 # --- what is left behind
 
 
+def test_a_distributed_model_is_evaluated_without_the_other_processes(trained):
+    class Distributed(nn.parallel.DistributedDataParallel):
+        def __init__(self, module):
+            nn.Module.__init__(self)
+            self.module = module
+
+        def forward(self, *args, **kwargs):
+            raise AssertionError("this process waits for the others")
+
+    model, source = trained[:2]
+    wanted, got = (evaluate(m, source, attacks=[0.5], limit=20).to_dict() for m in (model, Distributed(model)))
+    assert got == wanted
+    assert label_agreement(Distributed(model), source, limit=20) == label_agreement(model, source, limit=20)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_evaluation_leaves_no_trace(trained, fails):
     source = trained[1]

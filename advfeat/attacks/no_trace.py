@@ -33,11 +33,21 @@ def logits_of(output: object) -> Tensor:
     )
 
 
+def unwrapped(model: Callable) -> Callable:
+    """The module inside DistributedDataParallel, else the model itself.
+
+    The wrapper talks to the other processes at every pass, and under attack each makes as many as its own samples need:
+    they would wait for each other forever. A compiled wrapper is attacked as it was before it was compiled.
+    """
+    inner = getattr(model, "_orig_mod", model) if isinstance(model, nn.Module) else model
+    return inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else model
+
+
 class Watched:
     """The model as objectives see it: gives logits, remembers the last ones, and is otherwise the model."""
 
     def __init__(self, model: Callable, largest_label: int | None = None) -> None:
-        self._model = model
+        self._model = unwrapped(model)
         self._largest_label = largest_label
         self._classes: int | None = None  # once the model has been called
         self.last_logits: Tensor | None = None
