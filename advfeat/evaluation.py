@@ -358,7 +358,7 @@ def _attack(
             zero += int((result.zero_grad_steps > 0).sum())
             nonfinite += int((result.nonfinite_grad_steps > 0).sum())
             report.advance(len(x))
-    broken = torch.cat(broken) if broken else torch.zeros(0, dtype=torch.bool)
+    broken = torch.cat(broken) if broken else torch.zeros(0, dtype=torch.bool, device="cpu")
     # What only the copy or low precision took for a success was left there, or preferred to a real one: such samples
     # would count as robust for an attack that never saw the model. They are attacked once more, on the model itself.
     doubtful = (torch.cat(claimed) & ~broken).nonzero()[:, 0] if claimed and eps > 0 and not itself else ids[:0]

@@ -311,6 +311,14 @@ def test_a_success_of_low_precision_alone_is_no_robust_sample(settings):
 # --- what is left behind
 
 
+def test_a_default_device_changes_nothing(trained):
+    model, source = trained
+    attacks = [0.5, advfeat.PGD(advfeat.L2(0.4), steps=3, stop="success"), advfeat.Auto(advfeat.L2(0.3), steps=3)]
+    wanted = evaluate(model, source, attacks=attacks, limit=20, batch_size=6).to_dict()
+    with torch.device("meta"):
+        assert evaluate(model, source, attacks=attacks, limit=20, batch_size=6).to_dict() == wanted
+
+
 def test_a_distributed_model_is_evaluated_without_the_other_processes(trained):
     class Distributed(nn.parallel.DistributedDataParallel):
         def __init__(self, module):

@@ -181,8 +181,10 @@ class _Pool:
         self.step = Step(x.device, attack.graph, again=True)
         # On the host: which places are in use, by which row of which batch, at which restart, and the last look that
         # did not see this sample yet.
-        self.used = torch.zeros(self.size, dtype=torch.bool)
-        self.home, self.row, self.restart, self.not_seen_by = torch.zeros((4, self.size), dtype=torch.int64)
+        self.used = torch.zeros(self.size, dtype=torch.bool, device="cpu")
+        self.home, self.row, self.restart, self.not_seen_by = torch.zeros(
+            (4, self.size), dtype=torch.int64, device="cpu"
+        )
         self.looks = 0
         self.unread: deque[_Look] = deque()
 
@@ -331,7 +333,7 @@ class _Pool:
         s["value"][rows], s["record"][rows] = float("nan"), float("nan")
         s["success"][rows], s["live"][rows], s["first"][rows] = False, True, -1
         self.used[places], self.not_seen_by[places], self.restart[places] = True, self.looks, 0
-        self.home[places], self.row[places] = batch.number, torch.arange(first, last)
+        self.home[places], self.row[places] = batch.number, torch.arange(first, last, device="cpu")
         batch.taken = last
 
     def _pack(self) -> None:
