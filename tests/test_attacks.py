@@ -265,6 +265,25 @@ def test_a_model_that_detaches_its_input_is_told(objective):
         PGD(L2(0.5), steps=2, objective=objective)(lambda x: net(x.detach()), *batch(4))
 
 
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(Linf(1e-3), steps=3),
+        PGD(Linf(1e-3), steps=3, stop=advfeat.Converged(2)),
+        advfeat.APGD(Linf(1e-3), steps=3),
+        PGD(Linf(0.0), steps=1, keep="best"),
+    ],
+)
+def test_a_centre_outside_the_box_by_rounding_is_clipped(attack):
+    x, y = batch(8)
+    x = torch.where(x < 0.5, -5e-5, 1 + 5e-5)
+    clipped, net = x.clamp(0, 1), network()
+    for result in attack.over(net, [(x, y), (x, y)]):  # the second in the tensors of the first
+        assert torch.equal(result.x_adv, attack(net, clipped, y))
+        assert (result.x_adv - clipped).abs().max() <= attack.threat.eps * (1 + 1e-6)
+        assert result.distance.max() <= attack.threat.eps * (1 + 1e-6)
+
+
 def test_zero_gradients_are_counted():
     x, y = batch(n=3)
     net = network()

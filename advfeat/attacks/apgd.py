@@ -10,7 +10,15 @@ from torch import Tensor
 
 from advfeat import ops
 from advfeat.attacks.base import Attack, check_settings
-from advfeat.attacks.engine import own_copies, random_start, strides_of, successes, value_and_grad, with_strides
+from advfeat.attacks.engine import (
+    into_box_,
+    own_copies,
+    random_start,
+    strides_of,
+    successes,
+    value_and_grad,
+    with_strides,
+)
 from advfeat.attacks.inputs import check_inputs
 from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.replay import Step
@@ -109,6 +117,7 @@ def _run(
     with no_trace(model, x.device, attack.objective), torch.autocast(x.device.type, enabled=False):
         x0, target = own_copies(model, x, target)
         threat = attack.threat.to(x.device)
+        into_box_(x0, threat)
         ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids.clone()
         best = _Best(attack, x0)
         rows = torch.arange(x.shape[0], device=x.device)

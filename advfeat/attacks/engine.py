@@ -91,6 +91,12 @@ def own_copies(model: Callable, x: Tensor, target: Tensor) -> tuple[Tensor, Tens
     return x0, target.to(torch.int64) if are_labels(target) else target
 
 
+def into_box_(x0: Tensor, threat: Threat) -> Tensor:
+    """The centre of the ball, which rounding may have left a little outside the box; in place. An iterate that is put
+    back into the box around another centre would leave the ball."""
+    return threat.project_(x0, x0.clone())
+
+
 def strides_of(x: Tensor) -> tuple[int, ...]:
     """The strides of a new tensor like x."""
     return torch.empty_like(x, device="meta").stride()
@@ -208,7 +214,7 @@ class _Lockstep:
     def _take(self, x: Tensor, target: Tensor) -> None:
         kind = (x.shape, x.dtype, x.device, target.shape, target.dtype)
         if self.kind == kind:
-            self.x0.copy_(x.detach())
+            into_box_(self.x0.copy_(x.detach()), self.threat)
             self.target.copy_(target.detach())
             self.status.zero_()
             if self.best is not None:
@@ -216,8 +222,9 @@ class _Lockstep:
             return
         self.kind = kind
         self.x0, self.target = own_copies(self.model, x, target)
-        self.at = self.x0.clone()  # the iterate; every step moves it in place
         self.threat, size = self.attack.threat.to(x.device), self.attack.step_length
+        into_box_(self.x0, self.threat)
+        self.at = self.x0.clone()  # the iterate; every step moves it in place
         if isinstance(size, Tensor):  # as the kernels take it, so that no step converts it again
             size = size.detach().to(x.device, torch.float64)
         self.size = -size if self.attack.targeted else size

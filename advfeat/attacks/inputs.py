@@ -82,7 +82,7 @@ def _outside(threat: Threat, x: Tensor) -> tuple[Tensor, Tensor]:
     else:
         least, most = x.aminmax()
         width = hi - lo if math.isfinite(hi - lo) else 1.0
-    # Rounding in the user's own normalisation (-3e-8 for 0) is no error; the first projection clips it.
+    # Rounding in the user's own normalisation (-3e-8 for 0) is no error; it is clipped.
     slack = 1e-4 * width
     not_finite = ~(torch.isfinite(least) & torch.isfinite(most))
     return not_finite.any(), ((least < lo - slack) | (most > hi + slack)).any()

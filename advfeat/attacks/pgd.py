@@ -128,7 +128,7 @@ class PGD(Attack):
         """The adversarial examples with their statistics.
 
         model: gives logits [B, classes], as a tensor or as an output with ``.logits``; any callable.
-        x: [B, ...] floating, in the box; the centre of the ball.
+        x: [B, ...] floating, in the box but for rounding, which is clipped; the centre of the ball.
         target: the labels to leave, or with ``targeted`` to reach, int64 [B]; what the objective makes of it otherwise.
         start: the first iterate, projected; x itself or a random point if None.
         sample_ids: int64 [B], who the samples are, for the random starts; 0 ... B-1 if None.

@@ -18,7 +18,15 @@ from torch import Tensor
 from advfeat import ops
 from advfeat.attacks.base import WAITING
 from advfeat.attacks.convergence import Converged
-from advfeat.attacks.engine import own_copies, random_start, strides_of, successes, value_and_grad, with_strides
+from advfeat.attacks.engine import (
+    into_box_,
+    own_copies,
+    random_start,
+    strides_of,
+    successes,
+    value_and_grad,
+    with_strides,
+)
 from advfeat.attacks.inputs import check_inputs
 from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.replay import Step
@@ -212,6 +220,7 @@ class _Pool:
                     f"[{', '.join(map(str, ('B', *shape)))}], got {value.dtype} of shape {tuple(value.shape)}"
                 )
         self.watched.expect_label(check_inputs(self.attack, x, batch.target, None, batch.ids))
+        into_box_(batch.x0, self.threat)
         batch.number = self.batches
         self.batches += 1
         self.homes[batch.number] = batch
