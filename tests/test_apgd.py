@@ -244,6 +244,7 @@ def test_empty_batches_and_no_steps(kind):
     [
         (lambda: APGD(0.5), "threat should be"),
         (lambda: APGD(L2(math.inf)), "finite eps"),
+        (lambda: APGD(L2(math.inf), random_start=False), "eps should be finite.*got inf"),
         (lambda: APGD(L2(1.0), steps=-1), "steps should be"),
         (lambda: APGD(L2(1.0), restarts=2, random_start=False), "needs random_start"),
         (lambda: Auto(L2(1.0), target_classes=-1), "target_classes should be"),

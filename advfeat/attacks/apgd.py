@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -64,6 +65,8 @@ class APGD(Attack):
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", as_objective(self.objective))
         check_settings(self)
+        if not isinstance(self.threat.eps, Tensor) and not math.isfinite(self.threat.eps):
+            raise ValueError(f"eps should be finite, for the first steps are 2 eps long, got {self.threat.eps}")
 
     @property
     def step_length(self) -> float | Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advfeat.attacks.apgd import APGD
-from advfeat.attacks.base import Attack, check_settings
+from advfeat.attacks.base import Attack, check_settings, take_integer
 from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
 from advfeat.attacks.pgd import PGD
 from advfeat.attacks.result import AttackResult
@@ -47,8 +47,7 @@ class Auto(Attack):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not isinstance(self.target_classes, int) or self.target_classes < 0:
-            raise ValueError(f"target_classes should be an integer, at least 0, got {self.target_classes!r}")
+        take_integer(self, "target_classes", 0)
 
     def to_dict(self) -> dict:
         return {

@@ -89,7 +89,7 @@ class PGD(Attack):
             "attack": "PGD",
             **self.threat.to_dict(),
             "steps": self.steps,
-            "step_size": size.tolist() if isinstance(size, Tensor) else size,
+            "step_size": size.tolist() if isinstance(size, Tensor) else float(size),
             "objective": self.objective.name,
             "random_start": self.random_start,
             "restarts": self.restarts,
