@@ -121,7 +121,7 @@ class _TorchAttack:
         model = unwrapped(self.model)
         if self.normalization_used is not None:
             mean, std = (self.normalization_used[k].to(inputs.device) for k in ("mean", "std"))
-            inputs, model = inputs * std + mean, _Normalised(model, mean, std)
+            inputs, model = inputs * std + mean, _normalised(model, mean, std)
         seen = inputs if self.normalization_used is None else (inputs - mean) / std
         target = self._targets(seen, labels).to(inputs.device) if self.targeted else labels
         adversarial = attacks.PGD(
@@ -143,8 +143,16 @@ class _TorchAttack:
         )
 
 
+def _normalised(model: Callable, mean: Tensor, std: Tensor) -> Callable:
+    """The model for images in pixel scale; a module of a module, for its layout and its training flags to be found, and
+    a function of a function, whose modules an attack looks for."""
+    if isinstance(model, nn.Module):
+        return _Normalised(model, mean, std)
+    return lambda x: model((x - mean) / std)
+
+
 class _Normalised(nn.Module):
-    def __init__(self, model: Callable, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.model, self.mean, self.std = model, mean, std
 
