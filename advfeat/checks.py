@@ -64,4 +64,4 @@ def evenly_spaced(samples: int, most: int | None) -> Tensor:
     Not the first ones: those of an image folder would all be of one class.
     """
     n = samples if most is None else min(most, samples)
-    return torch.arange(n) * samples // max(n, 1)
+    return torch.arange(n, device="cpu") * samples // max(n, 1)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from advfeat import attacks, ops
-from advfeat.attacks.no_trace import logits_of, no_trace
+from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
 from advfeat.threat import L2, Linf, Threat
 
 __all__ = ["PGD", "PGDL2", "L2Step", "LinfStep"]
@@ -110,7 +110,7 @@ class _TorchAttack:
 
     def _clean_logits(self, inputs: Tensor) -> Tensor:
         with no_trace(self.model, inputs.device), torch.no_grad():
-            return logits_of(self.model(inputs))
+            return logits_of(unwrapped(self.model)(inputs))
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Adversarial images for images [B, C, H, W] (in [0, 1], or normalised as told) and labels int64 [B]."""
@@ -118,10 +118,10 @@ class _TorchAttack:
         labels = None if labels is None else labels.detach().to(inputs.device)
         if labels is None and not self.targeted:
             raise ValueError("labels should be given in the default mode, got None")
-        model = self.model
+        model = unwrapped(self.model)
         if self.normalization_used is not None:
             mean, std = (self.normalization_used[k].to(inputs.device) for k in ("mean", "std"))
-            inputs, model = inputs * std + mean, _Normalised(model, mean, std)
+            inputs, model = inputs * std + mean, _normalised(model, mean, std)
         seen = inputs if self.normalization_used is None else (inputs - mean) / std
         target = self._targets(seen, labels).to(inputs.device) if self.targeted else labels
         adversarial = attacks.PGD(
@@ -143,8 +143,16 @@ class _TorchAttack:
         )
 
 
+def _normalised(model: Callable, mean: Tensor, std: Tensor) -> Callable:
+    """The model for images in pixel scale; a module of a module, for its layout and its training flags to be found, and
+    a function of a function, whose modules an attack looks for."""
+    if isinstance(model, nn.Module):
+        return _Normalised(model, mean, std)
+    return lambda x: model((x - mean) / std)
+
+
 class _Normalised(nn.Module):
-    def __init__(self, model: Callable, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.model, self.mean, self.std = model, mean, std
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advfeat.attacks import PGD, Attack
-from advfeat.attacks.no_trace import logits_of
+from advfeat.attacks.no_trace import logits_of, unwrapped
 from advfeat.checks import check_images, check_labels, evenly_spaced
 from advfeat.intervals import Share
 from advfeat.models import attack_copy, check_fits, evaluating
@@ -161,6 +161,7 @@ def evaluate(
     Errors: ValueError for a model that does not fit the data, a targeted attack, labels out of range, images outside
     [0, 1], two attacks of one name; RuntimeError if an attack leaves its ball.
     """
+    model = unwrapped(model)
     named = [_named(attack, norm) for attack in attacks]
     names = [name for name, _ in named]
     if len(set(names)) < len(names):
@@ -229,6 +230,7 @@ def label_agreement(
     y + 1).
     Returns "label", "relabelled" and "other". Errors as for :func:`evaluate`.
     """
+    model = unwrapped(model)
     index = _select(model, source, limit)
     n, labels, classes = len(index), source.labels[index], len(source.classes)
     other = (labels + 1) % classes if relabel is None else relabel(labels)
@@ -356,7 +358,7 @@ def _attack(
             zero += int((result.zero_grad_steps > 0).sum())
             nonfinite += int((result.nonfinite_grad_steps > 0).sum())
             report.advance(len(x))
-    broken = torch.cat(broken) if broken else torch.zeros(0, dtype=torch.bool)
+    broken = torch.cat(broken) if broken else torch.zeros(0, dtype=torch.bool, device="cpu")
     # What only the copy or low precision took for a success was left there, or preferred to a real one: such samples
     # would count as robust for an attack that never saw the model. They are attacked once more, on the model itself.
     doubtful = (torch.cat(claimed) & ~broken).nonzero()[:, 0] if claimed and eps > 0 and not itself else ids[:0]

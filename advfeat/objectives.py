@@ -17,7 +17,12 @@ from advfeat.names import function_name
 
 
 class Objective:
-    """Base class; subclass it and write ``value``, or pass any function ``(model, x, target) -> [B]`` to an attack."""
+    """Base class; subclass it and write ``value``, or pass any function ``(model, x, target) -> [B]`` to an attack.
+
+    untargeted_only: whether an attack with ``targeted=True`` should refuse it.
+    """
+
+    untargeted_only = False
 
     def value(self, model: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> Tensor:
         """The objective of each sample, [B]. ``model(x)`` gives logits [B, classes]; other attributes are the model's
@@ -54,6 +59,11 @@ def wide(values: Tensor) -> Tensor:
 def _check_labels(target: Tensor) -> None:
     if target.dim() != 1 or target.dtype != torch.int64:
         raise ValueError(f"target should be labels, int64 [B], got {target.dtype} of shape {tuple(target.shape)}")
+
+
+def _check_pairs(target: Tensor) -> None:
+    if target.dim() != 2 or target.shape[1] != 2 or target.dtype != torch.int64:
+        raise ValueError(f"target should be pairs (y, t), int64 [B, 2], got {target.dtype} {tuple(target.shape)}")
 
 
 def _others(logits: Tensor, target: Tensor) -> Tensor:
@@ -109,37 +119,46 @@ class CW(Objective):
         return _others(logits, target).amax(dim=1) - _own(logits, target)
 
 
+# The smallest divisor of a ratio of logits, of which some may be equal; AutoAttack adds as much.
+_TIED = 1e-12
+
+
 class DLR(Objective):
     """The difference of logits ratio, ``(max_{j != y} z_j - z_y) / (z_(1) - z_(3))``; Croce and Hein 2020, Equation 6.
 
     Invariant to scale and shift of the logits. Needs three classes; untargeted only.
     """
 
+    untargeted_only = True
+
     def value(self, model, x, target):
         logits = wide(model(x))
         if logits.shape[1] < 3:
             raise ValueError(f"DLR needs at least 3 classes, the model has {logits.shape[1]}")
         top = logits.topk(3, dim=1).values
-        return (_others(logits, target).amax(dim=1) - _own(logits, target)) / (top[:, 0] - top[:, 2])
+        spread = top[:, 0] - top[:, 2]
+        return (_others(logits, target).amax(dim=1) - _own(logits, target)) / spread.clamp_min(_TIED)
 
 
 class TargetedDLR(Objective):
     """``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` for target rows (y, t); Croce and Hein 2020, Equation 7, negated.
 
-    Pushed up, it leads from y to t; a success is any prediction but y. Run it untargeted. Needs four classes.
+    Pushed up, it leads from y to t; a success is any prediction but y. Untargeted only. Needs four classes.
     """
 
+    untargeted_only = True
+
     def value(self, model, x, target):
-        if target.dim() != 2 or target.shape[1] != 2 or target.dtype != torch.int64:
-            raise ValueError(f"target should be pairs (y, t), int64 [B, 2], got {target.dtype} {tuple(target.shape)}")
+        _check_pairs(target)
         logits = wide(model(x))
         if logits.shape[1] < 4:
             raise ValueError(f"TargetedDLR needs at least 4 classes, the model has {logits.shape[1]}")
         top = logits.topk(4, dim=1).values
         spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
-        return (_own(logits, target[:, 1]) - _own(logits, target[:, 0])) / spread
+        return (_own(logits, target[:, 1]) - _own(logits, target[:, 0])) / spread.clamp_min(_TIED)
 
     def labels(self, target):
+        _check_pairs(target)
         return target[:, 0]
 
 

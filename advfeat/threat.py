@@ -35,6 +35,9 @@ class Threat:
             raise ValueError(f"eps should be a float or a tensor [B], got shape {tuple(self.eps.shape)}")
         if not isinstance(self.lo, Tensor) and not isinstance(self.hi, Tensor) and not self.lo <= self.hi:
             raise ValueError(f"lo should be at most hi, got lo={self.lo} and hi={self.hi}")
+        for name in ("eps", "lo", "hi"):
+            if not isinstance(getattr(self, name), Tensor):  # numpy's numbers become Python's, as JSON has them
+                object.__setattr__(self, name, float(getattr(self, name)))
 
     def step_(
         self, x: Tensor, grad: Tensor, x0: Tensor, step_size: Number, *, grad_status: Tensor | None = None
@@ -75,7 +78,7 @@ class Threat:
                 return plain(v.tolist())
             if isinstance(v, list):
                 return [plain(item) for item in v]
-            return v if math.isfinite(v) else str(float(v))  # JSON has no Infinity
+            return v if math.isfinite(v) else str(v)  # JSON has no Infinity
 
         return {"norm": self.norm, "eps": plain(self.eps), "lo": plain(self.lo), "hi": plain(self.hi)}
 

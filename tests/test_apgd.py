@@ -198,6 +198,26 @@ def test_two_classes_leave_the_margin_alone():
     assert torch.equal(Auto(L2(0.3), steps=10)(net, x, y), APGD(L2(0.3), steps=10)(net, x, y))
 
 
+def test_auto_leaves_what_is_wrong_already():
+    """AutoAttack takes them out first; around them the model may be right everywhere."""
+
+    def model(x):  # right but at the centre of the box
+        right = (x - 0.5).abs().amax(1) > 1e-3
+        steep = (x - 0.2).square().sum(1)
+        return torch.stack([right * (1 + steep), 0.5 + 0 * steep, 0.1 * steep, 0 * steep], dim=1)
+
+    x, y = torch.tensor([[0.5, 0.5], [0.3, 0.9], [0.9, 0.2]]), torch.zeros(3, dtype=torch.int64)
+    forwarded = []
+    attack = Auto(Linf(0.05), steps=10)
+    result = attack.run(lambda v: forwarded.append(len(v)) or model(v), x, y)
+    assert result.success.tolist() == [True, False, False] and result.first_success.tolist() == [0, -1, -1]
+    assert torch.equal(result.x_adv[0], x[0]) and result.distance[0] == 0
+    assert torch.equal(result.value[:1], Margin().value(model, x[:1], y[:1]))
+    assert result.samples_forwarded == 3 + 2 * 11 * (1 + 3) == sum(forwarded) - 3  # the last: the classes at x
+    others = attack.run(model, x[1:], y[1:], sample_ids=torch.tensor([1, 2]))
+    assert torch.equal(result.x_adv[1:], others.x_adv) and torch.equal(result.value[1:], others.value)
+
+
 def test_leaves_no_trace():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4)).train()
     net[1].eval()
@@ -224,6 +244,7 @@ def test_empty_batches_and_no_steps(kind):
     [
         (lambda: APGD(0.5), "threat should be"),
         (lambda: APGD(L2(math.inf)), "finite eps"),
+        (lambda: APGD(L2(math.inf), random_start=False), "eps should be finite.*got inf"),
         (lambda: APGD(L2(1.0), steps=-1), "steps should be"),
         (lambda: APGD(L2(1.0), restarts=2, random_start=False), "needs random_start"),
         (lambda: Auto(L2(1.0), target_classes=-1), "target_classes should be"),

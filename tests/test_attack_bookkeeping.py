@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from advfeat import L2, PGD, Converged, CrossEntropy, Linf, Margin, reference
+from advfeat import APGD, L2, PGD, Auto, Converged, CrossEntropy, Linf, Margin, reference
 
 F64 = torch.float64
 EPS = torch.tensor([0.15, 0.3, 0.0, 0.5, 0.25, 0.4, 0.05, 0.35, 0.2, 0.6], dtype=F64)
@@ -273,6 +273,46 @@ def test_passes_are_full_until_the_data_run_out():
     for a, b in zip(x.split(10), y.split(10), strict=True):
         attack.run(model, a, b)
     assert len(pooled) < 0.6 * len(sizes)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(L2(0.1, *BOX), steps=6, random_start=True, restarts=2),
+        PGD(L2(0.1, *BOX), steps=6, random_start=True, restarts=2, stop="success"),
+        APGD(L2(0.1, *BOX), steps=6),
+        Auto(L2(0.1, *BOX), steps=6),
+    ],
+)
+def test_a_default_device_changes_nothing(attack):
+    net, x, y = model_and_data()
+    wanted = [r.x_adv for r in attack.over(net, zip(x.split(3), y.split(3), strict=True))]
+    with torch.device("meta"):
+        found = [r.x_adv for r in attack.over(net, zip(x.split(3), y.split(3), strict=True))]
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+
+
+def test_a_slow_sample_holds_few_batches_up():
+    """The first sample takes all the steps, and what waits for it lies in the device's memory."""
+    net, x, y = model_and_data()
+    attack = PGD(L2(0.1, *BOX), steps=60, step_size=0.05, stop="success")
+    alone = attack.run(net, x, y)
+    slow, fast = (~alone.success).nonzero()[0], (alone.success & (alone.first_success < 4)).nonzero()[:, 0]
+    rows = torch.cat([slow, fast.repeat(40)])
+    pulled = []
+
+    def batches():
+        for part in rows.split(3):
+            pulled.append(len(part))
+            yield x[part], y[part]
+
+    waiting = []
+    for k, result in enumerate(attack.over(net, batches())):
+        waiting.append(len(pulled) - k)
+        part = rows.split(3)[k]
+        torch.testing.assert_close(result.x_adv, alone.x_adv[part], rtol=0, atol=1e-12)
+        assert torch.equal(result.first_success, alone.first_success[part])
+    assert len(rows.split(3)) > 20 and max(waiting) == 8
 
 
 def test_a_full_batch_leaves_the_model_alone_between_results():

@@ -76,6 +76,13 @@ def test_attacks_find_the_same():
     torch.testing.assert_close(attack(attack_copy(model), x, y), attack(model, x, y), rtol=0, atol=1e-8)
 
 
+def test_a_default_device_changes_nothing():
+    model = trained_statistics(create("small-convnet", 10, (3, 16, 16), width=4, seed=1))
+    with torch.device("meta"):
+        twin = attack_copy(model)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in twin.modules())
+
+
 def test_under_inference_mode():
     model = trained_statistics(create("small-convnet", 10, (3, 16, 16), width=4, seed=1))
     x, y = torch.rand(4, 3, 16, 16), torch.arange(4)

@@ -214,6 +214,36 @@ def test_exceptions_from_anywhere_leave_the_model_as_it_was():
     assert all(p.grad is None and p.requires_grad for p in net.parameters()) and torch.is_grad_enabled()
 
 
+class Distributed(nn.parallel.DistributedDataParallel):
+    """As far as an attack can see. Each pass of the real one waits for the other processes."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        raise AssertionError("this process waits for the others")
+
+
+@pytest.mark.parametrize("wrap", [Distributed, lambda net: torch.compile(Distributed(net))])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(L2(0.5), steps=2),
+        PGD(L2(0.5), steps=2, stop="success"),
+        advfeat.APGD(L2(0.5), steps=2),
+        advfeat.Auto(L2(0.5), steps=2, target_classes=1),
+    ],
+)
+def test_processes_do_not_wait_for_each_other(attack, wrap):
+    net, (x, _) = convnet(), images()
+    y = net(x).argmax(dim=1)
+    model = wrap(net).train()
+    got = attack(model, x, y)
+    assert all(m.training for m in model.modules())
+    assert torch.equal(got, attack(net, x, y))
+
+
 def test_iterates_do_not_share_memory():
     """What comes back belongs to the caller: not the input, not the start, not the last iterate of another call."""
     net, (x, y) = convnet(), images()

@@ -1,8 +1,10 @@
 """PGD against closed forms, against runs by hand, and at scales where others stop moving."""
 
+import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import scipy.optimize
 import torch
@@ -256,6 +258,54 @@ def test_nan_logits_are_no_success():
     x, y = batch(n=3)
     result = PGD(L2(0.5), steps=2).run(lambda z: network()(z) * torch.tensor(math.nan), x, y)
     assert not result.success.any()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n, f: PGD(L2(f(0.5)), steps=n(3), step_size=f(0.1), random_start=True, restarts=n(2), seed=n(4)),
+        lambda n, f: PGD(Linf(f(0.5), lo=f(-1), hi=f(2)), steps=n(3)),
+        lambda n, f: advfeat.APGD(L2(f(0.5)), steps=n(3), restarts=n(2), seed=n(4)),
+        lambda n, f: advfeat.Auto(L2(f(0.5)), steps=n(3), target_classes=n(2), seed=n(4)),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(make):
+    attack, same = make(np.int64, np.float32), make(int, lambda v: float(np.float32(v)))
+    assert json.dumps(attack.to_dict()) == json.dumps(same.to_dict())
+    x, y = batch(4)
+    assert torch.equal(attack(network(), x, y), same(network(), x, y))
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 2.0), ("steps", "3"), ("restarts", None), ("seed", 0.5)])
+def test_what_is_no_integer_is_named(name, value):
+    with pytest.raises(ValueError, match=f"{name} should be an integer.*got {value!r}"):
+        PGD(**{"threat": L2(0.5), "steps": 3, name: value})
+
+
+@pytest.mark.parametrize("objective", [Margin(), CrossEntropy()])
+def test_a_model_that_detaches_its_input_is_told(objective):
+    net = network()
+    with pytest.raises(ValueError, match="does not depend on x through anything differentiable"):
+        PGD(L2(0.5), steps=2, objective=objective)(lambda x: net(x.detach()), *batch(4))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(Linf(1e-3), steps=3),
+        PGD(Linf(1e-3), steps=3, stop=advfeat.Converged(2)),
+        advfeat.APGD(Linf(1e-3), steps=3),
+        PGD(Linf(0.0), steps=1, keep="best"),
+    ],
+)
+def test_a_centre_outside_the_box_by_rounding_is_clipped(attack):
+    x, y = batch(8)
+    x = torch.where(x < 0.5, -5e-5, 1 + 5e-5)
+    clipped, net = x.clamp(0, 1), network()
+    for result in attack.over(net, [(x, y), (x, y)]):  # the second in the tensors of the first
+        assert torch.equal(result.x_adv, attack(net, clipped, y))
+        assert (result.x_adv - clipped).abs().max() <= attack.threat.eps * (1 + 1e-6)
+        assert result.distance.max() <= attack.threat.eps * (1 + 1e-6)
 
 
 def test_zero_gradients_are_counted():

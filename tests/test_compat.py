@@ -108,6 +108,15 @@ def test_script_without_the_peer(name):
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: lambda x: net(x)])
+def test_normalised_inputs_leave_no_trace(wrap):
+    net, (images, labels) = nn.Sequential(nn.BatchNorm2d(3), _network()).train(), _batch()
+    attack = advfeat.compat.PGD(wrap(net), steps=2)
+    attack.set_normalization_used([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+    attack(images, labels)
+    assert net[0].num_batches_tracked == 0 and all(m.training for m in net.modules())
+
+
 def test_random_starts_follow_the_global_seed():
     model, (images, labels) = _network(), _batch()
     attack = advfeat.compat.PGDL2(model)

@@ -311,6 +311,29 @@ def test_a_success_of_low_precision_alone_is_no_robust_sample(settings):
 # --- what is left behind
 
 
+def test_a_default_device_changes_nothing(trained):
+    model, source = trained
+    attacks = [0.5, advfeat.PGD(advfeat.L2(0.4), steps=3, stop="success"), advfeat.Auto(advfeat.L2(0.3), steps=3)]
+    wanted = evaluate(model, source, attacks=attacks, limit=20, batch_size=6).to_dict()
+    with torch.device("meta"):
+        assert evaluate(model, source, attacks=attacks, limit=20, batch_size=6).to_dict() == wanted
+
+
+def test_a_distributed_model_is_evaluated_without_the_other_processes(trained):
+    class Distributed(nn.parallel.DistributedDataParallel):
+        def __init__(self, module):
+            nn.Module.__init__(self)
+            self.module = module
+
+        def forward(self, *args, **kwargs):
+            raise AssertionError("this process waits for the others")
+
+    model, source = trained[:2]
+    wanted, got = (evaluate(m, source, attacks=[0.5], limit=20).to_dict() for m in (model, Distributed(model)))
+    assert got == wanted
+    assert label_agreement(Distributed(model), source, limit=20) == label_agreement(model, source, limit=20)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_evaluation_leaves_no_trace(trained, fails):
     source = trained[1]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import BF16, F16, F32, F64
 
-from advfeat import CW, DLR, L2, PGD, CrossEntropy, Margin, Objective, Representation, objectives
-from advfeat.objectives import Function, as_objective
+from advfeat import APGD, CW, DLR, L2, PGD, CrossEntropy, Margin, Objective, Representation, objectives
+from advfeat.objectives import Function, TargetedDLR, as_objective
 
 
 def identity(x):
@@ -202,6 +202,46 @@ def test_a_subclass_of_margin_with_a_value_of_its_own_is_asked_for_it():
     x, y = torch.rand(2, 4), torch.tensor([0, 1])
     a, b = (PGD(L2(0.1), steps=2, objective=o).run(model, x, y) for o in (Margin(), Doubled()))
     torch.testing.assert_close(b.value, 2 * a.value)
+
+
+@pytest.mark.parametrize("objective", [DLR(), TargetedDLR()])
+@pytest.mark.parametrize("make", [lambda **more: PGD(L2(0.1), steps=2, **more), lambda **more: APGD(L2(0.1), **more)])
+def test_losses_of_untargeted_attacks_are_refused_by_targeted_ones(make, objective):
+    """They would strengthen the class that the attack is to leave, and count that as success."""
+    with pytest.raises(ValueError, match=f"targeted should be False for {objective.name}.*got True"):
+        make(targeted=True, objective=objective)
+    with pytest.raises(ValueError, match="targeted should be False"):
+        make(objective=objective).replace(targeted=True)
+
+
+@pytest.mark.parametrize("z", [[1.0, 1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0, 0.0]])
+@pytest.mark.parametrize("objective", [DLR(), TargetedDLR()])
+def test_ratios_of_equal_logits_are_finite(objective, z):
+    z = torch.tensor([z], requires_grad=True)
+    target = torch.tensor([4]) if isinstance(objective, DLR) else torch.tensor([[4, 0]])
+    value = objective.value(identity, z, target)
+    (gradient,) = torch.autograd.grad(value.sum(), z)
+    assert value.isfinite().all() and gradient.isfinite().all() and gradient[0, 4] < 0
+
+
+@pytest.mark.parametrize("pair", [[0, 4], [4, 0], [0, -1]])
+@pytest.mark.parametrize("attack", [PGD(L2(0.1), 2), PGD(L2(0.1), 2, stop="success"), APGD(L2(0.1), 2)])
+def test_pairs_out_of_range_are_named(attack, pair):
+    """On CUDA they end the process's use of the device."""
+    x, target = torch.rand(2, 3), torch.tensor([[0, 1], pair])
+    message = "target should hold labels of at least 0, got -1" if -1 in pair else "target holds label 4.*4 classes"
+    with pytest.raises(ValueError, match=message):
+        attack.replace(objective=TargetedDLR())(torch.nn.Linear(3, 4), x, target)
+
+
+def test_integers_that_are_no_labels_are_anything():
+    """Say, which image of a bank each sample should be like."""
+    bank, model, x = torch.rand(30, 3), torch.nn.Linear(3, 4), torch.rand(2, 3)
+
+    def value(model, x, target):
+        return (model(x).sum(1) - bank[target].sum((1, 2))).abs()
+
+    PGD(L2(0.1), steps=2, objective=value)(model, x, torch.tensor([[29, 1], [7, 12]]))
 
 
 def test_short_form_of_logits_that_are_not_finite():

@@ -2,13 +2,17 @@
 
 import functools
 import gc
+import threading
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from advfeat import APGD, L2, PGD, Converged
+from advfeat import APGD, L2, PGD, Converged, Representation
 from advfeat.attacks.no_trace import no_trace
+from advfeat.models.modes import evaluating
+from advfeat.objectives import Objective
 
 
 class Frozen(nn.BatchNorm1d):
@@ -59,12 +63,39 @@ class Holder:
     def method(self, x):
         return self.net(x)
 
+    def first(self, x):
+        return self.net[0](x)
+
+
+class Pipeline:
+    """Not callable itself, and its network is in a list in a slot."""
+
+    __slots__ = ("stages",)
+
+    def __init__(self, net):
+        self.stages = [net]
+
+    def predict(self, x):
+        return self.stages[0](x)
+
 
 _GLOBAL = None
 
 
 def _through_a_global(x):
     return _GLOBAL(x)
+
+
+def _through_a_nested_function(x):
+    def inner():
+        return _GLOBAL(x)
+
+    return inner()
+
+
+def in_a_list(net):
+    nets = [net]
+    return lambda x: nets[0](x)
 
 
 WRAPPERS = {
@@ -75,6 +106,13 @@ WRAPPERS = {
     "object": Holder,
     "method of an object": lambda net: Holder(net).method,
     "global": lambda net: _through_a_global,
+    "global in a nested function": lambda net: _through_a_nested_function,
+    "method of a pipeline": lambda net: Pipeline(net).predict,
+    "default argument": lambda net: lambda x, m=net: m(x),
+    "list": in_a_list,
+    "compiled method of a pipeline": lambda net: torch.compile(Holder([net]).first, backend="aot_eager"),
+    "script": lambda net: torch.jit.script(net),
+    "function of a script": lambda net: in_a_list(torch.jit.script(net)),
 }
 
 
@@ -101,6 +139,7 @@ def test_autocast_keeps_nothing(attack):
     assert cached and not any(cached)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("mode", ["grad", "no_grad", "inference"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_everything_is_as_before(wrapper, mode, monkeypatch):
@@ -120,6 +159,87 @@ def test_everything_is_as_before(wrapper, mode, monkeypatch):
     assert torch.equal(x, x_before) and x.grad is None
     assert torch.equal(first, again)  # dropout was off: the same both times
     assert not first.requires_grad and not torch.equal(first, x)
+
+
+class Distance(Objective):
+    """A module that is nobody's attribute takes part."""
+
+    def value(self, model, x, target):
+        return -(_GLOBAL(x) - target).norm(dim=1)
+
+
+@pytest.mark.parametrize("attack", [PGD(L2(0.5), steps=3), PGD(L2(0.5), 3, stop=Converged(2)), APGD(L2(0.5), 3)])
+@pytest.mark.parametrize("kind", ["features", "method", "function", "class"])
+def test_modules_of_the_objective_are_as_before(attack, kind, monkeypatch):
+    net, other = network(), network()
+    monkeypatch.setitem(globals(), "_GLOBAL", other)
+    objective = {
+        "features": Representation(features=other),
+        "method": Representation(features=Pipeline(other).predict),
+        "function": lambda model, x, target: (Pipeline(other).predict(x) - target).norm(dim=1),
+        "class": Distance(),
+    }[kind]
+    x, target = torch.rand(6, 3, 2, 2), torch.rand(6, 4)
+    before = state(other)
+    first = attack.replace(objective=objective).run(net, x, target)
+    again = attack.replace(objective=objective).run(net, x, target)
+    assert_same(state(other), before)
+    assert torch.equal(first.x_adv, again.x_adv)  # dropout was off
+
+
+def test_modules_that_only_a_call_reveals_are_as_before_after_an_exception():
+    net = network()
+    seen = []
+
+    def fails(module, inputs):
+        seen.append(module.training)
+        raise RuntimeError("out of memory, say")
+
+    net[6].register_forward_pre_hook(fails)
+    x, y = torch.rand(6, 3, 2, 2), torch.zeros(6, dtype=torch.int64)
+    before = state(net)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        PGD(L2(0.5), steps=2)(Pipeline(net).predict, x, y)
+    assert seen == [False]
+    assert_same(state(net), before)
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+def test_modules_of_other_threads_keep_their_mode():
+    net, other = network(), network()
+
+    def model(x):
+        thread = threading.Thread(target=other, args=(x.detach(),))
+        thread.start()
+        thread.join()
+        assert other.training
+        return net(x)
+
+    mean = other[2].running_mean.clone()
+    PGD(L2(0.5), steps=2)(Pipeline(model).predict, torch.rand(6, 3, 2, 2), torch.zeros(6, dtype=torch.int64))
+    assert other.training and not torch.equal(other[2].running_mean, mean)
+
+
+def test_no_hook_where_every_module_is_known():
+    """A global hook slows every call of every module down, and makes a compiled one complain."""
+    hooks = []
+    net = network()
+    net.register_forward_pre_hook(lambda *_: hooks.append(len(torch.nn.modules.module._global_forward_pre_hooks)))
+    x, y = torch.rand(6, 3, 2, 2), torch.zeros(6, dtype=torch.int64)
+    for attack in (PGD(L2(0.5), steps=2), PGD(L2(0.5), 2, stop="success"), APGD(L2(0.5), 2)):
+        attack(net, x, y)
+    assert hooks and not any(hooks)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_frozen_script():
+    net = network().eval()
+    x, y = torch.rand(6, 3, 2, 2), torch.zeros(6, dtype=torch.int64)
+    script = torch.jit.freeze(torch.jit.script(net))
+    got = PGD(L2(0.5), steps=2)(script, x, y)
+    torch.testing.assert_close(got, PGD(L2(0.5), steps=2)(net, x, y))
+    with evaluating(script):
+        script(x)
 
 
 def test_after_an_exception():
@@ -159,6 +279,30 @@ def test_a_compiled_model():
     before = state(net)
     a = PGD(L2(0.5), steps=3)(compiled, x, y)
     assert_same(state(net), before)
+    torch.testing.assert_close(a, PGD(L2(0.5), steps=3)(net, x, y), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["module", "in place", "function"])
+def test_a_function_of_a_compiled_model_compiles_once(kind):
+    net = network()
+    compiled = network()
+    times = []
+
+    def backend(graph, inputs):
+        times.append(1)
+        return graph
+
+    if kind == "in place":
+        compiled.compile(backend=backend)
+    else:
+        compiled = torch.compile(compiled if kind == "module" else compiled.forward, backend=backend)
+    x, y = torch.rand(6, 3, 2, 2), torch.randint(4, (6,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # compiled modules complain of global hooks
+        a = PGD(L2(0.5), steps=3)(lambda z: compiled(z), x, y)
+        once = len(times)
+        PGD(L2(0.5), steps=3)(lambda z: compiled(z), x, y)
+    assert 0 < once == len(times)
     torch.testing.assert_close(a, PGD(L2(0.5), steps=3)(net, x, y), rtol=0, atol=1e-5)
 
 

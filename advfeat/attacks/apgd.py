@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,7 +11,15 @@ from torch import Tensor
 
 from advfeat import ops
 from advfeat.attacks.base import Attack, check_settings
-from advfeat.attacks.engine import own_copies, random_start, strides_of, successes, value_and_grad, with_strides
+from advfeat.attacks.engine import (
+    into_box_,
+    own_copies,
+    random_start,
+    strides_of,
+    successes,
+    value_and_grad,
+    with_strides,
+)
 from advfeat.attacks.inputs import check_inputs
 from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.replay import Step
@@ -56,6 +65,8 @@ class APGD(Attack):
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", as_objective(self.objective))
         check_settings(self)
+        if not isinstance(self.threat.eps, Tensor) and not math.isfinite(self.threat.eps):
+            raise ValueError(f"eps should be finite, for the first steps are 2 eps long, got {self.threat.eps}")
 
     @property
     def step_length(self) -> float | Tensor:
@@ -106,9 +117,10 @@ def _run(
     attack: APGD, model: Callable, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
 ) -> AttackResult:
     watched = Watched(model, check_inputs(attack, x, target, start, sample_ids))
-    with no_trace(model, x.device), torch.autocast(x.device.type, enabled=False):
+    with no_trace(model, x.device, attack.objective), torch.autocast(x.device.type, enabled=False):
         x0, target = own_copies(model, x, target)
         threat = attack.threat.to(x.device)
+        into_box_(x0, threat)
         ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids.clone()
         best = _Best(attack, x0)
         rows = torch.arange(x.shape[0], device=x.device)

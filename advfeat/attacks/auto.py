@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from advfeat.attacks.apgd import APGD
-from advfeat.attacks.base import Attack, check_settings
-from advfeat.attacks.no_trace import logits_of, no_trace
+from advfeat.attacks.base import Attack, check_settings, take_integer
+from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
+from advfeat.attacks.pgd import PGD
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import TargetedDLR
 from advfeat.threat import Threat
@@ -28,7 +29,8 @@ class Auto(Attack):
 
     threat: with a finite eps. steps: of each run. target_classes: at most this many targets, the strongest first at x.
     restarts: of the first attack. seed, autocast, graph: as for :class:`advfeat.PGD`. Every run attacks only samples
-    that none before has broken. Costs up to ``steps * (restarts + target_classes)`` gradients a sample.
+    that none before has broken, and none those that the model has wrong at x: they stay as they are, with
+    ``first_success`` 0. Costs up to ``steps * (restarts + target_classes)`` gradients a sample.
     """
 
     threat: Threat
@@ -45,8 +47,7 @@ class Auto(Attack):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not isinstance(self.target_classes, int) or self.target_classes < 0:
-            raise ValueError(f"target_classes should be an integer, at least 0, got {self.target_classes!r}")
+        take_integer(self, "target_classes", 0)
 
     def to_dict(self) -> dict:
         return {
@@ -75,20 +76,20 @@ class Auto(Attack):
         if start is not None:
             raise ValueError("start should be None: every run has random starts of its own")
         common = {"steps": self.steps, "autocast": self.autocast, "graph": self.graph}
-        found = APGD(self.threat, restarts=self.restarts, seed=self.seed, **common).run(
-            model, x, target, sample_ids=sample_ids
-        )
-        if found.success is None:
-            raise ValueError("target should be labels, int64 [B]")
+        found = PGD(self.threat, steps=0, autocast=self.autocast).run(model, x, target, sample_ids=sample_ids)
         ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids
+        rows, threat = (~found.success).nonzero()[:, 0], self.threat.to(x.device)
+        if rows.numel() == 0:
+            return found
+        first = APGD(threat.rows(rows), restarts=self.restarts, seed=self.seed, **common)
+        found.why_eager = None  # nothing to say of a look at x
+        found.take_over(rows, first.run(model, x[rows], target[rows], sample_ids=ids[rows]), failures=True)
         classes = self._classes(model, x, target)
         for rank in range(classes.shape[1]):
             rows = (~found.success).nonzero()[:, 0]
             if rows.numel() == 0:
                 break
-            attack = APGD(
-                self.threat.to(x.device).rows(rows), objective=TargetedDLR(), seed=self.seed + 1 + rank, **common
-            )
+            attack = APGD(threat.rows(rows), objective=TargetedDLR(), seed=self.seed + 1 + rank, **common)
             pairs = torch.stack([target[rows].to(torch.int64), classes[rows, rank]], dim=1)
             found.take_over(rows, attack.run(model, x[rows], pairs, sample_ids=ids[rows]))
         return found
@@ -98,7 +99,7 @@ class Auto(Attack):
         if x.shape[0] == 0:
             return torch.empty(0, 0, dtype=torch.int64, device=x.device)
         with no_trace(model, x.device), torch.no_grad():
-            logits = logits_of(model(x.detach())).float()
+            logits = logits_of(unwrapped(model)(x.detach())).float()
         if logits.shape[1] < 4:
             return torch.empty(x.shape[0], 0, dtype=torch.int64, device=x.device)
         others = logits.scatter(1, target.to(torch.int64)[:, None], float("-inf"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from advfeat.attacks.result import AttackResult
 from advfeat.threat import Threat
+
+# The most batches of a data set that are begun and not yet yielded: each holds its images and its result.
+WAITING = 8
 
 
 class Attack:
@@ -73,17 +77,32 @@ def numbered(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, Te
         seen += x.shape[0]
 
 
+def take_integer(attack: Attack, name: str, least: int | None) -> None:
+    """Makes a setting a Python integer, as JSON has them, or refuses it."""
+    given = getattr(attack, name)
+    try:
+        value = operator.index(given)
+    except TypeError:
+        value = None
+    if value is None or (least is not None and value < least):
+        wanted = "an integer" if least is None else f"an integer, at least {least}"
+        raise ValueError(f"{name} should be {wanted}, got {given!r}")
+    object.__setattr__(attack, name, value)
+
+
 def check_settings(attack: Attack) -> None:
-    """Refuses what no attack can take: threat, steps, restarts, seed, and a random start without a ball."""
+    """Refuses what no attack can take: threat, steps, restarts, seed, a random start without a ball, and an objective
+    that would lead a targeted attack away from its target. Integers of any kind, numpy's too, become Python's."""
     if not isinstance(attack.threat, Threat):
         raise TypeError(f"threat should be advfeat.L2(eps) or advfeat.Linf(eps), got {attack.threat!r}")
-    if not isinstance(attack.steps, int) or attack.steps < 0:
-        raise ValueError(f"steps should be an integer, at least 0, got {attack.steps!r}")
-    if not isinstance(attack.restarts, int) or attack.restarts < 1:
-        raise ValueError(f"restarts should be an integer, at least 1, got {attack.restarts!r}")
+    take_integer(attack, "steps", 0)
+    take_integer(attack, "restarts", 1)
     if attack.restarts > 1 and not attack.random_start:
         raise ValueError(f"restarts={attack.restarts} needs random_start=True: all restarts would be the same")
-    if not isinstance(attack.seed, int):
-        raise TypeError(f"seed should be an integer, got {attack.seed!r}")
+    take_integer(attack, "seed", None)
+    if attack.targeted and attack.objective.untargeted_only:
+        raise ValueError(
+            f"targeted should be False for {attack.objective.name}, which an untargeted attack pushes up, got True"
+        )
     if attack.random_start and not isinstance(attack.threat.eps, Tensor) and not math.isfinite(attack.threat.eps):
         raise ValueError("random_start needs a finite eps")

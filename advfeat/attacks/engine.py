@@ -59,13 +59,11 @@ def value_and_grad(
             logits = model(point)
         with torch.no_grad():
             value, slope = rule(wide(logits), target)
-        (gradient,) = torch.autograd.grad(_differentiable(logits), point, slope.to(logits.dtype))
-        return value, model.last_logits, gradient
+        return value, model.last_logits, _gradient(logits, point, slope.to(logits.dtype))
     with autocast:
         value = objective.value(model, point, target)
     _check_value(value, point)
-    (gradient,) = torch.autograd.grad(_differentiable(value).sum(), point)
-    return value.detach(), model.last_logits, gradient
+    return value.detach(), model.last_logits, _gradient(value, point, torch.ones_like(value))
 
 
 def _check_value(value: Tensor, x: Tensor) -> None:
@@ -73,10 +71,14 @@ def _check_value(value: Tensor, x: Tensor) -> None:
         raise ValueError(f"the objective should give one value a sample, ({x.shape[0]},), got {tuple(value.shape)}")
 
 
-def _differentiable(value: Tensor) -> Tensor:
-    if not value.requires_grad:
+def _gradient(output: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+    """The gradient by x of an output whose own is ``slope``."""
+    gradient = None
+    if output.requires_grad:  # which may come from the parameters alone
+        (gradient,) = torch.autograd.grad(output, x, slope, allow_unused=True)
+    if gradient is None:
         raise ValueError("the objective does not depend on x through anything differentiable")
-    return value
+    return gradient
 
 
 def own_copies(model: Callable, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,6 +89,12 @@ def own_copies(model: Callable, x: Tensor, target: Tensor) -> tuple[Tensor, Tens
     x0 = x.detach().clone(memory_format=memory_format_for(model, x))
     target = target.detach().clone()
     return x0, target.to(torch.int64) if are_labels(target) else target
+
+
+def into_box_(x0: Tensor, threat: Threat) -> Tensor:
+    """The centre of the ball, which rounding may have left a little outside the box; in place. An iterate that is put
+    back into the box around another centre would leave the ball."""
+    return threat.project_(x0, x0.clone())
 
 
 def strides_of(x: Tensor) -> tuple[int, ...]:
@@ -186,7 +194,7 @@ class _Lockstep:
         attack, n = self.attack, x.shape[0]
         self.watched.expect_label(check_inputs(attack, x, target, start, sample_ids))
         # The caller's autocast would also cast the backward pass, which PyTorch advises against.
-        with no_trace(self.model, x.device), torch.autocast(x.device.type, enabled=False):
+        with no_trace(self.model, x.device, attack.objective), torch.autocast(x.device.type, enabled=False):
             self._take(x, target)
             ids = torch.arange(n, device=x.device) if sample_ids is None else sample_ids.clone()
             for restart in range(attack.restarts):
@@ -206,7 +214,7 @@ class _Lockstep:
     def _take(self, x: Tensor, target: Tensor) -> None:
         kind = (x.shape, x.dtype, x.device, target.shape, target.dtype)
         if self.kind == kind:
-            self.x0.copy_(x.detach())
+            into_box_(self.x0.copy_(x.detach()), self.threat)
             self.target.copy_(target.detach())
             self.status.zero_()
             if self.best is not None:
@@ -214,8 +222,9 @@ class _Lockstep:
             return
         self.kind = kind
         self.x0, self.target = own_copies(self.model, x, target)
-        self.at = self.x0.clone()  # the iterate; every step moves it in place
         self.threat, size = self.attack.threat.to(x.device), self.attack.step_length
+        into_box_(self.x0, self.threat)
+        self.at = self.x0.clone()  # the iterate; every step moves it in place
         if isinstance(size, Tensor):  # as the kernels take it, so that no step converts it again
             size = size.detach().to(x.device, torch.float64)
         self.size = -size if self.attack.targeted else size

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from advfeat.objectives import are_labels
-
 if TYPE_CHECKING:
     from advfeat.attacks.base import Attack
     from advfeat.threat import Threat
@@ -49,7 +47,8 @@ def check_inputs(
         return None
 
     bad = _outside(attack.threat, x.detach())
-    labels = are_labels(target)
+    integers = not target.is_floating_point() and target.dtype != torch.bool
+    labels = integers and attack.objective.labels(target) is not None
     least, most = target.aminmax() if labels else (torch.zeros_like(bad[0]), torch.zeros_like(bad[0]))
     not_finite, outside, least, most = torch.stack([t.to(torch.int64) for t in (*bad, least, most)]).tolist()
     if not_finite:
@@ -83,7 +82,7 @@ def _outside(threat: Threat, x: Tensor) -> tuple[Tensor, Tensor]:
     else:
         least, most = x.aminmax()
         width = hi - lo if math.isfinite(hi - lo) else 1.0
-    # Rounding in the user's own normalisation (-3e-8 for 0) is no error; the first projection clips it.
+    # Rounding in the user's own normalisation (-3e-8 for 0) is no error; it is clipped.
     slack = 1e-4 * width
     not_finite = ~(torch.isfinite(least) & torch.isfinite(most))
     return not_finite.any(), ((least < lo - slack) | (most > hi + slack)).any()

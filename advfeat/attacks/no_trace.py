@@ -6,13 +6,17 @@ passes, and fails under ``torch.no_grad()``. Here each submodule's own flag is p
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from advfeat.objectives import Objective
 
 
 def logits_of(output: object) -> Tensor:
@@ -29,11 +33,21 @@ def logits_of(output: object) -> Tensor:
     )
 
 
+def unwrapped(model: Callable) -> Callable:
+    """The module inside DistributedDataParallel, else the model itself.
+
+    The wrapper talks to the other processes at every pass, and under attack each makes as many as its own samples need:
+    they would wait for each other forever. A compiled wrapper is attacked as it was before it was compiled.
+    """
+    inner = getattr(model, "_orig_mod", model) if isinstance(model, nn.Module) else model
+    return inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else model
+
+
 class Watched:
     """The model as objectives see it: gives logits, remembers the last ones, and is otherwise the model."""
 
     def __init__(self, model: Callable, largest_label: int | None = None) -> None:
-        self._model = model
+        self._model = unwrapped(model)
         self._largest_label = largest_label
         self._classes: int | None = None  # once the model has been called
         self.last_logits: Tensor | None = None
@@ -63,27 +77,40 @@ class Watched:
         return getattr(self._model, name)
 
 
-def _modules(model: Callable, depth: int = 3) -> list[nn.Module]:
-    """Every module that a callable can reach: itself, what a method, partial or lambda is bound to, and what it
-    names."""
+def _reachable(model: object, depth: int = 3) -> list[object]:
+    """Every module and function that a callable can reach: itself, what a method, partial or lambda is bound to, and
+    what it names."""
     if isinstance(model, nn.Module):
         return list(model.modules())
+    compiled = getattr(model, "_torchdynamo_orig_callable", None)
+    if compiled is not None:
+        return [model, *_reachable(compiled, depth)]
     if depth == 0:
         return []
-    reached: list[object] = [getattr(model, "__self__", None), getattr(model, "__wrapped__", None)]
+    owner = getattr(model, "__self__", None)
+    reached: list[object] = [owner, getattr(model, "__wrapped__", None)]
     if isinstance(model, functools.partial):
         reached += [model.func, *model.args, *model.keywords.values()]
     if isinstance(model, types.FunctionType):
         names = model.__code__.co_names
         reached += [model.__globals__[name] for name in names if name in model.__globals__]
         reached += [cell.cell_contents for cell in model.__closure__ or () if _filled(cell)]
+        reached += [*(model.__defaults__ or ()), *(model.__kwdefaults__ or {}).values()]
     elif not isinstance(model, type):
         reached += list(getattr(model, "__dict__", {}).values())
-    found: dict[int, nn.Module] = {}
+    reached += [part for whole in reached if isinstance(whole, (list, tuple)) for part in whole]
+    found: dict[int, object] = {id(model): model}
     for other in reached:
-        if isinstance(other, nn.Module) or (callable(other) and not isinstance(other, (type, types.ModuleType))):
-            found.update((id(m), m) for m in _modules(other, depth - 1))
+        if other is None or isinstance(other, (type, types.ModuleType)):
+            continue
+        if isinstance(other, nn.Module) or callable(other) or other is owner:
+            found.update((id(each), each) for each in _reachable(other, depth - 1))
     return list(found.values())
+
+
+def _is_compiled(called: object) -> bool:
+    names = ("_orig_mod", "_torchdynamo_orig_callable", "_compiled_call_impl")
+    return any(getattr(called, name, None) is not None for name in names)
 
 
 def _filled(cell: types.CellType) -> bool:
@@ -93,27 +120,65 @@ def _filled(cell: types.CellType) -> bool:
         return False
 
 
+def _all_in_sight(model: Callable, objective: Objective | None) -> bool:
+    """Whether a search finds every module that will be called: code of the user's own may name them in any way."""
+    if not isinstance(model, nn.Module):
+        return False
+    return objective is None or (
+        type(objective).__module__ == Objective.__module__ and not any(callable(v) for v in vars(objective).values())
+    )
+
+
 @contextmanager
-def no_trace(model: Callable, device: torch.device) -> Iterator[None]:
-    """Inside: gradients are on, and every submodule that ``model`` is or refers to is in eval mode.
+def _before_each_call(turn_off: Callable[[Iterable[nn.Module]], None]) -> Iterator[None]:
+    """Inside, a module that this thread calls in train mode is turned off first, with all that it holds."""
+    thread = threading.get_ident()
+
+    def before_call(module: nn.Module, inputs: tuple) -> None:
+        if torch.compiler.is_compiling() or threading.get_ident() != thread:
+            return
+        if getattr(module, "training", False):
+            turn_off(module.modules())  # some may be used without being called
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(before_call)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def no_trace(model: Callable, device: torch.device, objective: Objective | None = None) -> Iterator[None]:
+    """Inside: gradients are on, and every submodule that ``model`` or ``objective`` is or refers to is in eval mode.
 
     Afterwards, also after an exception: the training flag of every submodule, the global random state (CPU and this
     device) and the grad and inference modes are as before. Parameters' ``.grad`` and ``requires_grad`` and BatchNorm's
-    statistics are never touched in between. A function's modules are found through what it is bound to, its closure and
-    the global names it uses.
+    statistics are never touched in between. A function's modules are found through what it is bound to, its closure,
+    its defaults and the global names it uses, and all others when this thread first calls them. Where code is compiled
+    only the former are: a hook would have it compiled anew for every attack.
     """
-    flags = [(m, m.training) for m in _modules(model)]
+    flags: dict[int, tuple[nn.Module, bool]] = {}
+
+    def turn_off(modules: Iterable[nn.Module]) -> None:
+        found = [m for m in modules if hasattr(m, "training")]  # a frozen TorchScript module has no such flag
+        for m in found:  # all first: a compiled module's flag is also that of the module it wraps
+            flags.setdefault(id(m), (m, m.training))
+        for m in found:
+            if m.training:
+                m.training = False  # not m.eval(), which walks the children and which modules override
+
+    reachable = _reachable(model) + ([] if objective is None else _reachable(objective))
+    no_hook = _all_in_sight(model, objective) or any(_is_compiled(each) for each in reachable)
     on_cuda = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
     cpu_state = torch.get_rng_state()
     cuda_state = torch.cuda.get_rng_state(device) if on_cuda else None
     try:
-        for m, training in flags:
-            if training:
-                m.training = False  # not m.eval(), which walks the children and which modules override
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
+        turn_off(each for each in reachable if isinstance(each, nn.Module))
+        with contextlib.nullcontext() if no_hook else _before_each_call(turn_off):
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
     finally:
-        for m, training in flags:
+        for m, training in flags.values():
             if m.training != training:
                 m.training = training
         torch.set_rng_state(cpu_state)

@@ -66,13 +66,13 @@ class PGD(Attack):
     graph: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", as_objective(self.objective))
         check_settings(self)
         if self.step_size is None:
             if not isinstance(self.threat.eps, Tensor) and not math.isfinite(self.threat.eps):
                 raise ValueError("step_size should be given when eps is infinite")
         elif not isinstance(self.step_size, Tensor) and not (self.step_size >= 0 and math.isfinite(self.step_size)):
             raise ValueError(f"step_size should be finite and at least 0, got {self.step_size}")
-        object.__setattr__(self, "objective", as_objective(self.objective))
         if self.keep not in ("last", "best"):
             raise ValueError(f'keep should be "last" or "best", got {self.keep!r}')
         if not (self.stop in (None, "success") or isinstance(self.stop, Converged)):
@@ -89,7 +89,7 @@ class PGD(Attack):
             "attack": "PGD",
             **self.threat.to_dict(),
             "steps": self.steps,
-            "step_size": size.tolist() if isinstance(size, Tensor) else size,
+            "step_size": size.tolist() if isinstance(size, Tensor) else float(size),
             "objective": self.objective.name,
             "random_start": self.random_start,
             "restarts": self.restarts,
@@ -128,7 +128,7 @@ class PGD(Attack):
         """The adversarial examples with their statistics.
 
         model: gives logits [B, classes], as a tensor or as an output with ``.logits``; any callable.
-        x: [B, ...] floating, in the box; the centre of the ball.
+        x: [B, ...] floating, in the box but for rounding, which is clipped; the centre of the ball.
         target: the labels to leave, or with ``targeted`` to reach, int64 [B]; what the objective makes of it otherwise.
         start: the first iterate, projected; x itself or a random point if None.
         sample_ids: int64 [B], who the samples are, for the random starts; 0 ... B-1 if None.
@@ -144,8 +144,8 @@ class PGD(Attack):
 
         Without ids samples are numbered through, so that the random starts do not depend on the batch size. With
         ``stop`` the passes through the model stay full: samples that are done leave, the next batches' take their
-        places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later. The model
-        should not change before the last result.
+        places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later, with up to
+        eight batches begun. The model should not change before the last result.
         """
         if type(self).run is not PGD.run:  # a subclass with a run of its own
             return super().over(model, batches)

@@ -2,7 +2,8 @@
 
 As serving systems do for language models. Under ``stop="success"`` most samples of a standard model fall in the first
 steps and a few take all of them: a batch that only shrinks ends as a handful of samples, whose passes through the model
-cost nearly as much as those of a full batch. Here every pass is full until the data set runs out.
+cost nearly as much as those of a full batch. Here every pass is full until the data set runs out, or until as many
+batches wait for a slow sample of the first one as may.
 """
 
 from __future__ import annotations
@@ -15,8 +16,17 @@ import torch
 from torch import Tensor
 
 from advfeat import ops
+from advfeat.attacks.base import WAITING
 from advfeat.attacks.convergence import Converged
-from advfeat.attacks.engine import own_copies, random_start, strides_of, successes, value_and_grad, with_strides
+from advfeat.attacks.engine import (
+    into_box_,
+    own_copies,
+    random_start,
+    strides_of,
+    successes,
+    value_and_grad,
+    with_strides,
+)
 from advfeat.attacks.inputs import check_inputs
 from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.replay import Step
@@ -49,13 +59,19 @@ def over(
     source, ended = iter(batches), False
     waiting: deque[_Batch] = deque()  # pulled and not yet yielded
     pool: _Pool | None = None
+
+    def pulls() -> bool:
+        return not ended and len(waiting) < WAITING and (pool is None or pool.wants_more())
+
     while True:
         # Pulled outside no_trace: a loader may draw random numbers, and they are its own.
-        while not ended and (pool is None or pool.wants_more()):
+        while pulls():
             try:
                 x, target, ids = next(source)
             except StopIteration:
                 ended = True
+                if pool is not None:
+                    pool.packs = True
                 break
             with torch.inference_mode(False):
                 if pool is None and x.shape[0]:
@@ -69,8 +85,8 @@ def over(
         if not waiting and ended:
             return
         if pool is not None:
-            with no_trace(model, pool.device), torch.autocast(pool.device.type, enabled=False):
-                while waiting and waiting[0].left and not (pool.wants_more() and not ended):
+            with no_trace(model, pool.device, attack.objective), torch.autocast(pool.device.type, enabled=False):
+                while waiting and waiting[0].left and not pulls():
                     pool.advance()
 
 
@@ -164,6 +180,7 @@ class _Pool:
         self.step_size = self.sign * (size.detach().to(x.device, torch.float64) if isinstance(size, Tensor) else size)
         self.rule = attack.stop if isinstance(attack.stop, Converged) else None
         self.seen_logits = False
+        self.packs = False  # once the data have run out, the places in use
         self.queue: deque[_Batch] = deque()  # with samples that are not in yet
         self.homes: dict[int, _Batch] = {}  # of the places, by number
         self.batches = 0
@@ -172,8 +189,10 @@ class _Pool:
         self.step = Step(x.device, attack.graph, again=True)
         # On the host: which places are in use, by which row of which batch, at which restart, and the last look that
         # did not see this sample yet.
-        self.used = torch.zeros(self.size, dtype=torch.bool)
-        self.home, self.row, self.restart, self.not_seen_by = torch.zeros((4, self.size), dtype=torch.int64)
+        self.used = torch.zeros(self.size, dtype=torch.bool, device="cpu")
+        self.home, self.row, self.restart, self.not_seen_by = torch.zeros(
+            (4, self.size), dtype=torch.int64, device="cpu"
+        )
         self.looks = 0
         self.unread: deque[_Look] = deque()
 
@@ -201,6 +220,7 @@ class _Pool:
                     f"[{', '.join(map(str, ('B', *shape)))}], got {value.dtype} of shape {tuple(value.shape)}"
                 )
         self.watched.expect_label(check_inputs(self.attack, x, batch.target, None, batch.ids))
+        into_box_(batch.x0, self.threat)
         batch.number = self.batches
         self.batches += 1
         self.homes[batch.number] = batch
@@ -322,13 +342,13 @@ class _Pool:
         s["value"][rows], s["record"][rows] = float("nan"), float("nan")
         s["success"][rows], s["live"][rows], s["first"][rows] = False, True, -1
         self.used[places], self.not_seen_by[places], self.restart[places] = True, self.looks, 0
-        self.home[places], self.row[places] = batch.number, torch.arange(first, last)
+        self.home[places], self.row[places] = batch.number, torch.arange(first, last, device="cpu")
         batch.taken = last
 
     def _pack(self) -> None:
         """Leaves the free places out of the passes, once there is nobody to give them to."""
         n, used = self.used.numel(), int(self.used.sum())
-        if self.queue or used == n or used == 0 or used > self.pack_at * n:
+        if not self.packs or self.queue or used == n or used == 0 or used > self.pack_at * n:
             return
         kept = self.used.nonzero()[:, 0]
         rows = kept.to(self.device)

@@ -52,10 +52,10 @@ class AttackResult:
             first += count
         return parts
 
-    def take_over(self, rows: Tensor, more: AttackResult) -> None:
-        """Takes over what a further attack on the samples at ``rows``, int64 [n], broke, and all of its counts; both
-        have ``success``. In place."""
-        new = more.success.nonzero()[:, 0]
+    def take_over(self, rows: Tensor, more: AttackResult, failures: bool = False) -> None:
+        """Takes over what a further attack on the samples at ``rows``, int64 [n], broke, with ``failures`` also what it
+        did not break, and all of its counts; both have ``success``. In place."""
+        new = (more.success | failures).nonzero()[:, 0]
         for name in ("x_adv", "value", "success", "distance", "first_success"):
             getattr(self, name)[rows[new]] = getattr(more, name)[new].to(getattr(self, name).dtype)
         for name in ("zero_grad_steps", "nonfinite_grad_steps"):

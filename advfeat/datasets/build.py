@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advfeat.attacks.no_trace import logits_of, no_trace
+from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
 from advfeat.datasets.base import Source
 from advfeat.datasets.construction import Construction
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
@@ -58,7 +58,7 @@ def build(
     cannot be rebuilt; OSError for a full disk. What is finished stays, nothing half-written does.
     """
     device = torch.device(device) if device is not None else _device_of(model)
-    model = model.to(device)
+    model = unwrapped(model).to(device)
     _check_fits(recipe, model, source, device)
     attack = recipe.attack().replace(autocast=autocast)
     manifest = {

@@ -77,4 +77,4 @@ def _fused(model: Classifier) -> nn.Module:
 def _probe(model: Classifier) -> Tensor:
     """Two images of noise, the same ones every time."""
     g = torch.Generator().manual_seed(0)
-    return torch.rand(2, *model.input_shape, generator=g).to(model.mean)
+    return torch.rand(2, *model.input_shape, generator=g, device="cpu").to(model.mean)

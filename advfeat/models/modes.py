@@ -14,7 +14,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     ``model.eval(); ...; model.train()`` would un-freeze a BatchNorm layer that the user keeps in eval mode.
     """
-    flags = [(module, module.training) for module in model.modules()]
+    # A frozen TorchScript module has no flag.
+    flags = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     try:
         for module, _ in flags:
             module.training = False
