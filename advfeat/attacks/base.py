@@ -13,9 +13,6 @@ from torch import Tensor
 from advfeat.attacks.result import AttackResult
 from advfeat.threat import Threat
 
-# The most batches of a data set that are begun and not yet yielded: each holds its images and its result.
-WAITING = 8
-
 
 class Attack:
     """Base class of the attacks: frozen dataclasses with a ``threat``, ``targeted`` and an ``autocast``.

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advfeat.attacks.base import WAITING, Attack, numbered
+from advfeat.attacks.base import Attack, numbered
 from advfeat.attacks.result import AttackResult
 from advfeat.threat import Threat
+
+# Batches of which little is left wait for each other, so that the next attack's passes are full; each holds its result.
+_WAITING = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +131,7 @@ class Ensemble(Attack):
             if waiting and waiting[0].x.shape[1:] != x.shape[1:]:  # images of another size go on their own
                 self._rest(model, waiting)
             waiting.append(_Left.of(found, x, target, ids))
-            # They wait for each other, so that the next attack's passes are full.
-            if len(waiting) == WAITING or sum(len(left.rows) for left in waiting) >= size:
+            if len(waiting) == _WAITING or sum(len(left.rows) for left in waiting) >= size:
                 self._rest(model, waiting)
             while waiting and not len(waiting[0].rows):
                 yield waiting.popleft().found

@@ -2,8 +2,7 @@
 
 As serving systems do for language models. Under ``stop="success"`` most samples of a standard model fall in the first
 steps and a few take all of them: a batch that only shrinks ends as a handful of samples, whose passes through the model
-cost nearly as much as those of a full batch. Here every pass is full until the data set runs out, or until as many
-batches wait for a slow sample of the first one as may.
+cost nearly as much as those of a full batch. Here every pass is full until the data set runs out.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from advfeat import ops
-from advfeat.attacks.base import WAITING
 from advfeat.attacks.convergence import Converged
 from advfeat.attacks.engine import (
     into_box_,
@@ -59,19 +57,13 @@ def over(
     source, ended = iter(batches), False
     waiting: deque[_Batch] = deque()  # pulled and not yet yielded
     pool: _Pool | None = None
-
-    def pulls() -> bool:
-        return not ended and len(waiting) < WAITING and (pool is None or pool.wants_more())
-
     while True:
         # Pulled outside no_trace: a loader may draw random numbers, and they are its own.
-        while pulls():
+        while not ended and (pool is None or pool.wants_more()):
             try:
                 x, target, ids = next(source)
             except StopIteration:
                 ended = True
-                if pool is not None:
-                    pool.packs = True
                 break
             with torch.inference_mode(False):
                 if pool is None and x.shape[0]:
@@ -86,7 +78,7 @@ def over(
             return
         if pool is not None:
             with no_trace(model, pool.device, attack.objective), torch.autocast(pool.device.type, enabled=False):
-                while waiting and waiting[0].left and not pulls():
+                while waiting and waiting[0].left and not (pool.wants_more() and not ended):
                     pool.advance()
 
 
@@ -180,7 +172,6 @@ class _Pool:
         self.step_size = self.sign * (size.detach().to(x.device, torch.float64) if isinstance(size, Tensor) else size)
         self.rule = attack.stop if isinstance(attack.stop, Converged) else None
         self.seen_logits = False
-        self.packs = False  # once the data have run out, the places in use
         self.queue: deque[_Batch] = deque()  # with samples that are not in yet
         self.homes: dict[int, _Batch] = {}  # of the places, by number
         self.batches = 0
@@ -348,7 +339,7 @@ class _Pool:
     def _pack(self) -> None:
         """Leaves the free places out of the passes, once there is nobody to give them to."""
         n, used = self.used.numel(), int(self.used.sum())
-        if not self.packs or self.queue or used == n or used == 0 or used > self.pack_at * n:
+        if self.queue or used == n or used == 0 or used > self.pack_at * n:
             return
         kept = self.used.nonzero()[:, 0]
         rows = kept.to(self.device)
