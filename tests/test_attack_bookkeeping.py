@@ -292,6 +292,29 @@ def test_a_default_device_changes_nothing(attack):
     assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
+def test_a_slow_sample_holds_few_batches_up():
+    """The first sample takes all the steps, and what waits for it lies in the device's memory."""
+    net, x, y = model_and_data()
+    attack = PGD(L2(0.1, *BOX), steps=150, step_size=0.05, stop="success")
+    alone = attack.run(net, x, y)
+    slow, fast = (~alone.success).nonzero()[0], (alone.success & (alone.first_success < 4)).nonzero()[:, 0]
+    rows = torch.cat([slow, fast.repeat(120)])
+    pulled = []
+
+    def batches():
+        for part in rows.split(3):
+            pulled.append(len(part))
+            yield x[part], y[part]
+
+    waiting = []
+    for k, result in enumerate(attack.over(net, batches())):
+        waiting.append(len(pulled) - k)
+        part = rows.split(3)[k]
+        torch.testing.assert_close(result.x_adv, alone.x_adv[part], rtol=0, atol=1e-12)
+        assert torch.equal(result.first_success, alone.first_success[part])
+    assert len(rows.split(3)) > 50 and max(waiting) == 32
+
+
 def test_a_full_batch_leaves_the_model_alone_between_results():
     net, x, y = model_and_data()
     net.train()

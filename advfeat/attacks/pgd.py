@@ -144,8 +144,8 @@ class PGD(Attack):
 
         Without ids samples are numbered through, so that the random starts do not depend on the batch size. With
         ``stop`` the passes through the model stay full: samples that are done leave, the next batches' take their
-        places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later. The model
-        should not change before the last result.
+        places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later, with up to
+        32 batches begun. The model should not change before the last result.
         """
         if type(self).run is not PGD.run:  # a subclass with a run of its own
             return super().over(model, batches)

@@ -2,7 +2,8 @@
 
 As serving systems do for language models. Under ``stop="success"`` most samples of a standard model fall in the first
 steps and a few take all of them: a batch that only shrinks ends as a handful of samples, whose passes through the model
-cost nearly as much as those of a full batch. Here every pass is full until the data set runs out.
+cost nearly as much as those of a full batch. Here every pass is full until the data set runs out, or until as many
+batches wait for a slow sample of the first one as may.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ from advfeat.attacks.inputs import check_inputs
 from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
+
+# Batches that are begun and not yet yielded, at most: behind a slow sample they wait, each with its images and its
+# result in the device's memory. With 100 steps, of which most samples need few, 32 leave the passes as full as hundreds
+# would; 16 take up to twice as many passes, and 8 nearly four times.
+_WAITING = 32
 
 if TYPE_CHECKING:
     from advfeat.attacks.pgd import PGD
@@ -57,13 +63,19 @@ def over(
     source, ended = iter(batches), False
     waiting: deque[_Batch] = deque()  # pulled and not yet yielded
     pool: _Pool | None = None
+
+    def pulls() -> bool:
+        return not ended and len(waiting) < _WAITING and (pool is None or pool.wants_more())
+
     while True:
         # Pulled outside no_trace: a loader may draw random numbers, and they are its own.
-        while not ended and (pool is None or pool.wants_more()):
+        while pulls():
             try:
                 x, target, ids = next(source)
             except StopIteration:
                 ended = True
+                if pool is not None:
+                    pool.packs = True
                 break
             with torch.inference_mode(False):
                 if pool is None and x.shape[0]:
@@ -78,7 +90,7 @@ def over(
             return
         if pool is not None:
             with no_trace(model, pool.device, attack.objective), torch.autocast(pool.device.type, enabled=False):
-                while waiting and waiting[0].left and not (pool.wants_more() and not ended):
+                while waiting and waiting[0].left and not pulls():
                     pool.advance()
 
 
@@ -172,6 +184,7 @@ class _Pool:
         self.step_size = self.sign * (size.detach().to(x.device, torch.float64) if isinstance(size, Tensor) else size)
         self.rule = attack.stop if isinstance(attack.stop, Converged) else None
         self.seen_logits = False
+        self.packs = False  # once the data have run out, the places in use
         self.queue: deque[_Batch] = deque()  # with samples that are not in yet
         self.homes: dict[int, _Batch] = {}  # of the places, by number
         self.batches = 0
@@ -339,7 +352,7 @@ class _Pool:
     def _pack(self) -> None:
         """Leaves the free places out of the passes, once there is nobody to give them to."""
         n, used = self.used.numel(), int(self.used.sum())
-        if self.queue or used == n or used == 0 or used > self.pack_at * n:
+        if not self.packs or self.queue or used == n or used == 0 or used > self.pack_at * n:
             return
         kept = self.used.nonzero()[:, 0]
         rows = kept.to(self.device)
