@@ -30,8 +30,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent / "csrc"
 EMULATOR = HERE / "cuda_on_cpu"
 SOURCES = [
-    EMULATOR / "emulator.cpp",
-    EMULATOR / "faults.cpp",
+    *sorted(EMULATOR.glob("*.cpp")),
     *(CSRC / name for name in ("ops.cpp", "check.cpp", "cuda/register.cpp")),
     *sorted((CSRC / "cuda").glob("*.cu")),
 ]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from distributed_model import Distributed
 from strategies import BF16, F16, F32, F64, place
 from torch import nn
 
@@ -212,17 +213,6 @@ def test_exceptions_from_anywhere_leave_the_model_as_it_was():
     assert [m.training for m in net.modules()] == flags and torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in net.parameters()) and torch.is_grad_enabled()
-
-
-class Distributed(nn.parallel.DistributedDataParallel):
-    """As far as an attack can see. Each pass of the real one waits for the other processes."""
-
-    def __init__(self, module):
-        nn.Module.__init__(self)
-        self.module = module
-
-    def forward(self, *args, **kwargs):
-        raise AssertionError("this process waits for the others")
 
 
 @pytest.mark.parametrize("wrap", [Distributed, lambda net: torch.compile(Distributed(net))])

@@ -196,7 +196,7 @@ def test_hot_kernels_load_and_store_16_bytes_at_once(compiled):
         )
     found = []
     for kernel in result.kernels:
-        # copy_better has versions for words of 4 and 2 bytes, for rows that are no multiple of 16
+        # copy_better has versions for words of 4, 2 and 1 bytes, for rows that are no multiple of 16
         if kernel.name not in WIDE or (kernel.name == "copy_better" and "uint4" not in kernel.arguments):
             continue
         loads, stores = WIDE[kernel.name]

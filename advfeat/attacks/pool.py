@@ -31,13 +31,13 @@ from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
 
+if TYPE_CHECKING:
+    from advfeat.attacks.pgd import PGD
+
 # Batches that are begun and not yet yielded, at most: behind a slow sample they wait, each with its images and its
 # result in the device's memory. With 100 steps, of which most samples need few, 32 leave the passes as full as hundreds
 # would; 16 take up to twice as many passes, and 8 nearly four times.
 _WAITING = 32
-
-if TYPE_CHECKING:
-    from advfeat.attacks.pgd import PGD
 
 
 def run(

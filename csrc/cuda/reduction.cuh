@@ -56,9 +56,11 @@ struct OneBlock {
 class BlockCluster {
  public:
   static constexpr bool kCompiled = true;
+
   __device__ int rank() const { return static_cast<int>(cluster().block_rank()); }
   __device__ int64_t first_row() const { return blockIdx.x / cluster().num_blocks(); }
   __device__ int64_t rows_at_once() const { return gridDim.x / cluster().num_blocks(); }
+
   // To be called once, before the first reduction: the shared memory of a block exists only once it has started.
   __device__ void wait_for_start() const { cluster().sync(); }
 

@@ -71,6 +71,7 @@ void launch(const UpdateBestArgs& a) {
   };
   if (fits(sizeof(uint4))) return launch<V, uint4>(a);
   if (fits(sizeof(uint32_t))) return launch<V, uint32_t>(a);
+  if (fits(sizeof(uint16_t))) return launch<V, uint16_t>(a);
   return launch<V, uint8_t>(a);
 }
 

@@ -12,8 +12,11 @@
 
 #include <cstddef>
 #include <functional>
+#include <mutex>
 
 namespace emulator {
+
+constexpr unsigned kWarpSize = 32;
 
 struct Index {
   unsigned x = 0, y = 0, z = 0;
@@ -30,6 +33,7 @@ struct Device {
   unsigned seed = 1;                 // of the orders that are drawn
 };
 extern Device device;
+extern std::recursive_mutex one_at_a_time;  // there is one launch at a time, and one of all settings
 
 struct Launch {
   unsigned blocks, cluster, threads;
