@@ -1,12 +1,10 @@
-"""Files of a run: written whole or not at all, and what was used to make them."""
+"""JSON files of a run, and what was used to make them; files themselves are in :mod:`advfeat.files`."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -15,43 +13,30 @@ from pathlib import Path
 import torch
 
 from advfeat._version import __version__
+from advfeat.files import (
+    append_line,
+    check_writable_file,
+    check_writable_folder,
+    read_checked,
+    write_bytes,
+    write_together,
+)
 
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file atomically: beside it, synced to the disk, then renamed over it.
-
-    Errors: OSError naming the file (a full disk, say); the old file stays and no half of the new one is left.
-    """
-    write_together([(Path(path), data)])
-
-
-def write_together(files: list[tuple[Path, bytes]]) -> None:
-    """Writes files of one folder: all beside their places first, so that a full disk changes none, then renamed.
-
-    The last one describes the others: it is removed before the first rename and comes last, so that it never stands
-    beside files that are not its own. Errors as :func:`write_bytes` has them.
-    """
-    beside = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path, _ in files]
-    current = files[0][0]
-    try:
-        current.parent.mkdir(parents=True, exist_ok=True)
-        for (path, data), temporary in zip(files, beside, strict=True):
-            current = path
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        if len(files) > 1:
-            files[-1][0].unlink(missing_ok=True)
-        for (path, _), temporary in zip(files, beside, strict=True):
-            current = path
-            os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, f"could not write {current}: {error.strerror or error}") from error
-    finally:
-        for temporary in beside:
-            temporary.unlink(missing_ok=True)
-    _sync_folder(current.parent)
+__all__ = [
+    "append_json_line",
+    "check_writable_file",
+    "check_writable_folder",
+    "git_revision",
+    "plain",
+    "provenance",
+    "read_checked",
+    "read_json",
+    "to_json",
+    "write_bytes",
+    "write_json",
+    "write_json_lines",
+    "write_together",
+]
 
 
 def to_json(value: object) -> bytes:
@@ -70,12 +55,8 @@ def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
 
 
 def append_json_line(path: Path, row: dict) -> None:
-    """Appends one JSON object as a line. Errors: OSError naming the file."""
-    try:
-        with open(path, "a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-    except OSError as error:
-        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
+    """Appends one JSON object as a line, whole or not at all. Errors: OSError naming the file."""
+    append_line(path, json.dumps(row, allow_nan=False))
 
 
 def read_json(path: Path) -> dict:
@@ -90,21 +71,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{path} should hold a JSON object, got {type(value).__name__}")
     return value
-
-
-def read_checked(path: Path, size: int, sha256: str) -> bytes:
-    """The bytes of a file whose length and SHA-256 (hex) are known. Errors name the file and what is wrong with it."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    data = path.read_bytes()
-    if len(data) != size:
-        what = "truncated" if len(data) < size else "longer than it was written"
-        raise ValueError(f"{path} is {what}: {len(data)} bytes, expected {size}")
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise ValueError(f"{path} was altered: its sha256 is {found[:16]}..., expected {sha256[:16]}...")
-    return data
 
 
 def plain(value: object) -> object:
@@ -156,17 +122,3 @@ def git_revision() -> dict | None:
         return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    # So that the rename itself survives a power cut; some file systems refuse, and then there is nothing to do.
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
