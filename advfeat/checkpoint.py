@@ -5,6 +5,8 @@
 ``checkpoint.json``     the epoch reached and the history; names the file with weights and momentum, and its checksum
 ``checkpoint-*.safetensors``
 ``model.safetensors``, ``model.json``    the trained model; while they are missing, the training is not finished
+
+One process writes into it at a time, see :mod:`advfeat.locks`.
 """
 
 from __future__ import annotations
@@ -12,18 +14,43 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from advfeat.files import sweep
+from advfeat.json_fields import SHA256, check_fields
+from advfeat.locks import Busy, Lock, hold
 from advfeat.runs import append_json_line, read_checked, read_json, write_bytes, write_json, write_json_lines
 
 _FORMAT = "advfeat-checkpoint-1"
 # Of the config, what does not change the result and may differ when a run goes on.
 _FREE = ("checkpoint_every",)
+_RESTART = "resume=False (--restart)"
 _TENSORS = re.compile(r"checkpoint-\d{5,}\.safetensors")
+_SHARE = (None, float)
+_EPOCH = {
+    "epoch": int,
+    "lr": float,
+    "train_loss": float,
+    "train_accuracy": float,
+    "test_accuracy": _SHARE,
+    "robust_accuracy": _SHARE,
+    "seconds": float,
+}
+_STATE = {
+    "format": str,
+    "epoch": int,
+    "tensors": (None, {"file": _TENSORS, "bytes": range(2**53), "sha256": SHA256}),
+    "history": [_EPOCH],
+}
+_CONFIG = {"config": dict, "data": {"train": dict, "test?": (None, dict)}}
 
 
 class RunFolder:
@@ -31,29 +58,56 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._lock: Lock | None = None
 
     def file(self, name: str) -> Path:
         return self.path / name
 
-    def is_finished(self, description: dict) -> bool:
-        """Whether a run with this config and this data is there and finished; writes nothing.
+    @contextmanager
+    def alone(self, resume: bool) -> Iterator[None]:
+        """For as long as the block takes, no other process trains into the folder; if one does, it is waited for, with
+        a warning that says who it is.
 
-        description: {"config": ..., "data": ...}, and whatever else goes into config.json. Errors: ValueError naming
-        the settings that differ from those of the run that is there.
+        Errors: Busy without ``resume``: what the other one makes should not be thrown away.
+        """
+
+        def waiting(holder: str) -> None:
+            if not resume:
+                raise Busy(f"{self.path} is being trained in by {holder}: end that one first")
+            warnings.warn(
+                f"{self.path} is being trained in by {holder}; waiting for its model (if it is stopped, this process "
+                "goes on with the training)",
+                stacklevel=7,
+            )
+
+        with hold(self.path, "training", waiting) as self._lock:
+            try:
+                sweep(self.path)
+                yield
+            finally:
+                self._lock = None
+
+    def check(self, description: dict) -> None:
+        """Errors: ValueError naming the settings that differ from those of the run that is there, if one is.
+
+        description: {"config": ..., "data": ...}, and whatever else goes into config.json.
         """
         path = self.file("config.json")
         if not path.is_file():
-            return False
-        differing = list(_differences(_identity(read_json(path)), _identity(description)))
+            return
+        differing = list(_differences(_identity(read_json(path, _CONFIG)), _identity(description)))
         if differing:
             raise ValueError(
-                f"{self.path} holds another run ({'; '.join(differing[:4])}): take another folder, or resume=False to "
+                f"{self.path} holds another run ({'; '.join(differing[:4])}): take another folder, or {_RESTART} to "
                 "replace it"
             )
-        return self.file("model.json").is_file()
+
+    def is_finished(self) -> bool:
+        """Whether a run is there, and finished."""
+        return self.file("config.json").is_file() and self.file("model.json").is_file()
 
     def begin(self, description: dict, resume: bool) -> None:
-        """Makes the folder; with ``resume`` what is in it stays, as :meth:`is_finished` has seen that it fits.
+        """Makes the folder; with ``resume`` what is in it stays, as :meth:`check` has seen that it fits.
 
         Errors: ValueError for files of these names that are no run's.
         """
@@ -65,21 +119,24 @@ class RunFolder:
                 f"{self.path} holds {', '.join(strangers[:3])} but no config.json of a run, and a training would "
                 "replace them: take another folder"
             )
-        for file in self._files():
+        for file in self._files():  # model.json first: from then on the old run is not finished, and can be repeated
             file.unlink()
         write_json(self.file("config.json"), description)
 
     def append(self, row: dict) -> None:
         """One more line of metrics."""
+        self._check_place()
         append_json_line(self.file("metrics.jsonl"), row)
 
     def history(self) -> list[dict]:
         """The metrics of the last checkpoint; for a finished run all of them."""
-        path = self.file("checkpoint.json")
-        return read_json(path)["history"] if path.is_file() else []
+        if self.file("checkpoint.json").is_file():
+            return self._state()["history"]
+        return _read_lines(self.file("metrics.jsonl"))
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
         """A checkpoint after the epochs in the history."""
+        self._check_place()
         epoch = len(history)
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for name, parameter in model.named_parameters():
@@ -97,22 +154,23 @@ class RunFolder:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict]:
         """Puts the last checkpoint into model and optimizer; the history so far, empty if there is no checkpoint.
 
+        A run that was finished, and whose model.json is gone, is repeated from its beginning, with a warning.
         metrics.jsonl is cut back to the checkpoint. Errors: FileNotFoundError and ValueError naming the file.
         """
         path = self.file("checkpoint.json")
         history: list[dict] = []
         if path.is_file():
-            state = read_json(path)
-            if state.get("format") != _FORMAT:
-                raise ValueError(f"{path} should be a checkpoint of format {_FORMAT!r}, got {state.get('format')!r}")
-            if state.get("tensors") is None:
-                raise ValueError(
-                    f"{path}: the training was finished, but its model.json is gone; resume=False repeats it"
-                )
-            entry, history = state["tensors"], state["history"]
-            file = self.file(Path(entry["file"]).name)
-            tensors = safetensors.torch.load(read_checked(file, entry["bytes"], entry["sha256"]))
-            _restore(file, tensors, model, optimizer)
+            state = self._state()
+            if state["tensors"] is None:
+                warnings.warn(f"{self.path}: its model.json is gone; the training is repeated", stacklevel=4)
+            else:
+                entry, history = state["tensors"], state["history"]
+                file = self.file(entry["file"])
+                try:
+                    tensors = safetensors.torch.load(read_checked(file, entry["bytes"], entry["sha256"]))
+                except (FileNotFoundError, ValueError, safetensors.SafetensorError) as error:
+                    raise type(error)(f"{error}; {_RESTART} trains it anew") from error
+                _restore(file, tensors, model, optimizer)
         write_json_lines(self.file("metrics.jsonl"), history)
         return history
 
@@ -120,6 +178,32 @@ class RunFolder:
         """The model is saved: the checkpoint's tensors go, the history stays."""
         self._write_state(history, None)
         self._drop_tensors()
+
+    def tidy(self) -> None:
+        """Of a finished run that was killed before its end, what it left."""
+        if self.file("checkpoint.json").is_file() and self._state()["tensors"] is not None:
+            self.finish(self.history())
+
+    def is_tidy(self) -> bool:
+        """Whether a finished run has nothing left but what belongs to it."""
+        return not self._tensors() and not any(self.path.glob(".*.tmp"))
+
+    def _state(self) -> dict:
+        path = self.file("checkpoint.json")
+        state = read_json(path)
+        if state.get("format") != _FORMAT:
+            raise ValueError(f"{path} should be a checkpoint of format {_FORMAT!r}, got {state.get('format')!r}")
+        state = read_json(path, _STATE)
+        if not [row["epoch"] for row in state["history"]] == list(range(1, state["epoch"] + 1)):
+            raise ValueError(f"{path} is damaged: its history should be of the epochs 1 .. {state['epoch']}")
+        return state
+
+    def _check_place(self) -> None:
+        """Errors: OSError if the folder was removed meanwhile, or another process has taken it over."""
+        if self._lock is not None:
+            self._lock.check()
+        if not self.file("config.json").is_file():
+            raise FileNotFoundError(f"{self.path} was removed, or its config.json, while it was trained in")
 
     def _write_state(self, history: list[dict], tensors: dict | None) -> None:
         state = {"format": _FORMAT, "epoch": len(history), "tensors": tensors, "history": history}
@@ -137,6 +221,19 @@ class RunFolder:
         """What a run leaves in its folder beside config.json."""
         names = ("model.json", "model.safetensors", "checkpoint.json", "metrics.jsonl")
         return [*(file for name in names if (file := self.file(name)).is_file()), *self._tensors()]
+
+
+def _read_lines(path: Path) -> list[dict]:
+    """The rows of metrics. Errors: ValueError naming file and line."""
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
+        try:
+            row = json.loads(line)
+            check_fields(row, _EPOCH)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged in line {number}: {error}; {_RESTART} trains it anew") from error
+        rows.append(row)
+    return rows
 
 
 def _restore(file: Path, tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -69,6 +69,8 @@ class Train:
 
     out: Path
     """The run folder: model, config, metrics, checkpoint. A run that was interrupted goes on."""
+    restart: bool = False
+    """Train anew, in the place of the run that is there, whatever its settings were."""
     data: Data = field(default_factory=Data)
     test_dataset: str | None = None
     """What to test on after each epoch; for a constructed set, the data set it was built from."""

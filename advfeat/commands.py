@@ -63,7 +63,7 @@ def train(c: cli.Train) -> None:
     elif c.eps is not None:
         raise ValueError("--eps needs --adversarial l2 or linf")
     with bar(f"training {c.arch} on {source.name}", "steps") as report:
-        result = train_model(config, source, test, c.out, device=c.device, progress=report)
+        result = train_model(config, source, test, c.out, resume=not c.restart, device=c.device, progress=report)
     last = result.history[-1]
     console.print(
         f"test accuracy on {test.name}: [bold]{100 * last['test_accuracy']:.1f} %[/bold] after {last['epoch']} epochs; "

@@ -106,7 +106,11 @@ class Owner:
         return started is not None and self.started != 0 and started != self.started
 
 
-class LostLock(RuntimeError):
+class Busy(OSError):
+    """Another process is at work where this one should not wait."""
+
+
+class LostLock(OSError):
     """Another process took over, or the folder is gone."""
 
 
@@ -129,10 +133,14 @@ class Lock:
         """Takes the lock if nobody has it. Errors: OSError for a folder that cannot be written."""
         if self._mine is not None or self._others():
             return False
-        self._make_folder()
         owner = Owner.new()
         mine = self.folder / f".{self.name}.{owner}.lock"
-        with open(mine, "x") as file, suppress(OSError):  # the name says it all: a full disk is no reason to fail
+        try:
+            self._make_folder()
+            file = open(mine, "x")
+        except FileNotFoundError:  # who had it removed the folder just now
+            return False
+        with suppress(OSError), file:  # the name says it all: a full disk is no reason to fail
             file.write(json.dumps({"host": socket.gethostname(), "pid": owner.pid, "since": _now()}))
         if self._others(but=mine.name):
             mine.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from advfeat.files import (
     write_bytes,
     write_together,
 )
+from advfeat.json_fields import check_depth, check_fields
 
 __all__ = [
     "append_json_line",
@@ -37,6 +38,8 @@ __all__ = [
     "write_json_lines",
     "write_together",
 ]
+
+_LARGEST = 256 << 20  # bytes of a JSON file
 
 
 def to_json(value: object) -> bytes:
@@ -59,17 +62,30 @@ def append_json_line(path: Path, row: dict) -> None:
     append_line(path, json.dumps(row, allow_nan=False))
 
 
-def read_json(path: Path) -> dict:
-    """Reads a JSON object. Errors: FileNotFoundError and ValueError naming the file."""
+def read_json(path: Path, form: object = dict) -> dict:
+    """Reads a JSON object.
+
+    form: what it should hold, see :func:`advfeat.json_fields.check_fields`. Errors: FileNotFoundError; ValueError for
+    what is no such JSON, naming the file and the key.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+    if (size := path.stat().st_size) > _LARGEST:
+        raise ValueError(f"{path} is too large for a description: {size / 2**20:.0f} MiB, at most {_LARGEST >> 20}")
     try:
         value = json.loads(path.read_bytes())
+        check_depth(value)
+    except RecursionError as error:
+        raise ValueError(f"{path} is damaged: it is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{path} is not JSON (truncated or altered?): {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} should hold a JSON object, got {type(value).__name__}")
+    try:
+        check_fields(value, form)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return value
 
 

@@ -2,145 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from advfeat.attacks import PGD
-from advfeat.augment import AUGMENTATIONS, Augmentation, check_label_safe
+from advfeat.augment import Augmentation, check_label_safe
 from advfeat.batches import Batches, channel_statistics
 from advfeat.checkpoint import RunFolder
 from advfeat.checks import check_pair
 from advfeat.evaluation import evaluate
 from advfeat.models import Model, check_fits, create, fingerprint, load, save
 from advfeat.progress import Reporter
-from advfeat.runs import plain, provenance
-from advfeat.schedules import SCHEDULES, learning_rate
+from advfeat.runs import check_writable_folder, provenance
+from advfeat.schedules import learning_rate
 from advfeat.seeds import derive_seed
-from advfeat.threat import L2, Linf
+from advfeat.train_config import TrainConfig, paper_attack, paper_cifar10
+
+__all__ = ["TrainConfig", "TrainResult", "paper_attack", "paper_cifar10", "train"]
 
 # How often, in steps, the loss is looked at. On the CPU looking is free; elsewhere it waits for the device.
 _LOOK_EVERY = {"cpu": 1}
 _LOOK_EVERY_ELSEWHERE = 50
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that a training's result depends on, besides the data.
-
-    arch, width: see :func:`advfeat.models.create`. mean, std: normalisation inside the model, per channel in pixel
-        scale; None takes the training images' own.
-    epochs, batch_size, lr, momentum, nesterov, weight_decay: SGD. The paper has momentum 0.9, weight decay 5e-4, batch
-        128 and lr 0.1 or 0.01 (Table 3).
-    schedule, milestones, gamma, peak: see :func:`advfeat.schedules.learning_rate`.
-    augment: "none", "shift" or "crop-flip", see :class:`advfeat.augment.Augmentation`; flips are refused for digits
-        unless ``allow_flip``.
-    label_smoothing: share of the label spread over all classes.
-    attack: adversarial training: each batch is replaced by the attack's examples, made in eval mode (Madry et al.
-        2018); see :func:`paper_attack`. A random start differs between epochs.
-    amp: "bf16" runs forward passes, the attack's too, under bfloat16 autocast; weights and updates stay float32.
-    channels_last: memory format of the images and weights; faster, other last bits.
-    eval_every: epochs between tests, 0 for the last epoch only. eval_attack, eval_limit: also robust accuracy at these
-        tests, on so many samples. checkpoint_every: epochs between checkpoints, 0 for none.
-    seed: of the weights, the order and the augmentation, each a stream of its own; global random state has no effect.
-    """
-
-    arch: str = "small-convnet"
-    epochs: int = 20
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    schedule: Literal["constant", "cosine", "step", "cyclic"] = "cyclic"
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    peak: float = 4 / 15
-    augment: Literal["none", "shift", "crop-flip"] = "none"
-    allow_flip: bool = False
-    label_smoothing: float = 0.0
-    attack: PGD | None = None
-    amp: Literal["none", "bf16"] = "none"
-    channels_last: bool = True
-    width: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    eval_every: int = 1
-    eval_attack: PGD | None = None
-    eval_limit: int | None = None
-    checkpoint_every: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("eval_every", 0), ("checkpoint_every", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} should be an integer, at least {least}, got {value!r}")
-        for name, low, high in (
-            ("lr", 0.0, float("inf")),
-            ("momentum", 0.0, 1.0),
-            ("weight_decay", 0.0, float("inf")),
-            ("label_smoothing", 0.0, 1.0),
-        ):
-            if not low <= getattr(self, name) < high:
-                raise ValueError(f"{name} should be in [{low:g}, {high:g}), got {getattr(self, name)!r}")
-        for name, options in (("schedule", SCHEDULES), ("augment", AUGMENTATIONS), ("amp", ("none", "bf16"))):
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name} should be one of {', '.join(options)}, got {getattr(self, name)!r}")
-        if not 0 < self.peak < 1:
-            raise ValueError(f"peak should lie between 0 and 1, got {self.peak!r}")
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs momentum > 0, got momentum=0.0")
-        for name in ("attack", "eval_attack"):
-            attack = getattr(self, name)
-            if attack is not None and not isinstance(attack, PGD):
-                raise TypeError(f"{name} should be an advfeat.PGD or None, got {type(attack).__name__}")
-            if attack is not None and attack.targeted:
-                raise ValueError(f"{name} should not be targeted: its target is the label to get away from")
-
-    def replace(self, **changes: Any) -> TrainConfig:
-        """A copy with some settings changed."""
-        return dataclasses.replace(self, **changes)
-
-    def to_dict(self) -> dict:
-        """The settings as JSON values."""
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-
-
-def paper_attack(eps: float = 0.5, norm: str = "l2", steps: int = 7) -> PGD:
-    """The attack of the paper's adversarial training: 7 normalised steps of eps / 5 from the image itself.
-
-    eps: 0.5 for CIFAR-10, 3 for Restricted ImageNet (Table 4, Appendix C.3). Errors: ValueError for an unknown norm.
-    """
-    if norm not in ("l2", "linf"):
-        raise ValueError(f'norm should be "l2" or "linf", got {norm!r}')
-    return PGD(L2(float(eps)) if norm == "l2" else Linf(float(eps)), steps=steps, step_size=eps / 5)
-
-
-def paper_cifar10(**changes: Any) -> TrainConfig:
-    """ResNet-50 on CIFAR-10: batch 128, lr 0.1, momentum 0.9, weight decay 5e-4 (Table 3), standard training.
-
-    Epochs, drops and plain momentum are not in the paper, but defaults of the authors' library: 150 epochs and a factor
-    0.1 after 50 and 100. ``attack=paper_attack()`` makes it adversarial; D_rand was trained with lr 0.01, D_det
-    with augment="none" (Table 3).
-    """
-    return TrainConfig(
-        arch="resnet50",
-        epochs=150,
-        schedule="step",
-        milestones=(50, 100),
-        nesterov=False,
-        augment="crop-flip",
-        amp="bf16",
-    ).replace(**changes)
 
 
 @dataclass(frozen=True)
@@ -176,12 +67,15 @@ def train(
     out: the run folder, see :mod:`advfeat.checkpoint`. With ``resume`` a run that was stopped goes on from its last
         checkpoint and ends with the same weights as if it had not been (bit for bit on the CPU, with the same number of
         threads), and a finished one is read; a folder of a run with other settings is refused. Without, it is replaced.
+        A training runs in one process: another one in the same folder, as each but one of ``torchrun``'s, waits for it
+        with a warning that says which it is, and reads what it made, or goes on if it was killed.
     model: a model to train instead of a fresh one; its weights change, and ``arch`` and ``width`` are not used.
     device: None takes CUDA where there is one. progress: see :class:`advfeat.progress.Reporter`; counts steps.
 
     Errors, before anything is written: ValueError for labels out of range, images outside [0, 1], a test set or model
     of other classes or shape, flips of digits, a folder with another run. While it runs: FloatingPointError naming
-    epoch and step for a loss that is not finite; OSError naming the file for a full disk (the last checkpoint stays).
+    epoch and step for a loss that is not finite; OSError naming the file for a full disk (the last checkpoint stays), a
+    place that cannot be written, another process at work there without ``resume``.
     """
     check_pair(train_source, test_source)
     check_label_safe(config.augment, f"data set {train_source.name!r}", train_source.classes, config.allow_flip)
@@ -200,21 +94,37 @@ def train(
         check_fits(model, classes, shape, f"data set {train_source.name!r}")
         # Of the weights that it starts from, so that a resumed run is known to have started from the same.
         description["config"]["initial_weights"] = fingerprint(model)
-    folder = None if out is None else RunFolder(out)
-    if folder is not None and resume and folder.is_finished(description):
+    if out is None:
+        with _own_random_state(device):
+            history = _Loop(config, model, train_source, test_source, device).run(None, progress)
+        return TrainResult(model.eval(), history, config)
+
+    folder = RunFolder(out)
+
+    def finished() -> TrainResult:
         trained = load(folder.path, model)  # the caller's own, where there is one
         return TrainResult(trained.to(device), folder.history(), config, folder.path)
 
-    with _own_random_state(device):
+    if resume:
+        folder.check(description)
+        if folder.is_finished() and folder.is_tidy():
+            return finished()
+    elif (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise ValueError(f"resume=False (--restart) needs a single process, got {processes} of torchrun's")
+    check_writable_folder(folder.path)
+    with folder.alone(resume), _own_random_state(device):
+        if resume:
+            folder.check(description)  # what another process began meanwhile
+            if folder.is_finished():
+                folder.tidy()
+                return finished()
         loop = _Loop(config, model, train_source, test_source, device)
-        if folder is not None:  # only now, that the data was found to be good
-            folder.begin({**description, **provenance(device)}, resume)
+        folder.begin({**description, **provenance(device)}, resume)  # only now, that the data was found to be good
         history = loop.run(folder, progress)
-    model.eval()
-    if folder is not None:
+        model.eval()
         save(model, folder.path, extra={"training": description, "metrics": history[-1]})
         folder.finish(history)
-    return TrainResult(model, history, config, None if folder is None else folder.path)
+    return TrainResult(model, history, config, folder.path)
 
 
 class _Loop:
