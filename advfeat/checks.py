@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advfeat.class_names import check_same_classes
+
 
 def check_images(images: Tensor, ids: Tensor, name: str) -> None:
     """Raises ValueError naming the first sample whose image holds NaN, infinity or a value outside [0, 1]."""
@@ -30,8 +32,10 @@ def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
         )
 
 
-def check_pair(train_source: Any, test_source: Any = None) -> None:
+def check_pair(train_source: Any, test_source: Any = None, same_classes: bool = False) -> None:
     """Raises ValueError for an empty training set, labels out of range, or a test set of other classes or shape.
+
+    same_classes: take classes of the same number for the same, whatever their names are.
 
     Of the test images at most 10 000 are looked at; the training images are when they are read.
     """
@@ -41,10 +45,12 @@ def check_pair(train_source: Any, test_source: Any = None) -> None:
     check_labels(train_source.labels, classes, train_source.name)
     if test_source is None:
         return
-    if len(test_source.classes) != classes:
-        raise ValueError(
-            f"training and test data should have the same classes, got {classes} in {train_source.name!r} and "
-            f"{len(test_source.classes)} in {test_source.name!r}"
+    if not same_classes or len(test_source.classes) != classes:
+        check_same_classes(
+            train_source.classes,
+            f"training data {train_source.name!r}",
+            test_source.classes,
+            f"test data {test_source.name!r}",
         )
     if tuple(test_source.image_shape) != tuple(train_source.image_shape):
         raise ValueError(

@@ -93,6 +93,8 @@ class Train:
     attack_steps: int = 7
     attack_step_size: float | None = None
     """Default eps / 5, the paper's."""
+    same_classes: bool = False
+    """Classes are compared by name; take those of the same number for the same, whatever their names are."""
     seed: int = 0
     device: str | None = None
     amp: Literal["none", "bf16"] = "none"
@@ -126,6 +128,8 @@ class Build:
     dtype: Literal["float32", "float16", "uint8"] = "float32"
     """How images are stored; uint8 is rounded inside the ball."""
     shard_size: int = 2000
+    same_classes: bool = False
+    """Classes are compared by name; take those of the same number for the same, whatever their names are."""
     seed: int = 0
     compile: bool = False
     """torch.compile the model."""
@@ -159,6 +163,8 @@ class Evaluate:
     """Of pgd: leave a sample once it is broken. The same accuracy, several times faster; no margins of the broken."""
     out: Path | None = None
     """Also write the results, with every setting, as JSON."""
+    same_classes: bool = False
+    """Classes are compared by name; take those of the same number for the same, whatever their names are."""
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -186,6 +192,8 @@ class Attack:
     restarts: int = 1
     target: Literal["none", "next"] = "none"
     """Leave the label, or reach the next class."""
+    same_classes: bool = False
+    """Classes are compared by name; take those of the same number for the same, whatever their names are."""
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -213,6 +221,8 @@ class Features:
     """Rows of the table, the most useful features first."""
     out: Path | None = None
     """A folder for features.json (every feature and setting) and features.png (gamma against rho)."""
+    same_classes: bool = False
+    """Classes are compared by name; take those of the same number for the same, whatever their names are."""
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
 

@@ -21,7 +21,7 @@ from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import PRESETS, preset
 from advfeat.evaluation import default_attack
 from advfeat.evaluation import evaluate as evaluate_model
-from advfeat.models import load
+from advfeat.models import check_fits, load
 from advfeat.runs import provenance, write_bytes, write_json
 from advfeat.training import TrainConfig, paper_attack
 from advfeat.training import train as train_model
@@ -63,7 +63,16 @@ def train(c: cli.Train) -> None:
     elif c.eps is not None:
         raise ValueError("--eps needs --adversarial l2 or linf")
     with bar(f"training {c.arch} on {source.name}", "steps") as report:
-        result = train_model(config, source, test, c.out, resume=not c.restart, device=c.device, progress=report)
+        result = train_model(
+            config,
+            source,
+            test,
+            c.out,
+            resume=not c.restart,
+            same_classes=c.same_classes,
+            device=c.device,
+            progress=report,
+        )
     last = result.history[-1]
     console.print(
         f"test accuracy on {test.name}: [bold]{100 * last['test_accuracy']:.1f} %[/bold] after {last['epoch']} epochs; "
@@ -106,6 +115,7 @@ def build(c: cli.Build) -> None:
             device=c.runtime.torch_device(),
             autocast=c.runtime.autocast(),
             compile=c.compile,
+            same_classes=c.same_classes,
             progress=report,
         )
     _describe_set(made, c.out)
@@ -140,7 +150,14 @@ def evaluate(c: cli.Evaluate) -> None:
     model = load(c.model).to(device)
     attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in c.eps]
     with bar(f"evaluating {c.model} on {source.name}", "samples") as report:
-        result = evaluate_model(model, source, attacks=attacks, batch_size=c.runtime.batch_size, progress=report)
+        result = evaluate_model(
+            model,
+            source,
+            attacks=attacks,
+            batch_size=c.runtime.batch_size,
+            same_classes=c.same_classes,
+            progress=report,
+        )
     rows = [["clean", _percent(result.clean), "", ""]]
     for r in result.robustness:
         notes = [] if r.converged else [f"{r.carried} carried over from a smaller radius"]
@@ -169,6 +186,7 @@ def attack(c: cli.Attack) -> None:
     source = c.data.load(c.split)
     device = c.runtime.torch_device()
     model = load(c.model).to(device)
+    check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
     targeted = c.target == "next"
     pgd = default_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, restarts=c.restarts, seed=c.seed)
     pgd = pgd.replace(targeted=targeted, autocast=c.runtime.autocast())
@@ -219,6 +237,7 @@ def features(c: cli.Features) -> None:
     source = c.data.load(c.split)
     device = c.runtime.torch_device()
     model = load(c.model).to(device)
+    check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
     pgd = default_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, seed=c.seed)
     pgd = pgd.replace(autocast=c.runtime.autocast())
     with bar(f"attacking the features of {c.model} on {source.name}", "attacks") as report:

@@ -144,6 +144,7 @@ def evaluate(
     norm: str = "l2",
     batch_size: int = 500,
     limit: int | None = None,
+    same_classes: bool = False,
     progress: Any = None,
 ) -> Evaluation:
     """Clean accuracy, and robust accuracy under each attack.
@@ -154,19 +155,21 @@ def evaluate(
     source: ``images(indices)``, ``labels``, ``classes``, ``image_shape``, ``name``.
     attacks: radii (each stands for :func:`default_attack` of ``norm``), attacks, or pairs of a name and an attack.
     limit: only so many samples, evenly spaced over the data set (the first of a folder would all be of one class).
+    same_classes: classes are compared by name, where the model says its own; True takes those of the same number for
+        the same.
     progress: see :class:`advfeat.progress.Reporter`; counts samples.
 
     Only correctly classified samples are attacked; what is misclassified is not robust. Radius 0 gives clean accuracy.
     Results do not depend on the batch size, but for rounding inside the model.
-    Errors: ValueError for a model that does not fit the data, a targeted attack, labels out of range, images outside
-    [0, 1], two attacks of one name; RuntimeError if an attack leaves its ball.
+    Errors: ValueError for a model that does not fit the data or has other classes, a targeted attack, labels out of
+    range, images outside [0, 1], two attacks of one name; RuntimeError if an attack leaves its ball.
     """
     model = unwrapped(model)
     named = [_named(attack, norm) for attack in attacks]
     names = [name for name, _ in named]
     if len(set(names)) < len(names):
         raise ValueError(f"attacks should have different names, got {', '.join(names)}")
-    index = _select(model, source, limit)
+    index = _select(model, source, limit, same_classes)
     n = len(index)
     report = Reporter(progress, "evaluate", n * (1 + len(named)))
     prediction, margins, finite = _clean(model, source, index, batch_size, report)
@@ -210,9 +213,11 @@ def evaluate(
     )
 
 
-def accuracy(model: nn.Module, source: Any, *, batch_size: int = 500, limit: int | None = None) -> Share:
+def accuracy(
+    model: nn.Module, source: Any, *, batch_size: int = 500, limit: int | None = None, same_classes: bool = False
+) -> Share:
     """Clean accuracy alone; arguments and errors as for :func:`evaluate`."""
-    return evaluate(model, source, batch_size=batch_size, limit=limit).clean
+    return evaluate(model, source, batch_size=batch_size, limit=limit, same_classes=same_classes).clean
 
 
 def label_agreement(
@@ -222,6 +227,7 @@ def label_agreement(
     *,
     batch_size: int = 500,
     limit: int | None = None,
+    same_classes: bool = False,
 ) -> dict[str, Share]:
     """How often a model predicts the label, and how often the relabelled one.
 
@@ -231,7 +237,7 @@ def label_agreement(
     Returns "label", "relabelled" and "other". Errors as for :func:`evaluate`.
     """
     model = unwrapped(model)
-    index = _select(model, source, limit)
+    index = _select(model, source, limit, same_classes)
     n, labels, classes = len(index), source.labels[index], len(source.classes)
     other = (labels + 1) % classes if relabel is None else relabel(labels)
     if other.shape != labels.shape:
@@ -261,13 +267,13 @@ def _named(attack: float | Attack | tuple[str, Attack], norm: str) -> tuple[str,
     return name, named
 
 
-def _select(model: nn.Module, source: Any, limit: int | None) -> Tensor:
+def _select(model: nn.Module, source: Any, limit: int | None, same_classes: bool) -> Tensor:
     """The positions of the samples to evaluate on; checks that the model fits the data."""
     index = evenly_spaced(len(source), limit)
     if len(index) == 0:
         raise ValueError(f"there should be at least one sample to evaluate on, got limit={limit} of {len(source)}")
     name = getattr(source, "name", "data")
-    check_fits(model, len(source.classes), source.image_shape, f"data set {name!r}")
+    check_fits(model, source.classes, source.image_shape, f"data set {name!r}", same_classes)
     check_labels(source.labels, len(source.classes), name)
     return index
 

@@ -58,6 +58,7 @@ def train(
     *,
     model: Model | None = None,
     resume: bool = True,
+    same_classes: bool = False,
     device: torch.device | str | None = None,
     progress: Any = None,
 ) -> TrainResult:
@@ -70,6 +71,8 @@ def train(
         A training runs in one process: another one in the same folder, as each but one of ``torchrun``'s, waits for it
         with a warning that says which it is, and reads what it made, or goes on if it was killed.
     model: a model to train instead of a fresh one; its weights change, and ``arch`` and ``width`` are not used.
+    same_classes: classes are compared by name, of the two data sets and of ``model``; True takes those of the same
+        number for the same. The trained model's ``classes`` are those of the training data.
     device: None takes CUDA where there is one. progress: see :class:`advfeat.progress.Reporter`; counts steps.
 
     Errors, before anything is written: ValueError for labels out of range, images outside [0, 1], a test set or model
@@ -77,7 +80,7 @@ def train(
     epoch and step for a loss that is not finite; OSError naming the file for a full disk (the last checkpoint stays), a
     place that cannot be written, another process at work there without ``resume``.
     """
-    check_pair(train_source, test_source)
+    check_pair(train_source, test_source, same_classes)
     check_label_safe(config.augment, f"data set {train_source.name!r}", train_source.classes, config.allow_flip)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = _with_statistics(config, train_source)
@@ -91,9 +94,11 @@ def train(
             config.arch, classes, shape, mean=config.mean, std=config.std, width=config.width, seed=config.seed
         )
     else:
-        check_fits(model, classes, shape, f"data set {train_source.name!r}")
+        check_fits(model, train_source.classes, shape, f"data set {train_source.name!r}", same_classes)
         # Of the weights that it starts from, so that a resumed run is known to have started from the same.
         description["config"]["initial_weights"] = fingerprint(model)
+    if isinstance(model, Model):
+        model.classes = train_source.classes
     if out is None:
         with _own_random_state(device):
             history = _Loop(config, model, train_source, test_source, device).run(None, progress)
@@ -221,11 +226,16 @@ class _Loop:
         if self.test_source is None:
             return dict(_UNTESTED)
         config = self.config
-        clean = evaluate(self.model, self.test_source).clean.value
+        # That the classes are the same was looked at before.
+        clean = evaluate(self.model, self.test_source, same_classes=True).clean.value
         robust = None
         if config.eval_attack is not None:
             attacked = evaluate(
-                self.model, self.test_source, attacks=[("attack", config.eval_attack)], limit=config.eval_limit
+                self.model,
+                self.test_source,
+                attacks=[("attack", config.eval_attack)],
+                limit=config.eval_limit,
+                same_classes=True,
             )
             robust = attacked.robustness[0].accuracy.value
         return {"test_accuracy": clean, "robust_accuracy": robust}

@@ -180,7 +180,9 @@ def test_labels_out_of_range_are_found_before_training(tmp_path, label):
 
 
 def test_data_and_model_have_to_fit(tmp_path):
-    with pytest.raises(ValueError, match="same classes, got 3 in 'blobs' and 4"):
+    with pytest.raises(
+        ValueError, match="same classes: none only in the former, 'd' only in the latter .3 and 4 classes"
+    ):
         train(QUICK, blobs(60), blobs(60, classes=4))
     with pytest.raises(ValueError, match=r"one shape, got \(1, 8, 8\) and \(1, 9, 8\)"):
         train(QUICK, blobs(60), blobs(60, shape=(1, 9, 8)))

@@ -37,6 +37,7 @@ def build(
     device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
     compile: bool = False,
+    same_classes: bool = False,
     progress: Progress | None = None,
 ) -> ConstructedSet:
     """Builds D_R, D_NR, D_rand or D_det from ``source`` with ``model`` into the folder ``out``, and returns the set.
@@ -51,15 +52,15 @@ def build(
     :class:`MatchRepresentation` also needs ``model.representation``. batch_size: images attacked at once (fixes the
     shapes the model sees, and with them the last bits). dtype: of the stored images, "float32", "float16" or "uint8"
     (rounded inside the ball). device: where to run; where the model lies if None. autocast: torch.bfloat16 or
-    torch.float16 to run the model in; iterates stay in float32. compile: torch.compile the model. progress: called with
-    (images done, images in all).
+    torch.float16 to run the model in; iterates stay in float32. compile: torch.compile the model. same_classes: take
+    the model's classes for the source's, whatever their names are. progress: called with (images done, images in all).
 
     Errors: ValueError for a model that does not fit the source, an ``out`` that holds another set, a damaged shard that
     cannot be rebuilt; OSError for a full disk. What is finished stays, nothing half-written does.
     """
     device = torch.device(device) if device is not None else _device_of(model)
     model = unwrapped(model).to(device)
-    _check_fits(recipe, model, source, device)
+    _check_fits(recipe, model, source, device, same_classes)
     attack = recipe.attack().replace(autocast=autocast)
     manifest = {
         "recipe": recipe.to_dict(),
@@ -137,11 +138,11 @@ def _device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _check_fits(recipe: Recipe, model: nn.Module, source: Source, device: torch.device) -> None:
+def _check_fits(recipe: Recipe, model: nn.Module, source: Source, device: torch.device, same_classes: bool) -> None:
     """One forward pass of one image, so that a wrong model fails before anything is written."""
     if len(source) == 0:
         raise ValueError(f"source {source.name} has no images")
-    check_fits(model, len(source.classes), source.image_shape, f"data set {source.name!r}")
+    check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", same_classes)
     image = source.images(torch.tensor([0])).to(device)
     with no_trace(model, device), torch.no_grad():
         try:

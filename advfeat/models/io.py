@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from advfeat.class_names import check_same_classes
 from advfeat.models.model import Model, fingerprint
 from advfeat.models.networks import create
 from advfeat.runs import plain, read_checked, read_json, to_json, write_together
@@ -34,6 +35,7 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
         "arch": model.arch,
         "arguments": model.arch_arguments,
         "num_classes": model.num_classes,
+        "classes": model.classes and list(model.classes),
         "input_shape": list(model.input_shape),
         "weights": {"file": _WEIGHTS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         "memory_format": _memory_format(model),
@@ -67,6 +69,7 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not describe a known network: {error}") from error
     _check_state(file, state, model)
+    _set_classes(path, description, model)
     layout = description.get("memory_format", "contiguous")
     if layout not in _LAYOUTS:
         raise ValueError(f"{path} should have a memory_format of {', '.join(_LAYOUTS)}, got {layout!r}")
@@ -118,6 +121,22 @@ def _check_state(file: Path, state: dict[str, Tensor], model: Model) -> None:
     for name in ("mean", "std"):  # the model was built with its own: its weights were trained behind these
         if not torch.equal(state[name].to(expected[name]), expected[name]):
             raise ValueError(f"{file}: {name} is {state[name].tolist()}, the model has {expected[name].tolist()}")
+
+
+def _set_classes(path: Path, description: dict, model: Model) -> None:
+    """Gives the model the names of classes that it was saved with."""
+    names = description.get("classes")
+    if names is None:  # a model of an older version; a training kept what it was trained on
+        training = description["extra"].get("training")
+        data = training.get("data") if isinstance(training, dict) else None
+        data = data.get("train") if isinstance(data, dict) else None
+        names = data.get("classes") if isinstance(data, dict) else None
+    if names is None:
+        return
+    if not isinstance(names, list) or len(names) != model.num_classes or not all(isinstance(n, str) for n in names):
+        raise ValueError(f"{path} is damaged: classes should be {model.num_classes} names, got {names!r}")
+    check_same_classes(model.classes, "the model that was given", names, str(path))
+    model.classes = names
 
 
 def _memory_format(model: Model) -> str:

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from advfeat.attacks.no_trace import logits_of
+from advfeat.class_names import check_same_classes, class_names
 from advfeat.names import function_name
 
 
 class Model(nn.Module):
     """Base of :class:`Classifier` and :class:`Adapted`: the shapes, and the normalisation inside the model.
 
-    num_classes: number of logits. input_shape: (C, H, W) of a sample. mean, std: per channel, in pixel scale [0, 1];
-    None leaves the input as it is. They are buffers of the state dict: with another normalisation it is another model,
-    and its file, checksum and fingerprint should say so. Attacks thus work in pixel space, where the paper states eps.
+    num_classes: number of logits. classes: their names by label, which a training sets, or None where nobody said them.
+    input_shape: (C, H, W) of a sample. mean, std: per channel, in pixel scale [0, 1]; None leaves the input as it is.
+    They are buffers of the state dict: with another normalisation it is another model, and its file, checksum and
+    fingerprint should say so. Attacks thus work in pixel space, where the paper states eps.
     """
 
     arch: str | None = None  # with arch_arguments what load() needs to build the same network; None for a user's own
@@ -31,6 +33,7 @@ class Model(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        self._classes: tuple[str, ...] | None = None
         if not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(f"num_classes should be an integer, at least 2, got {num_classes!r}")
         if len(input_shape) != 3 or any(int(side) < 1 for side in input_shape):
@@ -42,6 +45,21 @@ class Model(nn.Module):
         self.register_buffer("std", _per_channel("std", std, 1.0, self.input_shape[0]))
         if not bool((self.std > 0).all()):
             raise ValueError(f"std should be positive in every channel, got {self.std.tolist()}")
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes by label, None where they are not known."""
+        return self._classes
+
+    @classes.setter
+    def classes(self, names: Sequence[str] | None) -> None:
+        if names is None:
+            self._classes = None
+            return
+        given = [] if isinstance(names, str) else list(names)
+        if len(given) != self.num_classes or not all(isinstance(name, str) for name in given):
+            raise ValueError(f"classes should be {self.num_classes} names, one for each logit, got {names!r}")
+        self._classes = tuple(given)
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / std per channel; x [B, C, H, W] in [0, 1]."""
@@ -160,6 +178,7 @@ def adapt(
     head: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Adapted:
     """A user's own module as a model of this library: normalisation inside, logits out, a representation.
 
@@ -169,13 +188,16 @@ def adapt(
     head: or the name of the submodule whose input it is. With neither, the input of the only nn.Linear with num_classes
         outputs; if there is not exactly one, ``representation`` raises ValueError and everything else works.
     mean, std: per channel, where the module expects normalised images; None where it takes pixels in [0, 1].
+    classes: the names of the classes by label, compared with those of the data; None where they are not known.
     Errors: ValueError for a name that the module lacks.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module should be a torch.nn.Module, got {type(module).__name__}")
     if representation is not None and head is not None:
         raise ValueError("give representation or head, not both: each says where the features are")
-    return Adapted(module, num_classes, input_shape, mean, std, representation, head)
+    model = Adapted(module, num_classes, input_shape, mean, std, representation, head)
+    model.classes = classes
+    return model
 
 
 def pooled(features: Tensor) -> Tensor:
@@ -197,14 +219,21 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_fits(model: nn.Module, classes: int, image_shape: Sequence[int], what: str) -> None:
-    """Raises ValueError where the model's number of classes or input shape is not that of the data.
+def check_fits(
+    model: nn.Module, classes: Sequence[str], image_shape: Sequence[int], what: str, same_classes: bool = False
+) -> None:
+    """Raises ValueError where the model's number or names of classes or its input shape are not those of the data.
 
-    what: the data in the message, as in "data set 'digits'". A module without these attributes passes.
+    classes: names of the data's classes by label. what: the data in the message, as in "data set 'digits'".
+    same_classes: take classes of the same number for the same, whatever their names are. A module without the
+    attributes ``num_classes``, ``classes`` or ``input_shape`` passes.
     """
-    own_classes, own_shape = getattr(model, "num_classes", classes), getattr(model, "input_shape", tuple(image_shape))
-    if own_classes != classes:
-        raise ValueError(f"the model has {own_classes} classes, {what} has {classes}")
+    own_classes = getattr(model, "num_classes", len(classes))
+    own_shape = getattr(model, "input_shape", tuple(image_shape))
+    if own_classes != len(classes):
+        raise ValueError(f"the model has {own_classes} classes, {what} has {len(classes)}")
+    if not same_classes:
+        check_same_classes(class_names(model), "the model", classes, what)
     if tuple(own_shape) != tuple(image_shape):
         raise ValueError(f"the model takes images of shape {tuple(own_shape)}, {what} has {tuple(image_shape)}")
 

@@ -1,0 +1,72 @@
+"""The names of classes: a label is only a number, and two data sets may number their classes differently."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_NUMBERED = re.compile(r"0*(\d+)_+(.+)")
+
+
+def check_same_classes(
+    first: Sequence[str] | None, first_name: str, second: Sequence[str] | None, second_name: str
+) -> None:
+    """Raises ValueError where the classes of two data sets, or of a model and a data set, differ.
+
+    first, second: names by label; None where they are not known, which passes. first_name, second_name: whose they are,
+    as in "the model" and "data set 'digits'". The error names the classes that differ, or those that are in another
+    order. Names that differ in case, in punctuation or in the numbers that
+    :func:`advfeat.datasets.exchange.export_folder` writes in front are the same.
+    """
+    if first is None or second is None or tuple(first) == tuple(second):
+        return
+    first, second = tuple(map(str, first)), tuple(map(str, second))
+    plain_first, plain_second = _plain(first), _plain(second)
+    if len(set(plain_first)) < len(first) or len(set(plain_second)) < len(second):
+        plain_first, plain_second = first, second  # punctuation is all that tells some of them apart
+    if plain_first == plain_second:
+        return
+    only_first = [name for name, plain in zip(first, plain_first, strict=True) if plain not in plain_second]
+    only_second = [name for name, plain in zip(second, plain_second, strict=True) if plain not in plain_first]
+    if only_first or only_second:
+        what = (
+            f"{first_name} and {second_name} should have the same classes: {_listed(only_first)} only in the former, "
+            f"{_listed(only_second)} only in the latter"
+        )
+    else:
+        moved = [i for i in range(len(first)) if plain_first[i] != plain_second[i]]
+        what = (
+            f"{first_name} and {second_name} number the same classes differently: label {moved[0]} is "
+            f"{first[moved[0]]!r} in the former, {second[moved[0]]!r} in the latter ({len(moved)} of {len(first)} "
+            "differ)"
+        )
+    if len(first) != len(second):
+        raise ValueError(f"{what} ({len(first)} and {len(second)} classes)")
+    raise ValueError(
+        f"{what}. Classes are compared by name, for a label is only a number; where the numbers mean the same under "
+        "other names, same_classes=True (--same-classes) takes them so"
+    )
+
+
+def class_names(model: object) -> tuple[str, ...] | None:
+    """The names of a model's classes by label, None where it does not say them."""
+    names = getattr(model, "classes", None)
+    if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return None
+
+
+def _plain(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names without case, punctuation and a number in front that only says the position."""
+    plain = tuple(re.sub(r"[\W_]+", "_", name.casefold()).strip("_") or name for name in names)
+    numbered = [_NUMBERED.fullmatch(name) for name in plain]
+    if all(match and int(match[1]) == i for i, match in enumerate(numbered)):
+        plain = tuple(match[2] for match in numbered)
+    return plain
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    if not names:
+        return "none"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
