@@ -186,7 +186,7 @@ class RunFolder:
 
     def is_tidy(self) -> bool:
         """Whether a finished run has nothing left but what belongs to it."""
-        return not self._tensors() and not any(self.path.glob(".*.tmp"))
+        return not self._tensors() and not any(p.suffix in (".tmp", ".lock") for p in self.path.glob(".*"))
 
     def _state(self) -> dict:
         path = self.file("checkpoint.json")

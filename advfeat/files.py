@@ -17,7 +17,7 @@ from pathlib import Path
 from advfeat.locks import Owner
 
 # Of this version, and of earlier ones, which had the number of the process alone.
-_TEMPORARY = re.compile(rf"\.(?P<name>.+)\.((?P<owner>{Owner.PATTERN})|\d+)\.tmp", re.DOTALL)
+_TEMPORARY = re.compile(rf"\.(?P<name>.+)\.((?P<owner>{Owner.PATTERN})\.(tmp|lock)|\d+\.tmp)", re.DOTALL)
 _DAY = 24 * 3600.0
 _KINDS = (
     (stat.S_ISDIR, "folder"),
@@ -179,13 +179,13 @@ def temporary_name(path: Path) -> Path:
 
 
 def sweep(folder: Path, names: set[str] | None = None) -> None:
-    """Removes what killed processes left half written: of these names, or all.
+    """Removes what killed processes left, temporary files and locks: those of these names, or all.
 
     Only of processes that are known to be gone; of those that cannot be seen from here, after a day.
     """
     names = names if names is None else {_short(name) for name in names}
     try:
-        entries = [entry for entry in os.scandir(folder) if entry.name.startswith(".") and entry.name.endswith(".tmp")]
+        entries = [entry for entry in os.scandir(folder) if entry.name.startswith(".")]
     except OSError:
         return
     for entry in entries:
@@ -193,12 +193,15 @@ def sweep(folder: Path, names: set[str] | None = None) -> None:
         if match is None or (names is not None and match["name"] not in names):
             continue
         with suppress(OSError):  # another process may be at it as well
-            gone = match["owner"] is not None and Owner.parse(match["owner"]).is_gone()
-            if gone or entry.stat(follow_symlinks=False).st_mtime < time.time() - _DAY:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
-                    os.unlink(entry.path)
+            owner = match["owner"] and Owner.parse(match["owner"])
+            if owner and owner.is_near:
+                stale = owner.is_gone()
+            else:
+                stale = entry.stat(follow_symlinks=False).st_mtime < time.time() - _DAY
+            if stale and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif stale:
+                os.unlink(entry.path)
 
 
 def sync_folder(folder: Path) -> None:

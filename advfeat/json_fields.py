@@ -23,9 +23,10 @@ _WORDS = {
 def check_fields(value: object, form: object, name: str = "") -> None:
     """Raises ValueError naming the key whose value does not have the form.
 
-    form: a type (str, int, float for any finite number, bool, dict, list); a compiled pattern, for text that it matches
-    whole; a range, for the integers in it; a tuple of alternatives, None among them; ``[form]`` for a list of them;
-    ``{"key": form, "optional?": form}`` for an object that may have more keys; ``{str: form}`` for one with any keys.
+    form: a type (str, int, float for any finite number, bool, dict, list; object for anything); a compiled pattern, for
+    text that it matches whole; a range, for the integers in it; a tuple of alternatives, None among them; ``[form]``
+    for a list of them; ``{"key": form, "optional?": form}`` for an object that may have more keys; ``{str: form}`` for
+    one with any keys.
     """
     if isinstance(form, dict) and isinstance(value, dict):
         if str in form:
@@ -72,6 +73,8 @@ def _inside(value: object) -> Iterator[object]:
 def _is(value: object, form: object) -> bool:
     if form is None:
         return value is None
+    if form is object:
+        return True
     if isinstance(form, re.Pattern):
         return isinstance(value, str) and form.fullmatch(value) is not None
     if isinstance(form, range):

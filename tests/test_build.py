@@ -9,7 +9,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -127,7 +129,7 @@ def test_matching_that_stops_when_it_has_converged(tmp_path, digits, model):
     with torch.no_grad():
         target = model.eval().representation(digits.images())
     alone = early.attack().run(model, digits.images(made.start_index), target)
-    # a sample that ends a step sooner or later by rounding is off by less than that step
+    # a sample that ends a step sooner or later by rounding is off by less than that step; how many do is the machine's
     steps = (alone.x_adv - made.images()).flatten(1).norm(dim=1)
     assert (steps < 1e-3).float().mean() > 0.8 and steps.max() < 1
     whole = build(recipe, model, digits, tmp_path / "b", batch_size=16, shard_size=40)
@@ -223,9 +225,9 @@ build(recipe, model, sources.load("digits", limit=300), sys.argv[1], batch_size=
 """
 
 
-def _start(folder, **environment):
+def _start(folder, *arguments, code=SCRIPT, **environment):
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)],
+        [sys.executable, "-c", code, str(folder), *arguments],
         env={**os.environ, **environment},
         stderr=subprocess.PIPE,
         text=True,
@@ -237,9 +239,16 @@ def _finish(process):
     assert process.returncode == 0, errors
 
 
-def test_sigkill_at_random_moments_gives_the_same_bytes(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    _finish(_start(whole))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What the script builds undisturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "set"
+    _finish(_start(folder))
+    return folder
+
+
+def test_sigkill_at_random_moments_gives_the_same_bytes(tmp_path, whole):
+    killed = tmp_path / "killed"
     rng = random.Random(1)
     for wanted in (2, 11, 19, 27):
         process = _start(killed)
@@ -254,12 +263,83 @@ def test_sigkill_at_random_moments_gives_the_same_bytes(tmp_path):
     assert contents(killed) == contents(whole)
 
 
-def test_ranks_share_the_work_and_give_the_same_bytes(tmp_path):
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
-    processes = [_start(alone)] + [_start(shared, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+def test_ranks_share_the_work_and_give_the_same_bytes(tmp_path, whole):
+    shared = tmp_path / "shared"
+    processes = [_start(shared, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
     for process in processes:
         _finish(process)
-    assert contents(shared) == contents(alone)
+    assert contents(shared) == contents(whole)
+
+
+@pytest.mark.parametrize("places", ["here", "apart"])
+def test_builds_of_one_set_at_once_make_one_set(tmp_path, whole, places):
+    """Also in containers that share the folder and do not see each other, where each is process 7."""
+    shared = tmp_path / "shared"
+    in_a_container = (
+        "import os, sys\nfrom advfeat import locks\nlocks.place = lambda: '0000000' + sys.argv[2]\n"
+        "os.getpid = lambda: 7\nlocks._BEAT, locks._PATIENCE = 0.2, 30.0\n"
+    )
+    processes = [
+        _start(shared, str(i), code=in_a_container + SCRIPT if places == "apart" else SCRIPT) for i in range(2)
+    ]
+    for process in processes:
+        _finish(process)
+    assert contents(shared) == contents(whole)
+
+
+def test_who_builds_a_set_that_is_being_built_waits_and_says_for_whom(tmp_path, digits, model):
+    waited = []
+
+    def meanwhile():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            build(DET, model, digits, tmp_path / "set", batch_size=10, shard_size=20)
+        waited.extend(str(w.message) for w in said)
+
+    other = threading.Thread(target=meanwhile)
+
+    def start(done, total):
+        if done == 20:
+            other.start()
+            time.sleep(1)
+
+    build(DET, model, digits, tmp_path / "set", batch_size=10, shard_size=20, progress=start)
+    other.join()
+    assert len(waited) == 1 and f"is being built in by process {os.getpid()} on" in waited[0]
+
+
+def test_a_finished_set_is_opened_where_nothing_can_be_written(tmp_path, digits, model, monkeypatch):
+    first = build(DET, model, digits, tmp_path / "set")
+
+    def read_only(file, mode="r", *args, real=open, **kwargs):
+        if set(mode) & set("wax"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", read_only)
+    assert build(DET, model, digits, tmp_path / "set").fingerprint == first.fingerprint
+    with pytest.raises(OSError, match="Read-only file system"):
+        build(RAND, model, digits, tmp_path / "other")
+
+
+def test_a_model_that_gives_nan_for_some_images_does_not_block_a_build(tmp_path, digits, model):
+    """Its objective there is not finite, today and at every resume."""
+    inner = create("small-convnet", 10, (1, 8, 8), width=4, seed=1).eval()
+
+    class Holes(torch.nn.Module):
+        def forward(self, x):
+            dark = x.flatten(1).mean(1, keepdim=True) < darkest
+            return inner(x).masked_fill(dark, math.nan)
+
+    darkest = float(digits.images().flatten(1).mean(1).sort().values[3])
+    recipe = dataclasses.replace(DET, eps=0.0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        made = build(recipe, Holes(), digits, tmp_path / "set", batch_size=45)
+    assert int((~made.objective.isfinite()).sum()) == 3
+    assert any("objective should be finite, got nan for sample" in str(w.message) for w in said)
+    assert not made.target_success[~made.objective.isfinite()].any()
+    assert build(recipe, Holes(), digits, tmp_path / "set", batch_size=45).fingerprint == made.fingerprint
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])

@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -113,13 +114,27 @@ def test_a_damaged_manifest_is_written_anew(tmp_path, content):
         ({"format": "other"}, "should be of format 'advfeat-set', version 1, got 'other'"),
         ({"version": 2}, "version 2"),
         ({"complete": False}, "is not finished; run the build again"),
-        ({"n": 24}, "its shards hold 23 samples, n is 24"),
+        ({"n": 24}, r"shards\[4\].rows should be 4, got 3"),
+        ({"n": 26}, "shards should be 6 for n=26 and shard_size=5, got 5"),
+        ({"n": "23"}, 'n should be an integer from 1, got "23"'),
+        ({"n": -23}, "n should be an integer from 1, got -23"),
+        ({"n": 0}, "n should be an integer from 1, got 0"),
+        ({"shard_size": 0}, "shard_size should be an integer from 1"),
+        ({"shard_size": 6}, "shards should be 4 for n=23 and shard_size=6"),
+        ({"classes": "abcd"}, 'classes should be a list, got "abcd"'),
+        ({"classes": ["a", 2, "c", "d"]}, r"classes\[1\] should be a text, got 2"),
+        ({"image_shape": [2, -4, 3]}, r"image_shape\[1\] should be an integer from 1, got -4"),
+        ({"image_shape": [2, 12]}, r"image_shape should be \[C, H, W\]"),
+        (
+            {"source": {"name": ["digits"]}},
+            r"source should be|source.name should be a text or null|source.name should be",
+        ),
         ({"classes": ["a", "b", "c"]}, r"0 .. 2 for 3 classes: sample 2 has label 3"),
         ({"dtype": "uint8"}, r"does not fit manifest\.json: images should be \(torch.uint8.*got \(torch.float32"),
-        ({"dtype": "int4"}, "is damaged: dtype 'int4'"),
+        ({"dtype": "int4"}, "is damaged: dtype should be float32, float16, uint8, got 'int4'"),
         ({"image_shape": [2, 3, 4]}, "images should be"),
-        ({"shards": [{"file": "shard-00000.safetensors"}]}, "a shard should have file, rows and sha256"),
-        ({"shards": None}, "shards should be of type list"),
+        ({"shards": [{"file": "shard-00000.safetensors"}]}, r"shards\[0\].rows is missing"),
+        ({"shards": None}, "shards should be a list, got null"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
@@ -131,16 +146,126 @@ def test_a_manifest_that_does_not_fit_is_named(tmp_path, change, said):
         ConstructedSet.open(tmp_path)
 
 
-def test_a_manifest_cannot_reach_out_of_its_folder(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.__setitem__(1, s[0]), r"shards\[1\].file should be 'shard-00001.safetensors', got 'shard-00000"),
+        (lambda s: s.reverse(), r"shards\[0\].file should be 'shard-00000.safetensors', got 'shard-00004"),
+        (lambda s: s.append(s[0]), "shards should be 5 for n=23 and shard_size=5, got 6"),
+        (lambda s: s.pop(), "shards should be 5 for n=23 and shard_size=5, got 4"),
+        (lambda s: s[0].update(rows=4), r"shards\[0\].rows should be 5, got 4"),
+        (lambda s: s[0].update(rows=-5), r"shards\[0\].rows should be an integer from 1, got -5"),
+        (lambda s: s[0].update(rows=True), r"shards\[0\].rows should be an integer from 1, got true"),
+        (lambda s: s[2].update(sha256="0" * 63), r"shards\[2\].sha256 should be 64 hexadecimal digits"),
+        (lambda s: s[2].update(sha256=7), r"shards\[2\].sha256 should be 64 hexadecimal digits, got 7"),
+        (lambda s: s[0].update(file="../b/shard-00000.safetensors"), r"shards\[0\].file should be 'shard-00000"),
+        (lambda s: s[0].update(file="/tmp/shard-00000.safetensors"), r"shards\[0\].file should be 'shard-00000"),
+        (lambda s: s[0].update(file="."), r"shards\[0\].file should be 'shard-00000"),
+        (lambda s: s[0].update(file=None), r"shards\[0\].file should be a text, got null"),
+        (lambda s: s.__setitem__(0, ["shard"]), r"shards\[0\] should be an object"),
+    ],
+    ids=range(14),
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_manifest_names_each_shard_once_and_in_its_own_folder(tmp_path, change, said, verify):
     build(tmp_path / "a")
     build(tmp_path / "b")
     path = tmp_path / "a" / "manifest.json"
     content = json.loads(path.read_text())
-    content["shards"][0]["file"] = "../b/shard-00000.safetensors"
+    change(content["shards"])
     path.write_text(json.dumps(content))
-    (tmp_path / "a" / "shard-00000.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"a/shard-00000\.safetensors is missing"):
-        ConstructedSet.open(tmp_path / "a")
+    with pytest.raises(ValueError, match=rf"manifest\.json is damaged: {said}"):
+        ConstructedSet.open(tmp_path / "a", verify=verify)
+
+
+def _header(file: Path) -> tuple[dict, bytes]:
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda h: h["label"].update(dtype="I128"), "label should be of F32, F16, U8, I64, BOOL, got I128"),
+        (lambda h: h["label"].update(shape=[6]), "label should lie at"),
+        (lambda h: h["label"].update(shape=[-5]), r"label.shape\[0\] should be an integer from 0"),
+        (lambda h: h["label"].update(shape=[2**40, 2**40]), "label should lie at"),
+        (lambda h: h["label"].update(data_offsets=h["original_label"]["data_offsets"]), "should lie at"),
+        (lambda h: h["label"].update(data_offsets=[0]), "should lie at"),
+        (lambda h: h["label"].update(data_offsets="x"), "data_offsets should be a list"),
+        (lambda h: h.pop("images"), "should lie at"),
+        (lambda h: h.pop("label"), "should lie at"),
+        (lambda h: h.update(label=3), "label should be an object, got 3"),
+        (lambda h: h["images"].update(shape=[5, 24]), r"does not fit manifest\.json: images should be"),
+    ],
+    ids=range(11),
+)
+def test_a_shard_whose_header_was_altered_is_named(tmp_path, change, said):
+    build(tmp_path)
+    file = tmp_path / "shard-00001.safetensors"
+    header, body = _header(file)
+    change(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    with pytest.raises(ValueError, match=rf"shard-00001\.safetensors.*{said}.*run the build again"):
+        ConstructedSet.open(tmp_path, verify=False)
+
+
+@pytest.mark.parametrize("head", [b"", b"1234", b"\xff" * 8, (400_000).to_bytes(8, "little") + b"[" * 400_000])
+def test_a_shard_without_a_header_is_named(tmp_path, head):
+    build(tmp_path)
+    (tmp_path / "shard-00001.safetensors").write_bytes(head)
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors is truncated or altered: .*run the build again"):
+        ConstructedSet.open(tmp_path, verify=False)
+
+
+def test_values_of_a_shard_that_cannot_be_are_named(tmp_path):
+    build(tmp_path)
+    file = tmp_path / "shard-00001.safetensors"
+    whole = file.read_bytes()
+    header, body = _header(file)
+    for name, values, said in (
+        ("target_success", b"\x02", "target_success should hold 0 or 1"),
+        ("source_index", (-1).to_bytes(8, "little", signed=True), "source_index should be at least 0, got -1"),
+        ("start_index", (-2).to_bytes(8, "little", signed=True), "start_index should be at least -1, got -2"),
+        ("label", (4).to_bytes(8, "little"), r"\(label\)' should be in 0 .. 3"),
+        ("distance", b"\x00\x00\xc0\x7f", "distance should be finite"),
+    ):
+        at = len(whole) - len(body) + header[name]["data_offsets"][0]
+        file.write_bytes(whole[:at] + values + whole[at + len(values) :])
+        with pytest.raises(ValueError, match=said):
+            ConstructedSet.open(tmp_path, verify=False)
+
+
+def test_a_shard_that_shrinks_while_it_is_open_is_an_error(tmp_path):
+    """Under a memory map it ended the process, by SIGBUS."""
+    build(tmp_path, n=4000, shard_size=4000)
+    code = (
+        "import os, sys; from advfeat.datasets.store import ConstructedSet\n"
+        "made = ConstructedSet.open(sys.argv[1], verify=False)\n"
+        "os.truncate(sys.argv[1] + '/shard-00000.safetensors', 5000)\n"
+        "try: made.images([3999, 0])\n"
+        "except ValueError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert "shard-00000.safetensors is truncated: it became shorter while it was open" in done.stdout
+
+
+def test_a_set_may_lie_in_a_folder_whose_name_is_not_utf8(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    build(folder)
+    made = ConstructedSet.open(folder)
+    assert made.images([0]).shape == (1, 2, 4, 3) and repr(made).isascii()
+    assert build(folder).missing_shards() == []
+
+
+def test_a_set_can_be_sent_to_another_process(tmp_path):
+    build(tmp_path)
+    made = ConstructedSet.open(tmp_path)
+    sent = pickle.dumps(made)
+    assert len(sent) < 20_000 and pickle.loads(sent).images([22]).equal(made.images([22]))
 
 
 def test_no_folder_no_manifest(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +16,10 @@ from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
 from advfeat.datasets.base import Source
 from advfeat.datasets.construction import Construction
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
-from advfeat.datasets.store import ConstructedSet, SetWriter
+from advfeat.datasets.store import ConstructedSet, SetWriter, is_complete
+from advfeat.locks import hold
 from advfeat.models import Adapted, attack_copy, check_fits, fingerprint
+from advfeat.runs import check_writable_folder
 
 Progress = Callable[[int, int], None]
 
@@ -46,7 +49,8 @@ def build(
     source and the seed: a build that was killed goes on where it stopped and ends with the same bytes, on CUDA as far
     as torch's kernels are deterministic. What is attacked is :func:`advfeat.models.attack_copy`'s copy, the same
     function without its BatchNorm. While a shard is written the next one is attacked. Under ``torchrun`` each rank
-    builds its own shards.
+    builds its own shards; of two other processes that build one set, the second one waits, with a warning that says for
+    which, and finds it finished, or goes on if the first one was killed.
 
     recipe: see :func:`advfeat.datasets.recipes.preset`. model: gives logits [B, classes]; a
     :class:`MatchRepresentation` also needs ``model.representation``. batch_size: images attacked at once (fixes the
@@ -75,26 +79,42 @@ def build(
     }
     if compile:  # other last bits
         manifest["compile"] = True
-    writer = SetWriter(Path(out), manifest, n=len(source), shard_size=shard_size)
+    out = Path(out)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    mine = writer.missing_shards(rank, ranks)
-    total, done = sum(len(rows) for _, rows in mine), 0
+    if is_complete(out):  # it may lie where nothing can be written, and all may be there
+        if not SetWriter(out, manifest, n=len(source), shard_size=shard_size).missing_shards():
+            return ConstructedSet.open(out, verify=False)
 
-    def advance(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress:
-            progress(done, total)
-
-    advance(0)
-    if mine:
-        model = attack_copy(model, autocast=autocast, compile=compile)
-        _write_all(writer, mine, Construction(recipe, attack, model, source, seed, batch_size, dtype, device), advance)
-    if not writer.finish(timeout=0.0 if ranks == 1 else _PATIENCE):
-        raise TimeoutError(
-            f"{out}: this process has made its shards, but others are still missing: see the other ranks"
+    def waiting(holder: str) -> None:
+        warnings.warn(
+            f"{out} is being built in by {holder}; waiting for it (if it is stopped, this process goes on)",
+            stacklevel=5,
         )
-    return ConstructedSet.open(Path(out), verify=False)
+
+    check_writable_folder(out)
+    with hold(out, f"build-{rank}-of-{ranks}", waiting):  # the ranks of one build work at once
+        writer = SetWriter(out, manifest, n=len(source), shard_size=shard_size)
+        mine = writer.missing_shards(rank, ranks)
+        total, done = sum(len(rows) for _, rows in mine), 0
+
+        def advance(images: int) -> None:
+            nonlocal done
+            done += images
+            if progress:
+                progress(done, total)
+
+        advance(0)
+        if mine:
+            model = attack_copy(model, autocast=autocast, compile=compile)
+            work = Construction(recipe, attack, model, source, seed, batch_size, dtype, device)
+            _write_all(writer, mine, work, advance)
+        if not writer.finish(timeout=0.0 if ranks == 1 else _PATIENCE):
+            raise TimeoutError(
+                f"{out}: this process has made its shards, but others are still missing: see the other ranks"
+                if ranks > 1
+                else f"{out} lost shards while it was built: something else removes or changes its files"
+            )
+    return ConstructedSet.open(out, verify=False)
 
 
 def _write_all(

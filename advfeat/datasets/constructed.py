@@ -5,19 +5,34 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
+import math
 from pathlib import Path
 
-import safetensors
 import torch
 from torch import Tensor
 
 from advfeat.checks import check_images, check_labels
 from advfeat.datasets.base import Indices, Source, as_indices, to_float
-from advfeat.datasets.layout import FIELDS, FORMAT, MANIFEST, VERSION, file_sha256
+from advfeat.datasets.layout import FIELDS, FORMAT, MANIFEST, VERSION, file_sha256, shard_name
 from advfeat.datasets.rounding import DTYPES
+from advfeat.datasets.shards import Shard
+from advfeat.json_fields import SHA256
 from advfeat.runs import read_json
 
 _REPAIR = "run the build again with the same settings: it makes just this shard anew"
+_COUNT = range(1, 2**53)
+_SHARDS = [{"file": str, "rows": _COUNT, "sha256": SHA256}]
+_SOURCE = {"name?": (None, str), "split?": str, "fingerprint?": (None, str)}
+_MANIFEST = {
+    "n": _COUNT,
+    "shard_size": _COUNT,
+    "classes": [str],
+    "image_shape": [_COUNT],
+    "dtype": str,
+    "shards": _SHARDS,
+    "source": (_SOURCE, None, str),
+    **dict.fromkeys(("recipe", "model", "seed"), object),
+}
 
 
 class ConstructedSet(Source):
@@ -26,10 +41,12 @@ class ConstructedSet(Source):
     labels: the set's, int64 [N], on which a model is trained. original_labels: those of the source. source_index: the
     position in the source of the image that gave the label. start_index: that of the image the attack started from, -1
     where it is the image itself, or noise. target_success: bool, the source model says the set's label. objective,
-    distance: float32, the attack's objective at the end and how far it moved the image. manifest: recipe, model,
+    distance: float32, the attack's objective at the end (not finite where the source model's outputs are not) and how
+    far it moved the image. manifest: recipe, model,
     source, seeds and checksums.
 
-    Images are mapped from the files and not held in memory. Loading runs no code: safetensors and JSON hold none.
+    Images are read from the files when they are asked for, and not held in memory. Loading runs no code: safetensors
+    and JSON hold none.
     """
 
     original_labels: Tensor
@@ -57,23 +74,17 @@ class ConstructedSet(Source):
         self.classes = tuple(self.manifest["classes"])
         self.image_shape = tuple(self.manifest["image_shape"])
         self._dtype = DTYPES[self.manifest["dtype"]]
-        self._images: list[Tensor] = []
+        self._shards: list[Shard] = []
+        self._ends = list(itertools.accumulate(entry["rows"] for entry in self.manifest["shards"]))
         columns: dict[str, list[Tensor]] = {name: [] for name in FIELDS}
-        first = 0
-        for entry in self.manifest["shards"]:
-            file = path / Path(entry["file"]).name
-            tensors = self._open_shard(file, entry, verify)
-            images = tensors["images"]
-            for name in FIELDS:
-                columns[name].append(tensors[name].clone())
-            if verify and images.is_floating_point():
-                for rows in torch.arange(len(images)).split(1000):
-                    check_images(images[rows], first + rows, str(file))
-            self._images.append(images)
-            first += len(images)
-        if first != self.manifest["n"]:
-            raise ValueError(f"{path / MANIFEST}: its shards hold {first} samples, n is {self.manifest['n']}")
-        self._ends = list(itertools.accumulate(len(images) for images in self._images))
+        for entry, end in zip(self.manifest["shards"], self._ends, strict=True):
+            shard = self._open_shard(path / entry["file"], entry, verify)
+            for name, column in self._columns(shard).items():
+                columns[name].append(column)
+            if verify and self._dtype.is_floating_point:
+                for rows in torch.arange(entry["rows"], device="cpu").split(1000):
+                    check_images(shard.read("images", rows), end - entry["rows"] + rows, str(shard.file))
+            self._shards.append(shard)
         joined = {name: torch.cat(parts) for name, parts in columns.items()}
         self.labels, self.original_labels = joined["label"], joined["original_label"]
         self.source_index, self.start_index = joined["source_index"], joined["start_index"]
@@ -98,20 +109,20 @@ class ConstructedSet(Source):
 
     def images(self, indices: Indices = None) -> Tensor:
         index = as_indices(indices, len(self), self.name)
-        stored = torch.empty((len(index), *self.image_shape), dtype=self._dtype)
-        ends = torch.tensor(self._ends)
+        stored = torch.empty((len(index), *self.image_shape), dtype=self._dtype, device="cpu")
+        ends = torch.tensor(self._ends, device="cpu")
         shard_of = torch.searchsorted(ends, index, right=True)
         for shard in shard_of.unique().tolist():
             rows = (shard_of == shard).nonzero()[:, 0]
             begin = self._ends[shard - 1] if shard else 0
-            stored[rows] = self._images[shard][index[rows] - begin]
+            stored[rows] = self._shards[shard].read("images", index[rows] - begin)
         return to_float(stored)
 
     def shard_of(self, index: int) -> str:
         """The name of the file that holds a sample."""
         return self.manifest["shards"][bisect.bisect_right(self._ends, index)]["file"]
 
-    def _open_shard(self, file: Path, entry: dict, verify: bool) -> dict[str, Tensor]:
+    def _open_shard(self, file: Path, entry: dict, verify: bool) -> Shard:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing; {_REPAIR}")
         if verify and (found := file_sha256(file)) != entry["sha256"]:
@@ -120,22 +131,30 @@ class ConstructedSet(Source):
                 f"{_REPAIR}"
             )
         try:
-            with safetensors.safe_open(file, framework="pt", device="cpu") as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{file} is truncated or altered: {error}; {_REPAIR}") from error
+            shard = Shard(file)
+        except ValueError as error:
+            raise ValueError(f"{error}; {_REPAIR}") from error
         expected = {name: (dtype, (entry["rows"],)) for name, dtype in FIELDS.items()}
         expected["images"] = (self._dtype, (entry["rows"], *self.image_shape))
-        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        found = shard.tensors
         if found != expected:
             wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             raise ValueError(
                 f"{file} does not fit {MANIFEST}: {wrong[0]} should be {expected.get(wrong[0])}, got "
                 f"{found.get(wrong[0])}; {_REPAIR}"
             )
+        return shard
+
+    def _columns(self, shard: Shard) -> dict[str, Tensor]:
+        columns = {name: shard.read(name) for name in FIELDS}
         for name in ("label", "original_label"):
-            check_labels(tensors[name], len(self.classes), f"{file} ({name})")
-        return tensors
+            check_labels(columns[name], len(self.classes), f"{shard.file} ({name})")
+        for name, least in (("source_index", 0), ("start_index", -1)):
+            if bool((columns[name] < least).any()):
+                raise ValueError(f"{shard.file}: {name} should be at least {least}, got {int(columns[name].min())}")
+        if not bool(columns["distance"].isfinite().all()):
+            raise ValueError(f"{shard.file}: distance should be finite")
+        return columns
 
 
 def _read_manifest(path: Path) -> dict:
@@ -150,13 +169,21 @@ def _read_manifest(path: Path) -> dict:
         )
     if not manifest.get("complete"):
         raise ValueError(f"{path} is not finished; run the build again with the same settings: it goes on")
-    needed = {"n": int, "shards": list, "classes": list, "image_shape": list, "dtype": str}
-    for key, kind in needed.items():
-        if not isinstance(manifest.get(key), kind):
-            raise ValueError(f"{file} is damaged: {key} should be of type {kind.__name__}, got {manifest.get(key)!r}")
-    if manifest["dtype"] not in DTYPES or len(manifest["image_shape"]) != 3:
-        raise ValueError(f"{file} is damaged: dtype {manifest['dtype']!r}, image_shape {manifest['image_shape']!r}")
-    for entry in manifest["shards"]:
-        if not isinstance(entry, dict) or not {"file", "rows", "sha256"} <= entry.keys():
-            raise ValueError(f"{file} is damaged: a shard should have file, rows and sha256, got {entry!r}")
+    manifest = read_json(file, _MANIFEST)
+    if manifest["dtype"] not in DTYPES:
+        raise ValueError(f"{file} is damaged: dtype should be {', '.join(DTYPES)}, got {manifest['dtype']!r}")
+    if len(manifest["image_shape"]) != 3:
+        raise ValueError(f"{file} is damaged: image_shape should be [C, H, W], got {manifest['image_shape']!r}")
+    n, size = manifest["n"], manifest["shard_size"]
+    # All is known of the shards but their checksums: none may come twice, be left out or lie in another folder.
+    if len(manifest["shards"]) != math.ceil(n / size):
+        raise ValueError(
+            f"{file} is damaged: shards should be {math.ceil(n / size)} for n={n} and shard_size={size}, got "
+            f"{len(manifest['shards'])}"
+        )
+    for i, entry in enumerate(manifest["shards"]):
+        expected = {"file": shard_name(i), "rows": min(size, n - i * size)}
+        for key, value in expected.items():
+            if entry[key] != value:
+                raise ValueError(f"{file} is damaged: shards[{i}].{key} should be {value!r}, got {entry[key]!r}")
     return manifest

@@ -29,17 +29,28 @@ from advfeat.checks import check_images, check_labels
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.layout import FIELDS, FORMAT, MANIFEST, VERSION, file_sha256, record_name, shard_name
 from advfeat.datasets.rounding import DTYPES, quantise
-from advfeat.runs import plain, read_json, write_bytes
+from advfeat.files import make_folder, sweep
+from advfeat.json_fields import SHA256
+from advfeat.runs import plain, read_json, to_json, write_bytes, write_json
 
 __all__ = ["ConstructedSet", "SetWriter", "quantise"]
 
 _REQUIRED = ("recipe", "source", "model", "seed", "image_shape", "classes", "dtype")
-_OURS = re.compile(r"manifest\.json|shard-\d{5,}\.(safetensors|json)|\..*\.tmp")
+_RECORD = {"file": str, "rows": int, "bytes": int, "sha256": SHA256, "set": str}
+_OURS = re.compile(r"manifest\.json|shard-\d{5,}\.(safetensors|json)")
 
 
 def _is_hidden(path: Path) -> bool:
     """A file browser's, such as .DS_Store."""
     return path.name.startswith(".") and path.is_file()
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a set is there whose manifest says that it is finished; nothing is compared."""
+    try:
+        return read_json(folder / MANIFEST).get("complete") is True
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 class SetWriter:
@@ -99,8 +110,8 @@ class SetWriter:
         """
         rows = self.rows(shard)
         data = safetensors.torch.save(self._checked(tensors, rows))
-        for stale in self.out.glob(f".{Path(shard_name(shard)).stem}.*.tmp"):
-            stale.unlink(missing_ok=True)  # of a process that was killed: this shard has no other writer
+        if not (self.out / MANIFEST).is_file():
+            raise FileNotFoundError(f"{self.out} was removed, or its {MANIFEST}, while it was built")
         record = {
             "file": shard_name(shard),
             "rows": len(rows),
@@ -109,8 +120,8 @@ class SetWriter:
             "set": self._id,
         }
         try:
-            self._put(shard_name(shard), data)
-            self._put(record_name(shard), _json_bytes(record))
+            write_bytes(self.out / shard_name(shard), data)
+            write_json(self.out / record_name(shard), record)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -126,7 +137,7 @@ class SetWriter:
         """Writes the manifest with all shards' checksums; False if some are missing and for ``timeout`` s none came.
 
         The other processes may still be writing theirs: whichever comes last finishes the set, and it does no harm if
-        several do. Left-overs of killed processes are removed.
+        several do.
         """
         end, seen = time.monotonic() + timeout, -1
         while (records := self._records()) is None:
@@ -137,16 +148,16 @@ class SetWriter:
                 return False
             time.sleep(min(0.2, timeout))
         shards = [{"file": r["file"], "rows": r["rows"], "sha256": r["sha256"]} for r in records]
-        self._put(MANIFEST, _json_bytes({**self._identity, "shards": shards, "complete": True}))
-        for stale in self.out.glob(".*.tmp"):
-            if _OURS.fullmatch(stale.name):
-                stale.unlink(missing_ok=True)
+        data = to_json({**self._identity, "shards": shards, "complete": True})
+        if (self.out / MANIFEST).read_bytes() != data:  # a set that is finished may lie where nothing can be written
+            write_bytes(self.out / MANIFEST, data)
         return True
 
     def _open(self) -> None:
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"{self.out} should be a folder for the set, but is a file")
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
+        sweep(self.out)
         path = self.out / MANIFEST
         found = None
         if path.is_file():
@@ -164,7 +175,7 @@ class SetWriter:
                     f"{', '.join(strangers[:5]) or 'the shards of another set'}: take another folder"
                 )
         if found is None:
-            self._put(MANIFEST, _json_bytes({**self._identity, "shards": [], "complete": False}))
+            write_json(self.out / MANIFEST, {**self._identity, "shards": [], "complete": False})
             return
         # Its source may be a constructed set, which is named after its folder and may have moved.
         if isinstance(found.get("source"), dict) and isinstance(self._identity["source"], dict):
@@ -213,11 +224,11 @@ class SetWriter:
     def _record(self, shard: int) -> dict | None:
         path = self.out / record_name(shard)
         try:
-            record = read_json(path)
-            sound = record["set"] == self._id and record["file"] == shard_name(shard)
-            return record if sound and record["rows"] == len(self.rows(shard)) and record["sha256"] else None
-        except (FileNotFoundError, ValueError, KeyError):
+            record = read_json(path, _RECORD)
+        except (FileNotFoundError, ValueError):
             return None
+        sound = record["set"] == self._id and record["file"] == shard_name(shard)
+        return record if sound and record["rows"] == len(self.rows(shard)) else None
 
     def _records(self) -> list[dict] | None:
         """All records, or None as long as a shard is missing or of another length than its record says."""
@@ -248,25 +259,21 @@ class SetWriter:
             check_images(checked["images"], ids, str(self.out))
         for name in ("label", "original_label"):
             check_labels(checked[name], len(self._identity["classes"]), f"{self.out} ({name})")
-        for name in ("objective", "distance"):
+        for name in ("distance", "objective"):
             wrong = (~checked[name].isfinite()).nonzero()
-            if len(wrong):
-                row = int(wrong[0])
-                raise ValueError(f"{name} should be finite, got {float(checked[name][row])} for sample {rows[row]}")
+            if not len(wrong):
+                continue
+            row = int(wrong[0])
+            said = f"{name} should be finite, got {float(checked[name][row])} for sample {rows[row]}"
+            if name == "distance":
+                raise ValueError(said)
+            # Its image is good, and no later run would find another value: an error would come back for ever.
+            warnings.warn(
+                f"{said} ({len(wrong)} of the {len(rows)} from {rows[0]} on): there the source model's outputs are not "
+                "finite, or its representation is zero; the images are stored as the attack left them",
+                stacklevel=3,
+            )
         return checked
-
-    def _put(self, name: str, data: bytes) -> None:
-        path = self.out / name
-        try:
-            write_bytes(path, data)
-        except FileNotFoundError:
-            # Another process that found the set finished swept our temporary file; then what we wrote is there.
-            if not path.is_file() or path.read_bytes() != data:
-                raise
-
-
-def _json_bytes(value: dict) -> bytes:
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _differences(old: object, new: object, name: str = "") -> list[str]:
