@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from advfeat.files import sweep
 from advfeat.json_fields import SHA256, check_fields
 from advfeat.locks import Busy, Lock, hold
+from advfeat.models.state import state_of, tensors_of
 from advfeat.runs import append_json_line, read_checked, read_json, write_bytes, write_json, write_json_lines
 
 _FORMAT = "advfeat-checkpoint-1"
@@ -138,7 +139,7 @@ class RunFolder:
         """A checkpoint after the epochs in the history."""
         self._check_place()
         epoch = len(history)
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        tensors = {f"model.{name}": tensor for name, tensor in tensors_of(model).items()}
         for name, parameter in model.named_parameters():
             momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
@@ -242,12 +243,12 @@ def _restore(file: Path, tensors: dict[str, Tensor], model: nn.Module, optimizer
 
     momentum = part("momentum.")
     try:
-        model.load_state_dict(part("model."), strict=True)
+        model.load_state_dict(state_of(part("model.")), strict=True)
         for name, parameter in model.named_parameters():
             if name in momentum:
                 buffer = torch.empty_like(parameter)  # in the parameter's own memory format
                 optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momentum[name])
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{file} does not fit the model: {error}") from error
 
 

@@ -204,6 +204,100 @@ def test_an_adapted_model_is_loaded_into_a_fresh_one(tmp_path):
     assert models.fingerprint(models.load(tmp_path, make())) == models.fingerprint(model)
 
 
+class _Tied(nn.Module):
+    """Two layers of one weight, and a state beside the parameters."""
+
+    def __init__(self, state=None):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.b.weight = self.a.weight
+        self.head = nn.Linear(12, 4)
+        self.state = state
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x.flatten(1))))
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+
+def _tied(state=None):
+    return models.adapt(_Tied(state), num_classes=4, input_shape=(3, 2, 2))
+
+
+def test_loading_into_a_model_keeps_its_parameters_and_so_ties_and_optimizers(tmp_path):
+    saved = _tied()
+    models.save(saved, tmp_path)
+    model = _tied()
+    parameters = list(model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    assert models.load(tmp_path, model) is model
+    assert models.fingerprint(model) == models.fingerprint(saved)
+    assert all(new is old for new, old in zip(model.parameters(), parameters, strict=True))
+    assert model.module.a.weight is model.module.b.weight
+    model(torch.rand(2, 3, 2, 2)).sum().backward()
+    optimizer.step()
+    assert models.fingerprint(model) != models.fingerprint(saved)
+
+
+def test_loading_into_a_model_keeps_its_dtype_and_leaves_it_alone_where_the_file_does_not_fit(tmp_path):
+    saved = _tied()
+    models.save(saved, tmp_path)
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        model = models.load(tmp_path, _tied().to(dtype))
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        assert torch.equal(model.module.head.weight, saved.module.head.weight.to(dtype))
+    with torch.no_grad():
+        saved.module.head.bias[0] = 1e9
+    models.save(saved, tmp_path)
+    model = _tied().half()
+    before = models.fingerprint(model)
+    with pytest.raises(ValueError, match="module.head.bias holds values beyond torch.float16"):
+        models.load(tmp_path, model)
+    saved.module.b.weight = nn.Parameter(saved.module.b.weight.detach() + 1)  # no longer tied
+    models.save(saved, tmp_path)
+    with pytest.raises(ValueError, match="module.a.weight and module.b.weight are one tensor in the model"):
+        models.load(tmp_path, _tied())
+    assert models.fingerprint(model) == before
+
+
+@pytest.mark.parametrize(
+    "state", [None, 3, {"scale": 1.5, "names": ["a", ("b", float("inf"))], "seen": torch.arange(5)}, torch.rand(2)]
+)
+def test_extra_state_of_json_values_and_tensors_is_saved_with_a_model(tmp_path, state):
+    saved = _tied(state)
+    models.save(saved, tmp_path)
+    back = models.load(tmp_path, _tied("other"))
+    assert models.fingerprint(back) == models.fingerprint(saved) != models.fingerprint(_with(back, "other"))
+    back = models.load(tmp_path, _tied("other")).module.state
+    if isinstance(state, dict):
+        assert torch.equal(back.pop("seen"), state["seen"])
+        assert back == {"scale": 1.5, "names": ["a", ("b", float("inf"))]}
+    else:
+        assert torch.equal(back, state) if isinstance(state, torch.Tensor) else back == state
+
+
+def _with(model, state):
+    model.module.state = state
+    return model
+
+
+def test_extra_state_that_would_have_to_be_pickled_is_refused_before_anything_is_written(tmp_path):
+    for state, place in (
+        ({"when": {1, 2}}, r"set at module._extra_state\['when'\]"),
+        ({3: 4}, "dict"),
+        (object(), "ob"),
+    ):
+        with pytest.raises(TypeError, match=f"get_extra_state.. of module 'module' should return JSON.*{place}"):
+            models.save(_tied(state), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(TypeError, match="the state dict should hold tensors, got dtype at a"):
+        models.fingerprint({"a": torch.float32})
+
+
 def _edit_json(path, edit):
     value = json.loads(path.read_text())
     edit(value)
@@ -270,6 +364,11 @@ DAMAGE = [
         lambda f: _rewrite_weights(f, lambda t: t["head.bias"].fill_(float("nan"))),
         ValueError,
         "model.safetensors: head.bias holds values that are not finite",
+    ),
+    (
+        lambda f: _rewrite_weights(f, lambda t: t.update(_extra_state=torch.arange(3, dtype=torch.uint8))),
+        ValueError,
+        "model.safetensors: _extra_state is damaged",
     ),
     (
         lambda f: _edit_json(f / "model.json", lambda d: d["arguments"].update(mean=[0.5])),

@@ -146,6 +146,36 @@ def test_an_own_model_resumes_and_loads(tmp_path):
     assert models.fingerprint(read.model) == models.fingerprint(expected.model)
 
 
+class _Counting(torch.nn.Module):
+    """Counts its batches in a number that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.batches = models.create("small-convnet", 3, (1, 8, 8), width=3, seed=9), 0
+
+    def forward(self, x):
+        self.batches += self.training
+        return self.inner(x)
+
+    def get_extra_state(self):
+        return {"batches": self.batches}
+
+    def set_extra_state(self, state):
+        self.batches = state["batches"]
+
+
+def test_state_that_is_no_tensor_is_in_the_checkpoint_too(tmp_path):
+    def make():
+        return models.adapt(_Counting(), num_classes=3, input_shape=(1, 8, 8))
+
+    expected = train(QUICK, blobs(60), out=tmp_path / "a", model=make()).model
+    with pytest.raises(_Killed):
+        train(QUICK, blobs(60), out=tmp_path / "b", model=make(), progress=_stop_after(6))
+    resumed = train(QUICK, blobs(60), out=tmp_path / "b", model=make()).model
+    assert resumed.module.batches == expected.module.batches > 0
+    assert models.fingerprint(resumed) == models.fingerprint(expected)
+
+
 def test_a_model_that_is_given_gets_the_weights_of_a_finished_run_too(tmp_path):
     trained = train(QUICK, blobs(60), out=tmp_path, model=models.create("small-convnet", 3, (1, 8, 8), width=3, seed=9))
     own = models.create("small-convnet", 3, (1, 8, 8), width=3, seed=9)

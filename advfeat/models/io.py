@@ -13,6 +13,7 @@ from torch import Tensor
 from advfeat.class_names import check_same_classes
 from advfeat.models.model import Model, fingerprint
 from advfeat.models.networks import create
+from advfeat.models.state import is_extra, state_of, tensors_of
 from advfeat.runs import plain, read_checked, read_json, to_json, write_together
 
 _FORMAT = "advfeat-model-1"
@@ -24,12 +25,13 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
     """Writes a model to a folder, atomically: afterwards it is there and whole, or :func:`load` says that it is not.
 
     model: from :func:`create` or :func:`adapt`. extra: JSON values to keep with it, see :func:`load_extra`.
-    Errors: TypeError for another module, OSError naming the file that could not be written.
+    Errors: TypeError for another module, and for one whose extra state is more than JSON values and tensors; OSError
+    naming the file that could not be written.
     """
     if not isinstance(model, Model):
         raise TypeError(f"model should come from advfeat.models.create or adapt, got {type(model).__name__}")
     folder = Path(folder)
-    data = safetensors.torch.save(_contiguous(model.state_dict()))
+    data = safetensors.torch.save(_contiguous(tensors_of(model)))
     description = {
         "format": _FORMAT,
         "arch": model.arch,
@@ -46,11 +48,14 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
 
 
 def load(folder: str | Path, model: Model | None = None) -> Model:
-    """Reads a model from a folder, in eval mode on the CPU.
+    """Reads a model from a folder, in eval mode: on the CPU in the dtype that it was saved in, or into ``model``.
 
-    model: for a model from :func:`adapt`, which no file can build: a freshly adapted one, whose weights are replaced.
+    model: for a model from :func:`adapt`, which no file can build: an adapted one of the same module. It is loaded in
+        place: its parameters stay the same objects, so that ties between them and optimizers of them stay as they are,
+        and keep their device and dtype. Nothing is changed if the file does not fit.
     Errors, each naming the file: FileNotFoundError; ValueError for truncated or altered weights (their SHA-256 is in
-    model.json), missing, unknown or wrongly shaped tensors, or a folder of another format.
+    model.json), missing, unknown or wrongly shaped tensors, values that the model's dtype cannot hold, other values for
+    parameters that the model ties, or a folder of another format.
     """
     folder = Path(folder)
     path, description = folder / _DESCRIPTION, _describe(folder)
@@ -58,23 +63,29 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
     file = folder / weights["file"]
     data = read_checked(file, weights["bytes"], weights["sha256"])
     try:
-        state = safetensors.torch.load(data)
+        tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{file} is not a safetensors file: {error}") from error
-    if model is None:
+    try:
+        state = state_of(tensors)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    if made_here := model is None:
         if description["arch"] is None:
             raise ValueError(f"{path} describes a module of the user's own: give load() a fresh adapt(...) as model=")
         try:
             model = create(description["arch"], **description["arguments"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not describe a known network: {error}") from error
-    _check_state(file, state, model)
+    _check_state(file, state, model, in_place=not made_here)
     _set_classes(path, description, model)
     layout = description.get("memory_format", "contiguous")
     if layout not in _LAYOUTS:
         raise ValueError(f"{path} should have a memory_format of {', '.join(_LAYOUTS)}, got {layout!r}")
-    # assign, so that a model saved in another dtype comes back in it; clones, for the buffer behind them is read-only
-    model.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, strict=True, assign=True)
+    if made_here:  # assign, so that a model saved in another dtype comes back in it
+        # Clones, for the buffer behind the tensors is read-only.
+        state = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+    model.load_state_dict(state, strict=True, assign=made_here)
     return model.to(memory_format=_LAYOUTS[layout]).eval()
 
 
@@ -102,7 +113,7 @@ def _describe(folder: Path) -> dict:
     return description
 
 
-def _check_state(file: Path, state: dict[str, Tensor], model: Model) -> None:
+def _check_state(file: Path, state: dict[str, object], model: Model, in_place: bool) -> None:
     expected = model.state_dict()
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unknown:
@@ -110,6 +121,8 @@ def _check_state(file: Path, state: dict[str, Tensor], model: Model) -> None:
         extra = f" has {', '.join(unknown[:3])} ({len(unknown)} unknown)" if unknown else ""
         raise ValueError(f"{file} does not fit the network:{lacking}{extra}")
     for name, tensor in expected.items():
+        if is_extra(name):
+            continue
         found = state[name]
         if found.shape != tensor.shape:
             classes = f"; a model of {model.num_classes} classes is expected" if name.startswith("head.") else ""
@@ -118,9 +131,26 @@ def _check_state(file: Path, state: dict[str, Tensor], model: Model) -> None:
             raise ValueError(f"{file}: {name} should be {tensor.dtype}, got {found.dtype}")
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
             raise ValueError(f"{file}: {name} holds values that are not finite")
+        if in_place and found.is_floating_point() and not bool(torch.isfinite(found.to(tensor.dtype)).all()):
+            raise ValueError(
+                f"{file}: {name} holds values beyond {tensor.dtype}, the dtype of the model that was given"
+            )
+    if in_place:
+        _check_ties(file, state, expected)
     for name in ("mean", "std"):  # the model was built with its own: its weights were trained behind these
         if not torch.equal(state[name].to(expected[name]), expected[name]):
             raise ValueError(f"{file}: {name} is {state[name].tolist()}, the model has {expected[name].tolist()}")
+
+
+def _check_ties(file: Path, state: dict[str, object], expected: dict[str, Tensor]) -> None:
+    """Names that share their memory in the model: only one of their values could be kept."""
+    first: dict[tuple, str] = {}
+    for name, tensor in expected.items():
+        if is_extra(name) or tensor.numel() == 0:
+            continue
+        other = first.setdefault((tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()), name)
+        if not torch.equal(state[name], state[other]):
+            raise ValueError(f"{file}: {other} and {name} are one tensor in the model, but differ in the file")
 
 
 def _set_classes(path: Path, description: dict, model: Model) -> None:

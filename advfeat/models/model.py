@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from advfeat.attacks.no_trace import logits_of
 from advfeat.class_names import check_same_classes, class_names
+from advfeat.models.state import tensors_of
 from advfeat.names import function_name
 
 
@@ -208,9 +209,10 @@ def pooled(features: Tensor) -> Tensor:
 def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and bytes of the state dict, in the order of the names.
 
-    The same on every device and in every memory format. Buffers outside the state dict do not count.
+    The same on every device and in every memory format. Extra state counts, buffers outside the state dict do not.
+    Errors: TypeError for a state that is more than tensors and JSON values.
     """
-    state = model.state_dict() if isinstance(model, nn.Module) else model
+    state = tensors_of(model)
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
