@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advfeat.augment import Augmentation
 from advfeat.checks import check_images, evenly_spaced
+from advfeat.datasets.base import read_images
 from advfeat.read_ahead import read_ahead
 from advfeat.seeds import generator
 
@@ -21,7 +22,8 @@ class Batches:
     an epoch is a function of (seed, epoch). Batches differ in size by at most one sample instead of leaving a small
     last one, whose BatchNorm statistics would be noise.
     memory_limit: bytes of images up to which all of them are kept on the device.
-    Errors: ValueError naming the sample whose image is not finite or leaves [0, 1].
+    Errors: ValueError naming the sample whose image is not finite or leaves [0, 1], or for images of another shape
+    than the source says; TypeError for another dtype.
     """
 
     def __init__(
@@ -41,11 +43,11 @@ class Batches:
         channels, height, width = source.image_shape
         self.resident: Tensor | None = None
         if 4 * len(source) * channels * height * width <= memory_limit:
-            self.resident = self._read(torch.arange(len(source))).to(device)
+            self.resident = self._read(torch.arange(len(source), device="cpu")).to(device)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(images, labels, sample ids) of each step, on the device."""
-        order = torch.randperm(len(self.source), generator=generator(self.seed, "order", epoch))
+        order = torch.randperm(len(self.source), generator=generator(self.seed, "order", epoch), device="cpu")
         chunks = torch.tensor_split(order, self.steps)
         there = torch.tensor_split(order.to(self.device), self.steps)  # at once: a copy for each step would wait for it
         if self.resident is None:
@@ -57,7 +59,7 @@ class Batches:
             yield x.contiguous(memory_format=self.format), self.labels[ids], ids
 
     def _read(self, ids: Tensor) -> Tensor:
-        images = self.source.images(ids)
+        images = read_images(self.source, ids)
         check_images(images, ids, getattr(self.source, "name", "the data"))
         return images
 
@@ -69,7 +71,7 @@ def channel_statistics(source: Any, most: int = 10_000) -> tuple[tuple[float, ..
     """
     count, total, squares = 0, 0.0, 0.0
     for part in evenly_spaced(len(source), most).split(1000):
-        images = source.images(part)
+        images = read_images(source, part)
         check_images(images, part, source.name)
         images = images.double()
         count += images[:, 0].numel()

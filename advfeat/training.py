@@ -153,7 +153,7 @@ class _Loop:
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
         )
-        augmentation = Augmentation(config.augment, train_source.image_shape[-1], len(train_source), config.seed)
+        augmentation = Augmentation(config.augment, train_source.image_shape[1:], len(train_source), config.seed)
         self.batches = Batches(train_source, config.batch_size, config.seed, augmentation, device, config.channels_last)
 
     def run(self, folder: RunFolder | None, progress: Any) -> list[dict]:

@@ -44,7 +44,7 @@ def test_translate_moves_each_image_by_its_own_amount(n, channels, height, width
 @given(side=st.integers(8, 20), seed=st.integers(0, 99), name=st.sampled_from(["shift", "crop-flip"]))
 def test_augmentation_keeps_the_pixels_of_images_with_an_empty_border(side, seed, name):
     augment = Augmentation(name, side, samples=6, seed=seed)
-    images, p = torch.zeros(6, 2, side, side), augment.pixels
+    images, p = torch.zeros(6, 2, side, side), augment.pixels[0]
     images[:, :, p : side - p, p : side - p] = 0.1 + 0.9 * _random(6, 2, side - 2 * p, side - 2 * p, seed=seed)
     out = augment(images, 0, torch.arange(6))
     assert torch.equal(out.flatten(2).sort(dim=2).values, images.flatten(2).sort(dim=2).values)
@@ -64,8 +64,8 @@ def test_augmentation_by_name():
     images, ids = _random(500, 1, 16, 16), torch.arange(500)
     assert Augmentation("none", 16, 500, 0)(images, 0, ids) is images
     shift, crop = Augmentation("shift", 16, 500, 0), Augmentation("crop-flip", 16, 500, 0)
-    assert shift.pixels == crop.pixels == 2
-    assert [Augmentation("shift", side, 1, 0).pixels for side in (4, 8, 28, 32)] == [1, 1, 3, 4]
+    assert shift.pixels == crop.pixels == (2, 2)
+    assert [Augmentation("shift", side, 1, 0).pixels[0] for side in (4, 8, 28, 32)] == [1, 1, 3, 4]
     assert shift.moves(0)[:, 2].sum() == 0
     assert 200 < crop.moves(0)[:, 2].sum() < 300
     assert set(crop.moves(0)[:, 0].tolist()) == {-2, -1, 0, 1, 2}
@@ -73,6 +73,39 @@ def test_augmentation_by_name():
     assert torch.equal(flip(images, torch.ones(500, dtype=torch.bool))[:, :, :, 0], images[:, :, :, -1])
     with pytest.raises(ValueError, match="augment should be one of none, shift, crop-flip, got 'mixup'"):
         Augmentation("mixup", 8, 1, 0)
+
+
+@given(height=st.integers(1, 64), width=st.integers(1, 64), seed=st.integers(0, 9))
+def test_wide_and_tall_images_are_moved_by_an_eighth_of_each_side(height, width, seed):
+    augment = Augmentation("crop-flip", (height, width), 200, seed)
+    down, right, _ = augment.moves(0).T
+    for moves, side, most in zip((down, right), (height, width), augment.pixels, strict=True):
+        assert most == (0 if side == 1 else max(1, side // 8)) and int(moves.abs().max()) == most
+        assert set(moves.tolist()) == set(range(-most, most + 1))
+    ones = torch.ones(200, 1, height, width)
+    kept = augment(ones, 0, torch.arange(200)).sum((1, 2, 3))
+    assert torch.equal(kept, ((height - down.abs()) * (width - right.abs())).float())  # none is ever blank
+    # The size that was given does not have to be that of the images.
+    other = Augmentation("crop-flip", (width, height), 200, seed)
+    assert torch.equal(other(ones, 0, torch.arange(200)), augment(ones, 0, torch.arange(200)))
+
+
+@pytest.mark.parametrize("name", ["shift", "crop-flip"])
+@pytest.mark.parametrize("side", [4, 8, 28, 32])
+def test_square_images_keep_the_draws_of_the_first_release(name, side):
+    """Models are cached and compared by what they were trained on."""
+    pixels, random = max(1, side // 8), generator(7, "augment", 3)
+    expected = torch.randint(-pixels, pixels + 1, (50, 3), generator=random)
+    expected[:, 2] = torch.randint(0, 2, (50,), generator=random) if name == "crop-flip" else 0
+    for size in (side, (side, side)):
+        assert torch.equal(Augmentation(name, size, 50, 7).moves(3), expected)
+    assert torch.equal(Augmentation(name, side, 50, 7, pixels=pixels).moves(3), expected)
+
+
+@pytest.mark.parametrize("pixels", [-1, 8, 100])
+def test_moves_that_could_leave_nothing_are_refused(pixels):
+    with pytest.raises(ValueError, match=r"pixels should be in 0 .. 7 for \(8, 128\) images, got"):
+        Augmentation("shift", (8, 128), 1, 0, pixels)
 
 
 def test_flips_are_refused_for_digits():
@@ -176,6 +209,45 @@ def test_the_reading_thread_hands_over_errors_and_ends():
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name == "advfeat-read-ahead"]
+
+
+@pytest.mark.parametrize("memory_limit", [0, 1 << 30])
+def test_a_source_that_gives_other_images_than_it_says_is_named(memory_limit):
+    class Wrong(TensorSource):
+        def images(self, indices=None):
+            return self.change(super().images(indices))
+
+    good = blobs(20)
+    for change, error, said in [
+        (
+            lambda x: x.permute(0, 2, 3, 1),
+            ValueError,
+            r"'mine' should have shape \[\d+, 1, 8, 8\], got \[\d+, 8, 8, 1\]",
+        ),
+        (lambda x: x[:1], ValueError, r"should have shape \[\d+, 1, 8, 8\], got \[1, 1, 8, 8\]"),
+        (lambda x: x.double(), TypeError, "images of 'mine' should be a float32 tensor, got torch.float64"),
+        (lambda x: (x * 255).byte(), TypeError, "got torch.uint8"),
+        (lambda x: x.numpy(), TypeError, "got ndarray"),
+    ]:
+        source = Wrong(good.images(), good.labels, good.classes, "mine")
+        source.change = change
+        with pytest.raises(error, match=said):
+            next(_batches(source, memory_limit, augment="none").epoch(0))
+        with pytest.raises(error, match=said):
+            next(source.batches(4))
+
+
+def test_a_default_device_or_dtype_changes_no_batch():
+    expected = [tuple(t.clone() for t in batch) for batch in _batches(blobs(20), 0).epoch(0)]
+    source = blobs(20)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = list(_batches(source, 0).epoch(0))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(expected, found, strict=True):
+        assert all(torch.equal(p, q) and p.dtype == q.dtype for p, q in zip(a, b, strict=True))
 
 
 def test_channel_statistics_are_those_of_the_images():

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from advfeat.checks import check_images, check_labels
 from advfeat.seeds import derive_seed
 
-Indices = Tensor | Sequence[int] | range | slice | None
+Indices = Tensor | np.ndarray | Sequence[int] | range | slice | None
 
 _CHUNK = 1000  # images looked at or hashed at once
 
@@ -21,14 +23,29 @@ class Source:
 
     name: what :func:`advfeat.datasets.sources.load` takes. split: "train", "test", or "" where there are none.
     classes: their names, by label. labels: int64 [N] on the CPU. image_shape: (C, H, W). built_from: the name of the
-    data set that a constructed one was built from, if that is known. A subclass has :meth:`images` and
-    :attr:`fingerprint`.
+    data set that a constructed one was built from, if that is known. A subclass has ``classes``, ``labels``,
+    ``image_shape``, :meth:`images` and :attr:`fingerprint`::
+
+        class Mine(Source):
+            name, classes, image_shape = "mine", ("cat", "dog"), (3, 32, 32)
+
+            def __init__(self, pixels, labels):  # uint8 [N, 3, 32, 32], int64 [N]
+                self.pixels, self.labels = pixels, labels
+
+            def images(self, indices=None):
+                return self.pixels[as_indices(indices, len(self), self.name)].float() / 255
+
+            @property
+            def fingerprint(self):
+                return hashlib.sha256(self.pixels.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
+
+    Errors: what is missing is asked for by an AttributeError or TypeError that says what it should be.
     """
 
     name: str = ""
     split: str = ""
     built_from: str | None = None
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...]
     labels: Tensor
     image_shape: tuple[int, int, int]
 
@@ -42,12 +59,32 @@ class Source:
         Builds and evaluations call it from a thread that reads ahead, one call at a time, so it should draw nothing
         from the global random state, which an attack on another thread puts back.
         """
-        raise NotImplementedError
+        raise TypeError(
+            f"{type(self).__name__} should have a method images(indices=None) that gives float32 [n, C, H, W] in "
+            "[0, 1]: see advfeat.datasets.base.Source"
+        )
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what the set holds, whatever it is called: equal hashes mean equal images and labels."""
-        raise NotImplementedError
+        raise TypeError(
+            f"{type(self).__name__} should have a property fingerprint, a text that differs where images or labels do, "
+            "such as hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest(): runs are resumed and results "
+            "found by it; see advfeat.datasets.base.Source"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not there.
+        expected = {
+            "labels": "int64 [N], one for each sample",
+            "classes": "their names, by label",
+            "image_shape": "(C, H, W)",
+        }
+        if name in expected:
+            raise AttributeError(
+                f"{type(self).__name__} should have {name}, {expected[name]}: see advfeat.datasets.base.Source"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def subset(self, indices: Indices) -> Source:
         """The samples at ``indices``, in that order, as a data set."""
@@ -58,7 +95,7 @@ class Source:
         if batch_size < 1:
             raise ValueError(f"batch_size should be at least 1, got {batch_size}")
         for index in as_indices(order, len(self), self.name).split(batch_size):
-            yield index, self.images(index), self.labels[index]
+            yield index, read_images(self, index), self.labels[index]
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.image_shape))
@@ -70,28 +107,37 @@ class Source:
 class ArraySource(Source):
     """A data set whose images lie in memory.
 
-    images: [N, C, H, W], uint8 (kept so, read as k / 255) or float32 in [0, 1]. labels: int64 [N].
-    Errors: ValueError for another shape or dtype, no samples, labels out of range, values not finite or outside [0, 1].
+    images: [N, C, H, W], tensor or numpy array, uint8 (kept so, read as k / 255) or float in [0, 1] (kept as float32).
+    labels: integers [N], tensor, array or list. classes: their names, or how many there are, called "0", "1", ...
+    Tensors on the CPU of the kept dtypes are not copied; arrays are.
+    Errors: ValueError for another shape or dtype, no samples, labels out of range, values not finite or outside [0, 1];
+    TypeError for what is no tensor or array.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, classes: Sequence[str], name: str = "arrays", split: str = "train"
+        self,
+        images: Tensor | np.ndarray,
+        labels: Tensor | np.ndarray | Sequence[int],
+        classes: Sequence[str] | int,
+        name: str = "arrays",
+        split: str = "train",
     ) -> None:
-        if images.dim() != 4 or images.dtype not in (torch.uint8, torch.float32):
+        images = _as_images(_as_tensor(images, "images"))
+        labels = _as_tensor(labels, "labels")
+        if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != (len(images),):
             raise ValueError(
-                f"images should be uint8 or float32 [N, C, H, W], got {images.dtype} of shape {tuple(images.shape)}"
+                f"labels should be int64 [{len(images)}], the number of each sample's class, got {labels.dtype} of "
+                f"shape {tuple(labels.shape)}"
             )
-        if labels.dtype != torch.int64 or labels.shape != (len(images),):
-            raise ValueError(
-                f"labels should be int64 [{len(images)}], got {labels.dtype} of shape {tuple(labels.shape)}"
-            )
+        labels = labels.to(torch.int64)
         if len(images) == 0:
             raise ValueError(f"data set {name!r} has no samples")
+        classes = _as_classes(classes)
         check_labels(labels, len(classes), name)
         if images.dtype == torch.float32:
-            for index in torch.arange(len(images)).split(_CHUNK):
+            for index in torch.arange(len(images), device="cpu").split(_CHUNK):
                 check_images(images[index], index, name)
-        self._images, self.labels, self.classes = images, labels, tuple(classes)
+        self._images, self.labels, self.classes = images, labels, classes
         self.name, self.split, self.image_shape = name, split, tuple(images.shape[1:])
         self._fingerprint: str | None = None
 
@@ -134,24 +180,76 @@ class Subset(Source):
         return hashlib.sha256(self.parent.fingerprint.encode() + self.index.contiguous().numpy().tobytes()).hexdigest()
 
 
+def _as_tensor(values: Any, name: str) -> Tensor:
+    """On the CPU and without a gradient; arrays are copied, so that no byte order, stride or owner matters."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    if name == "labels" and isinstance(values, (list, tuple, range)):
+        values = np.asarray(values)
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iufb":
+        what = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise TypeError(f"{name} should be a tensor or a numpy array of numbers, got {what}")
+    return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
+
+
+def _as_images(images: Tensor) -> Tensor:
+    if images.dim() != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise ValueError(
+            f"images should be uint8 or float32 [N, C, H, W], got {images.dtype} of shape {tuple(images.shape)}"
+        )
+    if images.shape[3] in (1, 3, 4) and images.shape[1] > 4:
+        raise ValueError(
+            f"images should be [N, C, H, W], got shape {tuple(images.shape)}, which looks like [N, H, W, C]: give "
+            "images.permute(0, 3, 1, 2), of an array images.transpose(0, 3, 1, 2)"
+        )
+    return images if images.dtype == torch.uint8 else images.float()
+
+
+def _as_classes(classes: Sequence[str] | int) -> tuple[str, ...]:
+    return tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+
+
+def read_images(source: Any, index: Tensor) -> Tensor:
+    """``source.images(index)``, float32 [k, C, H, W] of the source's shape; TypeError or ValueError if it is not."""
+    images, shape = source.images(index), (len(index), *source.image_shape)
+    name = getattr(source, "name", "the data")
+    if not isinstance(images, Tensor) or images.dtype != torch.float32:
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images of {name!r} should be a float32 tensor, got {got}")
+    if images.shape != shape:
+        raise ValueError(f"images of {name!r} should have shape {list(shape)}, got {list(images.shape)}")
+    return images
+
+
 def to_float(images: Tensor) -> Tensor:
     """float32 images in [0, 1] of stored ones: k / 255 for uint8, the value itself for float16 and float32."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 def as_indices(indices: Indices, n: int, name: str = "the data") -> Tensor:
-    """Positions as int64 [k]; all n of them for None. Errors: IndexError naming the first one outside 0 .. n-1."""
+    """Positions as int64 [k]; all n of them for None. Errors: IndexError naming the first one outside 0 .. n-1;
+    TypeError for what are no positions."""
     if indices is None:
-        return torch.arange(n)
+        return torch.arange(n, device="cpu")
     if isinstance(indices, slice):
-        return torch.arange(n)[indices] if (indices.step or 1) > 0 else torch.tensor(range(n)[indices])
-    index = torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices)).cpu()
+        if (indices.step or 1) > 0:
+            return torch.arange(n, device="cpu")[indices]
+        return torch.tensor(range(n)[indices], dtype=torch.int64, device="cpu")
+    if not isinstance(indices, Tensor):
+        try:
+            indices = torch.tensor(np.asarray(list(indices)), device="cpu")
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"indices of {name!r} should be positions [k] as a list, tensor, array, range or slice, got "
+                f"{indices!r}; one image is images([0])"
+            ) from error
+    index = indices.detach().cpu()
     if index.dtype == torch.bool:
         if index.shape != (n,):
             raise IndexError(f"a mask for {name!r} should have shape [{n}], got {tuple(index.shape)}")
         return index.nonzero()[:, 0]
     if index.numel() == 0:
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     if index.dim() != 1 or index.is_floating_point():
         raise IndexError(f"indices should be integers [k], got {index.dtype} of shape {tuple(index.shape)}")
     index = index.to(torch.int64)
@@ -167,7 +265,7 @@ def keyed_order(n: int, *key: int | str) -> Tensor:
     A shuffle that no release of torch or numpy can change, as they may change what their generators draw.
     """
     keys = [derive_seed(*key, i) for i in range(n)]
-    return torch.tensor(sorted(range(n), key=keys.__getitem__), dtype=torch.int64)
+    return torch.tensor(sorted(range(n), key=keys.__getitem__), dtype=torch.int64, device="cpu")
 
 
 def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:
@@ -179,11 +277,11 @@ def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:
     if n < 1:
         raise ValueError(f"limit should be at least 1, got {n}")
     if n >= len(labels):
-        return torch.arange(len(labels))
+        return torch.arange(len(labels), device="cpu")
     order = keyed_order(len(labels), seed, "subset")
     label = labels[order]
     rank = torch.empty_like(label)  # how many of its class come before, in this order
     for value in label.unique().tolist():
         rows = (label == value).nonzero()[:, 0]
-        rank[rows] = torch.arange(len(rows))
+        rank[rows] = torch.arange(len(rows), device="cpu")
     return order[torch.argsort(rank, stable=True)[:n]].sort().values

@@ -106,12 +106,12 @@ class Planted(ArraySource):
         labels = keyed_order(n, seed, "planted label", split) % config.classes
         slow_label = labels.clone()
         astray = keyed_order(n, seed, "planted slow", split)[round(config.p_robust * n) :]
-        slow_label[astray] += 1 + torch.arange(len(astray)) % (config.classes - 1)
+        slow_label[astray] += 1 + torch.arange(len(astray), device="cpu") % (config.classes - 1)
         slow_label %= config.classes
         self.config, self.slow_label = config, slow_label
         slow, fast = _slow_basis(config), _fast_basis(config)
         random = generator(seed, "planted noise", split)
-        noise = torch.randn(n, math.prod(config.shape), dtype=torch.float64, generator=random)
+        noise = torch.randn(n, math.prod(config.shape), dtype=torch.float64, generator=random, device="cpu")
         images = 0.5 + config.slow_base * slow.sum(0) + config.fast_base * fast.sum(0)
         images = images + config.slow_norm * slow[slow_label] + config.fast_norm * fast[labels]
         images = images + config.noise * _without(noise, torch.cat([slow, fast]))
@@ -170,14 +170,16 @@ def _fast_basis(config: PlantedConfig) -> Tensor:
     y, x = _grid(height, width)
     patterns = []
     for (fy, fx), colour in zip(_FAST, _COLOURS, strict=True):
-        colour = torch.tensor(colour if channels == 3 else (1.0,), dtype=torch.float64)
+        colour = torch.tensor(colour if channels == 3 else (1.0,), dtype=torch.float64, device="cpu")
         patterns.append(colour[:, None, None] * (1 - 2 * ((fy * y + fx * x) % 2)))
     return _unit(torch.stack(patterns[: config.classes]))
 
 
 def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:
     return torch.meshgrid(
-        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
+        torch.arange(height, dtype=torch.float64, device="cpu"),
+        torch.arange(width, dtype=torch.float64, device="cpu"),
+        indexing="ij",
     )
 
 
