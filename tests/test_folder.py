@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from image_files import Image, folders
+from image_files import picture as _picture
+from image_files import save as _save
 
 from advfeat.datasets import sources
 from advfeat.datasets.folder import FolderSource
 
-Image = pytest.importorskip("PIL.Image")
-
-
-def _save(path: Path, array: np.ndarray, **settings) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **settings)
-
-
-def _picture(seed: int, height: int = 6, width: int = 6) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+pytestmark = pytest.mark.filterwarnings("error")  # what is left out is told, and nothing else is
 
 
 @pytest.fixture
@@ -31,7 +23,7 @@ def pictures(tmp_path):
         _save(tmp_path / "train" / file, _picture(i), **({"lossless": True} if file.endswith("webp") else {}))
     _save(tmp_path / "val" / "cat" / "q.png", _picture(9))
     _save(tmp_path / "val" / "dog" / "r.png", _picture(10))
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "cat" / ".DS_Store").write_text("no image")
     (tmp_path / "train" / ".hidden").mkdir()
     return tmp_path
 
@@ -100,16 +92,48 @@ def test_resize_and_crop_as_for_imagenet(tmp_path):
         assert torch.equal(source.images([i])[0], theirs(Image.open(source.file(i)))), source.file(i)
 
 
-def test_channels_follow_the_first_image(tmp_path):
-    grey = np.arange(36, dtype=np.uint8).reshape(6, 6)
-    _save(tmp_path / "grey" / "a" / "0.png", grey)
-    _save(tmp_path / "grey" / "a" / "1.png", np.stack([grey] * 3, axis=2))
-    source = FolderSource(tmp_path / "grey", "train")
-    assert source.image_shape == (1, 6, 6)
-    assert torch.equal(source.images()[0, 0] * 255, torch.from_numpy(grey).float())
-    _save(tmp_path / "deep" / "a" / "0.png", (grey.astype(np.uint16) * 1000))
-    with pytest.raises(ValueError, match=r"0\.png should have 8 bits a channel, got mode I;16"):
-        FolderSource(tmp_path / "deep", "train").images()
+@pytest.mark.parametrize("size", [None, 6])
+@pytest.mark.parametrize("grey_ones", [(), (0,), (0, 1, 2), (3,), (0, 1, 2, 3)], ids=str)
+def test_the_set_has_colour_if_any_image_has(tmp_path, size, grey_ones):
+    for i in range(4):
+        picture = _picture(i)
+        _save(tmp_path / "train" / "ab"[i // 2] / f"{i}.png", picture[..., 0] if i in grey_ones else picture)
+    source = FolderSource(tmp_path, size=size)
+    assert source.image_shape == (1 if len(grey_ones) == 4 else 3, 6, 6)
+    for i in range(4):
+        expected = torch.from_numpy(_picture(i)).permute(2, 0, 1).float() / 255
+        expected = expected[:1].expand(source.image_shape) if i in grey_ones else expected
+        assert torch.equal(source.images([i])[0], expected)
+
+
+def test_grey_images_can_be_read_as_colour_and_never_the_other_way(tmp_path):
+    _save(tmp_path / "train" / "a" / "0.png", _picture(0)[..., 0])
+    grey, colour = FolderSource(tmp_path), FolderSource(tmp_path, channels=3)
+    assert grey.image_shape == (1, 6, 6) and colour.image_shape == (3, 6, 6)
+    assert torch.equal(colour.images(), grey.images().expand(1, 3, 6, 6)) and grey.fingerprint != colour.fingerprint
+    with pytest.raises(ValueError, match="channels should be 1 or 3, got 2"):
+        FolderSource(tmp_path, channels=2)
+    _save(tmp_path / "train" / "a" / "1.png", _picture(0))
+    with pytest.raises(ValueError, match=r"1\.png has colour: with channels=1 all images should be grey"):
+        FolderSource(tmp_path, channels=1)
+    for read in (FolderSource(tmp_path, channels=1, size=6).images, grey.subset([0]).images):
+        _save(tmp_path / "train" / "a" / "0.png", _picture(0))  # after it was opened as grey
+        with pytest.raises(ValueError, match=r"\.png has colour \(mode RGB\), and the images of this set are grey"):
+            read()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 128), (3, 128, 8)])
+def test_a_size_may_be_wide_or_tall(tmp_path, shape):
+    channels, height, width = shape
+    for i in range(3):
+        picture = _picture(i, height + i, width - i)
+        _save(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", picture[..., 0] if channels == 1 else picture)
+    source = sources.load("folder", root=tmp_path, **sources.options_for("folder", shape))
+    assert source.image_shape == shape and source.images().shape == (3, *shape)
+    assert len({FolderSource(tmp_path, size=s).fingerprint for s in ((8, 128), (128, 8), 8)}) == 3
+    for size in (0, (8, 0), (8, 8, 8), 8.5):
+        with pytest.raises((ValueError, TypeError), match="size should be at least 1|not iterable"):
+            FolderSource(tmp_path, size=size)
 
 
 def test_class_ranges_group_folders(tmp_path):
@@ -123,8 +147,9 @@ def test_class_ranges_group_folders(tmp_path):
         FolderSource(tmp_path, "train", class_ranges={"a": (4, 6)})
     with pytest.raises(ValueError, match=r"'a' and 'b' both hold class 2 \(n0002\)"):
         FolderSource(tmp_path, "train", class_ranges={"a": (0, 2), "b": (2, 3)})
-    with pytest.raises(ValueError, match=r"class_ranges\['dog'\] should lie in 0 .. 5"):
-        sources.load("restricted-imagenet", "train", tmp_path)
+    folders(tmp_path / "val", *(f"n{i:04d}" for i in range(6) if i != 3))
+    with pytest.raises(ValueError, match=r"should have the same class folders where class_ranges .* n0003 is in one"):
+        FolderSource(tmp_path, "test", class_ranges=ranges)
 
 
 def test_restricted_imagenet_is_table_2(tmp_path):
@@ -138,20 +163,127 @@ def test_restricted_imagenet_is_table_2(tmp_path):
     assert source.classes == ("dog", "cat", "frog", "turtle", "bird", "primate", "fish", "crab", "insect")
     assert source.labels.bincount().tolist() == [118, 5, 3, 5, 21, 18, 9, 4, 20]
     assert source.images([0]).shape == (1, 3, 224, 224)
+    (tmp_path / "val" / "n00000005" / "x.jpeg").unlink()
+    (tmp_path / "val" / "n00000005").rmdir()
+    with pytest.raises(ValueError, match="restricted-imagenet needs all 1,000 class folders of ImageNet.* got 999;"):
+        sources.load("restricted-imagenet", "test", tmp_path)
+    (tmp_path / "val" / "readmes").mkdir()  # as many as there should be, and another one
+    with pytest.raises(ValueError, match=r"got 1,000, 1 of them not named like n01440764 \(readmes\)"):
+        sources.load("restricted-imagenet", "test", tmp_path)
 
 
 def test_wrong_folders_say_what_is_there(pictures, tmp_path):
     empty = pictures / "train" / "emu"
     empty.mkdir()
-    (empty / "readme.md").write_text("")
-    with pytest.raises(ValueError, match=r"class folder .*emu has no image .*holds readme\.md"):
+    with pytest.raises(ValueError, match=r"class folder .*emu has no image .*emu is empty"):
         FolderSource(pictures, "train")
-    (pictures / "val").rename(pictures / "validation")
-    with pytest.raises(FileNotFoundError, match="has no folder test or val.*holds train/, validation/"):
+    assert FolderSource(pictures, "train", allow_empty=True).classes == ("cat", "dog", "emu")
+    (empty / "readme.md").write_text("")
+    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match=r"emu has no image .*holds readme\.md"):
+        FolderSource(pictures, "train")
+    (pictures / "val").rename(pictures / "holdout")
+    with pytest.raises(FileNotFoundError, match="has no folder test or testing or val .*holds holdout/, train/"):
         FolderSource(pictures, "test")
-    flat = pictures / "validation"
+    flat = pictures / "holdout"
     assert len(FolderSource(flat, "train")) == 2
-    with pytest.raises(FileNotFoundError, match="all of it is the training set"):
+    with pytest.raises(FileNotFoundError, match="all of it is the training set.*holdout"):
         FolderSource(flat, "test")
     with pytest.raises(FileNotFoundError, match="should hold a folder for each class.*holds q.png"):
         FolderSource(flat / "cat", "train")
+    with pytest.raises(ValueError, match="split should be train or test, got 'val'"):
+        FolderSource(pictures, "val")
+
+
+# --- a share held out
+
+
+def test_a_share_is_held_out_of_a_flat_folder(tmp_path):
+    folders(tmp_path, "a", "b", "c", images=60)
+    train, test = (sources.load("folder", split, tmp_path, holdout=0.2, seed=4) for split in ("train", "test"))
+    files = [{source.file(i) for i in range(len(source))} for source in (train, test)]
+    assert not files[0] & files[1] and len(files[0] | files[1]) == 180
+    assert (train.split, test.split) == ("train", "test") and train.classes == test.classes == ("a", "b", "c")
+    assert 20 <= len(test) <= 52 and int(test.labels.bincount().min()) > 3
+    assert train.fingerprint != test.fingerprint and test.images().shape == (len(test), 1, 4, 4)
+    again = sources.load("folder", "test", tmp_path, holdout=0.2, seed=4)
+    assert again.fingerprint == test.fingerprint
+    assert sources.load("folder", "test", tmp_path, holdout=0.2, seed=5).fingerprint != test.fingerprint
+
+
+def test_more_images_move_none_of_those_that_were_there(tmp_path):
+    folders(tmp_path / "train", "a", "b", images=30)
+    before = {split: FolderSource(tmp_path, split, holdout=0.3) for split in ("train", "test")}
+    folders(tmp_path / "train", "a", "b", images=60)
+    moved = tmp_path.rename(tmp_path.with_name("elsewhere"))
+    for split, source in before.items():
+        after = FolderSource(moved, split, holdout=0.3)
+        names = [{s.file(i).relative_to(s.root) for i in range(len(s))} for s in (source, after)]
+        assert names[0] < names[1]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_every_class_has_an_image_on_both_sides(tmp_path, share):
+    folders(tmp_path, "a", "b", images=2)
+    for split in ("train", "test"):
+        assert FolderSource(tmp_path, split, holdout=share).labels.tolist() == [0, 1]
+    (tmp_path / "a" / "0.png").unlink()
+    with pytest.raises(ValueError, match="class 'a' should have two images or more to hold one out, got 1"):
+        FolderSource(tmp_path, holdout=share)
+
+
+def test_a_held_out_share_sees_the_whole_set(tmp_path):
+    """One image in colour, on whichever side: both sides have three channels."""
+    folders(tmp_path, "a", "b", images=20)
+    _save(tmp_path / "a" / "9.png", _picture(0, 4, 4))
+    shapes = {FolderSource(tmp_path, split, holdout=0.5).image_shape for split in ("train", "test")}
+    assert shapes == {(3, 4, 4)}
+
+
+def test_what_cannot_be_held_out_is_refused(tmp_path):
+    folders(tmp_path / "train", "a", images=3)
+    for share in (0, 1, -0.1, 10):
+        with pytest.raises(ValueError, match=r"holdout should be in \(0, 1\), the share of the test images, got"):
+            FolderSource(tmp_path, holdout=share)
+    folders(tmp_path / "val", "a", images=3)
+    with pytest.raises(ValueError, match="holdout is for a root without test images: there is .*val"):
+        FolderSource(tmp_path, holdout=0.5)
+    with pytest.raises(ValueError, match="holdout is for image folders, got it with digits"):
+        sources.load("digits", holdout=0.5)
+
+
+# --- names
+
+
+def test_names_that_are_not_utf_8_are_read(tmp_path):
+    class_folder, image = os.fsdecode(b"caf\xe9"), os.fsdecode(b"\xff.png")
+    root = tmp_path / os.fsdecode(b"r\xfc")
+    _save(root / "train" / class_folder / image, _picture(0))
+    _save(root / "train" / "tea" / "0.png", _picture(1))
+    source = FolderSource(root)
+    assert source.classes == ("caf\\xe9", "tea")
+    source.classes[0].encode()  # can be written down
+    assert torch.equal(source.images([0])[0], torch.from_numpy(_picture(0)).permute(2, 0, 1).float() / 255)
+    assert len(source.fingerprint) == 64
+    source.file(0).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"caf\\xe9/\\xff\.png cannot be read") as error:
+        source.images()
+    str(error.value).encode()
+
+
+def test_a_name_is_the_same_from_a_mac(tmp_path):
+    folders(tmp_path / "train", "cafe\u0301", "zoo")
+    folders(tmp_path / "test", "caf\u00e9", "zoo")
+    assert FolderSource(tmp_path, "train").classes == FolderSource(tmp_path, "test").classes
+    folders(tmp_path / "train", "caf\u00e9")
+    with pytest.raises(ValueError, match="has two class folders that both read 'café'"):
+        FolderSource(tmp_path, "train")
+
+
+def test_litter_of_systems_is_passed_over(tmp_path):
+    folders(tmp_path / "train", "a", "b")
+    for name in ("a/._0.png", "a/.DS_Store", "a/Thumbs.db", "b/desktop.ini", "__MACOSX/a/._0.png", "a/@eaDir/0.png"):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(b"litter")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    source = FolderSource(tmp_path)
+    assert source.classes == ("a", "b") and len(source) == 2

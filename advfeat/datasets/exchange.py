@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from advfeat.datasets.base import ArraySource, Source
-from advfeat.datasets.official import CIFAR10_CLASSES, what_is_in
-from advfeat.runs import write_bytes
+from advfeat.datasets.class_folders import CLASSES_FILE
+from advfeat.datasets.official import CIFAR10_CLASSES
+from advfeat.datasets.reading import what_is_in
+from advfeat.runs import write_bytes, write_json
 
 _BATCH = 1000
 
@@ -94,7 +96,8 @@ def export_folder(source: Source, path: str | Path) -> None:
     The split is the source's, or "train". Values are rounded to the nearest of k / 255, not cut off: with ``byte()``,
     as is usual, every image would get darker by half a level. A constructed set in float32 may leave its ball by that;
     build it as uint8 if that matters. The CSV has the name of each file, its label, and for a constructed set what is
-    known of each sample; torchvision's ImageFolder, Hugging Face's imagefolder and this package's "folder" read it.
+    known of each sample; torchvision's ImageFolder, Hugging Face's imagefolder and this package's "folder" read it. The
+    last also finds the names of the classes as they were, and classes without images, in ``advfeat-classes.json``.
     Errors: ValueError for images of another number of channels than 1 or 3, names of classes that are no folders, a
     folder of the split that is not empty.
     """
@@ -115,6 +118,11 @@ def export_folder(source: Source, path: str | Path) -> None:
         raise ValueError(f"{root} holds files already, which would count as images of this set: take another folder")
     for folder in folders:  # also of a class without images: without its folder the labels above it would move down
         (root / folder).mkdir(parents=True, exist_ok=True)
+    counts = source.labels.bincount(minlength=len(folders)).tolist()
+    write_json(
+        root / CLASSES_FILE,
+        [{"folder": f, "name": c, "images": n} for f, c, n in zip(folders, source.classes, counts, strict=True)],
+    )
     extra = [n for n in ("original_labels", "source_index", "start_index", "target_success") if hasattr(source, n)]
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")

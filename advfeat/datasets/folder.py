@@ -4,42 +4,68 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from advfeat.datasets.base import Indices, Source, as_indices
-from advfeat.datasets.official import what_is_in
+from advfeat.datasets.class_folders import (
+    SPLITS,
+    ClassFolder,
+    check_same_folders,
+    class_folders,
+    find_images,
+    find_splits,
+    images_wanted,
+)
+from advfeat.datasets.image_file import Header, read_header, read_pixels
+from advfeat.datasets.reading import open_regular, printable, size_of, what_is_in
+from advfeat.seeds import derive_seed
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# Names of the folders of a split; "val" is what ImageNet calls the images that everybody tests on.
-_SPLITS = {"train": ("train",), "test": ("test", "val")}
-_EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "La", "RGBa"}
 _THREADS = min(8, os.cpu_count() or 1)
 
 
 class FolderSource(Source):
-    """root/<split>/<class>/*.png (jpg, jpeg, webp, bmp; also in folders below), classes by name in sorted order.
+    """root/<split>/<class>/*.png, also in folders below; classes by name in sorted order.
 
-    split: "train", or "test", which may also be called "val". Without split folders, ``root/<class>`` is the training
-    set, and there is no test set.
-    size: None where all images have one size, else the side to which they are brought as is usual for ImageNet: the
-    shorter side to 8/7 of it (256 for 224), bilinear, and the middle cut out; images of just this size stay untouched.
+    split: "train" (the folder may be called train or training) or "test" (test, testing, val, valid, validation or
+    dev, the first of these that is there), in capitals or not. Where the root has no such folders, ``root/<class>`` is
+    the training set, and there is no test set unless one is held out. A folder "train" beside class folders, itself
+    without any, is a class of this name.
+    size: None where all images have one size, else the side, or (height, width), to which they are brought as is usual
+    for ImageNet: scaled, bilinear, until they just cover 8/7 of it (256 for 224), and the middle cut out; images of
+    just this size stay untouched.
+    channels: 3 to read grey images as colour, too; None for colour if any image of the set has colour, else grey.
     class_ranges: name -> (first, last), both inclusive and counted from 0 over the sorted class folders: these
     super-classes replace the folders, and folders in none of them are left out (Restricted ImageNet:
     :data:`advfeat.datasets.sources.RESTRICTED_IMAGENET`).
-    Images have one channel if the first one is grey, else three.
+    check_folders: called with the names of the class folders before any is read; raises if they are not the ones that
+    ``class_ranges`` counts.
+    holdout: the share of the training images that is the test set of a root without one. Which side an image is on is
+    decided by a hash of ``seed`` and its path, class by class, so it is the same tomorrow, with more images in the
+    folder; each class has at least one image on each side. The two sides of one seed are disjoint.
+    allow_empty: take class folders without images; :func:`advfeat.datasets.exchange.export_folder` needs no such word
+    to be read back.
+
+    What is read, one rule each:
+
+    * Files of the formats PNG, JPEG, WebP, BMP, PPM (PGM, PBM), GIF and TIFF, whatever their suffix says, with 8 bits a
+      channel or fewer. Files of more are refused; so is PostScript. Of several frames or pages it is the first one.
+    * Grey or colour is decided by how files are stored, not by their pixels; a palette is colour.
+    * Transparent pixels show white. CMYK becomes RGB by Pillow's formula; colour profiles are not applied.
+    * The orientation in EXIF data is applied, as viewers do (torchvision does not).
+    * Names that begin with a dot, and what systems leave behind (``__MACOSX``, ``Thumbs.db``), are passed over in
+      silence. A RuntimeWarning says how many other files are left out, by suffix.
+    * Links are followed as long as no image counts twice: they may lead to images from elsewhere, not back into the
+      split, above it, or into another one.
 
     Errors: FileNotFoundError saying what was looked for and what is there; ValueError for a class without images,
-    images of several sizes without ``size``, ranges that overlap or leave the folders, and, when it is read, for an
-    image that cannot be decoded, naming the file.
+    images of several sizes without ``size``, colour where ``channels`` is 1, a link that counts images twice or leads
+    nowhere, a FIFO or device, ranges that overlap or leave the folders, and, when it is read, for an image that cannot
+    be decoded, naming the file; OSError for a folder that cannot be read.
     """
 
     def __init__(
@@ -47,38 +73,52 @@ class FolderSource(Source):
         root: str | Path,
         split: str = "train",
         *,
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        channels: int | None = None,
         class_ranges: Mapping[str, tuple[int, int]] | None = None,
+        check_folders: Callable[[Sequence[str]], None] | None = None,
+        holdout: float | None = None,
+        seed: int = 0,
+        allow_empty: bool = False,
         name: str = "folder",
     ) -> None:
-        if size is not None and size < 1:
-            raise ValueError(f"size should be at least 1, got {size}")
-        self.name, self.split, self.size = name, split, size
-        self.root = _split_folder(Path(root), split)
-        folders = sorted(p for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if not folders:
-            raise FileNotFoundError(f"{self.root} should hold a folder for each class. {what_is_in(self.root)}")
+        if split not in SPLITS:
+            raise ValueError(f"split should be train or test, got {split!r}")
+        if channels not in (None, 1, 3):
+            raise ValueError(f"channels should be 1 or 3, got {channels}")
+        self.name, self.split, self.size = name, split, _sides(size)
+        root = Path(root).expanduser()
+        splits = find_splits(root)
+        self.root = _split_folder(root, splits, split, holdout)
+        others = {other: folder for other, folder in splits.items() if folder != self.root}
+        folders = class_folders(self.root)
+        if check_folders is not None:
+            check_folders([folder.path.name for folder in folders])
+        if class_ranges is not None:
+            for other in others.values():
+                check_same_folders(self.root, folders, other)
         groups = _grouped(folders, class_ranges)
+        find_images(self.root, [folder for group in groups.values() for folder in group], others)
         self.classes = tuple(groups)
         self._files: list[Path] = []
         labels = []
         for label, group in enumerate(groups.values()):
             for folder in group:
-                found = _images_in(folder)
-                if not found:
-                    raise ValueError(
-                        f"class folder {folder} has no image ({', '.join(SUFFIXES)}). {what_is_in(folder)}"
-                    )
-                self._files += found
-                labels += [label] * len(found)
-        self.labels = torch.tensor(labels, dtype=torch.int64)
-        self._mode = _read(self._files[0], lambda image: "L" if image.mode in ("1", "L", "LA") else "RGB")
-        self.image_shape = (1 if self._mode == "L" else 3, *self._common_size())
+                if not (folder.files or folder.empty or allow_empty):
+                    raise ValueError(images_wanted(folder.path))
+                self._files += folder.files
+                labels += [label] * len(folder.files)
+        if not self._files:
+            raise ValueError(f"{printable(self.root)} has no image in its class folders")
+        self.labels = torch.tensor(labels, dtype=torch.int64, device="cpu")
+        self.image_shape = self._look(channels)
         self._fingerprint: str | None = None
+        if holdout is not None:
+            self._keep(_held_out(self, holdout, seed) == (split == "test"))
 
     def images(self, indices: Indices = None) -> Tensor:
         index = as_indices(indices, len(self), self.name).tolist()
-        images = torch.empty((len(index), *self.image_shape), dtype=torch.float32)
+        images = torch.empty((len(index), *self.image_shape), dtype=torch.float32, device="cpu")
         # Decoding lets go of the interpreter lock, so threads are enough.
         with ThreadPoolExecutor(_THREADS) as pool:
             for row, image in enumerate(pool.map(self._decode, index)):
@@ -93,11 +133,18 @@ class FolderSource(Source):
     def fingerprint(self) -> str:
         """SHA-256 over how images are read, and path (below the split), label, size and bytes of each file."""
         if self._fingerprint is None:
-            hashed = hashlib.sha256(f"folder {self.size} {self._mode} {self.image_shape}".encode())
+            hashed = hashlib.sha256(f"folder 2 {self.size} {self.image_shape}".encode())  # 2: the rules of reading
             for file, label in zip(self._files, self.labels.tolist(), strict=True):
-                data = file.read_bytes()
-                hashed.update(f"\0{file.relative_to(self.root).as_posix()}\0{label}\0{len(data)}\0".encode())
-                hashed.update(data)
+                with open_regular(file) as stream:
+                    size = size_of(stream)
+                    path = os.fsencode(file.relative_to(self.root).as_posix())
+                    hashed.update(b"\0%s\0%d\0%d\0" % (path, label, size))
+                    read = 0
+                    while piece := stream.read(1 << 22):
+                        hashed.update(piece)
+                        read += len(piece)
+                if read != size:
+                    raise ValueError(f"{printable(file)} changed while it was read: {read:,} bytes, then {size:,}")
             self._fingerprint = hashed.hexdigest()
         return self._fingerprint
 
@@ -107,59 +154,94 @@ class FolderSource(Source):
             raise ValueError(f"a part of {self.name!r} should have at least one sample")
         part = object.__new__(FolderSource)
         part.__dict__.update(self.__dict__)
-        part._files, part.labels, part._fingerprint = [self._files[i] for i in index], self.labels[index], None
+        part._keep(index)
         return part
 
-    def _common_size(self) -> tuple[int, int]:
-        if self.size is not None:
-            return self.size, self.size
-        first = None
-        for file in self._files:
-            size = _read(file, lambda image: (image.height, image.width))
-            first = first or size
-            if size != first:
+    def _keep(self, indices: Tensor) -> None:
+        index = as_indices(indices, len(self), self.name)
+        self._files, self.labels, self._fingerprint = [self._files[i] for i in index], self.labels[index], None
+
+    def _look(self, channels: int | None) -> tuple[int, int, int]:
+        """(C, H, W), from the files' headers: of all of them without ``size``, else as far as the first in colour."""
+        size, colour, first = self.size, None if channels is None else channels == 3, None
+        for file, header in zip(self._files, _headers(self._files), strict=True):
+            first = first or header
+            if self.size is None and (header.height, header.width) != (first.height, first.width):
                 raise ValueError(
-                    f"images should have one size, or size be given to bring them to one: {self._files[0]} is "
-                    f"{first[1]}x{first[0]}, {file} is {size[1]}x{size[0]}"
+                    "images should have one size, or size be given to bring them to one: "
+                    f"{printable(self._files[0])} is {first.width}x{first.height}, {printable(file)} is "
+                    f"{header.width}x{header.height}"
                 )
-        return first
+            if not header.grey and channels == 1:
+                raise ValueError(f"{printable(file)} has colour: with channels=1 all images should be grey")
+            if channels is None and not header.grey:
+                colour = True
+            if self.size is not None and (colour or channels is not None):
+                break
+        size = size or (first.height, first.width)
+        return (3 if colour else 1, *size)
 
     def _decode(self, index: int) -> Tensor:
         file = self._files[index]
-
-        def pixels(image: Image) -> Tensor:
-            if image.mode not in _EIGHT_BIT:
-                raise ValueError(f"{file} should have 8 bits a channel, got mode {image.mode}")
-            image = image.convert(self._mode)
-            if self.size is not None:
-                image = _resize_and_crop(image, self.size)
-            flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-            return flat.view(image.height, image.width, -1).permute(2, 0, 1)
-
-        image = _read(file, pixels)
+        image = read_pixels(file, self.image_shape[0], self.size)
         if tuple(image.shape) != self.image_shape:  # changed since the set was opened
-            raise ValueError(f"{file} should be {self.image_shape}, got {tuple(image.shape)}")
+            raise ValueError(f"{printable(file)} should be {self.image_shape}, got {tuple(image.shape)}")
         return image
 
 
-def _split_folder(root: Path, split: str) -> Path:
-    if not root.is_dir():
-        raise FileNotFoundError(f"root={root} is {'not a folder' if root.exists() else 'not there'}")
-    for name in _SPLITS[split]:
-        if (root / name).is_dir():
-            return root / name
-    if any((root / name).is_dir() for names in _SPLITS.values() for name in names):
-        raise FileNotFoundError(f"{root} has no folder {' or '.join(_SPLITS[split])}. {what_is_in(root)}")
+def _sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"size should be at least 1, a side or (height, width), got {size}")
+    return sides
+
+
+def _headers(files: list[Path]) -> Iterator[Header]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(files), 64):  # some at once: the caller may have seen enough
+            yield from pool.map(read_header, files[start : start + 64])
+
+
+def _split_folder(root: Path, splits: dict[str, Path], split: str, holdout: float | None) -> Path:
+    if holdout is not None:
+        if not 0 < holdout < 1:
+            raise ValueError(f"holdout should be in (0, 1), the share of the test images, got {holdout}")
+        if "test" in splits:
+            raise ValueError(f"holdout is for a root without test images: there is {printable(splits['test'])}")
+        return splits.get("train", root)
+    if split in splits:
+        return splits[split]
+    if splits:
+        raise FileNotFoundError(f"{printable(root)} has no folder {' or '.join(SPLITS[split])}. {what_is_in(root)}")
     if split == "test":
         # The same images twice would make the test a test of memory.
         raise FileNotFoundError(
-            f"{root} has no folders train and test (or val), so all of it is the training set: put the test images "
-            f"into {root / 'test'}/<class>. {what_is_in(root)}"
+            f"{printable(root)} has no folders train and test (or val), so all of it is the training set: put the test "
+            f"images into {printable(root / 'test')}/<class>, or hold a share of the images out (holdout). "
+            f"{what_is_in(root)}"
         )
     return root
 
 
-def _grouped(folders: list[Path], ranges: Mapping[str, tuple[int, int]] | None) -> dict[str, list[Path]]:
+def _held_out(source: FolderSource, share: float, seed: int) -> Tensor:
+    """Which samples are the test set, bool [N]: those whose hash is below ``share``, and at least one of each class."""
+    paths = [printable(source.file(i).relative_to(source.root).as_posix()) for i in range(len(source))]
+    hashes = [derive_seed(seed, "holdout", path) / 2**63 for path in paths]
+    place = torch.tensor(hashes, dtype=torch.float64, device="cpu")
+    held = place < share
+    for label, name in enumerate(source.classes):
+        rows = (source.labels == label).nonzero()[:, 0]
+        if len(rows) == 1:
+            raise ValueError(f"class {name!r} should have two images or more to hold one out, got 1")
+        if len(rows):
+            held[rows[place[rows].argmin()]] = True
+            held[rows[place[rows].argmax()]] = False
+    return held
+
+
+def _grouped(folders: list[ClassFolder], ranges: Mapping[str, tuple[int, int]] | None) -> dict[str, list[ClassFolder]]:
     if ranges is None:
         return {folder.name: [folder] for folder in folders}
     owner: dict[int, str] = {}
@@ -167,47 +249,10 @@ def _grouped(folders: list[Path], ranges: Mapping[str, tuple[int, int]] | None) 
         if not 0 <= first <= last < len(folders):
             raise ValueError(
                 f"class_ranges[{name!r}] should lie in 0 .. {len(folders) - 1}, the class folders of "
-                f"{folders[0].parent}, got {first} .. {last}"
+                f"{folders[0].path.parent}, got {first} .. {last}"
             )
         for i in range(first, last + 1):
             if i in owner:
                 raise ValueError(f"class_ranges {owner[i]!r} and {name!r} both hold class {i} ({folders[i].name})")
             owner[i] = name
     return {name: folders[first : last + 1] for name, (first, last) in ranges.items()}
-
-
-def _images_in(folder: Path) -> list[Path]:
-    found = []
-    for path, below, files in os.walk(folder, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [Path(path, f) for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")]
-    # By parts, not by text: "a-b" sorts before "a/b" as text, and the order would depend on the separator.
-    return sorted(found, key=lambda path: path.parts)
-
-
-def _read(file: Path, use: Callable[[Image], Any]) -> Any:
-    """What ``use`` makes of the opened image; whatever goes wrong names the file."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(f"reading image folders needs Pillow (pip install pillow): {error}") from error
-    try:
-        with Image.open(file) as image:
-            return use(image)
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read as an image: {error}") from error
-
-
-def _resize_and_crop(image: Image, size: int) -> Image:
-    from PIL.Image import Resampling
-
-    if image.size == (size, size):
-        return image
-    side = round(size * 8 / 7)
-    short, long = sorted(image.size)
-    long = int(side * long / short)  # cut off, as torchvision does
-    image = image.resize((side, long) if image.width <= image.height else (long, side), resample=Resampling.BILINEAR)
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return image.crop((left, top, left + size, top + size))

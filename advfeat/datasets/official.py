@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import math
 import pickletools
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from advfeat.datasets.base import ArraySource
+from advfeat.datasets.reading import open_regular, size_of, what_is_in
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # The MD5 sums that torchvision and the data set's page give.
@@ -33,6 +35,7 @@ _CIFAR10_FILES = {
     "test": (("test_batch", "40351d587109b95175f43aff81a1287e"),),
 }
 _CIFAR10_SHAPE = (3, 32, 32)
+_CIFAR10_BYTES = 1 << 26  # a batch file has half of it
 
 _CIFAR10_1 = {"v6": 2000, "v4": 2021}  # how many images; v6 has as many of each class, and its authors advise it
 _CIFAR10_1_FOLDERS = ("", "cifar10.1", "CIFAR-10.1", "CIFAR-10.1/datasets")  # the last as in a clone of its repository
@@ -51,6 +54,14 @@ FASHION_CLASSES = (
     "Ankle boot",
 )
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
+_IDX_IMAGES = {"train": 60_000, "test": 10_000}
+# The two sets have files of one name and form; the first labels tell them apart.
+_IDX_FIRST = {
+    ("mnist", "train"): (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
+    ("mnist", "test"): (7, 2, 1, 0, 4, 1, 4, 9, 5, 9),
+    ("fashion-mnist", "train"): (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
+    ("fashion-mnist", "test"): (9, 2, 1, 1, 6, 1, 4, 6, 5, 7),
+}
 
 
 def load_cifar10(root: Path, split: str) -> ArraySource:
@@ -58,11 +69,14 @@ def load_cifar10(root: Path, split: str) -> ArraySource:
 
     Errors: FileNotFoundError saying what was looked for and what is there; ValueError naming a file whose MD5 is wrong.
     """
-    folder = _folder(root, "cifar-10-batches-py", "cifar10")
+    folder = _folder(root, "cifar-10-batches-py", "cifar10", "cifar-10-python.tar.gz")
     images, labels = [], []
     for name, md5 in _CIFAR10_FILES[split]:
         path = folder / name
-        data = _read(path)
+        with _open(path) as file:
+            if size_of(file) > _CIFAR10_BYTES:
+                raise ValueError(f"{path} is no batch file of CIFAR-10: it has {size_of(file):,} bytes")
+            data = file.read(_CIFAR10_BYTES)
         found = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if found != md5:
             raise ValueError(
@@ -72,7 +86,8 @@ def load_cifar10(root: Path, split: str) -> ArraySource:
         pixels, batch_labels = scan_cifar_batch(data, path)
         images.append(pixels)
         labels += batch_labels
-    return ArraySource(torch.cat(images), torch.tensor(labels), CIFAR10_CLASSES, "cifar10", split)
+    labels = torch.tensor(labels, dtype=torch.int64, device="cpu")
+    return ArraySource(torch.cat(images), labels, CIFAR10_CLASSES, "cifar10", split)
 
 
 def scan_cifar_batch(data: bytes, path: Path) -> tuple[Tensor, list[int]]:
@@ -115,12 +130,16 @@ def load_cifar10_1(root: Path, split: str) -> ArraySource:
     if split != "test":
         raise ValueError(f"cifar10.1 is a test set: it has no {split} split")
     data, labels, n = _find_cifar10_1(root)
-    images = _read_npy(data)
-    if images.dtype != np.uint8 or images.shape != (n, 32, 32, 3):
-        raise ValueError(f"{data} should hold uint8 [{n}, 32, 32, 3], got {images.dtype} of shape {images.shape}")
-    values = _read_npy(labels)
-    if values.dtype.kind not in "iu" or values.shape != (n,):
-        raise ValueError(f"{labels} should hold {n} integers, got {values.dtype} of shape {values.shape}")
+
+    def check_images(dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        if dtype != np.uint8 or shape != (n, 32, 32, 3):
+            raise ValueError(f"{data} should hold uint8 [{n}, 32, 32, 3], got {dtype} of shape {shape}")
+
+    def check_labels(dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        if dtype.kind not in "iu" or shape != (n,):
+            raise ValueError(f"{labels} should hold {n} integers, got {dtype} of shape {shape}")
+
+    images, values = _read_npy(data, check_images), _read_npy(labels, check_labels)
     if values.min() < 0 or values.max() > 9:
         raise ValueError(f"{labels} should hold labels in 0 .. 9, got {values.min()} .. {values.max()}")
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
@@ -141,13 +160,24 @@ def _find_cifar10_1(root: Path) -> tuple[Path, Path, int]:
     )
 
 
-def _read_npy(path: Path) -> np.ndarray:
-    file = io.BytesIO(_read(path))
-    try:
-        # Not np.load, which takes what is no .npy file for a pickle, and says how to run it.
+def _read_npy(path: Path, check: Callable[[np.dtype, tuple[int, ...]], None]) -> np.ndarray:
+    """The array of a .npy file. check: refuses the dtype and shape of its head, before so much memory is taken."""
+    with _open(path) as file:
+        try:
+            # Not np.load, which takes what is no .npy file for a pickle, and says how to run it.
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            if dtype.hasobject:
+                raise ValueError("Object arrays cannot be loaded")
+            expected = file.tell() + math.prod(shape) * dtype.itemsize
+        except Exception as error:  # the head is Python, and a damaged one fails in as many ways as Python has
+            raise ValueError(f"{path} is truncated or altered: {error}") from error
+        check(dtype, shape)
+        if size_of(file) != expected:
+            raise ValueError(f"{path} is truncated or altered: {size_of(file):,} bytes, expected {expected:,}")
+        file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # the head is Python, and a damaged one fails in as many ways as Python has
-        raise ValueError(f"{path} is truncated or altered: {error}") from error
 
 
 def load_idx(name: str, root: Path, split: str) -> ArraySource:
@@ -158,55 +188,74 @@ def load_idx(name: str, root: Path, split: str) -> ArraySource:
     """
     folder = _folder(root, "MNIST/raw" if name == "mnist" else "FashionMNIST/raw", name)
     prefix = _IDX_PREFIX[split]
-    images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)
-    labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1)
+    images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", (_IDX_IMAGES[split], 28, 28))
+    file = folder / f"{prefix}-labels-idx1-ubyte"
+    labels = _read_idx(file, (_IDX_IMAGES[split],)).long()
     if len(images) != len(labels):
         raise ValueError(f"{folder}: {len(images):,} images but {len(labels):,} labels in the {prefix} files")
+    if len(labels) and int(labels.max()) > 9:
+        first = int((labels > 9).nonzero()[0])
+        raise ValueError(f"{file} should hold labels in 0 .. 9, got {int(labels[first])} for sample {first}")
+    for (of, its), begin in _IDX_FIRST.items():
+        if (of, its) != (name, split) and tuple(labels[:10].tolist()) == begin:
+            raise ValueError(f"{folder} should hold {name}, but its {prefix} files are those of {of}, {its}")
     classes = MNIST_CLASSES if name == "mnist" else FASHION_CLASSES
-    return ArraySource(images.unsqueeze(1), labels.long(), classes, name, split)
+    return ArraySource(images.unsqueeze(1), labels, classes, name, split)
 
 
-def _read_idx(path: Path, dimensions: int) -> Tensor:
-    """A uint8 tensor from an IDX file: 0, 0, 8 (uint8), the number of dimensions, their sizes (big-endian), values."""
+def _read_idx(path: Path, most: tuple[int, ...]) -> Tensor:
+    """A uint8 tensor from an IDX file: 0, 0, 8 (uint8), the number of dimensions, their sizes (big-endian), values.
+
+    most: its shape, with at most so many samples. It is looked at first: a few MB of .gz can hold many GB of zeros.
+    """
     packed = path.with_name(path.name + ".gz")
     if not path.exists() and packed.exists():
         path = packed
-    data = _read(path)
-    if path.suffix == ".gz":
+    with _open(path) as file:
+        if path.suffix != ".gz":
+            return _idx_values(file, path, most, f"{size_of(file):,} bytes")
         try:
-            data = gzip.decompress(data)
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return _idx_values(unpacked, path, most)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path} is truncated or altered: {error}") from error
-    if data[:4] != bytes((0, 0, 8, dimensions)):
-        raise ValueError(f"{path} should start with the bytes 0 0 8 {dimensions} of an IDX file, got {list(data[:4])}")
-    head = 4 + 4 * dimensions
-    shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, head, 4)]
-    if len(data) != head + math.prod(shape):
+
+
+def _idx_values(file: BinaryIO, path: Path, most: tuple[int, ...], size: str = "more bytes") -> Tensor:
+    """The values of an opened IDX file, of which no more than its head promises is read."""
+    start = file.read(4)
+    if start != bytes((0, 0, 8, len(most))):
+        raise ValueError(f"{path} should start with the bytes 0 0 8 {len(most)} of an IDX file, got {list(start)}")
+    sizes = file.read(4 * len(most))
+    shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, 4 * len(most), 4)]
+    if len(sizes) == 4 * len(most) and (shape[0] > most[0] or shape[1:] != list(most[1:])):
+        expected = ", ".join([f"at most {most[0]:,}", *map(str, most[1:])])
+        raise ValueError(f"{path} should have the shape [{expected}], got {shape} in its head")
+    expected = math.prod(shape)
+    data = file.read(expected + 1)
+    if len(sizes) < 4 * len(most) or len(data) != expected:
+        head = len(start) + len(sizes)
+        found = f"{head + len(data):,} bytes" if len(data) <= expected else size
         raise ValueError(
-            f"{path} is truncated or altered: {len(data):,} bytes, expected {head + math.prod(shape):,} for the shape "
-            f"{shape} in its head"
+            f"{path} is truncated or altered: {found}, expected {head + expected:,} for the shape {shape} in its head"
         )
-    return torch.frombuffer(bytearray(data[head:]), dtype=torch.uint8).view(shape)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(shape)
 
 
-def _folder(root: Path, inside: str, name: str) -> Path:
+def _folder(root: Path, inside: str, name: str, archive: str = "") -> Path:
     folder = root / inside
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{name} should lie in {folder}: not there. {what_is_in(root)}")
-    return folder
+    if folder.is_dir():
+        return folder
+    how = ""
+    if archive and (root / archive).exists():
+        how = f"; unpack {archive} there (tar xzf)"
+    elif root.name == folder.name:
+        how = f"; give its parent, {root.parent}, as root"
+    raise FileNotFoundError(f"{name} should lie in {folder}: not there{how}. {what_is_in(root)}")
 
 
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. {what_is_in(path.parent)}")
-    return path.read_bytes()
-
-
-def what_is_in(folder: Path) -> str:
-    """One sentence on what a folder holds, for an error message."""
-    if not folder.is_dir():
-        return f"{folder} is {'not a folder' if folder.exists() else 'not there either'}."
-    names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
-    if not names:
-        return f"{folder} is empty."
-    return f"{folder} holds {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}."
+def _open(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing. {what_is_in(path.parent)}") from None

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from advfeat.datasets.base import ArraySource, Source, Subset, balanced_subset, keyed_order
+from advfeat.datasets.reading import printable
 
-__all__ = ["NAMES", "RESTRICTED_IMAGENET", "ArraySource", "Source", "Subset", "load"]
+__all__ = ["NAMES", "RESTRICTED_IMAGENET", "ArraySource", "Source", "Subset", "load", "options_for"]
 
 NAMES = ("digits", "planted", "cifar10", "cifar10.1", "fashion-mnist", "mnist", "folder", "restricted-imagenet")
+_FOLDERS = ("folder", "restricted-imagenet")
+_IMAGENET_CLASSES = 1000
 
 # The paper's Table 2 (Appendix C.1): first and last of the sorted ImageNet classes, both inclusive.
 RESTRICTED_IMAGENET: dict[str, tuple[int, int]] = {
@@ -38,8 +43,10 @@ def load(
     root: str | Path | None = None,
     *,
     seed: int = 0,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
     limit: int | None = None,
+    holdout: float | None = None,
     class_ranges: Mapping[str, tuple[int, int]] | None = None,
 ) -> Source:
     """A data set by name.
@@ -57,8 +64,9 @@ def load(
         a path                 a set made by :func:`advfeat.datasets.build.build` (a folder with a manifest.json), or
                                one that the paper's authors released (a folder with CIFAR_ims and CIFAR_lab)
     split: "train" or "test". root: the folder the data set lies in; only the named sets and folders need it.
-    seed: draws the images of "planted" and the samples of ``limit``. size: side in pixels, for folders and "planted".
-    limit: so many samples, evenly over the classes. class_ranges: for "folder", see there.
+    seed: draws the images of "planted", the samples of ``limit`` and the test images of ``holdout``. size: side in
+    pixels, or (height, width), for folders and "planted". limit: so many samples, evenly over the classes.
+    channels, holdout, class_ranges: for "folder", see there. For what a model takes: :func:`options_for`.
 
     Errors: ValueError for an unknown name or split, an argument that the data set does not take, damaged files;
     FileNotFoundError saying what was looked for and what is there.
@@ -66,22 +74,43 @@ def load(
     if split not in ("train", "test"):
         raise ValueError(f"split should be train or test, got {split!r}")
     name = str(name)
-    folder = name in ("folder", "restricted-imagenet")
-    if size is not None and not (folder or name == "planted"):
+    if size is not None and name not in (*_FOLDERS, "planted"):
         raise ValueError(f"size is for image folders and planted: {name} has a size of its own, got size={size}")
-    if class_ranges is not None and name != "folder":
-        raise ValueError(f"class_ranges is for image folders, got it with {name}")
-    source = _load_folder(name, split, root, size, class_ranges) if folder else _load(name, split, root, seed, size)
+    for option, value, sets in (
+        ("channels", channels, _FOLDERS),
+        ("holdout", holdout, ("folder",)),
+        ("class_ranges", class_ranges, ("folder",)),
+    ):
+        if value is not None and name not in sets:
+            raise ValueError(f"{option} is for image folders, got it with {name}")
+    if name in _FOLDERS:
+        options = {"channels": channels, "holdout": holdout, "class_ranges": class_ranges, "seed": seed}
+        source = _load_folder(name, split, root, size, options)
+    else:
+        source = _load(name, split, root, seed, size)
     return source if limit is None else source.subset(balanced_subset(source.labels, limit, seed))
 
 
-def _load(name: str, split: str, root: str | Path | None, seed: int, size: int | None) -> Source:
+def options_for(name: str | Path, input_shape: Sequence[int]) -> dict[str, Any]:
+    """What :func:`load` is to be given so that a data set's images are what a model takes, (C, H, W).
+
+    {"size": (H, W), "channels": C} for folders, whose images can have any size; {"size": (H, W)} for "planted"; and {}
+    for sets with a size of their own, which fits or does not.
+    """
+    channels, height, width = input_shape
+    if name in _FOLDERS:
+        return {"size": (height, width), "channels": channels}
+    return {"size": (height, width)} if name == "planted" else {}
+
+
+def _load(name: str, split: str, root: str | Path | None, seed: int, size: int | tuple[int, int] | None) -> Source:
     if name == "digits":
         return _digits(split)
     if name == "planted":
         from advfeat.datasets.planted import Planted, PlantedConfig
 
-        return Planted(split, seed=seed, config=PlantedConfig() if size is None else PlantedConfig((3, size, size)))
+        sides = (size, size) if isinstance(size, int) else size
+        return Planted(split, seed=seed, config=PlantedConfig() if sides is None else PlantedConfig((3, *sides)))
     if name in ("cifar10", "cifar10.1", "mnist", "fashion-mnist"):
         from advfeat.datasets import official
 
@@ -93,24 +122,32 @@ def _load(name: str, split: str, root: str | Path | None, seed: int, size: int |
 
 
 def _load_folder(
-    name: str,
-    split: str,
-    root: str | Path | None,
-    size: int | None,
-    class_ranges: Mapping[str, tuple[int, int]] | None,
+    name: str, split: str, root: str | Path | None, size: int | tuple[int, int] | None, options: dict[str, Any]
 ) -> Source:
     from advfeat.datasets.folder import FolderSource
 
     if name == "restricted-imagenet":
-        class_ranges, size = RESTRICTED_IMAGENET, size or 224
-    return FolderSource(_root(name, root), split, size=size, class_ranges=class_ranges, name=name)
+        size = 224 if size is None else size
+        options |= {"class_ranges": RESTRICTED_IMAGENET, "check_folders": _check_imagenet}
+    return FolderSource(_root(name, root), split, size=size, name=name, **options)
+
+
+def _check_imagenet(folders: Sequence[str]) -> None:
+    """Table 2 counts classes: with one folder more or less, every class after it would be another."""
+    strange = [folder for folder in folders if not re.fullmatch(r"n\d{8}", folder)]
+    if strange or len(folders) != _IMAGENET_CLASSES:
+        also = f", {len(strange)} of them not named like n01440764 ({strange[0]})" if strange else ""
+        raise ValueError(
+            f"restricted-imagenet needs all {_IMAGENET_CLASSES:,} class folders of ImageNet, whose numbers it counts, "
+            f"got {len(folders):,}{also}; for a part of them use the data set 'folder' with class_ranges of its own"
+        )
 
 
 def _constructed(name: str, split: str) -> Source:
     from advfeat.datasets.store import ConstructedSet
 
-    path = Path(name)
-    if not path.exists():
+    path = Path(name).expanduser()
+    if not name or not path.exists():
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"unknown data set {name!r}: should be {', '.join(NAMES)} or the folder of a built set{hint}")
@@ -147,7 +184,9 @@ def _root(name: str, root: str | Path | None) -> Path:
         raise ValueError(f"root should be given for {name}: the folder in which the data set lies")
     path = Path(root).expanduser()
     if not path.is_dir():
-        raise FileNotFoundError(f"root={path} is {'not a folder' if path.exists() else 'not there'}")
+        packed = path.name.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2"))
+        how = "an archive: unpack it, and give the folder" if packed else "not a folder"
+        raise FileNotFoundError(f"root={printable(path)} is {how if path.exists() else 'not there'}")
     return path
 
 
@@ -156,11 +195,11 @@ def _digits(split: str) -> ArraySource:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    images = torch.tensor(images, dtype=torch.float32).div(16).view(-1, 1, 8, 8)
-    labels = torch.tensor(labels, dtype=torch.int64)
+    images = torch.tensor(images, dtype=torch.float32, device="cpu").div(16).view(-1, 1, 8, 8)
+    labels = torch.tensor(labels, dtype=torch.int64, device="cpu")
     test = _stratified(labels, _DIGITS_TEST, keyed_order(len(labels), "digits", _DIGITS_SEED))
-    index = test if split == "test" else torch.ones(len(labels), dtype=torch.bool).index_fill(0, test, False).nonzero()
-    index = index.flatten()
+    rest = torch.ones_like(labels, dtype=torch.bool).index_fill(0, test, False).nonzero().flatten()
+    index = test if split == "test" else rest
     return ArraySource(images[index], labels[index], tuple("0123456789"), "digits", split)
 
 

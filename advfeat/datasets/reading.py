@@ -1,0 +1,64 @@
+"""Files of strangers: opened only where they are regular files, read only as far as expected, named in errors."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def kind_of(mode: int) -> str:
+    """What a file of this ``st_mode`` is, in words."""
+    return next((kind for test, kind in _KINDS if test(mode)), "a regular file")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading, and waits for nothing: a FIFO would be waited for until somebody writes.
+
+    Errors: FileNotFoundError; ValueError for a folder, FIFO, socket or device.
+    """
+    try:
+        # The kind is asked of what was opened: what a name stands for may change in between.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise
+    except OSError:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            raise
+        raise ValueError(f"{printable(path)} should be a regular file, got {kind_of(mode)}") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise ValueError(f"{printable(path)} should be a regular file, got {kind_of(mode)}")
+    return os.fdopen(descriptor, "rb")
+
+
+def size_of(file: BinaryIO) -> int:
+    """Bytes of an open file."""
+    return os.fstat(file.fileno()).st_size
+
+
+def printable(name: str | Path) -> str:
+    """A path or name as text that every encoding of Unicode can write: bytes that are not UTF-8 as ``\\xNN``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def what_is_in(folder: Path) -> str:
+    """One sentence on what a folder holds, for an error message."""
+    if not folder.is_dir():
+        return f"{printable(folder)} is {'not a folder' if folder.exists() else 'not there either'}."
+    names = sorted(printable(p.name) + ("/" if p.is_dir() else "") for p in folder.iterdir())
+    if not names:
+        return f"{printable(folder)} is empty."
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{printable(folder)} holds {', '.join(names[:8])}{more}."
