@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import pickle
 import subprocess
 import sys
+import textwrap
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -114,9 +117,19 @@ def test_wrong_arrays_are_refused():
     x, y = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
     for images, labels, said in [
         (x[0], y, r"images should be uint8 or float32 \[N, C, H, W\], got torch.float32 of shape \(1, 2, 2\)"),
-        (x.double(), y, "got torch.float64"),
-        (x, y[:3], r"labels should be int64 \[4\], got torch.int64 of shape \(3,\)"),
-        (x, y.int(), "got torch.int32"),
+        (x.long(), y, "images should be uint8 or float32 .* got torch.int64"),
+        (x, y[:3], r"labels should be int64 \[4\], .* got torch.int64 of shape \(3,\)"),
+        (x, y.float(), "got torch.float32"),
+        (x, y > 0, "got torch.bool"),
+        (x, y[:, None], r"labels should be int64 \[4\], the number of each sample's class, got .* \(4, 1\)"),
+        (x, torch.eye(3)[y], r"got torch.float32 of shape \(4, 3\)"),
+        (
+            torch.zeros(4, 32, 32, 3, dtype=torch.uint8),
+            y,
+            r"looks like \[N, H, W, C\]: give images.permute\(0, 3, 1, 2\)",
+        ),
+        (np.zeros((4, 28, 28, 1), np.float32), y, r"got shape \(4, 28, 28, 1\), which looks like"),
+        (x * 255, y, r"lie in \[0, 1\]: sample 0 holds values from"),
         (x[:0], y[:0], "has no samples"),
         (x, y + 1, r"0 .. 2 for 3 classes: sample 2 has label 3"),
         (x, y - 1, "sample 0 has label -1"),
@@ -125,6 +138,82 @@ def test_wrong_arrays_are_refused():
     ]:
         with pytest.raises(ValueError, match=said):
             base.ArraySource(images, labels, ("a", "b", "c"))
+
+
+def test_what_is_no_array_is_refused():
+    x, y = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
+    for images, labels, said in [
+        (x.tolist(), y, "images should be a tensor or a numpy array of numbers, got list"),
+        (x, {0, 1, 2}, "labels should be a tensor or a numpy array of numbers, got set"),
+        (x, ["a", "b", "c", "a"], "labels should be .* got an array of <U1"),
+        (np.array(["a"]), y, "images should be .* got an array of <U1"),
+    ]:
+        with pytest.raises(TypeError, match=said):
+            base.ArraySource(images, labels, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.float16, ">f4"])
+@pytest.mark.parametrize("order", ["C", "F", "reversed"])
+def test_numpy_arrays_are_taken(dtype, order):
+    values = np.arange(4 * 3 * 2 * 2).reshape(4, 3, 2, 2)
+    values = values.astype(dtype) if dtype == np.uint8 else (values / 64).clip(0, 1).astype(dtype)
+    values = values[::-1] if order == "reversed" else np.asarray(values, order=order)
+    values.flags.writeable = False
+    source = base.ArraySource(values, np.array([0, 1, 2, 3], np.int32), 4)
+    expected = torch.from_numpy(np.ascontiguousarray(values).astype(np.float32))
+    assert torch.equal(source.images(), expected / 255 if dtype == np.uint8 else expected)
+    assert source.labels.tolist() == [0, 1, 2, 3] and source.classes == ("0", "1", "2", "3")
+    same = base.ArraySource(torch.from_numpy(np.array(values.astype(values.dtype.newbyteorder("=")))), [0, 1, 2, 3], 4)
+    assert same.fingerprint == source.fingerprint
+
+
+def test_an_array_may_change_afterwards():
+    values = np.zeros((2, 1, 2, 2), np.uint8)
+    source = base.ArraySource(values, [0, 1], 2)
+    values[:] = 255
+    assert source.images().max() == 0
+
+
+@pytest.mark.parametrize("indices", [0, 3.5, "abc", object(), [[0, 1], [2]]], ids=repr)
+def test_what_are_no_positions_is_said(indices):
+    with pytest.raises(TypeError, match=r"indices of 'arrays' should be positions \[k\] as a list.*images\(\[0\]\)"):
+        _arrays().images(indices)
+
+
+def test_numpy_positions_are_taken():
+    source = _arrays()
+    assert torch.equal(source.images(np.array([3, 1])), source.images([3, 1]))
+    assert torch.equal(source.images(np.arange(12) > 8), source.images([9, 10, 11]))
+    assert source.images(np.array([], np.int64)).shape == (0, 2, 2, 2)
+
+
+def test_a_source_of_ones_own_is_told_what_it_lacks():
+    class Mine(base.Source):
+        name = "mine"
+
+    mine = Mine()
+    for use, error, said in [
+        (lambda: mine.fingerprint, TypeError, "Mine should have a property fingerprint.*sha256.*advfeat.datasets.base"),
+        (lambda: mine.images([0]), TypeError, r"Mine should have a method images\(indices=None\) that gives float32"),
+        (lambda: len(mine), AttributeError, r"Mine should have labels, int64 \[N\]"),
+        (lambda: mine.classes, AttributeError, "Mine should have classes, their names"),
+        (lambda: mine.image_shape, AttributeError, r"Mine should have image_shape, \(C, H, W\)"),
+        (lambda: mine.weights, AttributeError, "'Mine' object has no attribute 'weights'"),
+    ]:
+        with pytest.raises(error, match=said):
+            use()
+    assert not hasattr(mine, "target_success")
+
+
+def test_the_example_in_the_docstring_is_a_source():
+    text = base.Source.__doc__.split("::\n", 1)[1].split("\n\n    Errors")[0]
+    names = {**vars(base), "hashlib": hashlib}
+    exec(textwrap.dedent(text), names)
+    pixels = torch.arange(2 * 3 * 32 * 32).remainder(256).to(torch.uint8).view(2, 3, 32, 32)
+    source = names["Mine"](pixels, torch.tensor([0, 1]))
+    assert repr(source) == "Mine('mine', '': 2 3x32x32, 2 classes)" and len(source.fingerprint) == 64
+    (index, images, labels), *_ = source.subset([1]).batches(2)
+    assert torch.equal(images, pixels[1:].float() / 255) and labels.tolist() == [1] and index.tolist() == [0]
 
 
 @given(
@@ -162,6 +251,8 @@ def test_load_refuses_what_it_does_not_know(tmp_path):
         ({"name": "digits", "split": "validation"}, "split should be train or test, got 'validation'"),
         ({"name": "digits", "size": 16}, "size is for image folders and planted"),
         ({"name": "digits", "class_ranges": {"a": (0, 1)}}, "class_ranges is for image folders"),
+        ({"name": "digits", "channels": 3}, "channels is for image folders, got it with digits"),
+        ({"name": ""}, "unknown data set ''"),
         ({"name": "digits", "limit": 0}, "limit should be at least 1, got 0"),
         ({"name": "cifar10"}, "root should be given for cifar10"),
     ]:
@@ -171,6 +262,52 @@ def test_load_refuses_what_it_does_not_know(tmp_path):
         sources.load("mnist", root=tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no manifest.json.*'folder' with root"):
         sources.load(tmp_path)
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    for name in ("cifar-10-python.tar.gz", "pictures.ZIP"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(FileNotFoundError, match="is an archive: unpack it, and give the folder"):
+            sources.load("folder", root=tmp_path / name)
+    with pytest.raises(
+        FileNotFoundError, match=r"not there; unpack cifar-10-python.tar.gz there \(tar xzf\). .* holds"
+    ):
+        sources.load("cifar10", root=tmp_path)
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "set").mkdir()
+    with pytest.raises(FileNotFoundError, match="set has no manifest.json"):
+        sources.load("~/set")
+
+
+def test_planted_images_may_be_wide():
+    source = sources.load("planted", limit=8, **sources.options_for("planted", (3, 8, 32)))
+    assert source.image_shape == (3, 8, 32)
+    assert sources.options_for("digits", (1, 8, 8)) == {}
+
+
+def test_a_default_device_or_dtype_changes_no_data():
+    def all_of(name: str) -> list[torch.Tensor]:
+        source = sources.load(name, "test", limit=20)
+        return [
+            source.images([3, 1]),
+            source.images(),
+            source.subset([1, 2]).images(slice(None, None, -1)),
+            source.labels,
+        ]
+
+    expected = {name: all_of(name) for name in ("digits", "planted")}
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = {name: all_of(name) for name in expected}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, tensors in expected.items():
+        for a, b in zip(tensors, found[name], strict=True):
+            assert torch.equal(a, b) and a.dtype == b.dtype
 
 
 def test_limit_takes_the_same_samples_every_time():
@@ -327,6 +464,77 @@ def test_damaged_idx_files_are_named(small_mnist):
         sources.load("mnist", "test", small_mnist)
 
 
+def test_a_small_archive_of_many_zeros_is_not_unpacked(small_mnist):
+    """The head says what there is; a few MB of .gz can hold many GB."""
+    raw = small_mnist / "FashionMNIST" / "raw"
+    images = raw / "t10k-images-idx3-ubyte"
+    for shape, values, said in [
+        ((2_000_000_000, 28, 28), 0, r"should have the shape \[at most 10,000, 28, 28\], got \[2000000000, 28, 28\]"),
+        ((3, 100_000, 100_000), 0, r"got \[3, 100000, 100000\] in its head"),
+        ((3, 28, 28), 1 << 28, "truncated or altered: more bytes, expected 2,368"),
+    ]:
+        head = bytes((0, 0, 8, 3)) + b"".join(n.to_bytes(4, "big") for n in shape)
+        images.unlink(missing_ok=True)
+        with gzip.open(raw / f"{images.name}.gz", "wb", compresslevel=1) as file:
+            file.write(head)
+            for _ in range(values >> 22):
+                file.write(bytes(1 << 22))
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=said):
+            sources.load("fashion-mnist", "test", small_mnist)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 24
+        images.write_bytes(head)
+        with open(images, "r+b") as file:
+            file.truncate(1 << 40)  # takes no room on the disk
+        with pytest.raises(ValueError, match=r"in its head|1,099,511,627,776 bytes, expected 2,368"):
+            sources.load("fashion-mnist", "test", small_mnist)
+
+
+def test_labels_out_of_range_name_the_file(small_mnist):
+    file = small_mnist / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    file.write_bytes(_idx(np.array([9, 200, 4], dtype=np.uint8)))
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte should hold labels in 0 .. 9, got 200 for sample 1"):
+        sources.load("fashion-mnist", "test", small_mnist)
+
+
+def test_the_files_of_another_set_are_refused(tmp_path):
+    """MNIST's and Fashion-MNIST's files have one name and form."""
+    for folder, name, prefix, first, said in [
+        ("MNIST", "mnist", "t10k", (9, 2, 1, 1, 6, 1, 4, 6, 5, 7), "its t10k files are those of fashion-mnist, test"),
+        ("MNIST", "mnist", "train", (7, 2, 1, 0, 4, 1, 4, 9, 5, 9), "its train files are those of mnist, test"),
+        ("FashionMNIST", "fashion-mnist", "train", (5, 0, 4, 1, 9, 2, 1, 3, 1, 4), "are those of mnist, train"),
+    ]:
+        raw = tmp_path / folder / "raw"
+        raw.mkdir(parents=True, exist_ok=True)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(_idx(np.zeros((10, 28, 28), np.uint8)))
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(_idx(np.array(first, np.uint8)))
+        with pytest.raises(ValueError, match=rf"raw should hold {name}, but .*{said}"):
+            sources.load(name, "train" if prefix == "train" else "test", tmp_path)
+
+
+def test_a_folder_or_a_fifo_in_the_place_of_a_file_is_named(small_mnist, small_cifar10):
+    raw = small_mnist / "FashionMNIST" / "raw"
+    for file, load in [
+        (raw / "t10k-images-idx3-ubyte", lambda: sources.load("fashion-mnist", "test", small_mnist)),
+        (small_cifar10 / "cifar-10-batches-py" / "test_batch", lambda: sources.load("cifar10", "test", small_cifar10)),
+    ]:
+        file.unlink()
+        file.mkdir()
+        with pytest.raises(ValueError, match=f"{file.name} should be a regular file, got a folder"):
+            load()
+        file.rmdir()
+        os.mkfifo(file)
+        with pytest.raises(ValueError, match=f"{file.name} should be a regular file, got a FIFO"):
+            load()
+    huge = small_cifar10 / "cifar-10-batches-py" / "data_batch_1"
+    with open(huge, "r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="data_batch_1 is no batch file of CIFAR-10: it has 1,099,511,627,776 bytes"):
+        sources.load("cifar10", "train", small_cifar10)
+
+
 # --- CIFAR-10.1
 
 
@@ -409,6 +617,12 @@ def test_damaged_cifar10_1_is_named(tmp_path):
             sources.load("cifar10.1", "test", tmp_path)
         file.write_bytes(before)
     whole = data_file.read_bytes()
+    for shape in ((2000, 32, 32, 3 << 40), (1 << 62, 1 << 62)):  # nothing of the size is asked for
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        data_file.write_bytes(head.getvalue())
+        with pytest.raises(ValueError, match=r"data.npy should hold uint8 \[2000, 32, 32, 3\], got uint8 of shape"):
+            sources.load("cifar10.1", "test", tmp_path)
     for data in (whole[:-1], whole[:60], b"", b"<html>not found</html>", whole.replace(b"(2000,", b"(20(0,", 1)):
         data_file.write_bytes(data)
         with pytest.raises(ValueError, match="v6_data.npy is truncated or altered"):
