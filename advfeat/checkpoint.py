@@ -124,6 +124,11 @@ class RunFolder:
             file.unlink()
         write_json(self.file("config.json"), description)
 
+    def clear(self) -> None:
+        """Removes the run that is there."""
+        for file in [*self._files(), self.file("config.json")]:
+            file.unlink(missing_ok=True)
+
     def append(self, row: dict) -> None:
         """One more line of metrics."""
         self._check_place()

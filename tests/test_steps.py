@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
 import multiprocessing
 import os
 import shutil
 import threading
 import time
+import warnings
 
 import pytest
 import torch
@@ -195,16 +195,68 @@ def test_other_data_under_the_same_name(tmp_path):
         lab.open(step)
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    import fcntl
+def _flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
 
-    def refuse(*_):
-        raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    lab, step = make_lab(tmp_path), model(tiny_preset(), "standard", 0)
-    lab.do([step])
-    assert lab.is_done(step)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("set", "shard-00000.safetensors"),
+        ("set", "manifest.json"),
+        ("model", "model.safetensors"),
+        ("model", "model.json"),
+        ("model", "checkpoint.json"),
+        ("evaluation", "outcome.json"),
+    ],
+)
+@pytest.mark.parametrize(
+    "damage", [_flip, lambda f: f.unlink(), lambda f: f.write_bytes(b"")], ids="flip lose cut".split()
+)
+def test_what_is_damaged_is_done_again_and_said(tmp_path, kind, name, damage):
+    p = tiny_preset(limit=30)
+    trained = model(p, "det", 0)
+    steps = {"set": trained.data, "model": trained.data.model, "evaluation": evaluated(p, trained)}
+    lab = make_lab(tmp_path)
+    outcome = lab.open(steps["evaluation"])
+    folder = lab.folder(steps[kind])
+    before = {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix == ".safetensors"}
+    damage(folder / name)
+    again = make_lab(tmp_path)
+    with pytest.warns(UserWarning, match=rf"{folder}/{name}.*(is done again|made again)"):
+        again.open(steps[kind])
+    assert {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix == ".safetensors"} == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make_lab(tmp_path).open(steps["evaluation"]) == outcome
+        make_lab(tmp_path).open(trained)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"done": "yes"}', b'{"seconds": "long"}', b"[" * 100_000])
+def test_a_damaged_record_of_a_step_is_written_anew(tmp_path, content):
+    step = model(tiny_preset(), "standard", 0)
+    lab = make_lab(tmp_path)
+    weights = lab.open(step).state_dict()
+    record = lab.folder(step) / "step.json"
+    record.write_bytes(content)
+    with pytest.warns(UserWarning, match="step.json.*looked at anew"):
+        found = make_lab(tmp_path).open(step).state_dict()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert json.loads(record.read_text())["done"]
+
+
+def test_what_was_made_from_another_model_than_is_there_now_is_named(tmp_path):
+    p = tiny_preset()
+    step = constructed(p, "det", 0)
+    lab = make_lab(tmp_path)
+    lab.open(step)
+    record = lab.folder(step.model) / "step.json"
+    assert json.loads((lab.folder(step) / "step.json").read_text())["from"][step.model.key]
+    record.write_text(json.dumps({**json.loads(record.read_text()), "outcome": "0" * 64}))
+    with pytest.raises(ValueError, match="was made from another .*D-.* than is there now: remove it"):
+        make_lab(tmp_path).open(step)
 
 
 def test_two_processes_in_one_folder(tmp_path):

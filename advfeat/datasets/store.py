@@ -37,7 +37,8 @@ __all__ = ["ConstructedSet", "SetWriter", "quantise"]
 
 _REQUIRED = ("recipe", "source", "model", "seed", "image_shape", "classes", "dtype")
 _RECORD = {"file": str, "rows": int, "bytes": int, "sha256": SHA256, "set": str}
-_OURS = re.compile(r"manifest\.json|shard-\d{5,}\.(safetensors|json)")
+# step.json is the record that an experiment keeps beside a set.
+_OURS = re.compile(r"(manifest|step)\.json|shard-\d{5,}\.(safetensors|json)")
 
 
 def _is_hidden(path: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 import time
 import warnings
@@ -14,11 +13,24 @@ from typing import Any
 
 import torch
 
+from advfeat.datasets.layout import file_sha256
 from advfeat.experiments.steps import Data, DataStep, Step, all_steps
+from advfeat.files import sweep
+from advfeat.json_fields import SHA256
+from advfeat.locks import Lock
 from advfeat.progress import Progress
 from advfeat.runs import plain, provenance, read_json, write_json
 
 _POLL = 0.2  # seconds between two looks at what another process is at
+_RECORD = {
+    "label?": str,
+    "done?": bool,
+    "seconds?": float,
+    "data?": {str: str},
+    "files?": {str: SHA256},
+    "outcome?": (None, str),
+    "from?": {str: (None, str)},
+}
 
 Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
@@ -30,7 +42,9 @@ class Pause(Exception):
 class Lab:
     """A folder of steps: ``<kind>s/<label>-<hash>/``, each with a ``step.json`` that says what it is and what it cost.
 
-    Several processes may work in one folder: no step is done twice, and with :meth:`do` they share the work.
+    Several processes may work in one folder: no step is done twice, and with :meth:`do` they share the work. What is
+    found there is compared with its checksums when a process first opens it, and what is damaged or lost is done again,
+    with a warning.
 
     root: where named data sets lie. device: where models run. bar: gives a progress report for a title and a unit, as
         :func:`advfeat.console.bar`.
@@ -52,6 +66,8 @@ class Lab:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._opened: dict[str, Any] = {}
         self._sources: dict[str, tuple[str, str]] = {}  # by key of the data that were opened: name and fingerprint
+        self._sound: set[str] = set()  # keys of the steps whose files were compared with their checksums
+        self._locks: dict[str, Lock] = {}  # by key; a lock learns who lives by being looked at again
         self._failed: set[str] = set()  # keys of steps that failed while another process was waited for
 
     def open(self, step: Step) -> Any:
@@ -65,7 +81,7 @@ class Lab:
             return self._opened[step.key]
         if not step.kept:
             return self._noted(step, step.open(self))
-        if not self.is_done(step):
+        while not self.is_done(step) or self._is_damaged(step):
             self._prepare(step)  # first, so that the time of what it needs is not its own
             while not self._try(step):
                 self._wait_for([step])
@@ -96,6 +112,33 @@ class Lab:
             if alone:
                 self._make(step)
         return alone
+
+    def _is_damaged(self, step: Step) -> bool:
+        """Whether something of a finished step is lost or altered; then it counts as not done, and that is said. Looked
+        at once a process."""
+        if step.key in self._sound or self._problem(step) is None:
+            self._sound.add(step.key)
+            return False
+        with self._alone_at(step) as alone:
+            # Another process that is at it may be mending it.
+            if alone and self.is_done(step) and (problem := self._problem(step)):
+                warnings.warn(f"{problem}: {_title(step)} is done again", stacklevel=3)
+                step.discard(self.folder(step))
+                write_json(self.folder(step) / "step.json", {**self._record(step), "done": False})
+        return True
+
+    def _problem(self, step: Step) -> str | None:
+        folder = self.folder(step)
+        try:
+            for name, sha256 in self._record(step).get("files", {}).items():
+                if file_sha256(folder / name) != sha256:
+                    return f"{folder / name} was altered since it was written"
+            step.check(folder)
+        except FileNotFoundError as error:
+            return str(error) if error.errno is None else f"{error.filename} is missing"
+        except ValueError as error:
+            return str(error)
+        return None
 
     def _try_others(self, others: list[Step]) -> bool:
         for step in others:
@@ -130,9 +173,17 @@ class Lab:
         began, done = time.monotonic(), False
         try:
             with self.bar(_title(step), step.unit) as report:
+                sweep(folder)
                 step.make(self, folder, self._watched(step, report))
+            record |= {
+                "files": {name: file_sha256(folder / name) for name in step.files},
+                "outcome": step.identity(folder),
+                "from": {needed.key: self._record(needed).get("outcome") for needed in step.needs() if needed.kept},
+            }
             done = True
         finally:
+            if step.key in self._locks:
+                self._locks[step.key].check()
             record["seconds"] = round(record.get("seconds", 0.0) + time.monotonic() - began, 2)
             record |= {"done": done, **plain(provenance(self.device))}
             if done or any(folder.glob("*.json")):  # else nothing was begun, and a set wants an empty folder
@@ -167,7 +218,13 @@ class Lab:
 
     def _record(self, step: Step) -> dict:
         path = self.folder(step) / "step.json"
-        return read_json(path) if path.is_file() else {}
+        try:
+            return read_json(path, _RECORD)
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            warnings.warn(f"{error}; what lies there is looked at anew", stacklevel=3)
+            return {}
 
     def _data_of(self, step: Step) -> dict[str, str]:
         """The hashes of the data that a step rests on in the end."""
@@ -184,6 +241,14 @@ class Lab:
                     f"{self.folder(step)} was made from another {name} than is there now: remove it, or take another "
                     "--out"
                 )
+        for needed in step.needs():
+            was = self._record(step).get("from", {}).get(needed.key)
+            now = self._record(needed).get("outcome") if needed.kept else None
+            if was and now and was != now:
+                raise ValueError(
+                    f"{self.folder(step)} was made from another {self.folder(needed)} than is there now: remove it, or "
+                    "take another --out"
+                )
 
     def _noted(self, step: Step, opened: Any) -> Any:
         if isinstance(step, DataStep) and not any(step.needs()):
@@ -192,7 +257,9 @@ class Lab:
 
     def _wait_for(self, steps: list[Step]) -> None:
         """Waits until no other process is at one of the steps. Errors: Pause."""
-        with self.bar(f"waiting for another process: {_title(steps[0])}", ""):
+        lock = self._locks.get(steps[0].key)
+        holder = (lock.holder() if lock else None) or "another process"
+        with self.bar(f"waiting for {holder}: {_title(steps[0])}", ""):
             while not any(self._is_free(step) for step in steps):
                 self._check_time()
                 time.sleep(_POLL)
@@ -206,26 +273,15 @@ class Lab:
     @contextlib.contextmanager
     def _alone_at(self, step: Step) -> Iterator[bool]:
         """Keeps other processes from the step; yields whether it could. A process that dies lets go of it."""
+        if step.key not in self._locks:
+            self._locks[step.key] = Lock(self.folder(step).parent, step.key)
+        lock = self._locks[step.key]
+        alone = lock.acquire()
         try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            yield True
-            return
-        lock = self.folder(step).parent / f".{step.key}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        # It stays: who waits for a file that is removed holds another lock than who comes.
-        with open(lock, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                alone = False
-            except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                    raise
-                alone = True  # a file system without locks
-            else:
-                alone = True
             yield alone
+        finally:
+            if alone:
+                lock.release()
 
     def _watched(self, step: Step, report: Progress) -> Progress:
         first: int | None = None

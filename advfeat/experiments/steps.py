@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from advfeat.attacks import Attack
+from advfeat.checkpoint import RunFolder
 from advfeat.datasets import build, sources
 from advfeat.datasets.base import ArraySource, Source, balanced_subset
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import Recipe
 from advfeat.evaluation import evaluate
-from advfeat.models import Model, load
+from advfeat.models import Model, fingerprint, load
 from advfeat.progress import Progress
 from advfeat.runs import plain, read_json, write_json
 from advfeat.training import TrainConfig, train
@@ -51,13 +52,14 @@ class Step:
 
     label: what a person calls it, in the name of its folder and on the progress bar; not part of what it is. kept:
     whether its outcome lies in a folder (``make``, then ``load``), or is made when it is asked for (``open``). doing,
-    unit: of the progress bar.
+    unit: of the progress bar. files: of its folder, those that describe the outcome; their checksums are kept.
     """
 
     kind: ClassVar[str]
     kept: ClassVar[bool] = False
     doing: ClassVar[str] = ""
     unit: ClassVar[str] = ""
+    files: ClassVar[tuple[str, ...]] = ()
     label: str = _label()
 
     def describe(self) -> dict:
@@ -68,6 +70,16 @@ class Step:
     def may_pause(self, done: int, total: int) -> bool:
         """Whether so many units after it began, of so many, little would be lost by stopping."""
         return False
+
+    def check(self, folder: Path) -> None:
+        """Reads all of a finished outcome. Errors: FileNotFoundError and ValueError for what is lost or damaged."""
+
+    def discard(self, folder: Path) -> None:
+        """Removes of a damaged outcome what would keep :meth:`make` from making it anew."""
+
+    def identity(self, folder: Path) -> str | None:
+        """The hash of an outcome, for what is made from it; None where nothing is."""
+        return None
 
     @property
     def key(self) -> str:
@@ -150,6 +162,7 @@ class Trained(Step):
     kept: ClassVar[bool] = True
     doing: ClassVar[str] = "training"
     unit: ClassVar[str] = "steps"
+    files: ClassVar[tuple[str, ...]] = ("model.json", "checkpoint.json")
     data: DataStep
     test: DataStep
     config: TrainConfig
@@ -159,6 +172,15 @@ class Trained(Step):
 
     def load(self, lab: Lab, folder: Path) -> Model:
         return load(folder).to(lab.device)
+
+    def check(self, folder: Path) -> None:
+        load(folder)
+
+    def discard(self, folder: Path) -> None:
+        RunFolder(folder).clear()
+
+    def identity(self, folder: Path) -> str:
+        return fingerprint(load(folder))
 
     def may_pause(self, done: int, total: int) -> bool:
         if not self.config.checkpoint_every:
@@ -175,6 +197,7 @@ class Constructed(DataStep):
     kept: ClassVar[bool] = True
     doing: ClassVar[str] = "building"
     unit: ClassVar[str] = "images"
+    files: ClassVar[tuple[str, ...]] = ("manifest.json",)
     recipe: Recipe
     model: Trained
     data: DataStep
@@ -206,6 +229,15 @@ class Constructed(DataStep):
     def load(self, lab: Lab, folder: Path) -> ConstructedSet:
         return ConstructedSet.open(folder, verify=False)
 
+    def check(self, folder: Path) -> None:
+        ConstructedSet.open(folder, verify=True)
+
+    def discard(self, folder: Path) -> None:
+        (folder / "manifest.json").unlink(missing_ok=True)  # its shards stay, and those that are whole are kept
+
+    def identity(self, folder: Path) -> str:
+        return ConstructedSet.open(folder, verify=False).fingerprint
+
     def may_pause(self, done: int, total: int) -> bool:
         return 0 < done < total and done % self.shard_size == 0
 
@@ -217,6 +249,7 @@ class Measurement(Step):
     kept: ClassVar[bool] = True
     doing: ClassVar[str] = "evaluating"
     unit: ClassVar[str] = "samples"
+    files: ClassVar[tuple[str, ...]] = ("outcome.json",)
 
     def measure(self, lab: Lab, report: Progress) -> dict:
         raise NotImplementedError
@@ -226,6 +259,9 @@ class Measurement(Step):
 
     def load(self, lab: Lab, folder: Path) -> dict:
         return read_json(folder / "outcome.json")
+
+    def check(self, folder: Path) -> None:
+        read_json(folder / "outcome.json")
 
 
 @dataclass(frozen=True)
