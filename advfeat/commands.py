@@ -22,7 +22,7 @@ from advfeat.datasets.recipes import PRESETS, preset
 from advfeat.evaluation import default_attack
 from advfeat.evaluation import evaluate as evaluate_model
 from advfeat.models import check_fits, load
-from advfeat.runs import provenance, write_bytes, write_json
+from advfeat.runs import provenance, to_json, write_json, write_together
 from advfeat.training import TrainConfig, paper_attack
 from advfeat.training import train as train_model
 
@@ -211,13 +211,9 @@ def attack(c: cli.Attack) -> None:
         "zero_grad_steps": torch.cat([p.zero_grad_steps.cpu() for p in parts]),
         "nonfinite_grad_steps": torch.cat([p.nonfinite_grad_steps.cpu() for p in parts]),
     }
-    c.out.mkdir(parents=True, exist_ok=True)
-    own = {
-        k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
-    }  # safetensors shares no memory
-    write_bytes(c.out / "adversarial.safetensors", safetensors.torch.save(own))
+    # safetensors shares no memory
+    own = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     summary = {"attack": pgd.to_dict(), "data": source.name, "n": len(source), "success": float(success.float().mean())}
-    write_json(c.out / "attack.json", {**summary, "model": str(c.model), **provenance(device)})
     shown = success.nonzero()[:10, 0] if success.any() else torch.arange(min(10, len(source)))
     with torch.no_grad():
         said = model.eval()(x_adv[shown].to(device)).argmax(dim=1).tolist()
@@ -225,7 +221,13 @@ def attack(c: cli.Attack) -> None:
     captions = [f"{names[int(labels[i])]}\n→ {names[s]}" for i, s in zip(shown, said, strict=True)]
     rows = [("original", x[shown]), ("attacked", x_adv[shown])]
     picture = sample_grid(rows, captions, ("difference", (x_adv - x)[shown]))
-    write_bytes(c.out / "samples.png", picture)
+    write_together(
+        [
+            (c.out / "adversarial.safetensors", safetensors.torch.save(own)),
+            (c.out / "samples.png", picture),
+            (c.out / "attack.json", to_json({**summary, "model": str(c.model), **provenance(device)})),
+        ]
+    )
     verb = "reached the next class" if targeted else "are misclassified"
     console.print(f"{100 * summary['success']:.1f} % of {len(source):,} images {verb} at {c.norm} {c.eps:g}")
     console.print(f"written to {escape(str(c.out))}: adversarial.safetensors, attack.json, samples.png")
@@ -251,11 +253,11 @@ def features(c: cli.Features) -> None:
         f"{c.steps} steps: an upper bound). ± one standard error; robust and non-robust are three of them from 0.[/dim]"
     )
     if c.out:
-        c.out.mkdir(parents=True, exist_ok=True)
         attack = {**pgd.to_dict(), "objective": "each feature, down and up", "targeted": True, "keep": "best"}
         settings = {"attack": attack, "data": source.name, "n": found.n, "model": str(c.model)}
-        write_json(c.out / "features.json", {**settings, "features": found.rows(), **provenance(device)})
-        found.scatter(c.out / "features.png", f"{c.model}: {source.name}, {c.norm} {c.eps:g}")
+        results = {**settings, "features": found.rows(), **provenance(device)}
+        picture = found.scatter_png(f"{c.model}: {source.name}, {c.norm} {c.eps:g}")
+        write_together([(c.out / "features.png", picture), (c.out / "features.json", to_json(results))])
         console.print(f"written to {escape(str(c.out))}: features.json, features.png")
 
 

@@ -11,6 +11,7 @@ against the rest. The sign of f is free, so every rho here is >= 0: -f is meant 
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from advfeat.attacks import PGD
+from advfeat.files import write_bytes
 from advfeat.objectives import Objective
 
 ROBUST, UNDECIDED, NON_ROBUST, USELESS = "robust", "undecided", "non-robust", "useless"
@@ -228,6 +230,11 @@ class Usefulness:
         return result
 
     def scatter(self, path: Path, title: str = "") -> Path:
+        """Writes :meth:`scatter_png` to a file."""
+        write_bytes(path, self.scatter_png(title))
+        return Path(path)
+
+    def scatter_png(self, title: str = "") -> bytes:
         """A PNG of gamma against rho, a point a feature, coloured by kind; robust ones lie above the line gamma = 0."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -235,10 +242,9 @@ class Usefulness:
         figure = Figure(figsize=(5.6, 4.4), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
         draw_scatter(figure.subplots(), self, title)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
-        return path
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
+        return image.getvalue()
 
 
 def draw_scatter(axis, found: Usefulness, title: str = "") -> None:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -195,7 +196,7 @@ def machine(device: str, environment: dict[str, str]) -> dict:
 
 def write_whole(path: Path, value: object) -> None:
     """Beside its place and then renamed, so that it is never there in part."""
-    beside = path.with_name(f".{path.name}.tmp")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # two runs may write at once
     beside.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(beside, path)
 

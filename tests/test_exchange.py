@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import struct
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from constructed_set import build, manifest, rows
 
 from advfeat import cli
 from advfeat.datasets import base, exchange, official, sources
+from advfeat.datasets.base import ArraySource
 from advfeat.datasets.folder import FolderSource
 from advfeat.datasets.store import ConstructedSet, SetWriter
 
@@ -172,3 +177,111 @@ def test_folder_of_a_constructed_set_tells_what_is_known(tmp_path):
     build(tmp_path / "two-channels")
     with pytest.raises(ValueError, match="an image file has 1 or 3 channels, .* has 2"):
         exchange.export_folder(ConstructedSet.open(tmp_path / "two-channels"), tmp_path / "images")
+
+
+# --- whole or not at all
+
+
+_EXPORT = """
+import sys
+from pathlib import Path
+from test_exchange import exchange, striped
+{before}
+exchange.{what}(striped(int(sys.argv[2])), sys.argv[1])
+"""
+
+
+def striped(n: int) -> ArraySource:
+    """n images of value 1/n, with labels that tell which export they are of."""
+    labels = torch.arange(n) * (1 if n % 2 else 3) % 10
+    return ArraySource(torch.full((n, 3, 4, 4), 1 / n), labels, tuple("0123456789"), "striped", "train")
+
+
+def _killed_at(call: int, what: str, folder: Path, n: int, of: str) -> bool:
+    """Exports in a process that gets SIGKILL at the so many-th call of an ``os`` function; whether it got there."""
+    before = (
+        f"import os, signal\nreal, calls = os.{of}, []\n"
+        f"def counted(*a, **k):\n    calls.append(a)\n"
+        f"    if len(calls) == {call}: os.kill(os.getpid(), signal.SIGKILL)\n    return real(*a, **k)\n"
+        f"os.{of} = counted"
+    )
+    code = _EXPORT.format(before=before, what=what)
+    done = subprocess.run([sys.executable, "-c", code, folder, str(n)], cwd=Path(__file__).parent, capture_output=True)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+@pytest.mark.parametrize(("of", "call"), [("fsync", 1), ("replace", 2)])
+def test_a_killed_export_of_lists_never_leaves_images_beside_the_labels_of_another(tmp_path, of, call):
+    exchange.export_lists(striped(10), tmp_path)
+    old = exchange.import_lists(tmp_path)
+    assert _killed_at(call, "export_lists", tmp_path, 11, of)
+    if of == "fsync":
+        assert exchange.import_lists(tmp_path).fingerprint == old.fingerprint
+    else:
+        with pytest.raises(FileNotFoundError, match="CIFAR_lab is missing"):
+            exchange.import_lists(tmp_path)
+    exchange.export_lists(striped(11), tmp_path)
+    assert exchange.import_lists(tmp_path).labels.equal(striped(11).labels)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["CIFAR_ims", "CIFAR_lab"]  # what was left went
+
+
+@pytest.mark.parametrize(("of", "call"), [("fsync", 3), ("rename", 1)])
+def test_a_killed_export_of_images_leaves_no_folder_that_looks_whole(tmp_path, of, call):
+    assert _killed_at(call, "export_folder", tmp_path / "out", 11, of)
+    assert not (tmp_path / "out" / "train").exists()
+    with pytest.raises((FileNotFoundError, ValueError)):
+        sources.load("folder", "train", tmp_path / "out")
+    exchange.export_folder(striped(11), tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["train"]
+    assert len(sources.load("folder", "train", tmp_path / "out")) == 11
+    with pytest.raises(ValueError, match="train holds files already"):
+        exchange.export_folder(striped(10), tmp_path / "out")
+
+
+def test_a_full_disk_leaves_no_half_of_an_export(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for export in (exchange.export_lists, exchange.export_folder):
+            with pytest.raises(OSError, match="could not write .*No space left"):
+                export(striped(11), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_exports_at_once_are_of_one_set(tmp_path):
+    threads = [threading.Thread(target=exchange.export_lists, args=(striped(n), tmp_path)) for n in (10, 11, 13, 17)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    made = exchange.import_lists(tmp_path)
+    assert made.labels.equal(striped(len(made)).labels) and float(made.images([0]).max()) == pytest.approx(
+        1 / len(made)
+    )
+
+
+def test_lists_that_are_replaced_while_they_are_read_are_not_mixed(tmp_path, monkeypatch):
+    exchange.export_lists(striped(10), tmp_path)
+    load = exchange._load_list
+
+    def slow(file):
+        found = load(file)
+        if file.name.endswith("ims"):
+            exchange.export_lists(striped(10), tmp_path)
+        return found
+
+    monkeypatch.setattr(exchange, "_load_list", slow)
+    with pytest.raises(ValueError, match="was written to while it was read: read it again"):
+        exchange.import_lists(tmp_path)
+
+
+@pytest.mark.parametrize("export", [exchange.export_lists, exchange.export_folder])
+def test_a_place_that_cannot_be_written_is_told_before_the_images_are_read(tmp_path, monkeypatch, export):
+    (tmp_path / "file").touch()
+    source = striped(10)
+    monkeypatch.setattr(source, "images", lambda *_: pytest.fail("read"))
+    with pytest.raises((OSError, ValueError), match="cannot be written|should be a folder"):
+        export(source, tmp_path / "file")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
+from advfeat.files import check_writable_folder, write_together
 
 from . import _checks, claims, figures
 from .gaussian import GaussianTask
@@ -114,6 +117,7 @@ def run(config: TheoryConfig, console=None) -> TheoryReport:
     samples = _checks.integer("samples", config.samples, minimum=1000)
     seed = _checks.integer("seed", config.seed, minimum=0)
     task = make_task(config)
+    out = check_writable_folder(config.out)
     console = Console() if console is None else console
 
     # Fewer samples in high dimensions: each of the eight sampled rows stays within a few seconds.
@@ -125,17 +129,18 @@ def run(config: TheoryConfig, console=None) -> TheoryReport:
         rows += claims.theorem2_claims(task, eps, samples, seed)
         rows += claims.theorem3_claims(task, eps, seed)
         rows += claims.separable_claims(seed)
-    with console.status("drawing the figures"):
-        out = Path(config.out)
+    with console.status("drawing the figures"), tempfile.TemporaryDirectory() as folder:
+        there = Path(folder)
         drawn = [
-            figures.figure4(out / "figure4.png", seed=seed),
-            figures.figure14(out / "figure14.png", seed=seed),
-            figures.robust_spectrum(out / "theorem2.png", task),
-            figures.relaxation(out / "relaxation.png"),
-            figures.alignment(out / "theorem3.png", task, seed=seed),
+            figures.figure4(there / "figure4.png", seed=seed),
+            figures.figure14(there / "figure14.png", seed=seed),
+            figures.robust_spectrum(there / "theorem2.png", task),
+            figures.relaxation(there / "relaxation.png"),
+            figures.alignment(there / "theorem3.png", task, seed=seed),
         ]
-    report = TheoryReport(rows, drawn, time.perf_counter() - started)
-    _write(report, config, task, out / "theory.json")
+        pictures = [(out / path.name, path.read_bytes()) for path in drawn]
+    report = TheoryReport(rows, [path for path, _ in pictures], time.perf_counter() - started)
+    write_together([*pictures, (out / "theory.json", _described(report, config, task))])
     console.print(table(report, task, eps))
     console.print(f"{len(drawn)} figures and theory.json in {out} ({report.seconds:.0f} s)")
     return report
@@ -184,7 +189,7 @@ def _number(value: float) -> str:
     return f"{value:.6g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3e}"
 
 
-def _write(report: TheoryReport, config: TheoryConfig, task: GaussianTask, path: Path) -> None:
+def _described(report: TheoryReport, config: TheoryConfig, task: GaussianTask) -> bytes:
     """theory.json: the resolved config and every row, so that a table can be traced to what made it."""
     content = {
         "config": {**asdict(config), "out": str(config.out), "dim": task.dim},
@@ -192,10 +197,7 @@ def _write(report: TheoryReport, config: TheoryConfig, task: GaussianTask, path:
         "figures": [figure.name for figure in report.figures],
         "seconds": round(report.seconds, 2),
     }
-    text = json.dumps(content, indent=2, default=float) + "\n"
-    part = path.with_suffix(".tmp")
-    part.write_text(text)
-    part.replace(path)
+    return (json.dumps(content, indent=2, default=float) + "\n").encode()
 
 
 __all__ = ["TheoryConfig", "TheoryReport", "make_task", "parse_covariance", "run", "table"]

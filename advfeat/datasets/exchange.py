@@ -16,7 +16,9 @@ from advfeat.datasets.base import ArraySource, Source
 from advfeat.datasets.class_folders import CLASSES_FILE
 from advfeat.datasets.official import CIFAR10_CLASSES
 from advfeat.datasets.reading import what_is_in
-from advfeat.runs import write_bytes, write_json
+from advfeat.files import new_folder
+from advfeat.locks import hold
+from advfeat.runs import check_writable_folder, write_bytes, write_json, write_together
 
 _BATCH = 1000
 
@@ -26,16 +28,20 @@ def export_lists(source: Source, path: str | Path, prefix: str = "CIFAR") -> Non
 
     Each is a list of batches saved by ``torch.save``: float32 [n, C, H, W] in [0, 1], and int64 [n]. Their code reads
     them by ``torch.cat(torch.load(file))``. Source and start indices have no place there, and 8-bit images become
-    float32. Both files are written whole or not at all.
+    float32. Both files are written whole or not at all, and new images never stand beside the labels of older ones.
     """
+    check_writable_folder(path)
     images, labels = [], []
     for _, x, y in source.batches(_BATCH):
         images.append(x)
         labels.append(y)
+    files = []
     for name, batches in (("ims", images), ("lab", labels)):
         buffer = io.BytesIO()
         torch.save(batches, buffer)
-        write_bytes(Path(path) / f"{prefix}_{name}", buffer.getvalue())
+        files.append((Path(path) / f"{prefix}_{name}", buffer.getvalue()))
+    with hold(path, f"export-{prefix}"):  # two exports at once would take turns with the files
+        write_together(files)
 
 
 def import_lists(
@@ -56,7 +62,11 @@ def import_lists(
     of tensors, or does not fit the other one.
     """
     folder = Path(path)
-    images, labels = (_load_list(folder / f"{prefix}_{kind}") for kind in ("ims", "lab"))
+    files = [folder / f"{prefix}_{kind}" for kind in ("ims", "lab")]
+    before = [_state(file) for file in files]
+    images, labels = map(_load_list, files)
+    if before != [_state(file) for file in files]:
+        raise ValueError(f"{folder} was written to while it was read: read it again")
     if images.dim() != 4 or not images.is_floating_point():
         raise ValueError(
             f"{folder / f'{prefix}_ims'} should hold float images [n, C, H, W], got {images.dtype} of shape "
@@ -70,6 +80,15 @@ def import_lists(
     made = ArraySource(images.float(), labels.long(), classes, name or str(folder))
     made.built_from = built_from
     return made
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    """Changes when a file is replaced or written to."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _load_list(file: Path) -> Tensor:
@@ -98,8 +117,8 @@ def export_folder(source: Source, path: str | Path) -> None:
     build it as uint8 if that matters. The CSV has the name of each file, its label, and for a constructed set what is
     known of each sample; torchvision's ImageFolder, Hugging Face's imagefolder and this package's "folder" read it. The
     last also finds the names of the classes as they were, and classes without images, in ``advfeat-classes.json``.
-    Errors: ValueError for images of another number of channels than 1 or 3, names of classes that are no folders, a
-    folder of the split that is not empty.
+    The folder of the split appears when it is whole. Errors: ValueError for images of another number of channels than 1
+    or 3, names of classes that are no folders, a folder of the split that is not empty; OSError for a full disk.
     """
     from PIL import Image
 
@@ -113,27 +132,28 @@ def export_folder(source: Source, path: str | Path) -> None:
     if sorted(folders) != folders:
         digits = len(str(len(folders) - 1))
         folders = [f"{i:0{digits}d}_{f}" for i, f in enumerate(folders)]
-    root = Path(path) / (source.split or "train")
-    if root.is_dir() and any(root.iterdir()):
-        raise ValueError(f"{root} holds files already, which would count as images of this set: take another folder")
-    for folder in folders:  # also of a class without images: without its folder the labels above it would move down
-        (root / folder).mkdir(parents=True, exist_ok=True)
+    split = Path(path) / (source.split or "train")
+    check_writable_folder(split)
+    if split.is_dir() and any(split.iterdir()):
+        raise ValueError(f"{split} holds files already, which would count as images of this set: take another folder")
     counts = source.labels.bincount(minlength=len(folders)).tolist()
-    write_json(
-        root / CLASSES_FILE,
-        [{"folder": f, "name": c, "images": n} for f, c, n in zip(folders, source.classes, counts, strict=True)],
-    )
     extra = [n for n in ("original_labels", "source_index", "start_index", "target_success") if hasattr(source, n)]
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["file_name", "label", *extra])
-    for positions, images, labels in source.batches(_BATCH):
-        pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-        for position, image, label in zip(positions.tolist(), pixels.numpy(), labels.tolist(), strict=True):
-            name = f"{folders[label]}/{position:05d}.png"
-            buffer = io.BytesIO()
-            Image.fromarray(image[:, :, 0] if channels == 1 else image).save(buffer, "PNG")
-            (root / name).write_bytes(buffer.getvalue())
-            rows.writerow([name, label, *(getattr(source, n)[position].item() for n in extra)])
-    # Last: with it the export is whole.
-    write_bytes(root / "metadata.csv", table.getvalue().encode())
+    with new_folder(split) as root:
+        for folder in folders:  # also of a class without images: else the labels above it would move down
+            (root / folder).mkdir()
+        write_json(
+            root / CLASSES_FILE,
+            [{"folder": f, "name": c, "images": n} for f, c, n in zip(folders, source.classes, counts, strict=True)],
+        )
+        for positions, images, labels in source.batches(_BATCH):
+            pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+            for position, image, label in zip(positions.tolist(), pixels.numpy(), labels.tolist(), strict=True):
+                name = f"{folders[label]}/{position:05d}.png"
+                buffer = io.BytesIO()
+                Image.fromarray(image[:, :, 0] if channels == 1 else image).save(buffer, "PNG")
+                (root / name).write_bytes(buffer.getvalue())
+                rows.writerow([name, label, *(getattr(source, n)[position].item() for n in extra)])
+        write_bytes(root / "metadata.csv", table.getvalue().encode(errors="surrogateescape"))

@@ -15,7 +15,7 @@ from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Picture, Result
 from advfeat.experiments.steps import Data, Step, Trained
-from advfeat.runs import provenance, read_json, write_bytes, write_json
+from advfeat.runs import provenance, read_json, to_json, write_together
 
 _FORMAT = "advfeat-experiment-1"
 
@@ -67,10 +67,9 @@ def run_experiment(experiment: Experiment, lab: Lab, preset: Preset, meanwhile: 
     }
     if preset.dataset not in ("cifar10", "restricted-imagenet"):
         results["differences"] = []  # the paper's numbers stand for the pattern: points apart would mean nothing
-    for picture in result.pictures:
-        write_bytes(picture_path(lab.out, experiment.name, picture.name), picture.png)
     results["pictures"] = [{"name": x.name, "title": x.title, "caption": x.caption} for x in result.pictures]
-    write_json(lab.out / "results" / f"{experiment.name}.json", results)
+    pictures = [(picture_path(lab.out, experiment.name, x.name), x.png) for x in result.pictures]
+    write_together([*pictures, (lab.out / "results" / f"{experiment.name}.json", to_json(results))])
     return Page(results, result.pictures)
 
 
