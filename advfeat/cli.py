@@ -32,13 +32,22 @@ class Data:
     """Where the data set lies (default: the environment variable ADVFEAT_DATA); digits and planted need none."""
     limit: int | None = None
     """Use a class-balanced part of this many images."""
-    size: int | None = None
-    """Side in pixels to which the images of a folder are brought."""
+    size: int | tuple[int, int] | None = None
+    """Side in pixels, or height and width, to which the images of a folder are brought; a model's own by default."""
+    holdout: float | None = None
+    """Of a folder without test images: hold out this share of the training images, the same ones in every command."""
 
-    def load(self, split: str):
+    def load(self, split: str, input_shape: tuple[int, ...] | None = None):
+        """input_shape: what the model takes, (C, H, W); images of any size are brought to it unless a size is given."""
         from advfeat.datasets import sources
 
-        return sources.load(self.dataset, split=split, root=self.root, limit=self.limit, size=self.size)
+        fitting = {} if input_shape is None else sources.options_for(self.dataset, input_shape)
+        return sources.load(self.dataset, split=split, root=self.root, limit=self.limit, **(fitting | self.options()))
+
+    def options(self) -> dict:
+        """What was given of how to read images, by name."""
+        given = {"size": self.size, "holdout": self.holdout}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,7 @@ def _preset_of(dataset: str) -> str:
 
 
 def train(c: cli.Train) -> None:
-    source = c.data.load("train")
-    test_name = c.test_dataset or source.built_from or c.data.dataset
-    test = sources.load(test_name, split="test", root=c.data.root, size=_test_size(c, source, test_name))
+    source, test = _train_and_test(c)
     config = TrainConfig(
         arch=c.arch,
         width=c.width,
@@ -80,10 +78,24 @@ def train(c: cli.Train) -> None:
     )
 
 
-def _test_size(c: cli.Train, source: sources.Source, test_name: str) -> int | None:
-    """The side of the test images, where they can have several: that of the images that are trained on."""
-    sized = test_name in ("folder", "restricted-imagenet", "planted")
-    return source.image_shape[-1] if sized and (c.data.size or source.built_from) else None
+def _train_and_test(c: cli.Train) -> tuple[sources.Source, sources.Source]:
+    """What is trained and what is tested on; --size and --holdout are for the one of them that takes them, or both."""
+
+    def load_it(name: str, split: str, limit: int | None, fitting: dict) -> sources.Source:
+        taken = {option: value for option, value in given.items() if sources.takes(name, option)}
+        used.update(taken)
+        return sources.load(name, split, c.data.root, limit=limit, **(fitting | taken))
+
+    given, used = c.data.options(), {}
+    source = load_it(c.data.dataset, "train", c.data.limit, {})
+    name = c.test_dataset or source.built_from or c.data.dataset
+    fitting = sources.options_for(name, source.image_shape)
+    if name == c.data.dataset and c.data.size is None:
+        fitting.pop("size", None)  # an image of another size would be cut without a word
+    test = load_it(name, "test", None, fitting)
+    for option in given.keys() - used.keys():
+        raise ValueError(f"--{option} is for image folders: neither {source.name} nor {test.name} takes it")
+    return source, test
 
 
 def _training_attack(c: cli.Train) -> PGD:
@@ -92,7 +104,8 @@ def _training_attack(c: cli.Train) -> PGD:
 
 
 def build(c: cli.Build) -> None:
-    source = c.data.load("train")
+    model = load(c.model)
+    source = c.data.load("train", model.input_shape)
     recipe = preset(c.preset or _preset_of(c.data.dataset), c.recipe)
     given = {"eps": c.eps, "steps": c.steps, "step_size": c.step_size, "start": c.start}
     given["stop"] = Converged() if c.converge else None
@@ -105,7 +118,7 @@ def build(c: cli.Build) -> None:
     with bar(f"building {c.recipe} from {source.name}", "images") as report:
         made = builder.build(
             recipe,
-            load(c.model),
+            model,
             source,
             c.out,
             seed=c.seed,
@@ -145,9 +158,9 @@ def _evaluation_attack(c: cli.Evaluate, eps: float) -> Attack:
 
 
 def evaluate(c: cli.Evaluate) -> None:
-    source = c.data.load(c.split)
     device = c.runtime.torch_device()
     model = load(c.model).to(device)
+    source = c.data.load(c.split, model.input_shape)
     attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in c.eps]
     with bar(f"evaluating {c.model} on {source.name}", "samples") as report:
         result = evaluate_model(
@@ -183,9 +196,9 @@ def attack(c: cli.Attack) -> None:
 
     from advfeat.plots import sample_grid
 
-    source = c.data.load(c.split)
     device = c.runtime.torch_device()
     model = load(c.model).to(device)
+    source = c.data.load(c.split, model.input_shape)
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
     targeted = c.target == "next"
     pgd = default_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, restarts=c.restarts, seed=c.seed)
@@ -236,9 +249,9 @@ def attack(c: cli.Attack) -> None:
 def features(c: cli.Features) -> None:
     from advfeat.features import attacked_ranges, usefulness
 
-    source = c.data.load(c.split)
     device = c.runtime.torch_device()
     model = load(c.model).to(device)
+    source = c.data.load(c.split, model.input_shape)
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
     pgd = default_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, seed=c.seed)
     pgd = pgd.replace(autocast=c.runtime.autocast())

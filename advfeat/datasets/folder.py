@@ -133,7 +133,7 @@ class FolderSource(Source):
     def fingerprint(self) -> str:
         """SHA-256 over how images are read, and path (below the split), label, size and bytes of each file."""
         if self._fingerprint is None:
-            hashed = hashlib.sha256(f"folder 2 {self.size} {self.image_shape}".encode())  # 2: the rules of reading
+            hashed = hashlib.sha256(f"folder 2 {self.image_shape}".encode())  # 2: the rules of reading
             for file, label in zip(self._files, self.labels.tolist(), strict=True):
                 with open_regular(file) as stream:
                     size = size_of(stream)

@@ -14,10 +14,16 @@ from torch import Tensor
 from advfeat.datasets.base import ArraySource, Source, Subset, balanced_subset, keyed_order
 from advfeat.datasets.reading import printable
 
-__all__ = ["NAMES", "RESTRICTED_IMAGENET", "ArraySource", "Source", "Subset", "load", "options_for"]
+__all__ = ["NAMES", "RESTRICTED_IMAGENET", "ArraySource", "Source", "Subset", "load", "options_for", "takes"]
 
 NAMES = ("digits", "planted", "cifar10", "cifar10.1", "fashion-mnist", "mnist", "folder", "restricted-imagenet")
 _FOLDERS = ("folder", "restricted-imagenet")
+_OPTIONS = {
+    "size": (*_FOLDERS, "planted"),
+    "channels": _FOLDERS,
+    "holdout": ("folder",),
+    "class_ranges": ("folder",),
+}
 _IMAGENET_CLASSES = 1000
 
 # The paper's Table 2 (Appendix C.1): first and last of the sorted ImageNet classes, both inclusive.
@@ -74,14 +80,10 @@ def load(
     if split not in ("train", "test"):
         raise ValueError(f"split should be train or test, got {split!r}")
     name = str(name)
-    if size is not None and name not in (*_FOLDERS, "planted"):
+    if size is not None and not takes(name, "size"):
         raise ValueError(f"size is for image folders and planted: {name} has a size of its own, got size={size}")
-    for option, value, sets in (
-        ("channels", channels, _FOLDERS),
-        ("holdout", holdout, ("folder",)),
-        ("class_ranges", class_ranges, ("folder",)),
-    ):
-        if value is not None and name not in sets:
+    for option, value in (("channels", channels), ("holdout", holdout), ("class_ranges", class_ranges)):
+        if value is not None and not takes(name, option):
             raise ValueError(f"{option} is for image folders, got it with {name}")
     if name in _FOLDERS:
         options = {"channels": channels, "holdout": holdout, "class_ranges": class_ranges, "seed": seed}
@@ -91,16 +93,20 @@ def load(
     return source if limit is None else source.subset(balanced_subset(source.labels, limit, seed))
 
 
+def takes(name: str | Path, option: str) -> bool:
+    """Whether :func:`load` takes ``size``, ``channels``, ``holdout`` or ``class_ranges`` for a data set."""
+    return str(name) in _OPTIONS[option]
+
+
 def options_for(name: str | Path, input_shape: Sequence[int]) -> dict[str, Any]:
     """What :func:`load` is to be given so that a data set's images are what a model takes, (C, H, W).
 
     {"size": (H, W), "channels": C} for folders, whose images can have any size; {"size": (H, W)} for "planted"; and {}
     for sets with a size of their own, which fits or does not.
     """
-    channels, height, width = input_shape
-    if name in _FOLDERS:
-        return {"size": (height, width), "channels": channels}
-    return {"size": (height, width)} if name == "planted" else {}
+    channels, *size = input_shape
+    options = {"size": tuple(size), "channels": channels}
+    return {option: value for option, value in options.items() if takes(name, option)}
 
 
 def _load(name: str, split: str, root: str | Path | None, seed: int, size: int | tuple[int, int] | None) -> Source:
