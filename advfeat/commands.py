@@ -92,6 +92,8 @@ def _train_and_test(c: cli.Train) -> tuple[sources.Source, sources.Source]:
     fitting = sources.options_for(name, source.image_shape)
     if name == c.data.dataset and c.data.size is None:
         fitting.pop("size", None)  # an image of another size would be cut without a word
+    elif sources.takes(name, "size"):
+        fitting["size"] = source.image_shape[1:]
     test = load_it(name, "test", None, fitting)
     for option in given.keys() - used.keys():
         raise ValueError(f"--{option} is for image folders: neither {source.name} nor {test.name} takes it")

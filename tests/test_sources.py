@@ -283,9 +283,10 @@ def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
 
 
 def test_planted_images_may_be_wide():
-    source = sources.load("planted", limit=8, **sources.options_for("planted", (3, 8, 32)))
-    assert source.image_shape == (3, 8, 32)
-    assert sources.options_for("digits", (1, 8, 8)) == {}
+    source = sources.load("planted", limit=8, size=(16, 32))
+    assert source.image_shape == (3, 16, 32)
+    assert sources.options_for("planted", (3, 8, 32)) == sources.options_for("digits", (1, 8, 8)) == {}
+    assert sources.takes("planted", "size") and not sources.takes("digits", "size")
 
 
 def test_a_default_device_or_dtype_changes_no_data():

@@ -99,14 +99,12 @@ def takes(name: str | Path, option: str) -> bool:
 
 
 def options_for(name: str | Path, input_shape: Sequence[int]) -> dict[str, Any]:
-    """What :func:`load` is to be given so that a data set's images are what a model takes, (C, H, W).
+    """What :func:`load` is to be given so that the images of a folder are what a model takes, (C, H, W).
 
-    {"size": (H, W), "channels": C} for folders, whose images can have any size; {"size": (H, W)} for "planted"; and {}
-    for sets with a size of their own, which fits or does not.
+    {"size": (H, W), "channels": C}; {} for other sets, whose images have a size of their own, which fits or does not.
     """
     channels, *size = input_shape
-    options = {"size": tuple(size), "channels": channels}
-    return {option: value for option, value in options.items() if takes(name, option)}
+    return {"size": tuple(size), "channels": channels} if str(name) in _FOLDERS else {}
 
 
 def _load(name: str, split: str, root: str | Path | None, seed: int, size: int | tuple[int, int] | None) -> Source:
