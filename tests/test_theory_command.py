@@ -69,6 +69,17 @@ def test_a_pickle_is_not_loaded(tmp_path):
     np.save(tmp_path / "c.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle=False"):
         parse_covariance(str(tmp_path / "c.npy"))
+    np.savez(tmp_path / "c", np.ones(3))  # an archive, whatever its name
+    (tmp_path / "c.npz").rename(tmp_path / "c.npy")
+    with pytest.raises(ValueError, match="c.npy is truncated or altered"):
+        parse_covariance(str(tmp_path / "c.npy"))
+
+
+def test_a_head_that_promises_too_much_takes_no_memory(tmp_path):
+    with open(tmp_path / "c.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (1 << 44,)})
+    with pytest.raises(ValueError, match="c.npy is truncated or altered: .* bytes, expected 140,737,488,355,456"):
+        parse_covariance(str(tmp_path / "c.npy"))
 
 
 def test_the_task_of_a_config_has_the_accuracy_it_says():

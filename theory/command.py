@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from advfeat.datasets.reading import read_npy
 from advfeat.files import check_writable_folder, write_together
 
 from . import _checks, claims, figures
@@ -94,7 +95,7 @@ def _read_covariance(path: Path, dim: int | None) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"covariance: no such file: {path}")
     if path.suffix == ".npy":
-        values = np.load(path, allow_pickle=False)
+        values = read_npy(path)
     else:
         values = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None)
     values = np.atleast_1d(values)

@@ -11,7 +11,6 @@ import hashlib
 import math
 import pickletools
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from advfeat.datasets.base import ArraySource
-from advfeat.datasets.reading import open_regular, size_of, what_is_in
+from advfeat.datasets.reading import open_regular, read_npy, size_of, what_is_in
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # The MD5 sums that torchvision and the data set's page give.
@@ -139,7 +138,9 @@ def load_cifar10_1(root: Path, split: str) -> ArraySource:
         if dtype.kind not in "iu" or shape != (n,):
             raise ValueError(f"{labels} should hold {n} integers, got {dtype} of shape {shape}")
 
-    images, values = _read_npy(data, check_images), _read_npy(labels, check_labels)
+    for file in (data, labels):
+        _open(file).close()  # says what is there where one is missing
+    images, values = read_npy(data, check_images), read_npy(labels, check_labels)
     if values.min() < 0 or values.max() > 9:
         raise ValueError(f"{labels} should hold labels in 0 .. 9, got {values.min()} .. {values.max()}")
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
@@ -158,26 +159,6 @@ def _find_cifar10_1(root: Path) -> tuple[Path, Path, int]:
         f"cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy (or v4) should lie in {', '.join(map(str, folders))}: "
         f"not there. {' '.join(what_is_in(folder) for folder in folders if folder.is_dir())}"
     )
-
-
-def _read_npy(path: Path, check: Callable[[np.dtype, tuple[int, ...]], None]) -> np.ndarray:
-    """The array of a .npy file. check: refuses the dtype and shape of its head, before so much memory is taken."""
-    with _open(path) as file:
-        try:
-            # Not np.load, which takes what is no .npy file for a pickle, and says how to run it.
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
-            if dtype.hasobject:
-                raise ValueError("Object arrays cannot be loaded")
-            expected = file.tell() + math.prod(shape) * dtype.itemsize
-        except Exception as error:  # the head is Python, and a damaged one fails in as many ways as Python has
-            raise ValueError(f"{path} is truncated or altered: {error}") from error
-        check(dtype, shape)
-        if size_of(file) != expected:
-            raise ValueError(f"{path} is truncated or altered: {size_of(file):,} bytes, expected {expected:,}")
-        file.seek(0)
-        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def load_idx(name: str, root: Path, split: str) -> ArraySource:

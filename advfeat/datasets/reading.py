@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -46,6 +50,30 @@ def open_regular(path: Path) -> BinaryIO:
 def size_of(file: BinaryIO) -> int:
     """Bytes of an open file."""
     return os.fstat(file.fileno()).st_size
+
+
+def read_npy(path: Path, check: Callable[[np.dtype, tuple[int, ...]], None] | None = None) -> np.ndarray:
+    """The array of a .npy file. check: refuses the dtype and shape in its head, before so much memory is taken.
+
+    Errors: as :func:`open_regular`; ValueError for a file that is truncated, altered, or holds Python objects.
+    """
+    with open_regular(path) as file:
+        try:
+            # Not np.load, which takes what is no .npy file for an archive or a pickle, and says how to run it.
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            if dtype.hasobject:
+                raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+            expected, found = file.tell() + math.prod(shape) * dtype.itemsize, size_of(file)
+        except Exception as error:  # the head is Python, and a damaged one fails in as many ways as Python has
+            raise ValueError(f"{printable(path)} is truncated or altered: {error}") from error
+        if check is not None:
+            check(dtype, shape)
+        if found != expected:
+            raise ValueError(f"{printable(path)} is truncated or altered: {found:,} bytes, expected {expected:,}")
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def printable(name: str | Path) -> str:
