@@ -68,8 +68,10 @@ def training_curves(curves: dict[str, list[dict]], labels: dict[str, str]) -> by
 
 
 def _picture(image: Tensor) -> np.ndarray:
-    array = image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy()
-    return array.repeat(3, axis=2) if array.shape[2] == 1 else array
+    array = image.detach().cpu().float().clamp(0, 1)
+    if len(array) not in (3, 4):  # nor one that matplotlib knows colours for
+        array = array.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    return array.permute(1, 2, 0).numpy()
 
 
 def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference: tuple[str, Tensor]) -> bytes:
@@ -87,7 +89,10 @@ def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference:
 def image_grid(shown: list[tuple[str, Tensor]], captions: list[str]) -> bytes:
     """Images in columns: a row for each (title, images [n, C, H, W]), a caption of a line or two below each column."""
     n = len(captions)
-    figure = Figure(figsize=(1.05 * n + 1.2, 1.12 * len(shown) + 0.3))
+    height, width = shown[0][1].shape[2:]
+    # Wide and tall images get cells like them, to a limit; square ones what they always had.
+    wide, tall = min(max(1.0, width / height), 3.0), min(max(1.0, height / width), 3.0)
+    figure = Figure(figsize=(1.05 * n * wide + 1.2, 1.12 * len(shown) * tall + 0.3))
     axes = figure.subplots(len(shown), n, squeeze=False)
     for r, (name, images) in enumerate(shown):
         for c in range(n):

@@ -39,6 +39,19 @@ def test_folder_reads_every_image_in_sorted_order(pictures):
     assert [test.file(i).name for i in range(2)] == ["q.png", "r.png"]
 
 
+def test_a_default_device_or_dtype_changes_no_images(pictures):
+    expected = FolderSource(pictures).images()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            source = FolderSource(pictures)
+            found = source.images(), source.subset([0, 2, 1]).images([0, 2])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found[0], expected) and torch.equal(found[1], expected[:2])
+    assert found[0].dtype == torch.float32
+
+
 def test_folder_decodes_only_what_is_asked_for(pictures):
     source = FolderSource(pictures, "train")
     broken = source.file(3)

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 import zlib
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import image_files
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_files import Image, picture, save
 
 from advfeat.datasets import image_file, sources
@@ -177,6 +180,7 @@ def test_the_orientation_is_applied_as_viewers_do(tmp_path, suffix, orientation)
     assert np.array_equal(_rgb(file), expected)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_broken_exif_data_does_not_make_an_image_unreadable(tmp_path):
     Image.fromarray(picture(0)).save(tmp_path / "x.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff broken")
     assert np.array_equal(_rgb(tmp_path / "x.png"), picture(0))
@@ -202,6 +206,25 @@ def test_whatever_is_wrong_with_an_image_names_the_file(tmp_path):
             read_pixels(tmp_path / "x.png", 3)
     with pytest.raises(FileNotFoundError):
         read_pixels(tmp_path / "none.png", 3)
+
+
+@settings(max_examples=150)
+@given(format=st.sampled_from(image_file.FORMATS), data=st.data())
+def test_damaged_bytes_are_an_image_or_a_sentence(tmp_path_factory, format, data):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(0)).save(buffer, format)
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    file = tmp_path_factory.mktemp("x") / "x.png"
+    file.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own
+        for read in (read_header, lambda f: read_pixels(f, 3, (4, 8))):
+            try:
+                read(file)
+            except ValueError as error:
+                assert str(file) in str(error)
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
