@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from advfeat import attacks, ops
 from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
+from advfeat.objectives import Margin
 from advfeat.threat import L2, Linf, Threat
 
 __all__ = ["PGD", "PGDL2", "L2Step", "LinfStep"]
@@ -128,6 +129,7 @@ class _TorchAttack:
             self._threat(),
             steps=self.steps,
             step_size=self.alpha,
+            objective=Margin(1.0),
             random_start=self.random_start,
             targeted=self.targeted,
             seed=_fresh_seed() if self.random_start else 0,

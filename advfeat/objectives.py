@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advfeat.forward import class_logits
 from advfeat.names import function_name
 
 
@@ -68,9 +69,6 @@ def _check_pairs(target: Tensor) -> None:
 
 def _others(logits: Tensor, target: Tensor) -> Tensor:
     """The logits with the target's own put to minus infinity."""
-    _check_labels(target)
-    if logits.shape[1] < 2:
-        raise ValueError(f"the model should give at least 2 logits a sample, got {logits.shape[1]}")
     return logits.scatter(1, target[:, None], float("-inf"))
 
 
@@ -78,44 +76,117 @@ def _own(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, target[:, None])[:, 0]
 
 
-class Margin(Objective):
-    """``logsumexp_{j != y} z_j - z_y``: cross-entropy's direction without its saturation.
+def _by_class(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits [B, C] with C at least 2, float32 or float64, of what a model gave; see
+    :func:`advfeat.forward.class_logits`."""
+    _check_labels(target)
+    return class_logits(wide(logits))
 
-    The gradient of the cross-entropy is this gradient times ``sigmoid(margin)``, a number per sample that vanishes for
-    confident predictions (1e-40 is 0 in float32). A step that normalises the gradient, L2 or sign, sees only the
-    direction, so attacks agree with cross-entropy in exact arithmetic and keep their strength whatever the scale of the
-    logits.
+
+# Of the spread of the three largest logits: see Margin.
+_SHARE = 0.2
+
+
+def _scale_free_temperature(logits: Tensor) -> Tensor:
+    """A fifth of z_(1) - z_(3) for each sample, [B]; see :class:`Margin`. Takes no part in differentiation."""
+    logits = logits.detach()
+    if logits.shape[1] < 3:  # a single competing class, for which all temperatures are one
+        return torch.ones_like(logits[:, 0])
+    top = logits.topk(3, dim=1).values
+    spread = top[:, 0] - top[:, 2]
+    # Where the three are equal the others tell what is large. -inf is a class that is out.
+    finite = logits.masked_fill(~logits.isfinite(), float("inf")).amin(dim=1)
+    spread = torch.where(spread > 0, spread, top[:, 0] - finite)
+    return torch.where((spread > 0) & spread.isfinite(), _SHARE * spread, torch.ones_like(spread))
+
+
+@dataclass(frozen=True)
+class Margin(Objective):
+    """``T logsumexp_{j != y} (z_j / T) - z_y``: a smooth maximum of the other logits over the target's own.
+
+    The gradient of the cross-entropy is that of the margin at T = 1 times ``sigmoid(margin)``, a number per sample that
+    vanishes for confident predictions (1e-40 is 0 in float32). A step that normalises the gradient, L2 or sign, sees
+    only the direction, so ``Margin(1.0)`` takes the steps of the cross-entropy in exact arithmetic, as the paper's
+    recipes and trainings do, and keeps its strength however large the logits are.
+
+    temperature: T. None, the default, takes a fifth of the difference between the largest and the third largest logit
+        of each sample, the divisor of the DLR loss (Croce and Hein 2020). A fixed T is weak for a model whose logits
+        are small beside it, since all other classes then weigh the same, and sees a single one of them where they are
+        large. Chosen from the logits, the attack is the same at every scale of them and as strong as at the best fixed
+        T; measured in docs/decisions.md. T counts as a constant: the gradient is that of the formula at this T.
+
+    A model with a single logit has two classes, see :func:`advfeat.forward.class_logits`.
+    Errors: ValueError for a temperature that is not a positive finite number.
     """
 
+    temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None:
+            if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < float("inf")):
+                raise ValueError(f"temperature should be a positive number or None, got {self.temperature!r}")
+            object.__setattr__(self, "temperature", float(self.temperature))
+
+    @property
+    def name(self) -> str:
+        if type(self) is not Margin:
+            return type(self).__name__
+        if self.temperature is None:
+            return "Margin(scale-free)"
+        # As it has always been written down, so that sets and steps made with it are found.
+        return "Margin" if self.temperature == 1 else f"Margin({self.temperature:g})"
+
     def value(self, model, x, target):
-        logits = wide(model(x))
-        return _others(logits, target).logsumexp(dim=1) - _own(logits, target)
+        logits = _by_class(model(x), target)
+        others, own = _others(logits, target), _own(logits, target)
+        if self.temperature == 1:
+            return others.logsumexp(dim=1) - own
+        t, top = self._temperature(logits)[:, None], others.detach().amax(dim=1, keepdim=True)
+        return top[:, 0] + (t * _lifted(others, top).div(t).logsumexp(dim=1, keepdim=True))[:, 0] - own
 
     def slope_rule(self):
-        return _margin_and_slope if type(self).value is Margin.value else None
+        return self._value_and_slope if type(self).value is Margin.value else None
+
+    def _temperature(self, logits: Tensor) -> Tensor:
+        if self.temperature is None:
+            return _scale_free_temperature(logits)
+        return torch.full_like(logits[:, 0], self.temperature)
+
+    def _value_and_slope(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        by_class = _by_class(logits, target)
+        others, own = _others(by_class, target), _own(by_class, target)
+        top = others.amax(dim=1, keepdim=True)
+        if self.temperature == 1:
+            t, log_share = 1.0, others.log_softmax(dim=1)  # z_j - logsumexp, for j != y
+        else:
+            t = self._temperature(by_class)[:, None]
+            log_share = _lifted(others, top).div(t).log_softmax(dim=1)
+        # The two maxima belong to the same class, so their difference is the logsumexp, without overflow.
+        value = (top - t * log_share.amax(dim=1, keepdim=True))[:, 0] - own
+        slope = log_share.exp_().scatter_(1, target[:, None], -1.0)
+        alone = top[:, 0] == -torch.inf  # all other classes are out: nothing to share, and nothing to reach
+        value = torch.where(alone, top[:, 0] - own, value)
+        slope = torch.where(alone[:, None] & slope.isnan(), 0.0, slope)
+        return value, slope[:, 1:] if logits.shape[1] == 1 else slope
 
 
-def _margin_and_slope(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    others = _others(logits, target)
-    log_share = others.log_softmax(dim=1)  # z_j - logsumexp, for j != y
-    # The two maxima belong to the same class, so their difference is the logsumexp, without overflow.
-    value = others.amax(dim=1) - log_share.amax(dim=1) - _own(logits, target)
-    return value, log_share.exp_().scatter_(1, target[:, None], -1.0)
+def _lifted(others: Tensor, top: Tensor) -> Tensor:
+    """The other logits below the largest of them, whatever they have in common; all of them -inf where all are out."""
+    return others - torch.where(top == -torch.inf, torch.zeros_like(top), top)
 
 
 class CrossEntropy(Objective):
     """``-log softmax(z)_y``, the usual loss. Its gradient underflows on confident samples: prefer :class:`Margin`."""
 
     def value(self, model, x, target):
-        _check_labels(target)
-        return F.cross_entropy(wide(model(x)), target, reduction="none")
+        return F.cross_entropy(_by_class(model(x), target), target, reduction="none")
 
 
 class CW(Objective):
     """``max_{j != y} z_j - z_y``, the margin of Carlini and Wagner 2017 (their f6, without the floor)."""
 
     def value(self, model, x, target):
-        logits = wide(model(x))
+        logits = _by_class(model(x), target)
         return _others(logits, target).amax(dim=1) - _own(logits, target)
 
 
@@ -132,7 +203,7 @@ class DLR(Objective):
     untargeted_only = True
 
     def value(self, model, x, target):
-        logits = wide(model(x))
+        logits = _by_class(model(x), target)
         if logits.shape[1] < 3:
             raise ValueError(f"DLR needs at least 3 classes, the model has {logits.shape[1]}")
         top = logits.topk(3, dim=1).values

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from advfeat.attacks import PGD
 from advfeat.augment import AUGMENTATIONS
+from advfeat.objectives import Margin
 from advfeat.runs import plain
 from advfeat.schedules import SCHEDULES
 from advfeat.threat import L2, Linf
@@ -103,7 +104,8 @@ def paper_attack(eps: float = 0.5, norm: str = "l2", steps: int = 7) -> PGD:
     """
     if norm not in ("l2", "linf"):
         raise ValueError(f'norm should be "l2" or "linf", got {norm!r}')
-    return PGD(L2(float(eps)) if norm == "l2" else Linf(float(eps)), steps=steps, step_size=eps / 5)
+    threat = L2(float(eps)) if norm == "l2" else Linf(float(eps))
+    return PGD(threat, steps=steps, step_size=eps / 5, objective=Margin(1.0))  # the direction of cross-entropy
 
 
 def paper_cifar10(**changes: Any) -> TrainConfig:

@@ -55,7 +55,7 @@ def advfeat(job: ApgdJob) -> Attack:
     if job.targets:
         attack = Auto(threat, steps=job.steps, target_classes=job.targets, restarts=job.restarts)
     else:
-        objective = Margin() if job.loss == "ce" else DLR()
+        objective = Margin(1.0) if job.loss == "ce" else DLR()
         attack = APGD(threat, steps=job.steps, restarts=job.restarts, objective=objective)
     return lambda x, y: attack(job.model, x, y)
 

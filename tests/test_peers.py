@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from advfeat import L2, PGD, CrossEntropy, Linf, ops
+from advfeat import L2, PGD, CrossEntropy, Linf, Margin, ops
 
 pytestmark = pytest.mark.compare
 
@@ -40,9 +40,8 @@ def test_foolbox(case, threat, size, steps):
     theirs = kind(abs_stepsize=size, steps=steps, random_start=False)
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     raw, clipped, success = theirs(model, x, y, epsilons=threat.eps)
-    for objective in (None, CrossEntropy()):
-        settings = {} if objective is None else {"objective": objective}
-        result = PGD(threat, steps=steps, step_size=size, **settings).run(net, x, y)
+    for objective in (Margin(1.0), CrossEntropy()):
+        result = PGD(threat, steps=steps, step_size=size, objective=objective).run(net, x, y)
         torch.testing.assert_close(result.x_adv, raw, rtol=0, atol=2e-6 if threat.norm == "l2" else 1e-6)
         assert torch.equal(result.success, success)
 
@@ -54,7 +53,7 @@ def test_torchattacks(case, threat, size, steps):
     net, x, y = case
     kind = torchattacks.PGDL2 if threat.norm == "l2" else torchattacks.PGD
     theirs = kind(net, eps=threat.eps, alpha=size, steps=steps, random_start=False)(x, y)
-    ours = PGD(threat, steps=steps, step_size=size)(net, x, y)
+    ours = PGD(threat, steps=steps, step_size=size, objective=Margin(1.0))(net, x, y)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6 if threat.norm == "l2" else 1e-6)
 
 
@@ -78,7 +77,7 @@ def test_targeted(case, threat, size):
     torchattacks, foolbox = peer("torchattacks"), peer("foolbox")
     net, x, y = case
     target = (y + 3) % 10
-    ours = PGD(threat, steps=5, step_size=size, targeted=True)(net, x, target)
+    ours = PGD(threat, steps=5, step_size=size, objective=Margin(1.0), targeted=True)(net, x, target)
     atol = 2e-6 if threat.norm == "l2" else 1e-6
     attack = (torchattacks.PGDL2 if threat.norm == "l2" else torchattacks.PGD)(
         net, eps=threat.eps, alpha=size, steps=5, random_start=False
@@ -101,7 +100,7 @@ def test_where_an_additive_floor_stops_others(case):
     y = net(x).argmax(1)
     loud = nn.Sequential(net, Times(500.0))
     theirs = torchattacks.PGDL2(loud, eps=2.0, alpha=0.4, steps=10, random_start=False)(x, y)
-    ours = PGD(L2(2.0), steps=10, step_size=0.4)(loud, x, y)
+    ours = PGD(L2(2.0), steps=10, step_size=0.4, objective=Margin(1.0))(loud, x, y)
     moved = (theirs - x).flatten(1).norm(dim=1)
     assert (moved < 0.1).float().mean() > 0.5
     assert ((ours - x).flatten(1).norm(dim=1) > 1.0).all()

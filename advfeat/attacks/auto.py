@@ -100,7 +100,7 @@ class Auto(Attack):
             return torch.empty(0, 0, dtype=torch.int64, device=x.device)
         with no_trace(model, x.device), torch.no_grad():
             logits = logits_of(unwrapped(model)(x.detach())).float()
-        if logits.shape[1] < 4:
+        if logits.dim() < 2 or logits.shape[1] < 4:
             return torch.empty(x.shape[0], 0, dtype=torch.int64, device=x.device)
         others = logits.scatter(1, target.to(torch.int64)[:, None], float("-inf"))
         return others.argsort(dim=1, descending=True)[:, : min(self.target_classes, logits.shape[1] - 1)]

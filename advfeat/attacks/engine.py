@@ -14,6 +14,7 @@ from advfeat.attacks.inputs import check_inputs, memory_format_for
 from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
+from advfeat.forward import predicted_classes
 from advfeat.objectives import are_labels, wide
 from advfeat.threat import Threat
 
@@ -32,9 +33,8 @@ def successes(attack: Attack, logits: Tensor | None, target: Tensor) -> Tensor |
     labels = attack.objective.labels(target)
     if logits is None or labels is None:
         return None
-    predicted = logits.argmax(dim=1)
-    hit = predicted == labels if attack.targeted else predicted != labels
-    return hit & ~logits.isnan().any(dim=1)  # no prediction is no success
+    predicted = predicted_classes(logits)
+    return predicted == labels if attack.targeted else (predicted != labels) & (predicted >= 0)
 
 
 def value_and_grad(

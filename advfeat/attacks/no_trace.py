@@ -59,12 +59,17 @@ class Watched:
             self._check_label()
 
     def _check_label(self) -> None:
-        if None not in (self._largest_label, self._classes) and self._largest_label >= self._classes:
-            raise ValueError(f"target holds label {self._largest_label}, but the model has {self._classes} classes")
+        if None in (self._largest_label, self._classes) or self._largest_label < max(self._classes, 2):
+            return
+        if self._classes == 1:
+            raise ValueError(f"target should hold 0 or 1 for a model with one logit, got label {self._largest_label}")
+        raise ValueError(f"target holds label {self._largest_label}, but the model has {self._classes} classes")
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = logits_of(self._model(x))
-        if logits.dim() != 2 or logits.shape[0] != x.shape[0]:
+        if logits.shape == x.shape[:1]:  # one logit a sample, of a binary model
+            logits = logits[:, None]
+        if logits.dim() != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] == 0:
             raise ValueError(
                 f"the model should give logits [B, classes] with B = {x.shape[0]}, got {tuple(logits.shape)}"
             )

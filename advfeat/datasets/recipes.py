@@ -89,7 +89,7 @@ class PerturbTowardsTarget:
 
     def attack(self) -> PGD:
         threat = L2(self.eps) if self.norm == "l2" else Linf(self.eps)
-        return PGD(threat, steps=self.steps, step_size=self.step_size, objective=Margin(), targeted=True)
+        return PGD(threat, steps=self.steps, step_size=self.step_size, objective=Margin(1.0), targeted=True)
 
     def targets(self, labels: Tensor, classes: int, seed: int, sample_ids: Tensor) -> Tensor:
         """The labels that are stored, int64 [B], for true labels [B]."""

@@ -13,6 +13,7 @@ from advfeat.experiments.measurements import Transferred
 from advfeat.experiments.pieces import clean, constructed, data, evaluated, model, outcomes, trained
 from advfeat.experiments.presets import ARCHS, Preset
 from advfeat.experiments.result import Cell, Finding, Number, Picture, Plain, Result, Table, Verdict
+from advfeat.objectives import Margin
 from advfeat.threat import L2
 
 # Accuracy on D trained on D_det, untargeted and targeted transfer rate; read off the vector figures.
@@ -43,7 +44,7 @@ def plan(p: Preset) -> Plan:
             model(p, "standard", seed),
             tuple(on_d.values()),
             data(p, "test"),
-            PGD(L2(p.transfer_eps), steps=p.attack_steps, targeted=targeted),
+            PGD(L2(p.transfer_eps), steps=p.attack_steps, objective=Margin(1.0), targeted=targeted),
             label="targeted" if targeted else "untargeted",
         )
         for targeted in (False, True)

@@ -17,7 +17,7 @@ from advfeat.threat import L2
 PAPER = {20: 49.23, 40: 48.68, 80: 48.49, 160: 48.36, 320: 48.32, 640: 48.29, 1280: 48.27, 2560: 48.27}
 # Of the radius. The paper searched over step sizes and does not say which.
 STEP_SIZES = (1 / 4, 1 / 20)
-_OBJECTIVES: tuple[tuple[str, Objective], ...] = (("PGD", Margin()), ("CW", CW()))
+_OBJECTIVES: tuple[tuple[str, Objective], ...] = (("PGD", Margin(1.0)), ("CW", CW()))
 
 
 def plan(p: Preset) -> Plan:

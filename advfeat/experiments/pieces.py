@@ -77,7 +77,7 @@ def attack(p: Preset, eps: float) -> Ensemble:
 
 def two_losses(eps: float, steps: int) -> Ensemble:
     """PGD on the smooth margin, then on the loss of Carlini and Wagner."""
-    return Ensemble(tuple(default_attack(eps, steps=steps, objective=objective) for objective in (Margin(), CW())))
+    return Ensemble(tuple(default_attack(eps, steps=steps, objective=objective) for objective in (Margin(1.0), CW())))
 
 
 def describe_attack(p: Preset) -> str:
