@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from advfeat.objectives import Objective
+from advfeat.precision import as_taken
 
 
 def logits_of(output: object) -> Tensor:
@@ -48,6 +49,7 @@ class Watched:
 
     def __init__(self, model: Callable, largest_label: int | None = None) -> None:
         self._model = unwrapped(model)
+        self._modules = [self._model] if isinstance(self._model, nn.Module) else modules_of(self._model)
         self._largest_label = largest_label
         self._classes: int | None = None  # once the model has been called
         self.last_logits: Tensor | None = None
@@ -66,7 +68,7 @@ class Watched:
         raise ValueError(f"target holds label {self._largest_label}, but the model has {self._classes} classes")
 
     def __call__(self, x: Tensor) -> Tensor:
-        logits = logits_of(self._model(x))
+        logits = logits_of(self._model(as_taken(self._modules, x)))
         if logits.shape == x.shape[:1]:  # one logit a sample, of a binary model
             logits = logits[:, None]
         if logits.dim() != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] == 0:
@@ -80,6 +82,11 @@ class Watched:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._model, name)
+
+
+def modules_of(model: Callable) -> list[nn.Module]:
+    """The modules that a callable is, or refers to."""
+    return [each for each in _reachable(model) if isinstance(each, nn.Module)]
 
 
 def _reachable(model: object, depth: int = 3) -> list[object]:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from advfeat.attacks import PGD, AttackResult
-from advfeat.attacks.no_trace import logits_of, no_trace
+from advfeat.attacks.no_trace import no_trace
+from advfeat.calling import output
 from advfeat.datasets.base import Source, to_float
 from advfeat.datasets.recipes import MatchRepresentation, Recipe, noise_start, start_indices
 from advfeat.datasets.rounding import quantise
+from advfeat.forward import predicted_classes
 from advfeat.read_ahead import read_ahead
 
 
@@ -83,7 +85,7 @@ class Construction:
             look = self.attack.replace(steps=0, stop=None)
             result = look.run(self.model, batch.centre, target, start=to_float(stored).to(self.device))
         with no_trace(self.model, self.device), torch.no_grad():
-            says_label = logits_of(self.model(result.x_adv)).argmax(dim=1).cpu() == batch.stored_labels
+            says_label = predicted_classes(output(self.model, result.x_adv)).cpu() == batch.stored_labels
         return {
             "images": stored,
             "label": batch.stored_labels,

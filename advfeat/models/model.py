@@ -12,6 +12,7 @@ from advfeat.attacks.no_trace import logits_of
 from advfeat.class_names import check_same_classes, class_names
 from advfeat.models.state import tensors_of
 from advfeat.names import function_name
+from advfeat.precision import as_taken
 
 
 class Model(nn.Module):
@@ -63,15 +64,15 @@ class Model(nn.Module):
         self._classes = tuple(given)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """(x - mean) / std per channel; x [B, C, H, W] in [0, 1]."""
+        """(x - mean) / std per channel, in the dtype of the model; x [B, C, H, W] in [0, 1]."""
         if tuple(x.shape[1:]) != self.input_shape:
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(f"x should be [B, {expected}], got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"x should be floating point with values in [0, 1], got {x.dtype}")
-        if not self.normalises:
-            return x
-        return (x - self.mean[:, None, None]) / self.std[:, None, None]
+        if self.normalises:
+            x = (x - self.mean[:, None, None]) / self.std[:, None, None]
+        return as_taken([self], x)
 
     def representation(self, x: Tensor) -> Tensor:
         """The features g(x) [B, k] that the head reads; x [B, C, H, W] in [0, 1]."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from advfeat.attacks.no_trace import modules_of
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: Callable) -> Iterator[None]:
     """Inside, every submodule is in eval mode; afterwards, also after an exception, each has its own flag back.
+
+    Of a function, the modules that it refers to.
 
     ``model.eval(); ...; model.train()`` would un-freeze a BatchNorm layer that the user keeps in eval mode.
     """
     # A frozen TorchScript module has no flag.
-    flags = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
+    flags = [(module, module.training) for module in modules_of(model) if hasattr(module, "training")]
     try:
         for module, _ in flags:
             module.training = False

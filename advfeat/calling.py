@@ -1,0 +1,113 @@
+"""Models called with images: where they lie, in which dtype they take images, what they say, and whether they say it
+twice."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from advfeat.attacks.no_trace import logits_of, modules_of
+from advfeat.forward import class_logits
+from advfeat.models.modes import evaluating
+from advfeat.precision import as_taken, dtype_of
+
+_LOOKED_AT = 32  # images that are shown to a model twice
+# Of the largest logit: what another order of sums may change, on the CPU and where TensorFloat-32 is used.
+_ROUNDING, _ROUNDING_ELSEWHERE = 1e-5, 1e-3
+
+
+def check_model(model: object) -> None:
+    """Raises TypeError for what cannot be called with images."""
+    if isinstance(model, type):
+        raise TypeError(
+            f"model should be a model, got the class {model.__name__}: give an instance, {model.__name__}()"
+        )
+    if callable(model):
+        return
+    kind = type(model).__name__
+    if isinstance(model, dict):
+        raise TypeError(
+            f"model should be a module or a function that gives logits, got a {kind}: a state dict holds weights "
+            "alone; load it into its module, module.load_state_dict(...), and give that"
+        )
+    if isinstance(model, str) or hasattr(model, "__fspath__"):
+        raise TypeError(
+            f"model should be a module, got the path {str(model)!r}: give advfeat.models.load({str(model)!r})"
+        )
+    raise TypeError(f"model should be a module or a function that gives logits, got {kind}")
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Raises ValueError for a batch size that is not an integer, at least 1."""
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size should be an integer, at least 1, got {batch_size!r}")
+
+
+def device_of(model: Callable) -> torch.device:
+    """Where the model's first parameter or buffer lies; the CPU where there is none."""
+    for module in _modules(model):
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+def image_dtype(model: Callable) -> torch.dtype:
+    """In which images are attacked: float64 for a model in float64, else float32, also for one in a half type."""
+    return torch.float64 if dtype_of(_modules(model)) == torch.float64 else torch.float32
+
+
+def output(model: Callable, x: Tensor) -> Tensor:
+    """The logits [B, ...] of images as the model gives them, in eval mode and without a gradient; [B, 1] for [B]."""
+    with evaluating(model), torch.no_grad():
+        found = logits_of(model(as_taken(_modules(model), x)))
+    return found[:, None] if found.shape == x.shape[:1] else found
+
+
+def logits(model: Callable, x: Tensor, classes: int, passes: int = 1) -> Tensor:
+    """The logits [B, classes] of images, in eval mode and without a gradient; float64 for a model in float64, else
+    float32.
+
+    A single logit stands for two classes, see :func:`advfeat.forward.class_logits`. passes: the mean of so many.
+    Errors: ValueError for another number of classes.
+    """
+    total: Tensor | None = None
+    for _ in range(passes):
+        found = output(model, x)
+        found = found if found.dtype == torch.float64 else found.float()
+        if classes == 2 and found.shape == (len(x), 1):
+            found = class_logits(found)
+        if found.shape != (len(x), classes):
+            raise ValueError(
+                f"the model should give logits {(len(x), classes)} for this data, got {tuple(found.shape)}"
+            )
+        total = found if total is None else total + found
+    return total if passes == 1 else total / passes
+
+
+def is_deterministic(model: Callable, x: Tensor, classes: int) -> bool:
+    """Whether two passes over the first images of a batch give the same logits but for rounding."""
+    x = x[:_LOOKED_AT]
+    first, second = logits(model, x, classes), logits(model, x, classes)
+    same = (first == second) | (first.isnan() & second.isnan())
+    if bool(same.all()):
+        return True
+    largest = torch.cat([first, second]).abs()
+    largest = largest[largest.isfinite()].amax() if bool(largest.isfinite().any()) else torch.zeros((), device="cpu")
+    bound = (_ROUNDING if x.device.type == "cpu" else _ROUNDING_ELSEWHERE) * float(largest)
+    return bool((same | ((first - second).abs() <= bound)).all())
+
+
+def warn_of_randomness(what: str, stacklevel: int = 3) -> None:
+    """A warning that two passes of a model over the same images disagree."""
+    warnings.warn(
+        f"the model is random in eval mode: two passes over the same images give other logits, so {what}",
+        RuntimeWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def _modules(model: Callable) -> list[nn.Module]:
+    return [model] if isinstance(model, nn.Module) else modules_of(model)

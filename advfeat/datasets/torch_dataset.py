@@ -1,0 +1,145 @@
+"""Datasets of ``torch.utils.data`` as data sets of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from advfeat.class_names import class_names
+from advfeat.datasets.base import Indices, Source, as_indices
+
+_NEEDS = ("images", "labels", "classes", "image_shape")
+_HOW = "advfeat.datasets.base.ArraySource(images, labels, classes) makes one of tensors"
+
+
+class TorchDataset(Source):
+    """A map-style dataset of (image, label), read when its images are asked for.
+
+    dataset: gives images as tensors [C, H, W], uint8 (read as k / 255) or floating point in [0, 1], and labels as
+    integers. classes: names by label.
+    Labels are read once, with the images where the dataset does not hold them apart; one that changes is an error.
+    Errors: TypeError for items of another form, ValueError for images of several shapes.
+    """
+
+    def __init__(self, dataset: Dataset, classes: Sequence[str], name: str = "") -> None:
+        self.dataset, self.classes = dataset, tuple(classes)
+        self.name = name or type(dataset).__name__
+        self.labels = labels_of(dataset)
+        self.image_shape = tuple(self._item(0)[0].shape) if len(self.labels) else (0, 0, 0)
+        self._fingerprint: str | None = None
+
+    def images(self, indices: Indices = None) -> Tensor:
+        index = as_indices(indices, len(self), self.name)
+        images = torch.empty((len(index), *self.image_shape), dtype=torch.float32)
+        for row, position in enumerate(index.tolist()):
+            image, label = self._item(position)
+            if tuple(image.shape) != self.image_shape:
+                raise ValueError(
+                    f"images of {self.name!r} should have one shape: sample 0 is {self.image_shape}, sample {position} "
+                    f"{tuple(image.shape)}"
+                )
+            if label != int(self.labels[position]):
+                raise ValueError(
+                    f"labels of {self.name!r} should not change: sample {position} had label "
+                    f"{int(self.labels[position])} and now has {label}"
+                )
+            images[row] = image.float() / 255 if image.dtype == torch.uint8 else image
+        return images
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all images, as they are read, and labels."""
+        if self._fingerprint is None:
+            import hashlib
+
+            hashed = hashlib.sha256(f"torch {self.image_shape}".encode())
+            for index in torch.arange(len(self)).split(1000):
+                hashed.update(self.images(index).numpy())
+            hashed.update(self.labels.numpy())
+            self._fingerprint = hashed.hexdigest()
+        return self._fingerprint
+
+    def _item(self, position: int) -> tuple[Tensor, int]:
+        return _item(self.dataset, position, self.name)
+
+
+def labels_of(dataset: Any) -> Tensor:
+    """The labels of a map-style dataset, int64 [N]."""
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+        found = dataset.tensors[1]
+        if found.dim() == 1 and not found.is_floating_point():
+            return found.detach().cpu().to(torch.int64)
+    name = type(dataset).__name__
+    return torch.tensor([_item(dataset, i, name)[1] for i in range(len(dataset))], dtype=torch.int64)
+
+
+def as_source(data: Any, model: Callable | None = None) -> Any:
+    """A data set as it is, or one of ``torch.utils.data`` as a :class:`TorchDataset`.
+
+    model: its names of classes count where the dataset has none; else classes are called "0", "1", ...
+    Errors: TypeError for anything else, saying what is missing.
+    """
+    if isinstance(data, DataLoader):
+        raise TypeError("source should be a data set, got a DataLoader: give its dataset, loader.dataset")
+    if isinstance(data, IterableDataset):
+        raise TypeError(f"source should have samples by position, got the iterable dataset {type(data).__name__}")
+    missing = [name for name in _NEEDS if not hasattr(data, name)]
+    if not missing and not hasattr(data, "__len__"):
+        missing = ["__len__"]
+    if isinstance(data, Dataset) or (missing and _is_map_style(data)):
+        if missing or not callable(data.images):
+            return TorchDataset(data, _classes(data, model))
+    if missing or not callable(getattr(data, "images", None)):
+        lacks = f", which has no {', '.join(missing)}" if missing else ""
+        raise TypeError(f"source should be a data set, got {type(data).__name__}{lacks}: {_HOW}")
+    return data
+
+
+def _is_map_style(data: Any) -> bool:
+    builtin = isinstance(data, (str, bytes, list, tuple, dict, Tensor))
+    return not builtin and hasattr(type(data), "__getitem__") and hasattr(type(data), "__len__") and len(data) > 0
+
+
+def _classes(data: Any, model: Callable | None) -> tuple[str, ...]:
+    own = class_names(data) or class_names(model)
+    if own is not None:
+        return own
+    count = getattr(model, "num_classes", None)
+    if not isinstance(count, int):
+        count = _asked(model, data)
+    labels = labels_of(data)
+    return tuple(map(str, range(max(count or 0, int(labels.max()) + 1 if len(labels) else 0))))
+
+
+def _asked(model: Callable | None, data: Any) -> int | None:
+    """How many classes the model says, for the first image."""
+    if model is None or len(data) == 0:
+        return None
+    from advfeat.calling import device_of, output
+
+    image = _item(data, 0, type(data).__name__)[0]
+    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    found = output(model, image[None].to(device_of(model)))
+    return found.shape[1] if found.dim() == 2 and found.shape[1] > 1 else 2
+
+
+def _item(dataset: Any, position: int, name: str) -> tuple[Tensor, int]:
+    item = dataset[position]
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        what = f"a {type(item).__name__}" + (f" with {', '.join(map(repr, item))}" if isinstance(item, dict) else "")
+        raise TypeError(f"{name!r} should give (image, label) for each sample, got {what} for sample {position}")
+    image, label = item[0], item[1]
+    if not isinstance(image, Tensor) or image.dim() != 3:
+        what = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(
+            f"images of {name!r} should be tensors [C, H, W] with values in [0, 1], got {what} for sample {position}; "
+            "of PIL images torchvision.transforms.ToTensor() makes such"
+        )
+    try:
+        return image.detach().cpu(), int(label)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"labels of {name!r} should be integers, got {label!r} for sample {position}") from error

@@ -1,0 +1,80 @@
+"""The attacks that an evaluation is given: a radius, an attack, or a pair of a name and one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Number, Real
+from typing import Any
+
+from torch import Tensor
+
+from advfeat.attacks import PGD, Attack
+from advfeat.objectives import Margin, Objective
+from advfeat.threat import L2, Linf
+
+
+def default_attack(
+    eps: float,
+    norm: str = "l2",
+    *,
+    steps: int = 20,
+    step_size: float | None = None,
+    restarts: int = 1,
+    objective: Objective | Callable | None = None,
+    seed: int = 0,
+) -> PGD:
+    """The attack that a bare radius stands for: PGD with 20 steps of ``2.5 eps / steps`` on the margin.
+
+    The step size is that of the authors' library (MadryLab/robustness, README); the margin never saturates. It starts
+    at the sample; with ``restarts`` > 1 at that many random points. The best iterate counts, not the last.
+    Errors: ValueError for a norm that is neither "l2" nor "linf".
+    """
+    if norm not in ("l2", "linf"):
+        raise ValueError(f'norm should be "l2" or "linf", got {norm!r}')
+    threat = L2(float(eps)) if norm == "l2" else Linf(float(eps))
+    return PGD(
+        threat,
+        steps=steps,
+        step_size=step_size,
+        objective=objective or Margin(),
+        random_start=restarts > 1,
+        restarts=restarts,
+        keep="best",
+        seed=seed,
+    )
+
+
+def named_attacks(attacks: Any, norm: str) -> list[tuple[str, Attack]]:
+    """Each attack with its name.
+
+    Errors: TypeError for anything else, ValueError for two of one name, a targeted attack and radii by sample.
+    """
+    wanted = "a list of radii, attacks or pairs of a name and an attack"
+    if isinstance(attacks, (str, bytes, dict, Attack, Number)) or not hasattr(attacks, "__iter__"):
+        raise TypeError(f"attacks should be {wanted}, as in attacks=[0.5], got {attacks!r}")
+    named = [_named(attack, norm) for attack in attacks]
+    names = [name for name, _ in named]
+    if len(set(names)) < len(names):
+        raise ValueError(f"attacks should have different names, got {', '.join(names)}")
+    return named
+
+
+def _named(attack: Any, norm: str) -> tuple[str, Attack]:
+    if (isinstance(attack, Real) and not isinstance(attack, bool)) or (isinstance(attack, Tensor) and not attack.dim()):
+        attack = default_attack(float(attack), norm)
+    if isinstance(attack, Attack):
+        eps = attack.threat.eps
+        attack = (f"{attack.threat.norm} {eps:g}" if not isinstance(eps, Tensor) else attack.threat.norm, attack)
+    if not isinstance(attack, (tuple, list)) or len(attack) != 2 or not isinstance(attack[0], str):
+        raise TypeError(
+            f"attacks should hold radii, attacks such as advfeat.PGD(advfeat.L2(0.5)), or pairs of a name and one, got "
+            f"{attack!r}"
+        )
+    name, named = attack
+    if not isinstance(named, Attack):
+        raise TypeError(f"attacks should be radii, attacks or pairs of a name and one, got {type(named).__name__}")
+    if named.targeted:
+        raise ValueError(f"attack {name!r} is targeted: robust accuracy needs attacks away from the label")
+    if isinstance(named.threat.eps, Tensor):
+        raise ValueError(f"attack {name!r} should have one radius for all samples, got a tensor of eps")
+    return name, named

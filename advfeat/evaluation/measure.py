@@ -1,0 +1,223 @@
+"""Clean and robust accuracy, and how often a model says the label or the relabelled one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advfeat import calling
+from advfeat.attacks import Attack
+from advfeat.attacks.no_trace import unwrapped
+from advfeat.checks import check_images, check_labels, evenly_spaced
+from advfeat.datasets.torch_dataset import as_source
+from advfeat.evaluation.given import named_attacks
+from advfeat.evaluation.results import AVERAGE, DRAWS, Evaluation, Robustness
+from advfeat.evaluation.under_attack import Judged, attacked_samples, mean
+from advfeat.forward import class_margins, predicted_classes
+from advfeat.intervals import Share
+from advfeat.models import check_fits, fingerprint
+from advfeat.progress import Reporter
+
+
+def evaluate(
+    model: nn.Module | Callable,
+    source: Any,
+    *,
+    attacks: Sequence[float | Attack | tuple[str, Attack]] = (),
+    norm: str = "l2",
+    batch_size: int = 500,
+    limit: int | None = None,
+    draws: int = 1,
+    same_classes: bool = False,
+    progress: Any = None,
+) -> Evaluation:
+    """Clean accuracy, and robust accuracy under each attack.
+
+    model: gives logits [B, classes] or an output with ``.logits``, for images in [0, 1]; a binary one may give a single
+        logit, positive for class 1. It runs in eval mode and in the precision it is in, and is left exactly as it was:
+        images are cast to its dtype as it is called, and attacked in float64 for float64, else in float32. Convolutions
+        in float32 are done as torch is set: on recent GPUs in TensorFloat-32, unless
+        ``torch.backends.cudnn.allow_tf32`` is False. A function is taken too.
+    source: ``images(indices)``, ``labels``, ``classes``, ``image_shape``, ``name``; or a ``torch.utils.data`` dataset
+        of (image, label), whose classes are its own ``classes``, else the model's.
+    attacks: radii (each stands for :func:`default_attack` of ``norm``), attacks, or pairs of a name and an attack.
+    limit: only so many samples, evenly spaced over the data set (the first of a folder would all be of one class).
+    draws: a prediction is made from the mean logits of so many passes, for a model that is random in eval mode. That
+        one is, is seen from two passes over the first images, said in a warning, and in the result.
+    same_classes: classes are compared by name, where the model says its own; True takes those of the same number for
+        the same.
+    progress: see :class:`advfeat.progress.Reporter`; counts samples.
+
+    Only correctly classified samples are attacked; what is misclassified is not robust. Radius 0 gives clean accuracy.
+    Results do not depend on the batch size, but for rounding inside the model.
+    A logit of -inf says that a class is out. A sample whose logits hold NaN, or +inf several times, has no prediction
+    and counts as wrong.
+    Errors: ValueError for a model that does not fit the data or has other classes, a targeted attack, labels out of
+    range, images outside [0, 1], two attacks of one name; TypeError for what is no model, data set or list of attacks;
+    RuntimeError if an attack leaves its ball.
+    """
+    model, source = _checked(model, source, batch_size)
+    if not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws should be an integer, at least 1, got {draws!r}")
+    named = named_attacks(attacks, norm)
+    index = _select(model, source, limit, same_classes)
+    n = len(index)
+    report = Reporter(progress, "evaluate", n * (1 + len(named)))
+    prediction, margins, deterministic = _clean(model, source, index, batch_size, report, draws)
+    correct = prediction == source.labels[index]
+    if not deterministic and draws == 1:
+        calling.warn_of_randomness(f"{DRAWS}; {AVERAGE}", 2)
+    rows = correct.nonzero()[:, 0]
+
+    alone: dict[str, Tensor] = {}
+    seen: dict[str, dict] = {}
+    for name, attack in named:
+        report.advance(n - len(rows))
+        judged = Judged(model, len(source.classes), draws, deterministic)
+        broken, seen[name] = attacked_samples(judged, source, attack, index[rows], batch_size, report)
+        alone[name] = correct.clone()
+        alone[name][rows[broken]] = False
+    robust = {
+        name: _without(alone[name], [alone[other] for other, smaller in named if _inside(smaller, attack)])
+        for name, attack in named
+    }
+    return Evaluation(
+        data=getattr(source, "name", "data"),
+        clean=Share(int(correct.sum()), n),
+        margin=mean(margins),
+        robustness=[
+            Robustness(
+                name=name,
+                eps=float(attack.threat.eps),
+                attack=attack.to_dict(),
+                accuracy=Share(int(robust[name].sum()), n),
+                found_alone=Share(int(alone[name].sum()), n),
+                carried=int((alone[name] & ~robust[name]).sum()),
+                attacked=len(rows),
+                **seen[name],
+            )
+            for name, attack in named
+        ],
+        nonfinite_logits=int((prediction < 0).sum()),
+        deterministic=deterministic,
+        draws=draws,
+        model_fingerprint=_fingerprint(model),
+        data_fingerprint=_data_fingerprint(source, index),
+        index=index,
+        labels=source.labels[index],
+        prediction=prediction,
+        correct=correct,
+        margins=margins,
+        robust=robust,
+    )
+
+
+def accuracy(
+    model: nn.Module, source: Any, *, batch_size: int = 500, limit: int | None = None, same_classes: bool = False
+) -> Share:
+    """Clean accuracy alone; arguments and errors as for :func:`evaluate`."""
+    return evaluate(model, source, batch_size=batch_size, limit=limit, same_classes=same_classes).clean
+
+
+def label_agreement(
+    model: nn.Module,
+    source: Any,
+    relabel: Callable[[Tensor], Tensor] | None = None,
+    *,
+    batch_size: int = 500,
+    limit: int | None = None,
+    same_classes: bool = False,
+) -> dict[str, Share]:
+    """How often a model predicts the label, and how often the relabelled one.
+
+    relabel: from labels int64 [n] to labels; None is ``(y + 1) mod classes``. A model trained on D_det that follows the
+    robust features predicts y + 1, one that follows the non-robust ones y (Table 10, Appendix D.6: 43.7 % y, 16.2 %
+    y + 1).
+    Returns "label", "relabelled" and "other". Errors as for :func:`evaluate`.
+    """
+    model, source = _checked(model, source, batch_size)
+    index = _select(model, source, limit, same_classes)
+    n, labels, classes = len(index), source.labels[index], len(source.classes)
+    other = (labels + 1) % classes if relabel is None else relabel(labels)
+    if other.shape != labels.shape:
+        raise ValueError(f"relabel should give labels of shape {tuple(labels.shape)}, got {tuple(other.shape)}")
+    prediction, _, deterministic = _clean(model, source, index, batch_size, Reporter(None, "", 0), 1)
+    if not deterministic:
+        calling.warn_of_randomness("a prediction is a single draw", 2)
+    same, moved = prediction == labels, prediction == other
+    return {
+        "label": Share(int(same.sum()), n),
+        "relabelled": Share(int(moved.sum()), n),
+        "other": Share(int((~same & ~moved).sum()), n),
+    }
+
+
+def _checked(model: Any, source: Any, batch_size: int) -> tuple[Callable, Any]:
+    """Model and data set as they are used."""
+    calling.check_model(model)
+    calling.check_batch_size(batch_size)
+    model = unwrapped(model)
+    return model, as_source(source, model)
+
+
+def _select(model: Callable, source: Any, limit: int | None, same_classes: bool) -> Tensor:
+    """The positions of the samples to evaluate on; checks that the model fits the data."""
+    if limit is not None and (not isinstance(limit, int) or limit < 1) or len(source) == 0:
+        raise ValueError(f"there should be at least one sample to evaluate on, got limit={limit} of {len(source)}")
+    index = evenly_spaced(len(source), limit)
+    name = getattr(source, "name", "data")
+    check_fits(model, source.classes, source.image_shape, f"data set {name!r}", same_classes)
+    check_labels(source.labels, len(source.classes), name)
+    return index
+
+
+def _clean(
+    model: Callable, source: Any, index: Tensor, batch_size: int, report: Reporter, draws: int
+) -> tuple[Tensor, Tensor, bool]:
+    """Predictions and margins of the samples at ``index``, and whether the model says the same twice."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    device, classes, deterministic = calling.device_of(model), len(source.classes), True
+    for ids in index.split(batch_size):
+        images = source.images(ids)
+        check_images(images, ids, getattr(source, "name", "data"))
+        x = images.to(device)
+        logits = calling.logits(model, x, classes, draws).cpu()
+        if not parts:
+            deterministic = calling.is_deterministic(model, x, classes)
+        parts.append((predicted_classes(logits), class_margins(logits, source.labels[ids])))
+        report.advance(len(ids))
+    prediction, margins = (torch.cat(part) for part in zip(*parts, strict=True))
+    return prediction, margins.float(), deterministic
+
+
+def _fingerprint(model: Callable) -> str | None:
+    try:
+        return fingerprint(model) if isinstance(model, nn.Module) else None
+    except TypeError:  # a state of more than tensors and JSON values
+        return None
+
+
+def _data_fingerprint(source: Any, index: Tensor) -> str | None:
+    """Of the samples that were evaluated, so that a few of a large folder are not the reading of all of it."""
+    if len(index) < len(source) and hasattr(source, "subset"):
+        source = source.subset(index)
+    try:
+        return getattr(source, "fingerprint", None)
+    except (TypeError, NotImplementedError):  # the base class's, for a data set of the user's own
+        return None
+
+
+def _inside(smaller: Attack, larger: Attack) -> bool:
+    """Whether every example of one attack lies in the ball and the box of the other, at a smaller radius."""
+    a, b = smaller.threat.to_dict(), larger.threat.to_dict()
+    same = all(a[key] == b[key] for key in ("norm", "lo", "hi"))
+    return same and float(smaller.threat.eps) < float(larger.threat.eps)
+
+
+def _without(robust: Tensor, others: list[Tensor]) -> Tensor:
+    for other in others:
+        robust = robust & other
+    return robust

@@ -1,0 +1,119 @@
+"""The samples that an attack breaks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advfeat import calling
+from advfeat.attacks import PGD, Attack
+from advfeat.forward import class_margins, predicted_classes
+from advfeat.models import attack_copy
+from advfeat.progress import Reporter
+from advfeat.read_ahead import read_ahead
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model under evaluation, and how it is asked what it says."""
+
+    model: Callable
+    classes: int
+    draws: int
+    deterministic: bool
+
+    def logits(self, x: Tensor) -> Tensor:
+        return calling.logits(self.model, x, self.classes, self.draws)
+
+
+def attacked_samples(
+    judged: Judged, source: Any, attack: Attack, ids: Tensor, batch_size: int, report: Reporter, itself: bool = False
+) -> tuple[Tensor, dict]:
+    """Whether each sample of ``ids`` was broken, bool, and the statistics that :class:`Robustness` keeps.
+
+    itself: attack the model itself, in its own precision.
+    """
+    model, eps = judged.model, float(attack.threat.eps)
+    device, dtype = calling.device_of(model), calling.image_dtype(model)
+    broken, claimed, margins, farthest, zero, nonfinite = [], [], [], 0.0, 0, 0
+    if itself:
+        attack = attack.replace(autocast=None)
+    if eps == 0:  # nothing to search, and rounding in another batch must not look like an attack
+        attack = PGD(attack.threat, steps=0)
+    # A copy made for attacks rounds differently, so only the example that is returned counts, and the model itself
+    # decides on it; the same where low precision may take something for a success. Else every iterate counts, also one
+    # that keep="last" moved on from.
+    returned_counts = not isinstance(attack, PGD) or attack.keep == "best" or attack.stop is not None
+    attacked = attack_copy(model, autocast=attack.autocast) if returned_counts and not itself else model
+    # Of a random model an iterate that was once taken for another class may be a lucky draw.
+    every_iterate_counts = attacked is model and attack.autocast is None and eps > 0 and judged.deterministic
+    held: deque[tuple[Tensor, Tensor]] = deque()
+
+    def read(batch: Tensor) -> Tensor:  # in a thread of its own
+        images = source.images(batch)
+        return images.pin_memory() if device.type == "cuda" else images
+
+    chunks = ids.split(batch_size) if len(ids) else ()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for batch, images in zip(chunks, reading, strict=True):
+            x, y = images.to(device, dtype, non_blocking=True), source.labels[batch].to(device)
+            held.append((x, y))
+            yield x, y, batch.to(device)
+
+    with contextlib.closing(read_ahead(read, chunks)) as reading:
+        for result in attack.over(attacked, batches()):
+            x, y = held.popleft()
+            logits = judged.logits(result.x_adv)
+            hit = predicted_classes(logits) != y
+            if every_iterate_counts and result.first_success is not None:
+                hit |= result.success | (result.first_success >= 0)
+            if eps == 0:
+                hit = torch.zeros_like(hit)
+            farthest = max(farthest, _distance(attack, result.x_adv, x))
+            if math.isfinite(eps) and farthest > eps * (1 + 1e-5) + 1e-6:
+                raise RuntimeError(f"the attack left its ball: an example is {farthest:.8g} away, eps is {eps:.8g}")
+            broken.append(hit.cpu())
+            claimed.append(torch.zeros_like(broken[-1]) if result.success is None else result.success.cpu())
+            margins.append(class_margins(logits, y).cpu())
+            zero += int((result.zero_grad_steps > 0).sum())
+            nonfinite += int((result.nonfinite_grad_steps > 0).sum())
+            report.advance(len(x))
+    broken = torch.cat(broken) if broken else torch.zeros(0, dtype=torch.bool, device="cpu")
+    # What only the copy or low precision took for a success was left there, or preferred to a real one: such samples
+    # would count as robust for an attack that never saw the model. They are attacked once more, on the model itself.
+    doubtful = (torch.cat(claimed) & ~broken).nonzero()[:, 0] if claimed and eps > 0 and not itself else ids[:0]
+    if len(doubtful):
+        again, more = attacked_samples(
+            judged, source, attack, ids[doubtful], batch_size, Reporter(None, "", 0), itself=True
+        )
+        broken[doubtful] = again
+        farthest, zero = max(farthest, more["largest_distance"]), zero + more["zero_gradient"]
+        nonfinite += more["nonfinite_gradient"]
+    statistics = {
+        "margin": mean(torch.cat(margins)) if margins else None,
+        "zero_gradient": zero,
+        "nonfinite_gradient": nonfinite,
+        "largest_distance": farthest,
+    }
+    return broken, statistics
+
+
+def _distance(attack: Attack, x_adv: Tensor, x: Tensor) -> float:
+    """The largest distance, in float64 and by torch alone: the attack's own word is not taken for it."""
+    difference = (x_adv.double() - x.double()).flatten(1)
+    order = 2 if attack.threat.norm == "l2" else math.inf
+    return float(torch.linalg.vector_norm(difference, order, dim=1).max())
+
+
+def mean(values: Tensor) -> float | None:
+    """The mean, which may be infinite; None where there is none."""
+    mean = float(values.double().mean())
+    return None if math.isnan(mean) else mean
