@@ -38,7 +38,7 @@ class Augmentation:
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.pixels = self._most(self.size)
         self._made_for: tuple[int, tuple[int, int]] | None = None
-        self._moves = torch.empty(0)
+        self._moves = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def _most(self, size: tuple[int, int]) -> tuple[int, int]:
         """The largest move down and to the right."""

@@ -200,7 +200,8 @@ class RunFolder:
         if state.get("format") != _FORMAT:
             raise ValueError(f"{path} should be a checkpoint of format {_FORMAT!r}, got {state.get('format')!r}")
         state = read_json(path, _STATE)
-        if not [row["epoch"] for row in state["history"]] == list(range(1, state["epoch"] + 1)):
+        epochs = [row["epoch"] for row in state["history"]]
+        if len(epochs) != state["epoch"] or epochs != list(range(1, len(epochs) + 1)):
             raise ValueError(f"{path} is damaged: its history should be of the epochs 1 .. {state['epoch']}")
         return state
 

@@ -117,14 +117,16 @@ def attacked_ranges(
     value = _clean_values(features, x, batch_size)[:, chosen]
     attack = attack.replace(objective=SignedFeature(features), targeted=True, keep="best", stop=None)
     n, k = value.shape
-    ends = torch.empty(2, n * k, dtype=torch.float64)
-    stuck = torch.zeros(k, dtype=torch.float64)
-    columns = torch.tensor(chosen)
+    ends = torch.empty(2, n * k, dtype=torch.float64, device="cpu")
+    stuck = torch.zeros(k, dtype=torch.float64, device="cpu")
+    columns = torch.tensor(chosen, device="cpu")
     for side, sign in enumerate((1.0, -1.0)):
         for first in range(0, n * k, batch_size):
-            pair = torch.arange(first, min(first + batch_size, n * k))
+            pair = torch.arange(first, min(first + batch_size, n * k), device="cpu")
             sample, column = pair // k, pair % k
-            target = torch.stack([columns[column].to(torch.float32), torch.full((len(pair),), sign)], dim=1)
+            target = torch.stack(
+                [columns[column].to(torch.float32), torch.full_like(column, sign, dtype=torch.float32)], dim=1
+            )
             rows = x[sample.to(x.device)]
             # Random starts are keyed by what is attacked, so a result does not depend on batch_size.
             ids = sample * total + columns[column]
@@ -137,7 +139,7 @@ def attacked_ranges(
                 progress(side * n * k + first + len(pair), 2 * n * k)
     low, high = torch.minimum(ends[0].view(n, k), value), torch.maximum(ends[1].view(n, k), value)
     # With no steps every attack counts as one that saw no gradient; there was none to see.
-    return Ranges(value, low, high, stuck / (2 * n) if attack.steps else torch.zeros(k, dtype=torch.float64))
+    return Ranges(value, low, high, stuck / (2 * n) if attack.steps else torch.zeros_like(stuck))
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +275,7 @@ def usefulness(ranges: Ranges, labels: Tensor, *, significance: float = 3.0) -> 
     Means and variances are those of the N samples. A constant feature has rho = gamma = 0 (it cannot be scaled to
     variance 1). With C classes and one against the rest at share p, no rho exceeds 2 sqrt(p (1 - p)).
     """
-    labels = torch.as_tensor(labels).cpu()
+    labels = torch.as_tensor(labels, device="cpu")
     n, k = ranges.value.shape
     if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels should be integers [{n}], got {labels.dtype} of shape {tuple(labels.shape)}")

@@ -178,7 +178,7 @@ class _Loop:
         attack = _attack_of_epoch(config, epoch)
         # Dropout and the like in a user's model: the stream of an epoch does not depend on how the run came to it.
         _seed_device(derive_seed(config.seed, "model", epoch), self.device)
-        losses = torch.zeros(steps, device=self.device)
+        losses = torch.zeros(steps, dtype=torch.float32, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         samples, rate, note, unseen = 0, 0.0, f"epoch {epoch + 1}/{config.epochs}", 0
         self.model.train()

@@ -341,7 +341,11 @@ DAMAGE = [
         ValueError,
         "model.json does not describe",
     ),
-    (lambda f: _edit_json(f / "model.json", lambda d: d.pop("extra")), ValueError, "model.json lacks extra"),
+    (
+        lambda f: _edit_json(f / "model.json", lambda d: d.pop("extra")),
+        ValueError,
+        "model.json is damaged: extra is missing",
+    ),
     (
         lambda f: _edit_json(f / "model.json", lambda d: d["weights"].update(file="../model.safetensors")),
         ValueError,

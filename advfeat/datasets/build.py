@@ -127,7 +127,9 @@ def _write_all(
     with ThreadPoolExecutor(1, thread_name_prefix="advfeat-write") as thread:  # leaves when the last one is written
         writing: Future | None = None
         for run in runs:
-            chunks = [torch.arange(rows.start, rows.stop).split(construction.batch_size) for _, rows in run]
+            chunks = [
+                torch.arange(rows.start, rows.stop, device="cpu").split(construction.batch_size) for _, rows in run
+            ]
             with contextlib.closing(construction.samples([ids for of_shard in chunks for ids in of_shard])) as made:
                 for (shard, _), of_shard in zip(run, chunks, strict=True):
                     parts: list[dict[str, Tensor]] = []
@@ -163,7 +165,7 @@ def _check_fits(recipe: Recipe, model: nn.Module, source: Source, device: torch.
     if len(source) == 0:
         raise ValueError(f"source {source.name} has no images")
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", same_classes)
-    image = source.images(torch.tensor([0])).to(device)
+    image = source.images(torch.tensor([0], device="cpu")).to(device)
     with no_trace(model, device), torch.no_grad():
         try:
             logits = logits_of(model(image))

@@ -44,7 +44,7 @@ def quantise(images: Tensor, x0: Tensor, threat: Threat, dtype: str | torch.dtyp
         return images.float()
     if images.numel() == 0:
         return images.to(DTYPES[name])
-    check_images(images, torch.arange(len(images)), "images")
+    check_images(images, torch.arange(len(images), device="cpu"), "images")
     x, centre = images.double(), x0.double()
     eps = _column(threat.eps, x, 0)
     down, up = _neighbours(x, name)
@@ -111,7 +111,10 @@ def _nearest_in_l2(x: Tensor, x0: Tensor, down: Tensor, up: Tensor, eps: Tensor)
 def _shrunk(x: Tensor, x0: Tensor, eps: Tensor, name: str) -> Tensor:
     """Rounds x0 + t (x - x0) with the largest t, by bisection, that ends inside the ball; t = 0 if none does."""
     shape = (len(x),) + (1,) * (x.dim() - 1)
-    low, high = torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
+    low, high = (
+        torch.zeros(shape, dtype=torch.float64, device="cpu"),
+        torch.ones(shape, dtype=torch.float64, device="cpu"),
+    )
     best = _nearest(x0, *_neighbours(x0, name))
     for _ in range(_SHRINK_STEPS):
         t = (low + high) / 2
@@ -142,7 +145,7 @@ def _check_inside(x: Tensor, x0: Tensor, eps: Tensor, norm: str, name: str) -> N
 
 def _column(value: float | Tensor, x: Tensor, dim: int) -> Tensor:
     """A number, or one for each row (dim 0) or channel (dim 1), in float64 and shaped to go with x."""
-    value = torch.as_tensor(value, dtype=torch.float64).cpu()
+    value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
     if value.dim() == 0:
         value = value.expand(len(x) if dim == 0 else 1)
     shape = [1] * x.dim()

@@ -255,7 +255,7 @@ class SetWriter:
                 )
             # A copy of its own: safetensors refuses tensors that share memory.
             checked[name] = tensor.clone(memory_format=torch.contiguous_format)
-        ids = torch.arange(rows.start, rows.stop)
+        ids = torch.arange(rows.start, rows.stop, device="cpu")
         if self._dtype != torch.uint8:
             check_images(checked["images"], ids, str(self.out))
         for name in ("label", "original_label"):

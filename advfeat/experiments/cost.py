@@ -129,7 +129,7 @@ def measure_rate(net: Network, kind: str, device: torch.device, *, at_least: flo
     model = create(net.arch, _CLASSES, net.shape, width=net.width).to(device=device, memory_format=torch.channels_last)
     g = torch.Generator().manual_seed(0)
     x = torch.rand(batch, *net.shape, generator=g).to(device=device, memory_format=torch.channels_last)
-    y = torch.randint(_CLASSES, (batch,), generator=g).to(device)
+    y = torch.randint(_CLASSES, (batch,), generator=g, device="cpu").to(device)
     if kind != "train":
         # Long enough for a graph of the step on a GPU, which a short attack does without.
         steps = 7 if kind == "inner" else 64 if device.type == "cuda" else 4

@@ -131,7 +131,7 @@ def samples(lab: Lab, p: Preset) -> bytes:
     """Images of D above those of D_R and D_NR made for them, one a class."""
     source = lab.open(data(p))
     sets = {key: lab.open(constructed(p, key, p.seeds[0])) for key in ("robust", "nonrobust")}
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(source), device="cpu", generator=torch.Generator().manual_seed(0))
     labels = source.labels[order]
     picked = torch.stack([order[(labels == c).nonzero()[0, 0]] for c in range(min(len(source.classes), 10))])
     rows = [("D", source.images(picked)), *((LABELS[key], made.images(picked)) for key, made in sets.items())]

@@ -51,8 +51,10 @@ class Patterned(DataStep):
         images, classes, y = source.images(), len(source.classes), source.labels
         target = (y + 1) % classes
         if self.labels == "rand":
-            target = torch.randint(classes, y.shape, generator=generator(self.seed, "patterns", "targets"))
-        spared = torch.zeros(len(y), dtype=torch.bool)
+            target = torch.randint(
+                classes, y.shape, device="cpu", generator=generator(self.seed, "patterns", "targets")
+            )
+        spared = torch.zeros(len(y), dtype=torch.bool, device="cpu")
         if self.spared == "target":
             spared = target == y
         elif isinstance(self.spared, Trained):
@@ -65,7 +67,9 @@ class Patterned(DataStep):
 def patterns(classes: int, shape: tuple[int, int, int], eps: float, seed: int) -> torch.Tensor:
     """A random checkerboard a class, [classes, C, H, W], each of L2 norm eps."""
     channels, height, width = shape
-    coarse = torch.randn(classes, channels, _GRID, _GRID, generator=generator(seed, "patterns")).sign()
+    coarse = torch.randn(
+        classes, channels, _GRID, _GRID, dtype=torch.float32, device="cpu", generator=generator(seed, "patterns")
+    ).sign()
     full = F.interpolate(coarse, size=(height, width), mode="nearest")
     return eps * full / full.flatten(1).norm(dim=1)[:, None, None, None]
 

@@ -115,11 +115,11 @@ def _curves(lab: Lab, p: Preset) -> Picture:
 def _picture_of(lab: Lab, p: Preset, key: str, made: ConstructedSet) -> Picture:
     """Ten images of a set beside what they were made from, spread over the stored labels."""
     true_train = lab.open(data(p))
-    order = torch.randperm(len(made), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(made), device="cpu", generator=torch.Generator().manual_seed(0))
     picked: list[int] = []
     for want in range(min(len(made.classes), 10)):
         picked += [int(i) for i in order if int(made.labels[i]) == want][:1]
-    index = torch.tensor(picked)
+    index = torch.tensor(picked, device="cpu")
     images, sources_of = made.images(index), true_train.images(made.source_index[index])
     names = made.classes
     if isinstance(p.recipes[key], MatchRepresentation):

@@ -43,12 +43,12 @@ class Transferred(Measurement):
     def measure(self, lab: Lab, report: Progress) -> dict:
         data = lab.open(self.data)
         models = [lab.open(step) for step in (self.source, *self.targets)]
-        counts = torch.zeros(len(models), 3, dtype=torch.int64)
+        counts = torch.zeros(len(models), 3, dtype=torch.int64, device="cpu")
         progress = Reporter(report, "transfer", len(data))
         under_attack: deque[tuple[Tensor, Tensor]] = deque()
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for index in torch.arange(len(data)).split(self.batch_size):
+            for index in torch.arange(len(data), device="cpu").split(self.batch_size):
                 x, y = data.images(index).to(lab.device), data.labels[index].to(lab.device)
                 under_attack.append((x, y))
                 yield x, (y + 1) % len(data.classes) if self.attack.targeted else y, index.to(lab.device)

@@ -74,7 +74,7 @@ class RoundTrip(Measurement):
             back = import_lists(folder, made.classes)
             size = sum(file.stat().st_size for file in Path(folder).iterdir())
             equal = torch.equal(back.labels, made.labels)
-            for rows in torch.arange(len(made)).split(1000):
+            for rows in torch.arange(len(made), device="cpu").split(1000):
                 equal &= torch.equal(back.images(rows), made.images(rows))
                 report(int(rows[-1]) + 1, len(made))
         return {"samples": len(made), "bytes": size, "equal": bool(equal)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,15 @@ from advfeat.experiments.steps import Data, Step, Trained
 from advfeat.runs import provenance, read_json, to_json, write_together
 
 _FORMAT = "advfeat-experiment-1"
+_PAGE = {
+    "format": str,
+    "name": str,
+    "title": str,
+    "preset": {"name": str},
+    "tables": [{"title": str, "columns": list, "rows": [{"name": str, "cells": list}]}],
+    "findings": [{"claim": str, "verdict": str}],
+    "pictures": [{"name": re.compile(r"[\w.-]+"), "title": str, "caption": str}],
+}
 
 
 @dataclass(frozen=True)
@@ -85,19 +95,19 @@ def picture_path(out: Path, experiment: str, picture: str) -> Path:
 
 
 def read_page(out: Path, experiment: str) -> Page | None:
-    """An experiment that was done in this folder before; None if it was not, or by a version that wrote otherwise."""
+    """An experiment that was done in this folder before; None if it was not, or what lies there is damaged or of a
+    version that wrote otherwise."""
     path = Path(out) / "results" / f"{experiment}.json"
-    if not path.is_file():
+    try:
+        results = read_json(path, _PAGE)
+        if results["format"] != _FORMAT:
+            return None
+        pictures = [
+            Picture(x["name"], x["title"], picture_path(out, experiment, x["name"]).read_bytes(), x["caption"])
+            for x in results["pictures"]
+        ]
+    except (FileNotFoundError, ValueError):
         return None
-    results = read_json(path)
-    if results.get("format") != _FORMAT:
-        return None
-    pictures = [
-        Picture(
-            entry["name"], entry["title"], picture_path(out, experiment, entry["name"]).read_bytes(), entry["caption"]
-        )
-        for entry in results["pictures"]
-    ]
     return Page(results, pictures)
 
 

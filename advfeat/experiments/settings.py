@@ -82,7 +82,9 @@ class _BeforeLastReLU(Classifier):
         body = copy.deepcopy(model.body)[:-1]
         mean, std = (model.mean.tolist(), model.std.tolist()) if model.normalises else (None, None)
         super().__init__(body, copy.deepcopy(model.head), model.num_classes, model.input_shape, mean, std)
-        self.register_buffer("before_last_relu", torch.ones(()))  # another fingerprint: sets made with it are others
+        self.register_buffer(
+            "before_last_relu", torch.ones((), dtype=torch.float32, device="cpu")
+        )  # another fingerprint: sets made with it are others
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:

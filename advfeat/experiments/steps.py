@@ -143,7 +143,7 @@ def _only(source: Source, classes: tuple[str, ...], limit: int | None) -> Source
     missing = [name for name in classes if name not in source.classes]
     if missing:
         raise ValueError(f"{source.name} has no class {missing[0]!r}: it has {', '.join(source.classes)}")
-    number = torch.full((len(source.classes),), -1)
+    number = torch.full((len(source.classes),), -1, dtype=torch.int64, device="cpu")
     for new, name in enumerate(classes):
         number[source.classes.index(name)] = new
     labels = number[source.labels]

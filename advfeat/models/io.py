@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from advfeat.class_names import check_same_classes
+from advfeat.json_fields import SHA256
 from advfeat.models.model import Model, fingerprint
 from advfeat.models.networks import create
 from advfeat.models.state import is_extra, state_of, tensors_of
@@ -19,6 +20,22 @@ from advfeat.runs import plain, read_checked, read_json, to_json, write_together
 _FORMAT = "advfeat-model-1"
 _LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
+# Bounded, so that an altered file cannot ask for more memory than there is.
+_ARGUMENTS = {
+    "num_classes": range(2, 10**6),
+    "input_shape": [range(1, 10**5)],
+    "mean": (None, [float]),
+    "std": (None, [float]),
+    "width": (None, range(1, 10**4)),
+}
+_FORM = {
+    "arch": (None, str),
+    "arguments": (None, _ARGUMENTS),
+    "classes?": (None, [str]),
+    "weights": {"file": str, "bytes": range(2**53), "sha256": SHA256},
+    "memory_format?": str,
+    "extra": dict,
+}
 
 
 def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
@@ -74,8 +91,8 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
         if description["arch"] is None:
             raise ValueError(f"{path} describes a module of the user's own: give load() a fresh adapt(...) as model=")
         try:
-            model = create(description["arch"], **description["arguments"])
-        except (TypeError, ValueError) as error:
+            model = create(description["arch"], **(description["arguments"] or {}))
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} does not describe a known network: {error}") from error
     _check_state(file, state, model, in_place=not made_here)
     _set_classes(path, description, model)
@@ -104,10 +121,7 @@ def _describe(folder: Path) -> dict:
     description = read_json(path)
     if description.get("format") != _FORMAT:
         raise ValueError(f"{path} should have format {_FORMAT!r}, got {description.get('format')!r}")
-    weights = description.get("weights")
-    missing = {"arch", "arguments", "extra"} - description.keys()
-    if missing or not isinstance(weights, dict) or not {"file", "bytes", "sha256"} <= weights.keys():
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing)) or 'its weights entry'}")
+    weights = read_json(path, _FORM)["weights"]
     if Path(weights["file"]).name != weights["file"]:
         raise ValueError(f"{path} should name a file of its own folder, got {weights['file']!r}")
     return description

@@ -243,8 +243,8 @@ def check_fits(
 
 def _per_channel(name: str, values: Sequence[float] | None, default: float, channels: int) -> Tensor:
     if values is None:
-        return torch.full((channels,), default)
-    tensor = torch.as_tensor(values, dtype=torch.float32).clone()
+        return torch.full((channels,), default, dtype=torch.float32, device="cpu")
+    tensor = torch.as_tensor(values, dtype=torch.float32, device="cpu").clone()
     if tensor.shape != (channels,) or not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} should be {channels} finite numbers, one a channel, got {values!r}")
     return tensor

@@ -11,6 +11,7 @@ from torch import nn
 
 from advfeat.models import families
 from advfeat.models.model import Classifier
+from advfeat.torch_defaults import Float32OnCPU
 
 _LARGE = 24  # pixels; from here on the stem halves the image
 
@@ -50,7 +51,7 @@ def create(
         expected = f"(channels, height, width) of at least {smallest}x{smallest} for {arch}"
         raise ValueError(f"input_shape should be {expected}, got {tuple(input_shape)}")
     # Not torch.manual_seed: that would also reseed the generators of every GPU, which fork_rng([]) does not put back.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), Float32OnCPU():
         torch.default_generator.manual_seed(seed)
         body, features = make(input_shape, width or full_width)
         model = Classifier(body, nn.Linear(features, num_classes), num_classes, input_shape, mean, std)
