@@ -57,8 +57,11 @@ def test_a_class_may_be_called_like_a_split(tmp_path):
         FolderSource(tmp_path, "test")
     # With class folders of its own it is the split, whatever lies beside it.
     folders(tmp_path / "train", "bus", "tram")
-    with pytest.warns(RuntimeWarning, match="1 files are left out"):
+    with pytest.warns(RuntimeWarning) as told:
         assert FolderSource(tmp_path).classes == ("bus", "tram")
+    said = sorted(str(warning.message).replace(str(tmp_path), "ROOT") for warning in told)
+    assert said[0].startswith("ROOT has folders of splits, so the images beside them, in car, plane, are left out")
+    assert said[1].startswith("ROOT/train: 1 file is left out (1 .png): images are the files in class folders")
     root = tmp_path / "within"
     folders(root / "train", "train", "test", "ship")
     folders(root / "test", "train", "test", "ship")
@@ -73,6 +76,26 @@ def test_splits_without_class_folders_are_no_classes(tmp_path, names):
         save(tmp_path / name / "0.png", picture(0)) if name != "docs" else (tmp_path / name).mkdir()
     with pytest.raises(FileNotFoundError, match=r"train should hold a folder for each class.*holds 0\.png"):
         FolderSource(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Training set", "Test set"), ("seg_train", "seg_test"), ("train2017", "val2017"), ("trainset", "testset"),
+     ("images-train", "images-test", "labels")],
+)  # fmt: skip
+def test_splits_of_other_names_are_no_classes(tmp_path, names):
+    for name in names:
+        folders(tmp_path / name, "cat", "dog")
+    with pytest.raises(
+        ValueError, match=f"in the folders train and test .*, got {', '.join(sorted(names[:2]))}, which"
+    ):
+        FolderSource(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_classes_may_have_words_of_splits_in_their_names(tmp_path):
+    folders(tmp_path, "car", "test_tube", "train_station", "training shoe")
+    assert len(FolderSource(tmp_path).classes) == 4
 
 
 def test_splits_inside_the_classes_are_refused(tmp_path):
@@ -114,6 +137,12 @@ def test_files_that_are_left_out_are_told(tmp_path):
     told = r"train: 6 files are left out \(2 \.heic, .*1 \.txt.*1 without a suffix.*in class folders whose names end in"
     with pytest.warns(RuntimeWarning, match=told):
         assert len(FolderSource(tmp_path)) == 2
+
+
+def test_images_in_a_hidden_class_folder_are_told(tmp_path):
+    folders(tmp_path, "a", ".net", ".cache/x")
+    with pytest.warns(RuntimeWarning, match=r"begin with a dot are passed over, and hold images here: \.net$"):
+        assert FolderSource(tmp_path).classes == ("a",)
 
 
 @pytest.mark.filterwarnings("error")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from image_files import Image, folders
@@ -128,7 +129,7 @@ def test_grey_images_can_be_read_as_colour_and_never_the_other_way(tmp_path):
     with pytest.raises(ValueError, match="channels should be 1 or 3, got 2"):
         FolderSource(tmp_path, channels=2)
     _save(tmp_path / "train" / "a" / "1.png", _picture(0))
-    with pytest.raises(ValueError, match=r"1\.png has colour: with channels=1 all images should be grey"):
+    with pytest.raises(ValueError, match=r"1\.png has colour, where grey images were asked for \(channels=1\)"):
         FolderSource(tmp_path, channels=1)
     for read in (FolderSource(tmp_path, channels=1, size=6).images, grey.subset([0]).images):
         _save(tmp_path / "train" / "a" / "0.png", _picture(0))  # after it was opened as grey
@@ -145,8 +146,9 @@ def test_a_size_may_be_wide_or_tall(tmp_path, shape):
     source = sources.load("folder", root=tmp_path, **sources.options_for("folder", shape))
     assert source.image_shape == shape and source.images().shape == (3, *shape)
     assert len({FolderSource(tmp_path, size=s).fingerprint for s in ((8, 128), (128, 8), 8)}) == 3
-    for size in (0, (8, 0), (8, 8, 8), 8.5):
-        with pytest.raises((ValueError, TypeError), match="size should be at least 1|not iterable"):
+    assert FolderSource(tmp_path, size=np.int64(8)).image_shape == (channels, 8, 8)
+    for size in (0, (8, 0), (8, 8, 8), 8.5, "8"):
+        with pytest.raises(ValueError, match="size should be at least 1, a side or \\(height, width\\), got"):
             FolderSource(tmp_path, size=size)
 
 
@@ -161,6 +163,13 @@ def test_class_ranges_group_folders(tmp_path):
         FolderSource(tmp_path, "train", class_ranges={"a": (4, 6)})
     with pytest.raises(ValueError, match=r"'a' and 'b' both hold class 2 \(n0002\)"):
         FolderSource(tmp_path, "train", class_ranges={"a": (0, 2), "b": (2, 3)})
+    for wrong in (range(0, 4), ("n0000", "n0001"), (0,)):
+        with pytest.raises(
+            ValueError, match=r"class_ranges\['a'\] should be \(first, last\), two places in the folders"
+        ):
+            FolderSource(tmp_path, class_ranges={"a": wrong})
+    with pytest.raises(ValueError, match="class_ranges should have at least one class"):
+        FolderSource(tmp_path, class_ranges={})
     folders(tmp_path / "val", *(f"n{i:04d}" for i in range(6) if i != 3))
     with pytest.raises(ValueError, match=r"should have the same class folders where class_ranges .* n0003 is in one"):
         FolderSource(tmp_path, "test", class_ranges=ranges)
@@ -255,7 +264,7 @@ def test_a_held_out_share_sees_the_whole_set(tmp_path):
 
 def test_what_cannot_be_held_out_is_refused(tmp_path):
     folders(tmp_path / "train", "a", images=3)
-    for share in (0, 1, -0.1, 10):
+    for share in (0, 1, -0.1, 10, "0.1"):
         with pytest.raises(ValueError, match=r"holdout should be in \(0, 1\), the share of the test images, got"):
             FolderSource(tmp_path, holdout=share)
     folders(tmp_path / "val", "a", images=3)

@@ -106,6 +106,12 @@ def test_more_than_8_bits_a_channel_are_refused_grey_or_colour(tmp_path, kind):
             read(file)
 
 
+def test_colours_that_are_not_read_are_named(tmp_path):
+    Image.new("LAB", (4, 4)).save(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match=r"x\.tif should be grey, RGB, CMYK, YCbCr or of a palette, got mode LAB"):
+        read_header(tmp_path / "x.tif")
+
+
 def test_fewer_bits_fill_the_range(tmp_path):
     bits = np.array([[True, False], [False, True]])
     Image.fromarray((bits * 255).astype(np.uint8)).convert("1").save(tmp_path / "x.png")

@@ -167,6 +167,18 @@ def test_numpy_arrays_are_taken(dtype, order):
     assert same.fingerprint == source.fingerprint
 
 
+def test_classes_are_names_or_their_number():
+    x, y = torch.rand(2, 1, 2, 2), [0, 1]
+    for classes, names in [
+        (np.int64(3), ("0", "1", "2")),
+        ([7, 8], ("7", "8")),
+        ({"cat": 0, "dog": 1}, ("cat", "dog")),
+    ]:
+        assert base.ArraySource(x, y, classes).classes == names
+    with pytest.raises(ValueError, match="classes should be names, or how many there are, at least 1, got 0"):
+        base.ArraySource(x, y, 0)
+
+
 def test_an_array_may_change_afterwards():
     values = np.zeros((2, 1, 2, 2), np.uint8)
     source = base.ArraySource(values, [0, 1], 2)
@@ -253,7 +265,8 @@ def test_load_refuses_what_it_does_not_know(tmp_path):
         ({"name": "digits", "class_ranges": {"a": (0, 1)}}, "class_ranges is for image folders"),
         ({"name": "digits", "channels": 3}, "channels is for image folders, got it with digits"),
         ({"name": ""}, "unknown data set ''"),
-        ({"name": "digits", "limit": 0}, "limit should be at least 1, got 0"),
+        ({"name": "digits", "limit": 0}, "limit should be a number of samples, at least 1, got 0"),
+        ({"name": "digits", "limit": 10.5}, "limit should be a number of samples, at least 1, got 10.5"),
         ({"name": "cifar10"}, "root should be given for cifar10"),
     ]:
         with pytest.raises(ValueError, match=said):

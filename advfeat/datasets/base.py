@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -206,7 +207,11 @@ def _as_images(images: Tensor) -> Tensor:
 
 
 def _as_classes(classes: Sequence[str] | int) -> tuple[str, ...]:
-    return tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+    if isinstance(classes, Integral):
+        if classes < 1:
+            raise ValueError(f"classes should be names, or how many there are, at least 1, got {classes}")
+        classes = range(classes)
+    return tuple(map(str, classes))
 
 
 def read_images(source: Any, index: Tensor) -> Tensor:
@@ -274,8 +279,8 @@ def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:
     The smaller of two subsets with one seed lies inside the larger. All positions if there are no more than n. Errors:
     ValueError for n < 1.
     """
-    if n < 1:
-        raise ValueError(f"limit should be at least 1, got {n}")
+    if not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"limit should be a number of samples, at least 1, got {n!r}")
     if n >= len(labels):
         return torch.arange(len(labels), device="cpu")
     order = keyed_order(len(labels), seed, "subset")

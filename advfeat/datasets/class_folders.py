@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from advfeat.datasets.image_file import SUFFIXES
-from advfeat.datasets.reading import kind_of, open_regular, printable, what_is_in
+from advfeat.datasets.reading import open_regular, printable, what_is_in
 
 # In lower case, the first one first; "val" is what ImageNet calls the images that everybody tests on.
 SPLITS = {
@@ -22,7 +20,11 @@ SPLITS = {
     "test": ("test", "testing", "val", "valid", "validation", "dev"),
 }
 _SPLIT_NAMES = {name for names in SPLITS.values() for name in names}
-_LIKE_A_SPLIT = re.compile(rf"({'|'.join(sorted(_SPLIT_NAMES, key=len, reverse=True))})([\W_\d].*)?", re.IGNORECASE)
+# Also "test1", "val2017", "Training set", "seg_train".
+_LIKE_A_SPLIT = {
+    split: re.compile(rf"(^|[\W_\d])({'|'.join(names)})(set|data|images?)?($|[\W_\d])", re.IGNORECASE)
+    for split, names in SPLITS.items()
+}
 # What systems and programs leave beside people's files, beside names that begin with a dot.
 _LITTER = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini"}
 
@@ -53,10 +55,10 @@ def find_splits(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"root={printable(root)} is {'not a folder' if root.exists() else 'not there'}")
     folders, named = [], {}
-    for entry in _entries(root):
+    for entry in entries_of(root):
         split_name = entry.name.lower() in _SPLIT_NAMES
         if split_name:
-            _check_link(entry)
+            check_link(entry)
         if os.path.isdir(entry.path):
             folders.append(Path(entry.path))
             if split_name:
@@ -71,6 +73,10 @@ def find_splits(root: Path) -> dict[str, Path]:
         found = {split: folder for split, folder in found.items() if folder is not None}
     else:
         found = {}  # a class may be called "train", too
+    if found:
+        _tell_of_images_beside(root, [f for f in folders if f not in named.values()])
+    else:
+        _check_no_split(root, folders)
     if len(found) == 2:
         train, test = (Path(os.path.realpath(folder)) for folder in found.values())
         if train == test or train in test.parents or test in train.parents:
@@ -83,15 +89,44 @@ def find_splits(root: Path) -> dict[str, Path]:
 
 def _are_classes(folders: list[Path]) -> bool:
     """Whether one of the folders has images and a name that is not like "train", "test1" or "val2017"."""
-    return any(not _LIKE_A_SPLIT.fullmatch(f.name) and _holds_images(f) for f in folders)
+    return any(not _like_a_split(f) and _holds_images(f) for f in folders)
+
+
+def _like_a_split(folder: Path) -> bool:
+    return any(pattern.search(folder.name) for pattern in _LIKE_A_SPLIT.values())
+
+
+def _check_no_split(root: Path, folders: list[Path]) -> None:
+    """Raises ValueError where classes would be what are splits by names that are not known."""
+    like = {split: [f for f in folders if pattern.search(f.name)] for split, pattern in _LIKE_A_SPLIT.items()}
+    if not all(like.values()):
+        return
+    either = [folder for found in like.values() for folder in found]
+    if len(set(either)) == len(folders) or all(any(map(_holds_classes, found)) for found in like.values()):
+        names = ", ".join(sorted({printable(folder.name) for folder in either}))
+        raise ValueError(
+            f"{printable(root)} should have its splits in the folders train and test (or val), got {names}, which "
+            "would be read as classes: rename them, or give links of these names"
+        )
+
+
+def _tell_of_images_beside(root: Path, folders: list[Path]) -> None:
+    beside = [f.name for f in folders if not _like_a_split(f) and any(is_image(e.name) for e in entries_of(f))]
+    if beside:
+        warnings.warn(
+            f"{printable(root)} has folders of splits, so the images beside them, in "
+            f"{', '.join(map(printable, beside[:3]))}{', ...' if len(beside) > 3 else ''}, are left out",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _holds_classes(split: Path) -> bool:
-    return any(os.path.isdir(entry.path) and _holds_images(Path(entry.path)) for entry in _entries(split))
+    return any(os.path.isdir(entry.path) and _holds_images(Path(entry.path)) for entry in entries_of(split))
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(_is_image(name) for _, _, names in os.walk(folder) for name in names)
+    return any(is_image(name) for _, _, names in os.walk(folder) for name in names)
 
 
 def class_folders(split: Path) -> list[ClassFolder]:
@@ -101,8 +136,8 @@ def class_folders(split: Path) -> list[ClassFolder]:
     with the splits inside the classes, or with one folder too many above them.
     """
     folders = []
-    for entry in _entries(split):
-        _check_link(entry)
+    for entry in entries_of(split):
+        check_link(entry)
         if entry.is_dir():
             folders.append(ClassFolder(Path(entry.path), class_name(Path(entry.path))))
     folders.sort(key=lambda folder: folder.name)
@@ -141,7 +176,7 @@ def _listed(split: Path, folders: list[ClassFolder]) -> list[ClassFolder] | None
 
 def _check_layout(split: Path, folders: list[ClassFolder]) -> None:
     for folder in folders[:8]:  # one shows it
-        below = {entry.name.lower() for entry in _entries(folder.path) if os.path.isdir(entry.path)}
+        below = {entry.name.lower() for entry in entries_of(folder.path) if os.path.isdir(entry.path)}
         if all(below.intersection(names) for names in SPLITS.values()):
             raise ValueError(
                 f"{printable(folder.path)} holds folders of both splits ({', '.join(sorted(below & _SPLIT_NAMES))}), "
@@ -149,9 +184,9 @@ def _check_layout(split: Path, folders: list[ClassFolder]) -> None:
                 "splits"
             )
     if len(folders) == 1:
-        entries = list(_entries(folders[0].path))
+        entries = list(entries_of(folders[0].path))
         below = sum(os.path.isdir(entry.path) for entry in entries)
-        if below > 1 and not any(_is_image(entry.name) for entry in entries):
+        if below > 1 and not any(is_image(entry.name) for entry in entries):
             raise ValueError(
                 f"{printable(split)} holds one folder, {folders[0].name}, which holds {below} folders and no image: "
                 f"give that as root if they are the classes. {what_is_in(folders[0].path)}"
@@ -173,115 +208,14 @@ def _check_names(folders: list[ClassFolder]) -> None:
             )
 
 
-def find_images(split: Path, classes: list[ClassFolder], others: dict[str, Path]) -> None:
-    """Fills in the files of each class, sorted by path, and warns of files that are left out.
-
-    others: the other splits, by name. Links to files and folders are followed, but no image counts twice: a link to a
-    folder above the split, to one that is part of it anyway, or into another split is refused, as is a link to an
-    image of these. Folders and files whose names begin with a dot are passed over.
-    Errors: ValueError for such links, links that lead nowhere, and what has the name of an image and is no regular
-    file; OSError for a folder that cannot be read.
-    """
-    walk = _Walk(split, others)
-    for folder in classes:
-        if folder.path.is_dir():
-            folder.files = sorted(walk.images(folder.path), key=lambda path: path.parts)  # not by text: "a-b" < "a/b"
-    walk.check_links()
-    walk.left_out.update(_suffix(e.name) for e in _entries(split) if _is_image(e.name) and not e.is_dir())
-    if walk.left_out:
-        most_first = sorted(walk.left_out.items(), key=lambda kind: (-kind[1], kind[0]))
-        kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in most_first)
-        warnings.warn(
-            f"{printable(split)}: {walk.left_out.total():,} files are left out ({kinds}): images are the files in "
-            f"class folders whose names end in {', '.join(SUFFIXES)}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-
-
-class _Walk:
-    """The files below class folders, every folder entered once, by whatever path it is reached."""
-
-    def __init__(self, split: Path, others: dict[str, Path]) -> None:
-        self.split = Path(os.path.realpath(split))
-        self.others = {name: Path(os.path.realpath(folder)) for name, folder in others.items()}
-        self.left_out: Counter[str] = Counter()
-        self.entered: dict[tuple[int, int], Path] = {}
-        # Class folders may be links: those of the other split tell when both have one of the same images.
-        self.foreign: dict[tuple[int, int], Path] = {}
-        for folder in others.values():
-            with contextlib.suppress(PermissionError):  # test images that are kept from us are not read either
-                for entry in _entries(folder):
-                    if os.path.isdir(entry.path):
-                        self.foreign[_identity(entry.path)] = Path(entry.path)
-        self.links: list[Path] = []
-
-    def images(self, folder: Path) -> Iterator[Path]:
-        waiting = [folder]
-        while waiting:
-            folder = waiting.pop()
-            self._enter(folder)
-            for entry in _entries(folder):
-                if _is_image(entry.name) or entry.is_symlink():
-                    _check_link(entry)
-                if entry.is_dir():
-                    waiting.append(Path(entry.path))
-                elif not _is_image(entry.name):
-                    self.left_out[_suffix(entry.name)] += 1
-                elif not entry.is_file():
-                    kind = kind_of(entry.stat().st_mode)
-                    raise ValueError(f"{printable(entry.path)} should be a regular file, got {kind}")
-                else:
-                    if entry.is_symlink():
-                        self.links.append(Path(entry.path))
-                    yield Path(entry.path)
-
-    def _enter(self, folder: Path) -> None:
-        identity, real = _identity(folder), Path(os.path.realpath(folder))
-        if real == self.split or real in self.split.parents:
-            raise _twice(folder, f"leads to {printable(real)}, which holds it")
-        if identity in self.entered:
-            raise _twice(folder, f"and {printable(self.entered[identity])} are one folder")
-        if identity in self.foreign:
-            raise _twice(folder, f"and {printable(self.foreign[identity])}, of another split, are one folder")
-        for name, other in self.others.items():
-            if real == other or other in real.parents or real in other.parents:
-                raise _twice(folder, f"leads to {printable(real)}, a folder of the {name} split or above it")
-        self.entered[identity] = folder
-
-    def check_links(self) -> None:
-        """Refuses links to images that count already: known only when all folders were entered."""
-        folders: dict[Path, tuple[int, int]] = {}
-        for link in self.links:
-            real = Path(os.path.realpath(link))
-            if any(other in real.parents for other in self.others.values()):
-                raise _twice(link, f"leads to {printable(real)}, an image of another split")
-            if real.parent not in folders:
-                folders[real.parent] = _identity(real.parent)
-            if folders[real.parent] in self.entered and _is_image(real.name):
-                raise _twice(link, f"leads to {printable(real)}, an image of this split anyway")
-
-
-def _twice(path: Path, what: str) -> ValueError:
-    return ValueError(
-        f"{printable(path)} {what}: its images would count twice. Links are followed once, to images from elsewhere; "
-        "take this one away"
-    )
-
-
-def _identity(path: str | Path) -> tuple[int, int]:
-    of = os.stat(path)
-    return of.st_dev, of.st_ino
-
-
-def _entries(folder: Path) -> Iterator[os.DirEntry]:
+def entries_of(folder: Path) -> Iterator[os.DirEntry]:
     """What a folder holds, but for hidden names and what systems leave there, sorted by name."""
-    with os.scandir(folder) as entries:
-        names = [e for e in entries if not e.name.startswith(".") and e.name not in _LITTER]
+    with os.scandir(folder) as found:
+        names = [e for e in found if not e.name.startswith(".") and e.name not in _LITTER]
     yield from sorted(names, key=lambda entry: entry.name)
 
 
-def _check_link(entry: os.DirEntry) -> None:
+def check_link(entry: os.DirEntry) -> None:
     """Raises ValueError for a link that leads nowhere, or to itself."""
     if not entry.is_symlink():
         return
@@ -296,17 +230,13 @@ def _check_link(entry: os.DirEntry) -> None:
         ) from None
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def _suffix(name: str) -> str:
-    return printable(os.path.splitext(name)[1].lower()) or "without a suffix"
 
 
 def check_same_folders(split: Path, classes: list[ClassFolder], other: Path) -> None:
     """Raises ValueError where a split and the other one have other class folders: numbers would mean other classes."""
-    names, others = {c.path.name for c in classes}, {e.name for e in _entries(other) if os.path.isdir(e.path)}
+    names, others = {c.path.name for c in classes}, {e.name for e in entries_of(other) if os.path.isdir(e.path)}
     if names != others:
         difference = sorted(printable(name) for name in names ^ others)
         raise ValueError(
@@ -314,8 +244,3 @@ def check_same_folders(split: Path, classes: list[ClassFolder], other: Path) -> 
             f"them, but {', '.join(difference[:3])}{', ...' if len(difference) > 3 else ''} "
             f"{'is' if len(difference) == 1 else 'are'} in one alone"
         )
-
-
-def images_wanted(folder: Path) -> str:
-    """What a class folder without images is told."""
-    return f"class folder {printable(folder)} has no image ({', '.join(SUFFIXES)}). {what_is_in(folder)}"

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -17,10 +18,9 @@ from advfeat.datasets.class_folders import (
     ClassFolder,
     check_same_folders,
     class_folders,
-    find_images,
     find_splits,
-    images_wanted,
 )
+from advfeat.datasets.class_images import find_images, images_wanted
 from advfeat.datasets.image_file import Header, read_header, read_pixels
 from advfeat.datasets.reading import open_regular, printable, size_of, what_is_in
 from advfeat.seeds import derive_seed
@@ -173,7 +173,7 @@ class FolderSource(Source):
                     f"{header.width}x{header.height}"
                 )
             if not header.grey and channels == 1:
-                raise ValueError(f"{printable(file)} has colour: with channels=1 all images should be grey")
+                raise ValueError(f"{printable(file)} has colour, where grey images were asked for (channels=1)")
             if channels is None and not header.grey:
                 colour = True
             if self.size is not None and (colour or channels is not None):
@@ -192,10 +192,10 @@ class FolderSource(Source):
 def _sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
-        raise ValueError(f"size should be at least 1, a side or (height, width), got {size}")
-    return sides
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, Integral) and side >= 1 for side in sides):
+        raise ValueError(f"size should be at least 1, a side or (height, width), got {size!r}")
+    return int(sides[0]), int(sides[1])
 
 
 def _headers(files: list[Path]) -> Iterator[Header]:
@@ -206,7 +206,7 @@ def _headers(files: list[Path]) -> Iterator[Header]:
 
 def _split_folder(root: Path, splits: dict[str, Path], split: str, holdout: float | None) -> Path:
     if holdout is not None:
-        if not 0 < holdout < 1:
+        if not isinstance(holdout, Real) or not 0 < holdout < 1:
             raise ValueError(f"holdout should be in (0, 1), the share of the test images, got {holdout}")
         if "test" in splits:
             raise ValueError(f"holdout is for a root without test images: there is {printable(splits['test'])}")
@@ -244,8 +244,13 @@ def _held_out(source: FolderSource, share: float, seed: int) -> Tensor:
 def _grouped(folders: list[ClassFolder], ranges: Mapping[str, tuple[int, int]] | None) -> dict[str, list[ClassFolder]]:
     if ranges is None:
         return {folder.name: [folder] for folder in folders}
+    if not ranges:
+        raise ValueError("class_ranges should have at least one class, got none")
     owner: dict[int, str] = {}
-    for name, (first, last) in ranges.items():
+    for name, both in ranges.items():
+        if len(both) != 2 or not all(isinstance(place, Integral) for place in both):
+            raise ValueError(f"class_ranges[{name!r}] should be (first, last), two places in the folders, got {both}")
+        first, last = both
         if not 0 <= first <= last < len(folders):
             raise ValueError(
                 f"class_ranges[{name!r}] should lie in 0 .. {len(folders) - 1}, the class folders of "

@@ -24,7 +24,7 @@ SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".tif", ".tiff",
 )  # fmt: skip
 _GREY = {"1", "L", "LA", "La"}
-_EIGHT_BIT = _GREY | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "RGBa"}
+_MODES = _GREY | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "RGBa"}
 _BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # tags of TIFF, and of the EXIF data of the others
 
 
@@ -81,10 +81,14 @@ def _opened(file: Path) -> Iterator[Image]:
     with open_regular(file) as stream:
         try:
             with Image.open(stream, formats=FORMATS) as image:
-                if image.mode not in _EIGHT_BIT or _deep(image):
+                if _deep(image) or image.mode.startswith(("I", "F")):
                     raise _Refused(
                         f"{printable(file)} should have 8 bits a channel, got {image.format} of mode {image.mode} "
                         "with more: convert it, at the brightness that you want"
+                    )
+                if image.mode not in _MODES:
+                    raise _Refused(
+                        f"{printable(file)} should be grey, RGB, CMYK, YCbCr or of a palette, got mode {image.mode}"
                     )
                 yield image
         except (_Refused, MemoryError):

@@ -1,0 +1,143 @@
+"""The images in class folders: which files count, which are left out, and which links are followed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from advfeat.datasets.class_folders import ClassFolder, check_link, entries_of, is_image
+from advfeat.datasets.image_file import SUFFIXES
+from advfeat.datasets.reading import kind_of, printable, what_is_in
+
+
+def find_images(split: Path, classes: list[ClassFolder], others: dict[str, Path]) -> None:
+    """Fills in the files of each class, sorted by path, and warns of files that are left out.
+
+    others: the other splits, by name. Links to files and folders are followed, but no image counts twice: a link to a
+    folder above the split, to one that is part of it anyway, or into another split is refused, as is a link to an
+    image of these. Folders and files whose names begin with a dot are passed over.
+    Errors: ValueError for such links, links that lead nowhere, and what has the name of an image and is no regular
+    file; OSError for a folder that cannot be read.
+    """
+    walk = _Walk(split, others)
+    for folder in classes:
+        if folder.path.is_dir():
+            folder.files = sorted(walk.images(folder.path), key=lambda path: path.parts)  # not by text: "a-b" < "a/b"
+    walk.check_links()
+    walk.left_out.update(_suffix(e.name) for e in entries_of(split) if is_image(e.name) and not e.is_dir())
+    _tell_of_hidden(split)
+    if walk.left_out:
+        most_first = sorted(walk.left_out.items(), key=lambda kind: (-kind[1], kind[0]))
+        kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in most_first)
+        warnings.warn(
+            f"{printable(split)}: {_counted(walk.left_out.total())} left out ({kinds}): images are the files in "
+            f"class folders whose names end in {', '.join(SUFFIXES)}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _counted(files: int) -> str:
+    return "1 file is" if files == 1 else f"{files:,} files are"
+
+
+def _tell_of_hidden(split: Path) -> None:
+    """A name that begins with a dot is hidden on purpose, or is that of a class."""
+    with os.scandir(split) as found:
+        hidden = [e for e in found if e.name.startswith(".") and os.path.isdir(e.path)]
+    hidden = sorted(printable(e.name) for e in hidden if any(is_image(x.name) for x in entries_of(Path(e.path))))
+    if hidden:
+        warnings.warn(
+            f"{printable(split)}: folders whose names begin with a dot are passed over, and hold images here: "
+            f"{', '.join(hidden[:3])}{', ...' if len(hidden) > 3 else ''}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+class _Walk:
+    """The files below class folders, every folder entered once, by whatever path it is reached."""
+
+    def __init__(self, split: Path, others: dict[str, Path]) -> None:
+        self.split = Path(os.path.realpath(split))
+        self.others = {name: Path(os.path.realpath(folder)) for name, folder in others.items()}
+        self.left_out: Counter[str] = Counter()
+        self.entered: dict[tuple[int, int], Path] = {}
+        # Class folders may be links: those of the other split tell when both have one of the same images.
+        self.foreign: dict[tuple[int, int], Path] = {}
+        for folder in others.values():
+            with contextlib.suppress(PermissionError):  # test images that are kept from us are not read either
+                for entry in entries_of(folder):
+                    if os.path.isdir(entry.path):
+                        self.foreign[_identity(entry.path)] = Path(entry.path)
+        self.links: list[Path] = []
+
+    def images(self, folder: Path) -> Iterator[Path]:
+        waiting = [folder]
+        while waiting:
+            folder = waiting.pop()
+            self._enter(folder)
+            for entry in entries_of(folder):
+                if is_image(entry.name) or entry.is_symlink():
+                    check_link(entry)
+                if entry.is_dir():
+                    waiting.append(Path(entry.path))
+                elif not is_image(entry.name):
+                    self.left_out[_suffix(entry.name)] += 1
+                elif not entry.is_file():
+                    kind = kind_of(entry.stat().st_mode)
+                    raise ValueError(f"{printable(entry.path)} should be a regular file, got {kind}")
+                else:
+                    if entry.is_symlink():
+                        self.links.append(Path(entry.path))
+                    yield Path(entry.path)
+
+    def _enter(self, folder: Path) -> None:
+        identity, real = _identity(folder), Path(os.path.realpath(folder))
+        if real == self.split or real in self.split.parents:
+            raise _twice(folder, f"leads to {printable(real)}, which holds it")
+        if identity in self.entered:
+            raise _twice(folder, f"and {printable(self.entered[identity])} are one folder")
+        if identity in self.foreign:
+            raise _twice(folder, f"and {printable(self.foreign[identity])}, of another split, are one folder")
+        for name, other in self.others.items():
+            if real == other or other in real.parents or real in other.parents:
+                raise _twice(folder, f"leads to {printable(real)}, a folder of the {name} split or above it")
+        self.entered[identity] = folder
+
+    def check_links(self) -> None:
+        """Refuses links to images that count already: known only when all folders were entered."""
+        folders: dict[Path, tuple[int, int]] = {}
+        for link in self.links:
+            real = Path(os.path.realpath(link))
+            if any(other in real.parents for other in self.others.values()):
+                raise _twice(link, f"leads to {printable(real)}, an image of another split")
+            if real.parent not in folders:
+                folders[real.parent] = _identity(real.parent)
+            if folders[real.parent] in self.entered and is_image(real.name):
+                raise _twice(link, f"leads to {printable(real)}, an image of this split anyway")
+
+
+def _twice(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{printable(path)} {what}: its images would count twice. Links are followed once, to images from elsewhere; "
+        "remove the link"
+    )
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    of = os.stat(path)
+    return of.st_dev, of.st_ino
+
+
+def _suffix(name: str) -> str:
+    return printable(os.path.splitext(name)[1].lower()) or "without a suffix"
+
+
+def images_wanted(folder: Path) -> str:
+    """What a class folder without images is told."""
+    return f"class folder {printable(folder)} has no image ({', '.join(SUFFIXES)}). {what_is_in(folder)}"
