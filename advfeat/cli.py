@@ -6,9 +6,12 @@ imported before a command runs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -344,6 +347,28 @@ Command = (
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as of a scheduler that wants the machine for somebody else."""
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: locks are given back and nothing half-written stays."""
+
+    def terminated(*_: object) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminated)
+    except ValueError:  # not the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The ``advfeat`` command. ADVFEAT_TRACEBACK=1 shows where an error came from."""
     command = tyro.cli(
@@ -353,12 +378,13 @@ def main(arguments: list[str] | None = None) -> None:
         args=arguments,
     )
     try:
-        command.run()
-    except KeyboardInterrupt:
+        with _orderly_end():
+            command.run()
+    except KeyboardInterrupt as error:
         goes_on = isinstance(command, (Train, Build, Demo, Reproduce))
         how = "goes on where it stopped" if goes_on else "starts again"
         print(f"\ninterrupted; the same command {how}", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(143 if isinstance(error, _Terminated) else 130) from None
     except _USER_ERRORS as error:
         if os.environ.get("ADVFEAT_TRACEBACK"):
             raise

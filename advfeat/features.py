@@ -23,6 +23,7 @@ from torch import Tensor
 
 from advfeat.attacks import PGD
 from advfeat.files import write_bytes
+from advfeat.names import printable
 from advfeat.objectives import Objective
 
 ROBUST, UNDECIDED, NON_ROBUST, USELESS = "robust", "undecided", "non-robust", "useless"
@@ -243,7 +244,7 @@ class Usefulness:
 
         figure = Figure(figsize=(5.6, 4.4), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
-        draw_scatter(figure.subplots(), self, title)
+        draw_scatter(figure.subplots(), self, printable(title))
         image = io.BytesIO()
         figure.savefig(image, format="png")
         return image.getvalue()
@@ -265,7 +266,8 @@ def draw_scatter(axis, found: Usefulness, title: str = "") -> None:
     right = 1.08 * max((row["rho"] for row in rows), default=1.0)
     axis.plot([0, right], [0, right], color="#8a8a8a", lw=0.8, ls=":", label=r"no adversary: $\gamma = \rho$")
     axis.axhline(0, color="black", lw=0.8)
-    axis.set(xlim=(0, right), xlabel=r"usefulness $\rho$", ylabel=r"robust usefulness $\gamma$", title=title)
+    axis.set(xlim=(0, right), xlabel=r"usefulness $\rho$", ylabel=r"robust usefulness $\gamma$")
+    axis.set_title(title, parse_math=False)  # a path may hold dollars
     axis.legend(fontsize=8)
 
 

@@ -20,11 +20,11 @@ from advfeat.locks import Owner
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)\.((?P<owner>{Owner.PATTERN})\.(tmp|lock)|\d+\.tmp)", re.DOTALL)
 _DAY = 24 * 3600.0
 _KINDS = (
-    (stat.S_ISDIR, "folder"),
-    (stat.S_ISFIFO, "pipe"),
-    (stat.S_ISSOCK, "socket"),
-    (stat.S_ISCHR, "device"),
-    (stat.S_ISBLK, "device"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
 )
 
 
@@ -132,7 +132,7 @@ def check_writable_folder(path: str | Path) -> Path:
     try:
         found = _status(path)
         if found is not None and not stat.S_ISDIR(found.st_mode):
-            raise ValueError(f"{path} should be a folder, got a {_kind(found)}")
+            raise ValueError(f"{path} should be a folder, got {kind_of(found.st_mode)}")
         if found is None and path.is_symlink():
             raise ValueError(f"{path} should be a folder, got a link to {os.readlink(path)}, which does not exist")
         _probe(path)
@@ -218,13 +218,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def kind_of(mode: int) -> str:
+    """What a file of this ``st_mode`` is, in words."""
+    return next((kind for test, kind in _KINDS if test(mode)), "a regular file")
+
+
 def _file_behind(path: Path) -> Path:
     """Where the bytes of a path go: itself, or what a link points to. Errors: ValueError for what is no file."""
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r} should be the name of a file, got one with a zero byte")
     found = _status(path)
     if found is not None and not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path} should be a file, got a {_kind(found)}")
+        raise ValueError(f"{path} should be a file, got {kind_of(found.st_mode)}")
     if found is not None and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, "the file is write-protected")
     return Path(os.path.realpath(path)) if path.is_symlink() else path
@@ -238,10 +243,6 @@ def _status(path: Path) -> os.stat_result | None:
         return os.stat(path)
     except FileNotFoundError:
         return None
-
-
-def _kind(found: os.stat_result) -> str:
-    return next((word for test, word in _KINDS if test(found.st_mode)), "file")
 
 
 def _probe(folder: Path) -> None:

@@ -1,9 +1,11 @@
-"""What a function is called where settings are written down and compared."""
+"""Names as they are written down: of functions among settings, and of paths."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 
 def function_name(function: Callable) -> str:
@@ -14,3 +16,8 @@ def function_name(function: Callable) -> str:
         return name
     text = repr((code.co_code, [c for c in code.co_consts if not hasattr(c, "co_code")], code.co_names))
     return f"<lambda {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
+
+
+def printable(name: str | Path) -> str:
+    """A path or name as text that every encoding of Unicode can write: bytes that are not UTF-8 as ``\\xNN``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

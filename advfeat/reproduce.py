@@ -21,6 +21,7 @@ from advfeat.experiments.steps import MissingData, Step
 from advfeat.experiments.times import CAPTION, MINUTES
 from advfeat.report.markdown import write_markdown
 from advfeat.report.page import VERDICTS, command, duration, write_experiment, write_overview
+from advfeat.runs import check_writable_folder
 
 if TYPE_CHECKING:
     from advfeat import cli
@@ -33,7 +34,7 @@ _COLOURS = {"seen": "green", "undecided": "yellow", "opposite": "red"}
 
 def demo(c: cli.Demo) -> None:
     chosen = preset(c.preset).replace(seeds=(c.seed,))
-    lab = Lab(c.out, bar=bar, root=c.root)
+    lab = Lab(check_writable_folder(c.out), bar=bar, root=c.root)
     began = time.monotonic()
     page = run_experiment(catalogue.MAIN, lab, chosen)
     command = "advfeat " + shlex.join(sys.argv[1:] or ["demo"])
@@ -50,7 +51,7 @@ def reproduce(c: cli.Reproduce) -> None:
     names = list(catalogue.EXPERIMENTS) if c.name == "all" else [catalogue.experiment(c.name).name]
     out = _out(c, chosen)
     deadline = None if c.minutes is None else time.monotonic() + 60 * c.minutes
-    lab = Lab(out, bar=bar, root=c.root, device=c.device, deadline=deadline)
+    lab = Lab(check_writable_folder(out), bar=bar, root=c.root, device=c.device, deadline=deadline)
     if c.name == "all":
         lab.open(pieces.data(chosen))  # without D there is next to nothing to be done; a single one says what it needs
     states: dict[str, str] = {}

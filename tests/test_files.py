@@ -39,7 +39,7 @@ def test_a_link_stays_and_its_target_is_written(tmp_path):
 def test_devices_pipes_and_folders_are_never_replaced(tmp_path, through_a_link):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
-    for path, kind in ((tmp_path / "fifo", "pipe"), (tmp_path / "folder", "folder"), (os.devnull, "device")):
+    for path, kind in ((tmp_path / "fifo", "FIFO"), (tmp_path / "folder", "folder"), (os.devnull, "device")):
         if through_a_link:
             link = tmp_path / f"to-{kind}"
             link.symlink_to(path)
@@ -199,8 +199,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         with pytest.raises((OSError, ValueError), match=said):
             check_writable_file(path)
     for path, said in (
-        (tmp_path / "file", "file should be a folder, got a file"),
-        (tmp_path / "fifo", "fifo should be a folder, got a pipe"),
+        (tmp_path / "file", "file should be a folder, got a regular file"),
+        (tmp_path / "fifo", "fifo should be a folder, got a FIFO"),
         (os.devnull, "should be a folder, got a device"),
         (tmp_path / "nowhere", "nowhere should be a folder, got a link to .*gone, which does not exist"),
         (tmp_path / "file" / "under", "under cannot be written: Not a directory"),

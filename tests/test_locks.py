@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,21 @@ for _ in range(5):
             log.write(f"out {os.getpid()}\\n")
 print("done")
 """
+
+
+def test_containers_take_turns(tmp_path):
+    """Process namespaces of their own, as containers have: in each the process has the same number."""
+    apart = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to make process namespaces")
+    command = [*apart, sys.executable, "-c", _WORK + "print(os.getpid(), locks.place())", tmp_path, "", locks.__file__]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0].splitlines() for process in processes]
+    assert [lines[0] for lines in said] == ["done", "done"]
+    (first, here), (second, there) = (lines[1].split() for lines in said)
+    assert first == second and len({here, there, locks.place()}) == 3
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["in", "out"] * 10
 
 
 @pytest.mark.parametrize("places", [[""] * 4, ["aaaaaaaa", "aaaaaaaa", "bbbbbbbb", "cccccccc"]], ids=["here", "apart"])

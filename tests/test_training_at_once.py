@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,20 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, at_once, req
         return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
     assert rows(tmp_path / "run") == rows(tmp_path / "undisturbed")
+
+
+def test_sigterm_ends_a_command_in_order(tmp_path):
+    """As of a scheduler: the lock is given back, nothing half-written stays, and the same command goes on."""
+    code = "import sys; from advfeat.cli import main; main(sys.argv[1:])"
+    arguments = ["train", "--out", tmp_path / "run", "--limit", "300", "--width", "4", "--epochs", "500"]
+    process = _script(code, *arguments)
+    while not (tmp_path / "run" / "checkpoint.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "interrupted; the same command goes on where it stopped" in said
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_a_training_that_another_process_leaves_goes_on(tmp_path):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from advfeat.datasets.image_file import SUFFIXES
-from advfeat.datasets.reading import open_regular, printable, what_is_in
+from advfeat.datasets.reading import open_regular, what_is_in
+from advfeat.names import printable
 
 # In lower case, the first one first; "val" is what ImageNet calls the images that everybody tests on.
 SPLITS = {

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from advfeat.datasets.class_folders import ClassFolder, check_link, entries_of, is_image
 from advfeat.datasets.image_file import SUFFIXES
-from advfeat.datasets.reading import kind_of, printable, what_is_in
+from advfeat.datasets.reading import what_is_in
+from advfeat.files import kind_of
+from advfeat.names import printable
 
 
 def find_images(split: Path, classes: list[ClassFolder], others: dict[str, Path]) -> None:

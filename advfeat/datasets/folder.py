@@ -22,7 +22,8 @@ from advfeat.datasets.class_folders import (
 )
 from advfeat.datasets.class_images import find_images, images_wanted
 from advfeat.datasets.image_file import Header, read_header, read_pixels
-from advfeat.datasets.reading import open_regular, printable, size_of, what_is_in
+from advfeat.datasets.reading import open_regular, size_of, what_is_in
+from advfeat.names import printable
 from advfeat.seeds import derive_seed
 
 _THREADS = min(8, os.cpu_count() or 1)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from advfeat.datasets.reading import open_regular, printable
+from advfeat.datasets.reading import open_regular
+from advfeat.names import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,18 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
-
-
-def kind_of(mode: int) -> str:
-    """What a file of this ``st_mode`` is, in words."""
-    return next((kind for test, kind in _KINDS if test(mode)), "a regular file")
+from advfeat.files import kind_of
+from advfeat.names import printable
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -74,11 +64,6 @@ def read_npy(path: Path, check: Callable[[np.dtype, tuple[int, ...]], None] | No
             raise ValueError(f"{printable(path)} is truncated or altered: {found:,} bytes, expected {expected:,}")
         file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def printable(name: str | Path) -> str:
-    """A path or name as text that every encoding of Unicode can write: bytes that are not UTF-8 as ``\\xNN``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def what_is_in(folder: Path) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advfeat.datasets.base import ArraySource, Source, Subset, balanced_subset, keyed_order
-from advfeat.datasets.reading import printable
+from advfeat.names import printable
 
 __all__ = ["NAMES", "RESTRICTED_IMAGENET", "ArraySource", "Source", "Subset", "load", "options_for", "takes"]
 

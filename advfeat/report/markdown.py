@@ -81,5 +81,5 @@ def _lower(text: str) -> str:
 def _write(path: Path, lines: list[str]) -> Path:
     while lines and lines[-1] == "":
         lines.pop()
-    write_bytes(path, ("\n".join(lines) + "\n").encode())
+    write_bytes(path, ("\n".join(lines) + "\n").encode(errors="backslashreplace"))
     return path

@@ -113,7 +113,7 @@ def spread(table: dict, r: dict) -> str:
 
 
 def _write(path: Path, template: str, **values: object) -> Path:
-    write_bytes(path, _ENVIRONMENT.get_template(template).render(**values).encode())
+    write_bytes(path, _ENVIRONMENT.get_template(template).render(**values).encode(errors="backslashreplace"))
     return path
 
 
