@@ -145,6 +145,8 @@ class Build:
     seed: int = 0
     compile: bool = False
     """torch.compile the model."""
+    any_source: bool = False
+    """Take a model that was trained in another way than the recipe asks for."""
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:

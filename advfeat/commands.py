@@ -131,6 +131,7 @@ def build(c: cli.Build) -> None:
             autocast=c.runtime.autocast(),
             compile=c.compile,
             same_classes=c.same_classes,
+            any_source=c.any_source,
             progress=report,
         )
     _describe_set(made, c.out)

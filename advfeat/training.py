@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from advfeat.attacks import PGD
 from advfeat.augment import Augmentation, check_label_safe
@@ -22,7 +22,7 @@ from advfeat.checks import check_pair
 from advfeat.evaluation import evaluate
 from advfeat.models import Model, check_fits, create, fingerprint, load, save
 from advfeat.progress import Reporter
-from advfeat.runs import check_writable_folder, provenance
+from advfeat.runs import check_writable_folder, plain, provenance
 from advfeat.schedules import learning_rate
 from advfeat.seeds import derive_seed
 from advfeat.train_config import TrainConfig, paper_attack, paper_cifar10
@@ -102,6 +102,7 @@ def train(
     if out is None:
         with _own_random_state(device):
             history = _Loop(config, model, train_source, test_source, device).run(None, progress)
+        _note(model, description)
         return TrainResult(model.eval(), history, config)
 
     folder = RunFolder(out)
@@ -126,10 +127,16 @@ def train(
         loop = _Loop(config, model, train_source, test_source, device)
         folder.begin({**description, **provenance(device)}, resume)  # only now, that the data was found to be good
         history = loop.run(folder, progress)
-        model.eval()
+        _note(model.eval(), description)
         save(model, folder.path, extra={"training": description, "metrics": history[-1]})
         folder.finish(history)
     return TrainResult(model, history, config, folder.path)
+
+
+def _note(model: nn.Module, description: dict) -> None:
+    """So that a set is not built with a model of another training without a word."""
+    if isinstance(model, Model):
+        model.trained_with = plain(description)
 
 
 class _Loop:

@@ -74,7 +74,7 @@ def test_sets_are_those_of_the_cpu_and_builds_go_on(digits, net, tmp_path, name,
         if name in ("rand", "det"):
             pytest.skip("only D_R and D_NR have a stop rule")
         recipe = dataclasses.replace(recipe, stop=stop)
-    common = {"batch_size": 20, "shard_size": 60, "seed": 1}
+    common = {"batch_size": 20, "shard_size": 60, "seed": 1, "any_source": True}
     here = build(recipe, net.cpu(), source, tmp_path / "here", device="cpu", **common)
     there = build(recipe, net, source, tmp_path / "there", device=DEVICE, **common)
     for column in ("labels", "original_labels", "source_index", "start_index"):

@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
+from advfeat import calling
+from advfeat.attacks.no_trace import unwrapped
 from advfeat.datasets.base import Source
 from advfeat.datasets.construction import Construction
+from advfeat.datasets.fitness import check_fitness, is_deterministic, warn_of_chance
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
 from advfeat.datasets.store import ConstructedSet, SetWriter, is_complete
 from advfeat.locks import hold
-from advfeat.models import Adapted, attack_copy, check_fits, fingerprint
+from advfeat.models import Adapted, attack_copy, fingerprint
 from advfeat.runs import check_writable_folder
 
 Progress = Callable[[int, int], None]
@@ -41,6 +43,7 @@ def build(
     autocast: torch.dtype | None = None,
     compile: bool = False,
     same_classes: bool = False,
+    any_source: bool = False,
     progress: Progress | None = None,
 ) -> ConstructedSet:
     """Builds D_R, D_NR, D_rand or D_det from ``source`` with ``model`` into the folder ``out``, and returns the set.
@@ -57,14 +60,26 @@ def build(
     shapes the model sees, and with them the last bits). dtype: of the stored images, "float32", "float16" or "uint8"
     (rounded inside the ball). device: where to run; where the model lies if None. autocast: torch.bfloat16 or
     torch.float16 to run the model in; iterates stay in float32. compile: torch.compile the model. same_classes: take
-    the model's classes for the source's, whatever their names are. progress: called with (images done, images in all).
+    the model's classes for the source's, whatever their names are. any_source: take a model that was trained in another
+    way than the recipe asks for: D_R's is adversarially trained, that of the others is not. A model that does not say
+    how it was trained passes. progress: called with (images done, images in all).
 
-    Errors: ValueError for a model that does not fit the source, an ``out`` that holds another set, a damaged shard that
-    cannot be rebuilt; OSError for a full disk. What is finished stays, nothing half-written does.
+    Warnings, RuntimeWarning: a model that gets the source's images right no more often than chance does (images that
+    are normalised twice, or not at all); one that is random in eval mode, which the manifest says too.
+    Errors: ValueError for a model that does not fit the source or the recipe, an ``out`` that holds another set, a
+    damaged shard that cannot be rebuilt; OSError for a full disk. What is finished stays, nothing half-written does.
     """
-    device = torch.device(device) if device is not None else _device_of(model)
+    calling.check_model(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "model should be a torch.nn.Module, by the hash of whose weights a set is known, got "
+            f"{type(model).__name__}"
+        )
+    calling.check_batch_size(batch_size)
+    device = torch.device(device) if device is not None else calling.device_of(model)
     model = unwrapped(model).to(device)
-    _check_fits(recipe, model, source, device, same_classes)
+    check_fitness(recipe, model, source, device, same_classes, any_source)
+    deterministic = is_deterministic(model, source, device)
     attack = recipe.attack().replace(autocast=autocast)
     manifest = {
         "recipe": recipe.to_dict(),
@@ -79,6 +94,8 @@ def build(
     }
     if compile:  # other last bits
         manifest["compile"] = True
+    if not deterministic:
+        manifest["deterministic"] = False
     out = Path(out)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if is_complete(out):  # it may lie where nothing can be written, and all may be there
@@ -105,6 +122,7 @@ def build(
 
         advance(0)
         if mine:
+            warn_of_chance(model, source, device, batch_size)
             model = attack_copy(model, autocast=autocast, compile=compile)
             work = Construction(recipe, attack, model, source, seed, batch_size, dtype, device)
             _write_all(writer, mine, work, advance)
@@ -153,33 +171,3 @@ def _identity(model: nn.Module, recipe: Recipe) -> dict[str, str]:
     if isinstance(recipe, MatchRepresentation) and isinstance(model, Adapted):
         identity["representation"] = model.features_from
     return identity
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
-def _check_fits(recipe: Recipe, model: nn.Module, source: Source, device: torch.device, same_classes: bool) -> None:
-    """One forward pass of one image, so that a wrong model fails before anything is written."""
-    if len(source) == 0:
-        raise ValueError(f"source {source.name} has no images")
-    check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", same_classes)
-    image = source.images(torch.tensor([0], device="cpu")).to(device)
-    with no_trace(model, device), torch.no_grad():
-        try:
-            logits = logits_of(model(image))
-        except RuntimeError as error:
-            raise ValueError(
-                f"model does not take images of shape {tuple(source.image_shape)} as {source.name} has: {error}"
-            ) from error
-    classes = len(source.classes)
-    if logits.dim() != 2 or logits.shape[1] != classes:
-        raise ValueError(
-            f"model should give {classes} logits, one a class of {source.name}, got shape {tuple(logits.shape)}"
-        )
-    if isinstance(recipe, MatchRepresentation) and not callable(getattr(model, "representation", None)):
-        raise ValueError(
-            f"recipe {recipe.name!r} matches representations: the model should have a method representation(x) -> "
-            "[B, k] (advfeat.models.adapt gives one to a module of yours)"
-        )

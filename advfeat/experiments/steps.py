@@ -223,6 +223,7 @@ class Constructed(DataStep):
             dtype=self.dtype,
             device=lab.device,
             autocast=torch.bfloat16 if self.amp == "bf16" else None,
+            any_source=True,  # which model makes a set is what an experiment says
             progress=report,
         )
 

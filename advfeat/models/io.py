@@ -96,6 +96,8 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
             raise ValueError(f"{path} does not describe a known network: {error}") from error
     _check_state(file, state, model, in_place=not made_here)
     _set_classes(path, description, model)
+    training = description["extra"].get("training")
+    model.trained_with = training if isinstance(training, dict) else None
     layout = description.get("memory_format", "contiguous")
     if layout not in _LAYOUTS:
         raise ValueError(f"{path} should have a memory_format of {', '.join(_LAYOUTS)}, got {layout!r}")

@@ -19,6 +19,7 @@ class Model(nn.Module):
     """Base of :class:`Classifier` and :class:`Adapted`: the shapes, and the normalisation inside the model.
 
     num_classes: number of logits. classes: their names by label, which a training sets, or None where nobody said them.
+    trained_with: what a training was done with, {"config": ..., "data": ...} as JSON values; None if that is not known.
     input_shape: (C, H, W) of a sample. mean, std: per channel, in pixel scale [0, 1]; None leaves the input as it is.
     They are buffers of the state dict: with another normalisation it is another model, and its file, checksum and
     fingerprint should say so. Attacks thus work in pixel space, where the paper states eps.
@@ -36,6 +37,7 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         self._classes: tuple[str, ...] | None = None
+        self.trained_with: dict | None = None
         if not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(f"num_classes should be an integer, at least 2, got {num_classes!r}")
         if len(input_shape) != 3 or any(int(side) < 1 for side in input_shape):
