@@ -166,10 +166,11 @@ class Evaluate:
     norm: Literal["l2", "linf"] = "l2"
     eps: tuple[float, ...] = (0.25, 0.5)
     """Radii, in pixel scale [0, 1]."""
-    attack: Literal["pgd", "apgd", "auto"] = "pgd"
-    """PGD from the sample; Auto-PGD; or the first two attacks of AutoAttack, the strongest of the three."""
+    attack: Literal["strong", "pgd", "apgd", "auto"] = "strong"
+    """strong: 20 steps of PGD, then the first two attacks of AutoAttack on what is left; these two alone (auto), the
+    first of them (apgd), or PGD from the sample, which can leave much more standing (pgd)."""
     steps: int | None = None
-    """Default 40 for pgd, 100 for the others."""
+    """Default 40 for pgd, 100 for each run of Auto-PGD."""
     step_size: float | None = None
     """Of pgd; default 2.5 * eps / steps."""
     restarts: int = 1

@@ -19,8 +19,8 @@ from advfeat.datasets import build as builder
 from advfeat.datasets import sources
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import PRESETS, preset
-from advfeat.evaluation import default_attack
 from advfeat.evaluation import evaluate as evaluate_model
+from advfeat.evaluation import pgd_attack, strong_attack
 from advfeat.models import check_fits, load
 from advfeat.runs import provenance, to_json, write_json, write_together
 from advfeat.training import TrainConfig, paper_attack
@@ -148,16 +148,40 @@ def _describe_set(made, path: Path) -> None:
 
 def _evaluation_attack(c: cli.Evaluate, eps: float) -> Attack:
     if c.attack == "pgd":
-        given = {"steps": c.steps or 40, "step_size": c.step_size, "restarts": c.restarts, "seed": c.seed}
+        given = {
+            "steps": 40 if c.steps is None else c.steps,
+            "step_size": c.step_size,
+            "restarts": c.restarts,
+            "seed": c.seed,
+        }
         stop = "success" if c.stop else None
-        return default_attack(eps, c.norm, **given).replace(autocast=c.runtime.autocast(), stop=stop)
+        return pgd_attack(eps, c.norm, **given).replace(autocast=c.runtime.autocast(), stop=stop)
     if c.step_size is not None:
         raise ValueError(f"--step-size has no meaning for --attack {c.attack}, which finds its own")
     if c.stop:
         raise ValueError(f"--stop has no meaning for --attack {c.attack}, which keeps the best iterate")
+    steps = 100 if c.steps is None else c.steps
+    if c.attack == "strong":
+        if c.restarts != 1:
+            raise ValueError("--restarts has no meaning for --attack strong, whose runs of Auto-PGD start anew each")
+        return strong_attack(eps, c.norm, steps=steps, seed=c.seed, autocast=c.runtime.autocast())
     kind = APGD if c.attack == "apgd" else Auto
     threat = L2(eps) if c.norm == "l2" else Linf(eps)
-    return kind(threat, steps=c.steps or 100, restarts=c.restarts, seed=c.seed, autocast=c.runtime.autocast())
+    return kind(threat, steps=steps, restarts=c.restarts, seed=c.seed, autocast=c.runtime.autocast())
+
+
+def _attack_in_words(c: cli.Evaluate, attack: Attack) -> str:
+    if c.attack == "strong":
+        auto = attack.attacks[-1]
+        return (
+            f"20 steps of PGD, then Auto-PGD of {auto.steps} steps on the margin and towards each of "
+            f"{auto.target_classes} other classes, on what was left: the first two attacks of AutoAttack"
+        )
+    settings = attack.to_dict()
+    words = f"{settings['attack']}, {settings['steps']} steps"
+    words += " of 2.5 eps / steps unless given" if c.attack == "pgd" else ""
+    words += f", {settings['restarts']} start(s), {settings['objective']}, best iterate"
+    return words + ("; a stronger attack can leave much less" if c.attack == "pgd" else "")
 
 
 def evaluate(c: cli.Evaluate) -> None:
@@ -180,14 +204,10 @@ def evaluate(c: cli.Evaluate) -> None:
         notes += [f"{r.zero_gradient} with zero gradients"] if r.zero_gradient else []
         notes += [f"{r.nonfinite_gradient} with gradients not finite"] if r.nonfinite_gradient else []
         rows.append([f"{r.attack['norm']} {r.eps:g}", _percent(r.accuracy), f"{r.margin:.2f}", ", ".join(notes)])
-    attack = attacks[0][1].to_dict() if attacks else {}
-    caption = (
-        f"{result.clean.n:,} samples; 95 % Wilson intervals; {attack['attack']}, {attack['steps']} steps"
-        f"{' of 2.5 eps / steps unless given' if c.attack == 'pgd' else ''}, {attack['restarts']} start(s), "
-        f"{attack['objective']}, best iterate"
-        if attacks
-        else f"{result.clean.n:,} samples; 95 % Wilson intervals"
-    )
+    caption = f"{result.clean.n:,} samples; 95 % Wilson intervals"
+    if attacks:
+        passes = sum(r.backward_passes for r in result.robustness) / max(sum(r.attacked for r in result.robustness), 1)
+        caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} gradients a sample that was right"
     table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
     if c.out:
         write_json(c.out, {"model": str(c.model), **result.to_dict(), **provenance(device)})
@@ -204,7 +224,7 @@ def attack(c: cli.Attack) -> None:
     source = c.data.load(c.split, model.input_shape)
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
     targeted = c.target == "next"
-    pgd = default_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, restarts=c.restarts, seed=c.seed)
+    pgd = pgd_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, restarts=c.restarts, seed=c.seed)
     pgd = pgd.replace(targeted=targeted, autocast=c.runtime.autocast())
     labels = source.labels
     target = (labels + 1) % len(source.classes) if targeted else labels
@@ -256,7 +276,7 @@ def features(c: cli.Features) -> None:
     model = load(c.model).to(device)
     source = c.data.load(c.split, model.input_shape)
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
-    pgd = default_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, seed=c.seed)
+    pgd = pgd_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, seed=c.seed)
     pgd = pgd.replace(autocast=c.runtime.autocast())
     with bar(f"attacking the features of {c.model} on {source.name}", "attacks") as report:
         ranges = attacked_ranges(

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 # Says to a script that the time was over and the same command goes on; beside 0 (all done) and 1 (an error).
 PAUSED = 75
 
-_COLOURS = {"seen": "green", "undecided": "yellow", "opposite": "red"}
+_COLOURS = {
+    "seen": "green",
+    "seen once": "green",
+    "undecided": "yellow",
+    "opposite once": "red",
+    "opposite": "red",
+}
 
 
 def demo(c: cli.Demo) -> None:
@@ -178,7 +184,7 @@ def _show(page: Page) -> None:
         table(t["title"], t["columns"], rows, f"in brackets: {' or '.join(sorted(whose))}" if whose else None)
     for f in r["findings"]:
         colour, words = _COLOURS[f["verdict"]], VERDICTS[f["verdict"]]
-        console.print(f"[{colour}]{words:<13}[/{colour}]{f['claim']} [dim]{f['seen']}[/dim]", highlight=False)
+        console.print(f"[{colour}]{words:<19}[/{colour}]{f['claim']} [dim]{f['seen']}[/dim]", highlight=False)
 
 
 def _cell(cell: dict) -> str:

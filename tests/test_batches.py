@@ -237,17 +237,6 @@ def test_a_source_that_gives_other_images_than_it_says_is_named(memory_limit):
             next(source.batches(4))
 
 
-def test_a_source_of_images_with_their_channels_last_is_named():
-    source = blobs(4, shape=(32, 32, 3))
-    with pytest.raises(
-        ValueError, match=r"image_shape of 'blobs' should be \(channels, height, width\), got \(32, 32, 3\)"
-    ):
-        next(_batches(source, 0).epoch(0))
-    for batch_size in (0, 2.5, "4", None):
-        with pytest.raises(ValueError, match="batch_size should be an integer, at least 1, got"):
-            next(blobs(4).batches(batch_size))
-
-
 def test_a_default_device_or_dtype_changes_no_batch():
     expected = [tuple(t.clone() for t in batch) for batch in _batches(blobs(20), 0).epoch(0)]
     source = blobs(20)

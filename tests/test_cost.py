@@ -8,7 +8,7 @@ from tiny_preset import tiny_preset
 
 from advfeat.experiments import catalogue, cost, presets
 from advfeat.experiments.leakage_control import Without
-from advfeat.experiments.pieces import constructed, data, evaluated, model
+from advfeat.experiments.pieces import constructed, data, evaluated, evaluated_as_paper, model
 from advfeat.experiments.steps import Data
 
 
@@ -33,8 +33,11 @@ def test_passes_of_sets_and_measurements():
     p = tiny_preset()
     det = constructed(p, "det", 0)
     assert count(det) == {"attack": 60 * 2}
-    assert count(evaluated(p, model(p, "det", 0))) == pytest.approx({"attack": 40 * (1 / 3 + 2 * 2 * 2)})
-    assert count(evaluated(p, model(p, "det", 0), on=det, limit=10)) == pytest.approx({"attack": 10 * (1 / 3 + 8)})
+    # At two radii 20 steps of PGD, and for the third that stands two steps of Auto-PGD from each of ten starts.
+    strong = 1 / 3 + 2 * (20 + 2 * 10 / 3)
+    assert count(evaluated(p, model(p, "det", 0))) == pytest.approx({"attack": 40 * strong})
+    assert count(evaluated(p, model(p, "det", 0), on=det, limit=10)) == pytest.approx({"attack": 10 * strong})
+    assert count(evaluated_as_paper(p, model(p, "det", 0))) == pytest.approx({"attack": 40 * (1 / 3 + 2 * 2)})
     (untargeted, _) = catalogue.experiment("figure3").plan(p)["transfer"]
     assert count(untargeted) == pytest.approx({"attack": 40 * 2 + 3 * 40 * 2 / 3})
     (sweep,) = catalogue.experiment("figure8").plan(p)["PGD"]

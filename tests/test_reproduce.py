@@ -21,7 +21,7 @@ from advfeat.experiments.released import find
 from advfeat.experiments.run import run_experiment
 from advfeat.objectives import CW, Margin
 from advfeat.report.markdown import write_markdown
-from advfeat.report.page import command, write_experiment
+from advfeat.report.page import VERDICTS, command, write_experiment
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_runs_whole(name, lab):
     for curve, step in zip(stored["curves"], trainings, strict=True):
         assert len(curve["train_accuracy"]) == len(curve["test_accuracy"]) == step.config.epochs
     for finding in stored["findings"]:
-        assert finding["against"] and finding["seen"] and finding["verdict"] in ("seen", "undecided", "opposite")
+        assert finding["against"] and finding["seen"] and finding["verdict"] in VERDICTS
     for picture in page.pictures:
         assert picture.png.startswith(b"\x89PNG")
     numbers = [c["ours"] for t in stored["tables"] for row in t["rows"] for c in row["cells"] if c["ours"]]

@@ -83,7 +83,8 @@ def share(percent: float) -> Number:
 
 def verdicts(findings: list[Finding]) -> list[str]:
     assert all(f.against for f in findings)  # every claim says what would count against it
-    return [f.verdict for f in findings]
+    assert {f.seeds for f in findings} == {1} and not any(f.verdict in ("seen", "opposite") for f in findings)
+    return [f.verdict.removesuffix(" once") for f in findings]
 
 
 def test_table1_can_fail():
@@ -120,22 +121,23 @@ def test_radii_that_disagree_are_told():
         Measured(name, share(90), [share(v) for v in values]) for name, values in (("a", (40, 20)), ("b", (60, 5)))
     ]
     found = more_robust("", "", *models, (0.5, 0.75), 10.0)
-    assert found.verdict == "opposite"
+    assert found.verdict == "opposite once"
     assert (
         found.seen == "At radius 0.5: 40.0 % (a) against 60.0 % (b). At 0.75 the other way round: 20.0 % against 5.0 %."
     )
 
 
 def test_figure8_can_fail():
-    def of(pgd, cw):
+    def of(pgd, cw, strong):
         curves = {"PGD": [share(v) for v in pgd], "CW": [share(v) for v in cw]}
-        return verdicts(figure8.findings(curves, (20, 200, 2000), 10.0))
+        return verdicts(figure8.findings(curves, share(strong), (20, 200, 2000), 10.0))
 
-    assert of((49.2, 48.4, 48.3), (49.5, 48.5, 48.3)) == ["seen", "seen"]
-    assert of((49.2, 40, 30), (49.5, 40, 30)) == ["opposite", "seen"]
-    assert of((49.2, 48.4, 48.3), (49, 40, 30)) == ["seen", "opposite"]
-    assert of((49.2, 48.4, 48.3), (99, 98, 97)) == ["seen", "undecided"]  # a CW that finds nothing checks nothing
-    assert of((10.2, 10, 10), (10, 10, 10)) == ["undecided", "undecided"]  # as much as by guessing
+    assert of((49.2, 48.4, 48.3), (49.5, 48.5, 48.3), 47) == ["seen"] * 3
+    assert of((49.2, 40, 30), (49.5, 40, 30), 29) == ["opposite", "seen", "seen"]
+    assert of((49.2, 48.4, 48.3), (49, 40, 30), 30) == ["seen", "opposite", "opposite"]
+    # A CW that finds nothing checks nothing.
+    assert of((49.2, 48.4, 48.3), (99, 98, 97), 48) == ["seen", "undecided", "seen"]
+    assert of((10.2, 10, 10), (10, 10, 10), 10) == ["undecided"] * 3  # as much as by guessing
 
 
 def test_figure3_can_fail():
@@ -143,8 +145,8 @@ def test_figure3_can_fail():
         points = [(str(i), float(i), float(v)) for i, v in enumerate(y)]
         return figure3._finding("untargeted", points, "Figure 3").verdict
 
-    assert of([1, 2, 3, 4, 5]) == "seen"
-    assert of([5, 4, 3, 2, 1]) == "opposite"
+    assert of([1, 2, 3, 4, 5]) == "seen once"
+    assert of([5, 4, 3, 2, 1]) == "opposite once"
     assert of([1, 5, 2, 4, 3]) == "undecided"
     assert of([1, 2, 3]) == "undecided"  # three points in order come by chance one time in six
 

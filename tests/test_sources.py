@@ -129,7 +129,6 @@ def test_wrong_arrays_are_refused():
             r"looks like \[N, H, W, C\]: give images.permute\(0, 3, 1, 2\)",
         ),
         (np.zeros((4, 28, 28, 1), np.float32), y, r"got shape \(4, 28, 28, 1\), which looks like"),
-        (np.zeros((4, 4, 4, 3), np.float32), y, r"got shape \(4, 4, 4, 3\), which looks like"),
         (x * 255, y, r"lie in \[0, 1\]: sample 0 holds values from"),
         (x[:0], y[:0], "has no samples"),
         (x, y + 1, r"0 .. 2 for 3 classes: sample 2 has label 3"),
@@ -266,9 +265,6 @@ def test_load_refuses_what_it_does_not_know(tmp_path):
         ({"name": "digits", "class_ranges": {"a": (0, 1)}}, "class_ranges is for image folders"),
         ({"name": "digits", "channels": 3}, "channels is for image folders, got it with digits"),
         ({"name": ""}, "unknown data set ''"),
-        ({"name": "CIFAR10"}, "unknown data set 'CIFAR10'.*did you mean cifar10"),
-        ({"name": "imagenet"}, "unknown data set 'imagenet'.*did you mean restricted-imagenet"),
-        ({"name": "planted", "size": "16"}, r"size should be at least 1, a side or \(height, width\), got '16'"),
         ({"name": "digits", "limit": 0}, "limit should be a number of samples, at least 1, got 0"),
         ({"name": "digits", "limit": 10.5}, "limit should be a number of samples, at least 1, got 10.5"),
         ({"name": "cifar10"}, "root should be given for cifar10"),
@@ -289,10 +285,6 @@ def test_an_archive_is_to_be_unpacked(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"not there; unpack cifar-10-python.tar.gz there \(tar xzf\). .* holds"
     ):
-        sources.load("cifar10", root=tmp_path)
-    (tmp_path / "cifar-10-python.tar.gz").unlink()
-    (tmp_path / "cifar-10-batches-bin").mkdir()
-    with pytest.raises(FileNotFoundError, match="not there; of its versions the one for Python is read, cifar-10-pyth"):
         sources.load("cifar10", root=tmp_path)
 
 

@@ -23,6 +23,7 @@ def tiny_preset(**changes) -> Preset:
         "others": {"wide": small.replace(width=6), "wider": small.replace(width=8)},
         "other": "wide",
         "attack_steps": 2,
+        "strong_steps": 2,
         "noise_steps": 2,
         "sweep": (1, 2, 4),
         "sweep_limit": 20,

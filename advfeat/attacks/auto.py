@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advfeat.attacks.apgd import APGD
 from advfeat.attacks.base import Attack, check_settings, take_integer
-from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
+from advfeat.attacks.no_trace import Watched, no_trace
 from advfeat.attacks.pgd import PGD
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import TargetedDLR
@@ -99,8 +99,8 @@ class Auto(Attack):
         if x.shape[0] == 0:
             return torch.empty(0, 0, dtype=torch.int64, device=x.device)
         with no_trace(model, x.device), torch.no_grad():
-            logits = logits_of(unwrapped(model)(x.detach())).float()
-        if logits.dim() < 2 or logits.shape[1] < 4:
+            logits = Watched(model)(x.detach()).float()
+        if logits.shape[1] < 4:
             return torch.empty(x.shape[0], 0, dtype=torch.int64, device=x.device)
         others = logits.scatter(1, target.to(torch.int64)[:, None], float("-inf"))
         return others.argsort(dim=1, descending=True)[:, : min(self.target_classes, logits.shape[1] - 1)]

@@ -93,8 +93,8 @@ class Source:
 
     def batches(self, batch_size: int, order: Indices = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(positions, images, labels) of ``batch_size`` samples at a time, in ``order`` or as they come."""
-        if not isinstance(batch_size, Integral) or batch_size < 1:
-            raise ValueError(f"batch_size should be an integer, at least 1, got {batch_size!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size should be at least 1, got {batch_size}")
         for index in as_indices(order, len(self), self.name).split(batch_size):
             yield index, read_images(self, index), self.labels[index]
 
@@ -198,26 +198,12 @@ def _as_images(images: Tensor) -> Tensor:
         raise ValueError(
             f"images should be uint8 or float32 [N, C, H, W], got {images.dtype} of shape {tuple(images.shape)}"
         )
-    if _channels_last(images.shape[1:]):
+    if images.shape[3] in (1, 3, 4) and images.shape[1] > 4:
         raise ValueError(
             f"images should be [N, C, H, W], got shape {tuple(images.shape)}, which looks like [N, H, W, C]: give "
             "images.permute(0, 3, 1, 2), of an array images.transpose(0, 3, 1, 2)"
         )
     return images if images.dtype == torch.uint8 else images.float()
-
-
-def _channels_last(shape: Sequence[int]) -> bool:
-    """Whether the shape of an image is (H, W, C) rather than (C, H, W): 1, 3 or 4 at its end, and not in front."""
-    first, second, last = shape
-    return last in (1, 3, 4) and (first > 4 or (first == second == 4 and last != 4))
-
-
-def as_sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a side or of two. Errors: ValueError for anything else."""
-    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, Integral) and side >= 1 for side in sides):
-        raise ValueError(f"size should be at least 1, a side or (height, width), got {size!r}")
-    return int(sides[0]), int(sides[1])
 
 
 def _as_classes(classes: Sequence[str] | int) -> tuple[str, ...]:
@@ -232,8 +218,6 @@ def read_images(source: Any, index: Tensor) -> Tensor:
     """``source.images(index)``, float32 [k, C, H, W] of the source's shape; TypeError or ValueError if it is not."""
     images, shape = source.images(index), (len(index), *source.image_shape)
     name = getattr(source, "name", "the data")
-    if len(shape) != 4 or _channels_last(shape[1:]):
-        raise ValueError(f"image_shape of {name!r} should be (channels, height, width), got {shape[1:]}")
     if not isinstance(images, Tensor) or images.dtype != torch.float32:
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"images of {name!r} should be a float32 tensor, got {got}")
@@ -272,10 +256,7 @@ def as_indices(indices: Indices, n: int, name: str = "the data") -> Tensor:
     if index.numel() == 0:
         return torch.empty(0, dtype=torch.int64, device="cpu")
     if index.dim() != 1 or index.is_floating_point():
-        raise IndexError(
-            f"indices of {name!r} should be integers [k], got {index.dtype} of shape {tuple(index.shape)}; one image "
-            "is images([0])"
-        )
+        raise IndexError(f"indices should be integers [k], got {index.dtype} of shape {tuple(index.shape)}")
     index = index.to(torch.int64)
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= n:

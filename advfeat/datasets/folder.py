@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from advfeat.datasets.base import Indices, Source, as_indices, as_sides
+from advfeat.datasets.base import Indices, Source, as_indices
 from advfeat.datasets.class_folders import (
     SPLITS,
     ClassFolder,
@@ -87,7 +87,7 @@ class FolderSource(Source):
             raise ValueError(f"split should be train or test, got {split!r}")
         if channels not in (None, 1, 3):
             raise ValueError(f"channels should be 1 or 3, got {channels}")
-        self.name, self.split, self.size = name, split, None if size is None else as_sides(size)
+        self.name, self.split, self.size = name, split, _sides(size)
         root = Path(root).expanduser()
         splits = find_splits(root)
         self.root = _split_folder(root, splits, split, holdout)
@@ -188,6 +188,15 @@ class FolderSource(Source):
         if tuple(image.shape) != self.image_shape:  # changed since the set was opened
             raise ValueError(f"{printable(file)} should be {self.image_shape}, got {tuple(image.shape)}")
         return image
+
+
+def _sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, Integral) and side >= 1 for side in sides):
+        raise ValueError(f"size should be at least 1, a side or (height, width), got {size!r}")
+    return int(sides[0]), int(sides[1])
 
 
 def _headers(files: list[Path]) -> Iterator[Header]:

@@ -230,8 +230,6 @@ def _folder(root: Path, inside: str, name: str, archive: str = "") -> Path:
     how = ""
     if archive and (root / archive).exists():
         how = f"; unpack {archive} there (tar xzf)"
-    elif archive and any((root / f"cifar-10-batches-{kind}").exists() for kind in ("bin", "mat")):
-        how = f"; of its versions the one for Python is read, {archive}"
     elif root.name == folder.name:
         how = f"; give its parent, {root.parent}, as root"
     raise FileNotFoundError(f"{name} should lie in {folder}: not there{how}. {what_is_in(root)}")

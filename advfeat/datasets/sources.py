@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advfeat.datasets.base import ArraySource, Source, Subset, as_sides, balanced_subset, keyed_order
+from advfeat.datasets.base import ArraySource, Source, Subset, balanced_subset, keyed_order
 from advfeat.names import printable
 
 __all__ = ["NAMES", "RESTRICTED_IMAGENET", "ArraySource", "Source", "Subset", "load", "options_for", "takes"]
@@ -113,8 +113,8 @@ def _load(name: str, split: str, root: str | Path | None, seed: int, size: int |
     if name == "planted":
         from advfeat.datasets.planted import Planted, PlantedConfig
 
-        config = PlantedConfig() if size is None else PlantedConfig((3, *as_sides(size)))
-        return Planted(split, seed=seed, config=config)
+        sides = (size, size) if isinstance(size, int) else size
+        return Planted(split, seed=seed, config=PlantedConfig() if sides is None else PlantedConfig((3, *sides)))
     if name in ("cifar10", "cifar10.1", "mnist", "fashion-mnist"):
         from advfeat.datasets import official
 
@@ -152,7 +152,7 @@ def _constructed(name: str, split: str) -> Source:
 
     path = Path(name).expanduser()
     if not name or not path.exists():
-        near = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.55)
+        near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"unknown data set {name!r}: should be {', '.join(NAMES)} or the folder of a built set{hint}")
     if path.is_dir() and not (path / "manifest.json").is_file():

@@ -43,7 +43,7 @@ def evaluate(
         ``torch.backends.cudnn.allow_tf32`` is False. A function is taken too.
     source: ``images(indices)``, ``labels``, ``classes``, ``image_shape``, ``name``; or a ``torch.utils.data`` dataset
         of (image, label), whose classes are its own ``classes``, else the model's.
-    attacks: radii (each stands for :func:`default_attack` of ``norm``), attacks, or pairs of a name and an attack.
+    attacks: radii (each stands for :func:`strong_attack` of ``norm``), attacks, or pairs of a name and an attack.
     limit: only so many samples, evenly spaced over the data set (the first of a folder would all be of one class).
     draws: a prediction is made from the mean logits of so many passes, for a model that is random in eval mode. That
         one is, is seen from two passes over the first images, said in a warning, and in the result.

@@ -28,6 +28,7 @@ class Robustness:
     zero_gradient, nonfinite_gradient: samples that met at least one gradient that was zero, or held NaN or infinity.
         The sample did not move at such a step: where there are many, "robust" means "not attacked".
     largest_distance: of the examples from their samples, in the attack's norm; at most the radius.
+    forward_passes, backward_passes: what the attack cost, in samples through the model, all of its parts together.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Robustness:
     zero_gradient: int
     nonfinite_gradient: int
     largest_distance: float
+    forward_passes: int
+    backward_passes: int
 
     @property
     def converged(self) -> bool:
@@ -63,6 +66,8 @@ class Robustness:
                 "zero_gradient_samples": self.zero_gradient,
                 "nonfinite_gradient_samples": self.nonfinite_gradient,
                 "largest_distance": self.largest_distance,
+                "forward_passes": self.forward_passes,
+                "backward_passes": self.backward_passes,
                 "attack": self.attack,
             }
         )

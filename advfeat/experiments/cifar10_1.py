@@ -6,7 +6,7 @@ from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.pieces import LABELS, clean, evaluated, follows, model, outcomes
 from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Result, Table, compare, worst
+from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds, worst
 from advfeat.experiments.steps import Data
 
 PAPER = {"standard": None, "rand": 55.0, "det": 44.0}
@@ -46,6 +46,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                 "Accuracy no more than twice chance, or D_det's model putting more images one class too high.",
                 f"{rand} (D_rand), {det} (D_det), {moved} one class too high.",
                 worst([compare(rand, 2 * chance), compare(det, 2 * chance), compare(det, moved)]),
+                seeds=fewest_seeds(rand, det, moved),
             )
         ],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from advfeat.experiments.result import Finding, Number, Plain, compare
+from advfeat.experiments.result import Finding, Number, Plain, compare, fewest_seeds
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def more_robust(
     at_chance = [m.trained_on for m in (more, less) if failed(m.accuracy, chance)]
     if at_chance:
         seen += f" {' and '.join(at_chance)}: no more than twice chance without an attack."
-    return Finding(claim, against, seen, "undecided" if at_chance else verdicts[i])
+    seeds = fewest_seeds(more.accuracy, less.accuracy, *more.robust, *less.robust)
+    return Finding(claim, against, seen, "undecided" if at_chance else verdicts[i], seeds=seeds)
 
 
 def drop(before: Number, after: Number) -> Plain:

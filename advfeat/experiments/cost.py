@@ -1,8 +1,9 @@
 """What an experiment will cost: the images that go through each network, and the rate at which this machine takes them.
 
 Three kinds of passes count: "train", forward, backward and update; "attack", forward and backward to the image, of an
-attack of many steps; "inner", the same in adversarial training. A test is a third of a pass of the second kind. Where
-an attack leaves samples early, all its steps are counted: the estimate is an upper bound there.
+attack of many steps; "inner", the same in adversarial training. A test is a third of a pass of the second kind. Of an
+attack that leaves samples early all steps are counted, and of one after others in an ensemble those of the samples that
+usually stand by then: the estimate is an upper bound for models that are not robust.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _SIZES = {
     "restricted-imagenet": (257_748, 10_150, (3, 224, 224)),
 }
 _TEST = 1 / 3
+# The share of the samples that the first attack of an ensemble leaves: half of those of a robust model stood on digits
+# and on CIFAR-10, a third of D_R's, hardly any of the others.
+_STANDING = 1 / 3
 _CLASSES = 10
 
 
@@ -76,14 +80,16 @@ def passes(steps: Iterable[Step]) -> Passes:
     return total
 
 
-def _steps(attacks: Iterable[Attack]) -> int:
-    """Gradients a sample at most."""
-    return sum(
-        _steps(attack.attacks)
-        if isinstance(attack, Ensemble)
-        else attack.steps * (attack.restarts + getattr(attack, "target_classes", 0))
-        for attack in attacks
-    )
+def _steps(attacks: Iterable[Attack]) -> float:
+    """Gradients a sample, about and at most."""
+    total = 0.0
+    for attack in attacks:
+        if isinstance(attack, Ensemble):
+            first, *rest = attack.attacks
+            total += _steps((first,)) + _STANDING * _steps(rest)
+        else:
+            total += attack.steps * (attack.restarts + getattr(attack, "target_classes", 0))
+    return total
 
 
 def samples(step: DataStep) -> int:

@@ -11,6 +11,7 @@ from advfeat.experiments.pieces import (
     clean,
     constructed,
     data,
+    describe_strong,
     evaluated,
     guessing,
     model,
@@ -43,7 +44,8 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                     (LABELS[key], (Cell(clean(found[who, key])), *(Cell(n) for n in under_attack[who, key])))
                     for key in ROWS
                 ),
-                "The paper says that the result is the same with other architectures and gives no numbers. One seed.",
+                "The paper says that the result is the same with other architectures and gives no numbers. One seed. "
+                f"Robust accuracy, L2: {describe_strong(p)}.",
             )
         )
     numbers = {key: under_attack["other", key] for key in ROWS}

@@ -158,6 +158,7 @@ def _finding(kind: str, points: list[tuple[str, float, float]], where: str) -> F
         "No order between the two, or the reverse one.",
         f"Rank correlation {rank:.2f} over {len(points)} architectures; as much by chance: {100 * chance:.0f} %.",
         verdict,
+        seeds=1,
     )
 
 

@@ -7,7 +7,15 @@ from advfeat.attacks import PGD
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.measurements import StepSweep
-from advfeat.experiments.pieces import data, guessing, model
+from advfeat.experiments.pieces import (
+    data,
+    describe_strong,
+    evaluated,
+    guessing,
+    model,
+    outcomes,
+    robust,
+)
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Number, Picture, Result, Table
 from advfeat.objectives import CW, Margin, Objective
@@ -22,11 +30,13 @@ _OBJECTIVES: tuple[tuple[str, Objective], ...] = (("PGD", Margin(1.0)), ("CW", C
 
 def plan(p: Preset) -> Plan:
     eps, common = p.radii[0], {"steps": p.sweep[-1], "keep": "best", "stop": "success"}
-    return {
+    test = data(p, "test", limit=p.sweep_limit)
+    strong = evaluated(p, model(p, "robust", p.seeds[0]), on=test, radii=(eps,))
+    return {"strong": [strong]} | {
         name: [
             StepSweep(
                 model(p, "robust", p.seeds[0]),
-                data(p, "test", limit=p.sweep_limit),
+                test,
                 tuple(PGD(L2(eps), step_size=eps * part, objective=objective, **common) for part in STEP_SIZES),
                 p.sweep,
                 label=f"D_R's model, {name}",
@@ -38,27 +48,32 @@ def plan(p: Preset) -> Plan:
 
 def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     eps = p.radii[0]
-    found = {name: lab.open(step) for name, (step,) in steps.items()}
+    found = {name: lab.open(steps[name][0]) for name, _ in _OBJECTIVES}
+    strong = robust(outcomes(lab, steps["strong"]), 0)
     curves = {name: [Number((count,), f["n"]) for count in f["counts"]] for name, f in found.items()}
     table = Table(
         f"Robust accuracy of D_R's model at {eps:g} by number of steps",
         ("steps", *curves),
-        tuple(
-            (
-                f"{k:,}",
-                tuple(
-                    Cell(curve[i], PAPER.get(k) if name == "PGD" and eps == 0.25 else None)
-                    for name, curve in curves.items()
-                ),
-            )
-            for i, k in enumerate(p.sweep)
+        (
+            *(
+                (
+                    f"{k:,}",
+                    tuple(
+                        Cell(curve[i], PAPER.get(k) if name == "PGD" and eps == 0.25 else None)
+                        for name, curve in curves.items()
+                    ),
+                )
+                for i, k in enumerate(p.sweep)
+            ),
+            ("the strong attack", (Cell(strong), Cell())),
         ),
         f"{found['PGD']['n']:,} test images, of which {found['PGD']['correct']:,} are right before the attack. A "
-        f"sample counts as broken if any of the step sizes broke it: {', '.join(f'{eps * s:g}' for s in STEP_SIZES)}.",
+        f"sample counts as broken if any of the step sizes broke it: {', '.join(f'{eps * s:g}' for s in STEP_SIZES)}. "
+        f"Last row: {describe_strong(p)}.",
     )
     return Result(
         tables=[table],
-        findings=findings(curves, p.sweep, guessing(lab, p)),
+        findings=findings(curves, strong, p.sweep, guessing(lab, p)),
         pictures=[
             Picture(
                 "figure8",
@@ -67,6 +82,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                     [
                         ("PGD", list(p.sweep), [n.mean for n in curves["PGD"]], "#0072b2", "o-"),
                         ("CW", list(p.sweep), [n.mean for n in curves["CW"]], "#d55e00", "s--"),
+                        ("PGD, then Auto-PGD", [p.sweep[0], p.sweep[-1]], [strong.mean] * 2, "#222222", "-"),
                         ("paper, PGD at 0.25", list(PAPER), list(PAPER.values()), "#999999", ".:"),
                     ],
                     "steps",
@@ -86,8 +102,9 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     )
 
 
-def findings(curves: dict[str, list[Number]], steps: tuple[int, ...], chance: float) -> list[Finding]:
-    """PGD's curve flattens, and CW finds no more: within 2 points each, as the paper says of them.
+def findings(curves: dict[str, list[Number]], strong: Number, steps: tuple[int, ...], chance: float) -> list[Finding]:
+    """PGD's curve flattens, and CW finds no more: within 2 points each, as the paper says of them. And ours: that the
+    plateau is the floor, which an attack of another kind does not go below.
 
     Of one model and one set of samples, so that differences are counts and not estimates. Where hardly more is left
     standing than by chance there is nothing to be lost, and a CW that finds less than PGD is no check of it: nothing is
@@ -105,12 +122,21 @@ def findings(curves: dict[str, list[Number]], steps: tuple[int, ...], chance: fl
             "A longer attack that goes on breaking samples.",
             f"{pgd[start]} at {steps[start]} steps, {pgd[-1]} at {steps[-1]:,}; the last doubling: {tail:.1f} points.",
             "opposite" if drop > 2 else "seen" if enough else "undecided",
+            seeds=1,
         ),
         Finding(
             "The loss of Carlini and Wagner finds no more.",
             "CW more than 2 points below PGD: then PGD had not found what there is.",
             f"{cw[-1]} against {pgd[-1]}.",
             "opposite" if gap > 2 else "seen" if enough and gap >= -2 else "undecided",
+            seeds=1,
+        ),
+        Finding(
+            "The plateau is the floor: a stronger attack finds no more either.",
+            "PGD followed by Auto-PGD, also towards each other class, more than 2 points below the plateau.",
+            f"{strong} against {pgd[-1]}.",
+            "opposite" if pgd[-1].mean - strong.mean > 2 else "seen" if enough else "undecided",
+            seeds=1,
         ),
     ]
 

@@ -20,7 +20,7 @@ from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.measurements import predictions
 from advfeat.experiments.pieces import TITLES, clean, constructed, data, evaluated, guessing, model, outcomes, trained
 from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Result, Table, compare
+from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds
 from advfeat.experiments.steps import Constructed, DataStep, Trained
 from advfeat.experiments.table9 import on_robust_source
 from advfeat.seeds import generator
@@ -144,18 +144,21 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                 "As much from fixed patterns, where a tenth of the images is left alone.",
                 f"{leak} from patterns, {rand} from D_rand; {closed} where every image has its pattern.",
                 compare(2 * chance, leak),
+                seeds=fewest_seeds(leak, rand, closed),
             ),
             Finding(
                 "D_rand does not teach through the tenth of its images whose target is their label alone.",
                 "Without them no more than twice chance.",
                 f"{without} without them, {rand} with them.",
                 compare(without, 2 * chance),
+                seeds=fewest_seeds(without, rand),
             ),
             Finding(
                 "D_det does not teach through images alone that its source took for the target from the start.",
                 "Without them no more than twice chance.",
                 f"{det_without} without them, {det} with them.",
                 compare(det_without, 2 * chance),
+                seeds=fewest_seeds(det_without, det),
             ),
             Finding(
                 "Nor does the D_rand of a robust source (Table 9), whose perturbations hold few non-robust features, "
@@ -163,6 +166,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                 "Without it no more than twice chance.",
                 f"{of_robust_without} without it, {of_robust} with it.",
                 compare(of_robust_without, 2 * chance),
+                seeds=fewest_seeds(of_robust_without, of_robust),
             ),
         ],
         notes=[

@@ -6,14 +6,14 @@ import dataclasses
 
 import torch
 
-from advfeat.attacks import Ensemble
+from advfeat.attacks import PGD, Ensemble
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
-from advfeat.evaluation import default_attack
+from advfeat.evaluation import pgd_attack, strong_attack
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import SETS, Preset
 from advfeat.experiments.result import Cell, Number
 from advfeat.experiments.steps import Constructed, Data, DataStep, Evaluated, Trained
-from advfeat.objectives import CW, Margin
+from advfeat.objectives import Margin
 from advfeat.seeds import derive_seed
 from advfeat.training import TrainConfig
 
@@ -67,24 +67,35 @@ def from_noise(p: Preset, key: str) -> MatchRepresentation:
 
 
 def attack(p: Preset, eps: float) -> Ensemble:
-    """The evaluation's attack: PGD on the smooth margin, which is the paper's cross-entropy without its saturation, and
-    where that fails on the difference to the strongest other class, the loss of Carlini and Wagner. A sample is left
-    once it is broken. What only low precision took for a success is attacked again without it, see
-    :mod:`advfeat.evaluation`."""
-    autocast = torch.bfloat16 if p.amp == "bf16" else None
-    return two_losses(eps, p.attack_steps).replace(stop="success", autocast=autocast)
+    """The attack that claims are decided by: :func:`advfeat.evaluation.strong_attack`. What only low precision took for
+    a success is attacked again without it, see :mod:`advfeat.evaluation`."""
+    return strong_attack(eps, steps=p.strong_steps, autocast=_autocast(p))
 
 
-def two_losses(eps: float, steps: int) -> Ensemble:
-    """PGD on the smooth margin, then on the loss of Carlini and Wagner."""
-    return Ensemble(tuple(default_attack(eps, steps=steps, objective=objective) for objective in (Margin(1.0), CW())))
+def papers_attack(p: Preset, eps: float) -> PGD:
+    """The attack of the paper's rows: PGD on the direction of cross-entropy, in steps of 2.5 radius / steps as in its
+    authors' library. A sample is left once it is broken."""
+    chosen = pgd_attack(eps, steps=p.attack_steps, objective=Margin(1.0))
+    return chosen.replace(stop="success", autocast=_autocast(p))
 
 
-def describe_attack(p: Preset) -> str:
-    """The evaluation's attack in words."""
+def _autocast(p: Preset) -> torch.dtype | None:
+    return torch.bfloat16 if p.amp == "bf16" else None
+
+
+def describe_strong(p: Preset) -> str:
+    """The strong attack in words."""
     return (
-        f"{p.attack_steps} steps of 2.5 × radius / {p.attack_steps} on the smooth margin (the direction of "
-        "cross-entropy), and as many on the loss of Carlini and Wagner for what that left standing"
+        f"20 steps of PGD, then Auto-PGD of {p.strong_steps} steps on the margin and towards each other class (nine at "
+        "most), each on what those before it left standing: the first two attacks of AutoAttack"
+    )
+
+
+def describe_attacks(p: Preset) -> str:
+    """Both attacks, in words."""
+    return (
+        f"Robust accuracy, L2: {describe_strong(p)}. The paper's attack: PGD alone, {p.attack_steps} steps of 2.5 × "
+        f"radius / {p.attack_steps} in the direction of cross-entropy"
     )
 
 
@@ -97,8 +108,47 @@ def evaluated(
     limit: int | None = None,
 ) -> Evaluated:
     """Accuracy and robust accuracy at the preset's radii, on the true test set unless told."""
-    attacks = tuple(attack(p, eps) for eps in (p.radii if radii is None else radii))
-    return Evaluated(of, on or data(p, "test"), attacks, limit, label=of.label)
+    radii = p.radii if radii is None else radii
+    limit = limit or (p.strong_limit if radii else None)
+    return Evaluated(of, on or data(p, "test"), tuple(attack(p, eps) for eps in radii), limit, label=of.label)
+
+
+def evaluated_as_paper(p: Preset, of: Trained, *, on: DataStep | None = None, limit: int | None = None) -> Evaluated:
+    """The same under the paper's attack."""
+    attacks = tuple(papers_attack(p, eps) for eps in p.radii)
+    return Evaluated(of, on or data(p, "test"), attacks, limit, label=f"{of.label}, the paper's attack")
+
+
+def both_evaluated(p: Preset, models: dict[str, list[Trained]]) -> dict[tuple[str, str], list[Evaluated]]:
+    """For each row of a table the evaluations by the strong attack and by the paper's, one a seed."""
+    plan: dict[tuple[str, str], list[Evaluated]] = {}
+    for row, of_row in models.items():
+        plan[row, "strong"] = [evaluated(p, m) for m in of_row]
+        plan[row, "paper"] = [evaluated_as_paper(p, m) for m in of_row]
+    return plan
+
+
+def robust_columns(p: Preset) -> tuple[str, ...]:
+    """The heads of :func:`robust_cells`."""
+    return (*(f"robust at {eps:g}, %" for eps in p.radii), *(f"paper's attack at {eps:g}, %" for eps in p.radii))
+
+
+def robust_cells(
+    p: Preset, strong: list[dict], papers: list[dict], paper: dict[float, float | None], approximate: bool = False
+) -> list[Cell]:
+    """Robust accuracy at each radius under the strong attack, then under the paper's, from the outcomes of both.
+
+    paper: the paper's numbers by radius, which stand beside the second where the images are of the same size.
+    """
+    if p.dataset == "digits":
+        paper = {}
+    return [
+        *(Cell(number) for number in at_every_radius(p, strong)),
+        *(
+            Cell(number, paper.get(eps), approximate)
+            for eps, number in zip(p.radii, at_every_radius(p, papers), strict=True)
+        ),
+    ]
 
 
 def clean(outcomes: list[dict]) -> Number:
@@ -114,14 +164,6 @@ def robust(outcomes: list[dict], i: int) -> Number:
 def at_every_radius(p: Preset, outcomes: list[dict]) -> list[Number]:
     """Robust accuracy at each of the preset's radii."""
     return [robust(outcomes, i) for i in range(len(p.radii))]
-
-
-def at_radii(p: Preset, numbers: list[Number], paper: dict[float, float | None]) -> list[Cell]:
-    """Cells of robust accuracy, beside the paper's where it has one at the same radius, which means something only for
-    images of the same size."""
-    if not p.dataset.startswith("cifar10"):
-        paper = {}
-    return [Cell(number, paper.get(eps)) for eps, number in zip(p.radii, numbers, strict=True)]
 
 
 def guessing(lab: Lab, p: Preset) -> float:

@@ -37,8 +37,9 @@ class Preset:
     by_heart_epochs: what D_rand takes to be known by heart, where that is more than ``on`` has.
     recipes: how each set is built. noise_steps: of D_R and D_NR from noise (footnote 16: 10,000). batch_size, dtype,
         amp: of builds and attacks.
-    radii, attack_steps: of evaluations, L2. sweep: the steps of Figure 8; sweep_limit: its samples. transfer_eps: the
-        radius of Figure 3's examples.
+    radii: of evaluations, L2. attack_steps: of the paper's attack. strong_steps: of each run of Auto-PGD in the strong
+        one; strong_limit: so many test samples for it, where all of them would take long.
+    sweep: the steps of Figure 8; sweep_limit: its samples. transfer_eps: the radius of Figure 3's examples.
     imagenet_side: of Restricted ImageNet's images; 224, the paper's, means all of them.
     seeds: of experiments; those of several models and long builds take the first alone (``first``).
     """
@@ -58,6 +59,8 @@ class Preset:
     sweep: tuple[int, ...]
     transfer_eps: float
     attack_steps: int = 40
+    strong_steps: int = 100
+    strong_limit: int | None = None
     sweep_limit: int | None = None
     other_epochs: int | None = None
     by_heart_epochs: int | None = None
@@ -252,6 +255,7 @@ def _cifar10() -> Preset:
         other="ResNet-18",
         noise_steps=2_000,
         attack_steps=100,
+        strong_limit=2_000,
         sweep=(20, 40, 80, 160, 320, 640, 1280, 2560),
         sweep_limit=500,
         transfer_eps=0.5,

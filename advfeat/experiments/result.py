@@ -145,20 +145,41 @@ class Table:
         return found
 
 
-Verdict = Literal["seen", "undecided", "opposite"]
+Verdict = Literal["seen", "seen once", "undecided", "opposite once", "opposite"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim of the paper, what would count against it, and what was seen."""
+    """A claim of the paper, what would count against it, and what was seen.
+
+    seeds: how many seeds of trainings the claim rests on, the fewest of any number in it; None where it rests on no
+    training. Of a single one the verdict is at most "seen once" or "opposite once": other initial weights can turn it
+    round, and the interval knows of the sampling of the test images alone.
+    """
 
     claim: str
     against: str
     seen: str
     verdict: Verdict
+    seeds: int | None = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.seeds == 1 and self.verdict in ("seen", "opposite"):
+            object.__setattr__(self, "verdict", f"{self.verdict} once")
 
     def to_dict(self) -> dict:
-        return {"claim": self.claim, "against": self.against, "seen": self.seen, "verdict": self.verdict}
+        return {
+            "claim": self.claim,
+            "against": self.against,
+            "seen": self.seen,
+            "verdict": self.verdict,
+            "seeds": self.seeds,
+        }
+
+
+def fewest_seeds(*numbers: Number | Plain) -> int:
+    """The seeds that a claim on all of these numbers rests on."""
+    return min(len(number.values) for number in numbers)
 
 
 def compare(larger: Number | Plain | float, smaller: Number | Plain | float) -> Verdict:

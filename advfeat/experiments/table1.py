@@ -6,7 +6,7 @@ from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.pieces import LABELS, TITLES, clean, evaluated, follows, guessing, model, outcomes
 from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Number, Result, Table, compare, worst
+from advfeat.experiments.result import Cell, Finding, Number, Result, Table, compare, fewest_seeds, worst
 
 PAPER = {"standard": (95.3, 96.6), "rand": (63.3, 87.9), "det": (43.7, 64.4)}
 
@@ -43,6 +43,7 @@ def findings(accuracy: dict[str, Number], det_follows: Number, chance: float) ->
             f"Accuracy near chance ({chance:.0f} %): no more than twice as much.",
             f"{rand} where chance is {chance:.0f} %.",
             compare(rand, 2 * chance),
+            seeds=fewest_seeds(rand),
         ),
         Finding(
             f"A model trained on {TITLES['det']}, whose labels are all wrong in the same way, is right on the true "
@@ -50,6 +51,7 @@ def findings(accuracy: dict[str, Number], det_follows: Number, chance: float) ->
             "Accuracy no more than twice chance, or below the share of images put one class too high.",
             f"{det} right, {det_follows} one class too high.",
             worst([compare(det, 2 * chance), compare(det, det_follows)]),
+            seeds=fewest_seeds(det, det_follows),
         ),
     ]
 

@@ -6,7 +6,7 @@ from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.pieces import clean, evaluated, follows, model, outcomes
 from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Result, Table, compare
+from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds
 from advfeat.experiments.table9 import on_robust_source
 
 PAPER = {"standard": (43.7, 16.2), "robust": (5.8, 65.5)}
@@ -37,12 +37,14 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                 "The model following what a person sees in D_det, y + 1, more often.",
                 f"{right['standard']} against {moved['standard']}.",
                 compare(right["standard"], moved["standard"]),
+                seeds=fewest_seeds(right["standard"], moved["standard"]),
             ),
             Finding(
                 "With a robust source the features a person sees win: the model says y + 1 more often than y.",
                 "The model saying y more often.",
                 f"{moved['robust']} against {right['robust']}.",
                 compare(moved["robust"], right["robust"]),
+                seeds=fewest_seeds(moved["robust"], right["robust"]),
             ),
         ],
     )

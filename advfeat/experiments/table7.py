@@ -8,19 +8,21 @@ from advfeat.experiments.lab import Lab
 from advfeat.experiments.pieces import (
     LABELS,
     TITLES,
-    at_radii,
+    at_every_radius,
+    both_evaluated,
     clean,
     constructed,
-    evaluated,
+    describe_attacks,
     from_noise,
     guessing,
     model,
     outcomes,
-    robust,
+    robust_cells,
+    robust_columns,
     trained,
 )
 from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Number, Result, Table, compare, worst
+from advfeat.experiments.result import Cell, Finding, Number, Result, Table, compare, fewest_seeds, worst
 from advfeat.experiments.steps import Trained
 
 RADII = (0.25, 0.5)
@@ -37,28 +39,29 @@ PAPER = {
 
 def plan(p: Preset) -> Plan:
     seeds = {row: p.first if row.endswith("noise") else p.seeds for row in PAPER}
-    return {row: [evaluated(p, _model(p, row, seed)) for seed in seeds[row]] for row in PAPER}
+    return both_evaluated(p, {row: [_model(p, row, seed) for seed in seeds[row]] for row in PAPER})
 
 
 def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    numbers = {}
-    for row in PAPER:
-        found = outcomes(lab, steps[row])
-        numbers[row] = (clean(found), *(robust(found, i) for i in range(len(p.radii))))
+    found = {row: outcomes(lab, of_row) for row, of_row in steps.items()}
+    numbers = {row: (clean(found[row, "paper"]), *at_every_radius(p, found[row, "strong"])) for row in PAPER}
     table = Table(
         "From images and from noise",
-        ("trained on", "accuracy, %", *(f"robust at {eps:g}, %" for eps in p.radii)),
+        ("trained on", "accuracy, %", *robust_columns(p)),
         tuple(
             (
                 _name(row),
                 (
                     Cell(numbers[row][0], PAPER[row][0]),
-                    *at_radii(p, list(numbers[row][1:]), dict(zip(RADII, PAPER[row][1:], strict=True))),
+                    *robust_cells(
+                        p, found[row, "strong"], found[row, "paper"], dict(zip(RADII, PAPER[row][1:], strict=True))
+                    ),
                 ),
             )
             for row in PAPER
         ),
-        f"The paper's radii are 0.25 and 0.5. From noise: {p.noise_steps:,} steps (the paper: 10,000), one seed.",
+        f"{describe_attacks(p)}. The paper's radii are 0.25 and 0.5. From noise: {p.noise_steps:,} steps (the paper: "
+        "10,000), one seed.",
     )
     models = {row: Measured(_name(row), n[0], n[1:]) for row, n in numbers.items()}
     chance = guessing(lab, p)
@@ -101,6 +104,7 @@ def _cost_of_noise(
         "D_NR losing no accuracy, or no more than D_R.",
         seen,
         verdict,
+        seeds=fewest_seeds(nonrobust, nonrobust_noise, robust, robust_noise),
     )
 
 

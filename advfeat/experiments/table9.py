@@ -9,7 +9,7 @@ from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.pieces import TITLES, clean, constructed, evaluated, guessing, model, outcomes, trained
 from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Number, Picture, Plain, Result, Table, compare
+from advfeat.experiments.result import Cell, Finding, Number, Picture, Plain, Result, Table, compare, fewest_seeds
 from advfeat.experiments.steps import Trained
 from advfeat.training import paper_attack
 
@@ -130,6 +130,7 @@ def _finding(name: str, standard: Number, robust: Number, learned: float, chance
         "A robust source teaching as much as a standard one.",
         seen,
         "undecided" if failed else compare(standard, robust),
+        seeds=fewest_seeds(standard, robust),
     )
 
 

@@ -27,7 +27,8 @@ def _opening(results: list[dict]) -> str:
     return (
         f"{differs[0].upper()}{differs[1:]}. Of {len(verdicts)} claims, the paper's and some of our own: {counts}; a "
         "claim counts as seen only where the intervals of the two numbers are apart, unless it is said otherwise, and "
-        "a difference that is too small to tell is undecided, also where its absence would count against the claim. In "
+        "a difference that is too small to tell is undecided, also where its absence would count against the claim. "
+        "What rests on a single seed of trainings is at most seen once, or the opposite once. In "
         "brackets: the range over seeds, at least the 95 % Wilson interval for the sampling of the images tested on; "
         "where there is one seed, what another would change is not in them."
     )

@@ -14,7 +14,13 @@ from advfeat.experiments import presets
 from advfeat.experiments.run import Page
 from advfeat.runs import write_bytes
 
-VERDICTS = {"seen": "seen", "undecided": "undecided", "opposite": "the opposite"}
+VERDICTS = {
+    "seen": "seen",
+    "seen once": "seen once",
+    "undecided": "undecided",
+    "opposite once": "the opposite, once",
+    "opposite": "the opposite",
+}
 
 
 def write_experiment(page: Page, path: Path, command: str, *, up: bool = True) -> Path:
@@ -47,14 +53,16 @@ def write_overview(rows: list[dict], preset: str, path: Path) -> Path:
             {
                 **row,
                 "page": f"{row['name']}.html" if r else None,
-                **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
+                "verdicts": {verdict: verdicts.count(verdict) for verdict in VERDICTS},
                 "seconds": r["seconds"] if r else 0,
             }
         )
     done = sum(row["results"] is not None for row in rows)
-    seen, checked = sum(row["seen"] for row in shown), sum(sum(row[v] for v in VERDICTS) for row in shown)
-    words = f"{done} of {len(rows)} experiments are done; of the {checked} claims they check, {seen} were seen."
-    return _write(path, "overview.html", rows=shown, preset=preset, summary=words)
+    verdicts = [f["verdict"] for row in rows if row["results"] for f in row["results"]["findings"]]
+    words = (
+        f"{done} of {len(rows)} experiments are done. Of the {len(verdicts)} claims they check: {_counted(verdicts)}."
+    )
+    return _write(path, "overview.html", rows=shown, preset=preset, summary=words, verdict_words=VERDICTS)
 
 
 def summary(r: dict) -> str:
@@ -64,9 +72,12 @@ def summary(r: dict) -> str:
     words = f"Done anew on {title(data['name'])}: {data['samples']:,} {data['split']}ing images, "
     words += f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}. "
     if verdicts:
-        words += f"Of the {len(verdicts)} claims checked below, {verdicts.count('seen')} were seen"
-        words += f" and of {verdicts.count('opposite')} the opposite." if "opposite" in verdicts else "."
+        words += f"Of the {len(verdicts)} claims checked below: {_counted(verdicts)}."
     return words
+
+
+def _counted(verdicts: list[str]) -> str:
+    return ", ".join(f"{verdicts.count(v)} {words}" for v, words in VERDICTS.items() if v in verdicts) or "none"
 
 
 def command(r: dict) -> str:
