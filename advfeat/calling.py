@@ -59,10 +59,15 @@ def image_dtype(model: Callable) -> torch.dtype:
     return torch.float64 if dtype_of(_modules(model)) == torch.float64 else torch.float32
 
 
+def taken_by(model: Callable, x: Tensor) -> object:
+    """What a model, or a method or function of one, says of images in its own dtype."""
+    return model(as_taken(_modules(model), x))
+
+
 def output(model: Callable, x: Tensor) -> Tensor:
     """The logits [B, ...] of images as the model gives them, in eval mode and without a gradient; [B, 1] for [B]."""
     with evaluating(model), torch.no_grad():
-        found = logits_of(model(as_taken(_modules(model), x)))
+        found = logits_of(taken_by(model, x))
     return found[:, None] if found.shape == x.shape[:1] else found
 
 
@@ -90,13 +95,17 @@ def logits(model: Callable, x: Tensor, classes: int, passes: int = 1) -> Tensor:
 def is_deterministic(model: Callable, x: Tensor, classes: int) -> bool:
     """Whether two passes over the first images of a batch give the same logits but for rounding."""
     x = x[:_LOOKED_AT]
-    first, second = logits(model, x, classes), logits(model, x, classes)
+    return agree(logits(model, x, classes), logits(model, x, classes))
+
+
+def agree(first: Tensor, second: Tensor) -> bool:
+    """Whether two passes gave the same values but for rounding; NaN in the same places is the same."""
     same = (first == second) | (first.isnan() & second.isnan())
     if bool(same.all()):
         return True
     largest = torch.cat([first, second]).abs()
-    largest = largest[largest.isfinite()].amax() if bool(largest.isfinite().any()) else torch.zeros((), device="cpu")
-    bound = (_ROUNDING if x.device.type == "cpu" else _ROUNDING_ELSEWHERE) * float(largest)
+    largest = float(largest.where(largest.isfinite(), torch.zeros_like(largest)).max())
+    bound = (_ROUNDING if first.device.type == "cpu" else _ROUNDING_ELSEWHERE) * largest
     return bool((same | ((first - second).abs() <= bound)).all())
 
 

@@ -14,15 +14,17 @@ from rich.markup import escape
 import advfeat
 from advfeat import L2, Linf
 from advfeat.attacks import APGD, PGD, Attack, Auto, Converged
+from advfeat.calling import output
 from advfeat.console import bar, console, table
 from advfeat.datasets import build as builder
 from advfeat.datasets import sources
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import PRESETS, preset
+from advfeat.evaluation import Evaluation, pgd_attack, strong_attack
 from advfeat.evaluation import evaluate as evaluate_model
-from advfeat.evaluation import pgd_attack, strong_attack
-from advfeat.models import check_fits, load
-from advfeat.runs import provenance, to_json, write_json, write_together
+from advfeat.forward import predicted_classes
+from advfeat.models import Model, check_fits, describe, fingerprint, load
+from advfeat.runs import provenance, to_json, write_together
 from advfeat.training import TrainConfig, paper_attack
 from advfeat.training import train as train_model
 
@@ -198,20 +200,30 @@ def evaluate(c: cli.Evaluate) -> None:
             same_classes=c.same_classes,
             progress=report,
         )
-    rows = [["clean", _percent(result.clean), "", ""]]
+    if c.out:  # first: whatever happens to the terminal, the results are there
+        samples = c.out.with_name(f"{c.out.stem}.samples.jsonl")
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.samples())
+        results = {"model": str(c.model), **result.to_dict(), "samples": samples.name, **provenance(device)}
+        write_together([(samples, lines.encode()), (c.out, to_json(results))])
+    rows = [["clean", _percent(result.clean), "", _clean_notes(result)]]
     for r in result.robustness:
         notes = [] if r.converged else [f"{r.carried} carried over from a smaller radius"]
         notes += [f"{r.zero_gradient} with zero gradients"] if r.zero_gradient else []
         notes += [f"{r.nonfinite_gradient} with gradients not finite"] if r.nonfinite_gradient else []
-        rows.append([f"{r.attack['norm']} {r.eps:g}", _percent(r.accuracy), f"{r.margin:.2f}", ", ".join(notes)])
+        margin = "" if r.margin is None else f"{r.margin:.2f}"  # of no sample, where none is right
+        rows.append([f"{r.attack['norm']} {r.eps:g}", _percent(r.accuracy), margin, ", ".join(notes)])
     caption = f"{result.clean.n:,} samples; 95 % Wilson intervals"
     if attacks:
         passes = sum(r.backward_passes for r in result.robustness) / max(sum(r.attacked for r in result.robustness), 1)
         caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} gradients a sample that was right"
     table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
     if c.out:
-        write_json(c.out, {"model": str(c.model), **result.to_dict(), **provenance(device)})
-        console.print(f"written to {escape(str(c.out))}")
+        console.print(f"written to {escape(str(c.out))}, sample by sample to {escape(samples.name)}")
+
+
+def _clean_notes(result: Evaluation) -> str:
+    notes = [f"{result.nonfinite_logits} without a prediction"] if result.nonfinite_logits else []
+    return ", ".join(notes + ([result.note] if result.note else []))
 
 
 def attack(c: cli.Attack) -> None:
@@ -249,11 +261,10 @@ def attack(c: cli.Attack) -> None:
     }
     # safetensors shares no memory
     own = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-    summary = {"attack": pgd.to_dict(), "data": source.name, "n": len(source), "success": float(success.float().mean())}
+    summary = {"attack": pgd.to_dict(), **_of(model, source), "success": float(success.float().mean())}
     shown = success.nonzero()[:10, 0] if success.any() else torch.arange(min(10, len(source)))
-    with torch.no_grad():
-        said = model.eval()(x_adv[shown].to(device)).argmax(dim=1).tolist()
-    names = source.classes
+    said = predicted_classes(output(model, x_adv[shown].to(device))).tolist()
+    names = (*source.classes, "nothing")  # -1 is no prediction
     captions = [f"{names[int(labels[i])]}\n→ {names[s]}" for i, s in zip(shown, said, strict=True)]
     rows = [("original", x[shown]), ("attacked", x_adv[shown])]
     picture = sample_grid(rows, captions, ("difference", (x_adv - x)[shown]))
@@ -267,6 +278,16 @@ def attack(c: cli.Attack) -> None:
     verb = "reached the next class" if targeted else "are misclassified"
     console.print(f"{100 * summary['success']:.1f} % of {len(source):,} images {verb} at {c.norm} {c.eps:g}")
     console.print(f"written to {escape(str(c.out))}: adversarial.safetensors, attack.json, samples.png")
+
+
+def _of(model: Model, source: sources.Source) -> dict:
+    """What a result is of."""
+    return {
+        "data": source.name,
+        "data_fingerprint": source.fingerprint,
+        "model_fingerprint": fingerprint(model),
+        "n": len(source),
+    }
 
 
 def features(c: cli.Features) -> None:
@@ -290,7 +311,7 @@ def features(c: cli.Features) -> None:
     )
     if c.out:
         attack = {**pgd.to_dict(), "objective": "each feature, down and up", "targeted": True, "keep": "best"}
-        settings = {"attack": attack, "data": source.name, "n": found.n, "model": str(c.model)}
+        settings = {"attack": attack, **_of(model, source), "model": str(c.model)}
         results = {**settings, "features": found.rows(), **provenance(device)}
         picture = found.scatter_png(f"{c.model}: {source.name}, {c.norm} {c.eps:g}")
         write_together([(c.out / "features.png", picture), (c.out / "features.json", to_json(results))])
@@ -310,10 +331,8 @@ def info(c: cli.Info) -> None:
         _describe_set(made, c.path)
         console.print_json(json.dumps({k: made.manifest[k] for k in ("recipe", "source", "model", "seed")}))
     elif (c.path / "model.json").is_file():
-        model = load(c.path)
-        parameters = sum(p.numel() for p in model.parameters())
-        shape = " x ".join(map(str, model.input_shape))
-        console.print(f"{model.arch}: {parameters:,} parameters, {model.num_classes} classes, images {shape}")
+        for line in describe(c.path).lines():
+            console.print(escape(line))
         if (c.path / "config.json").is_file():
             console.print_json((c.path / "config.json").read_text())
     else:

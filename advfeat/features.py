@@ -21,12 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advfeat import calling
 from advfeat.attacks import PGD
+from advfeat.calling import taken_by
 from advfeat.files import write_bytes
 from advfeat.names import printable
 from advfeat.objectives import Objective
 
 ROBUST, UNDECIDED, NON_ROBUST, USELESS = "robust", "undecided", "non-robust", "useless"
+_SHOWN_TWICE = 32  # samples, to see whether features are random
 KINDS = (ROBUST, UNDECIDED, NON_ROBUST, USELESS)
 
 
@@ -82,7 +85,7 @@ class SignedFeature(Objective):
     features: Callable[[Tensor], Tensor]
 
     def value(self, model, x, target):
-        f = self.features(x).flatten(1)
+        f = taken_by(self.features, x).flatten(1)
         return target[:, 1].to(f.dtype) * f.gather(1, target[:, :1].to(torch.int64))[:, 0]
 
 
@@ -102,6 +105,7 @@ def attacked_ranges(
     direction are set here, and the best iterate is kept. select: which of the k features (default all). Costs
     2 N len(select) attacks, batch_size at a time; progress(done, total) counts them.
 
+    A RuntimeWarning says where two passes over the first samples give other features: each value is then a single draw.
     A gradient attack finds inner bounds: the true range is at least as wide, so gamma from it is an upper bound. The
     unattacked value is always inside.
     """
@@ -115,6 +119,7 @@ def attacked_ranges(
     chosen = list(range(total)) if select is None else [int(j) for j in select]
     if not chosen or not all(0 <= j < total for j in chosen):
         raise ValueError(f"select should be features between 0 and {total - 1}, got {select}")
+    _warn_of_randomness(features, x[:_SHOWN_TWICE])
     value = _clean_values(features, x, batch_size)[:, chosen]
     attack = attack.replace(objective=SignedFeature(features), targeted=True, keep="best", stop=None)
     n, k = value.shape
@@ -337,6 +342,15 @@ def _width(features: Callable, x: Tensor) -> int:
     return _clean_values(features, x, 1).shape[1]
 
 
+def _warn_of_randomness(features: Callable, x: Tensor) -> None:
+    from advfeat.attacks.no_trace import no_trace
+
+    with no_trace(features, x.device), torch.no_grad():  # once for both: it puts the random state back
+        first, second = taken_by(features, x), taken_by(features, x)
+    if isinstance(first, Tensor) and first.is_floating_point() and not calling.agree(first, second):
+        calling.warn_of_randomness("usefulness and its ranges are of single draws", 3)
+
+
 def _clean_values(features: Callable, x: Tensor, batch_size: int) -> Tensor:
     """The features of x [N, k] float64 on the CPU, in eval mode and without a trace."""
     from advfeat.attacks.no_trace import no_trace
@@ -344,7 +358,7 @@ def _clean_values(features: Callable, x: Tensor, batch_size: int) -> Tensor:
     with no_trace(features, x.device), torch.no_grad():
         parts = []
         for batch in x.split(batch_size):
-            found = features(batch)
+            found = taken_by(features, batch)
             if not isinstance(found, Tensor) or found.shape[:1] != batch.shape[:1]:
                 shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise ValueError(f"features should give a tensor [{len(batch)}, k], got {shape}")

@@ -8,7 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from advfeat import cli
+from advfeat import cli, models
+from advfeat.datasets import sources
 from advfeat.datasets.recipes import PerturbTowardsTarget
 from advfeat.datasets.store import ConstructedSet
 from advfeat.training import TrainConfig
@@ -106,6 +107,10 @@ def test_build_train_on_the_set_and_evaluate(folder, capsys):
     clean = results["clean_accuracy"]["value"]
     assert results["robustness"][0]["robust_accuracy"]["value"] == clean
     assert f"{100 * clean:.1f} %" in out
+    assert results["model_fingerprint"] == models.fingerprint(models.load(folder / "on-det"))
+    assert results["data_fingerprint"] == sources.load("digits", "test", limit=50).fingerprint
+    samples = [json.loads(line) for line in (folder / results["samples"]).read_text().splitlines()]
+    assert len(samples) == 50 and sum(s["label"] == s["prediction"] for s in samples) == round(50 * clean)
     assert "complete" not in run(folder, "info {folder}/det", capsys)
     assert "small-convnet" in run(folder, "info {folder}/on-det", capsys)
 
@@ -124,6 +129,8 @@ def test_attack_saves_examples_in_the_ball(folder, capsys):
     summary = json.loads((folder / "attack" / "attack.json").read_text())
     assert summary["success"] == pytest.approx(float(saved["success"].float().mean()))
     assert f"{100 * summary['success']:.1f} %" in out
+    assert summary["model_fingerprint"] == models.fingerprint(models.load(folder / "std"))
+    assert summary["data_fingerprint"] == sources.load("digits", "test", limit=40).fingerprint and summary["n"] == 40
     assert (folder / "attack" / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -134,7 +141,33 @@ def test_features_are_measured_and_drawn(folder, capsys):
     saved = json.loads((folder / "features" / "features.json").read_text())
     assert saved["attack"]["eps"] == 0.5 and len(saved["features"]) == 16
     assert all(row["gamma"] <= row["rho"] + 1e-6 for row in saved["features"])
+    assert saved["model_fingerprint"] == models.fingerprint(models.load(folder / "std")) and saved["n"] == 60
+    assert saved["data_fingerprint"] == sources.load("digits", "test", limit=60).fingerprint
     assert (folder / "features" / "features.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_that_is_right_of_nothing_is_evaluated(folder, capsys):
+    model = models.load(folder / "std")
+    with torch.no_grad():
+        model.head.bias[3] = 1e4  # a class that the first ten test digits are not
+        model.head.weight[3] = 0
+    models.save(model, folder / "constant")
+    run(folder, "evaluate --model {folder}/constant --limit 1 --eps 0.1 --steps 1 --out {folder}/none.json", capsys)
+    results = json.loads((folder / "none.json").read_text())
+    assert results["clean_accuracy"]["count"] == 0 and results["robustness"][0]["mean_margin"] is None
+
+
+def test_a_folder_with_a_module_of_ones_own_is_described_and_no_command_builds_it(folder, capsys):
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    names = tuple(f"digit {i}" for i in range(10))
+    models.save(models.adapt(own, num_classes=10, input_shape=(1, 8, 8), classes=names), folder / "own")
+    out = " ".join(run(folder, "info {folder}/own", capsys).split())
+    for part in ("Sequential", "650 parameters (float32), 10 classes, images 1 x 8 x 8", "digit 3", "models.load("):
+        assert part in out
+    for command in ("evaluate", "attack", "features", "build det"):
+        message = fails(folder, command + " --model {folder}/own --out {folder}/nothing", capsys)
+        assert "module of the user's own" in message and "advfeat.models.load" in message and "adapt(" in message
+    assert not (folder / "nothing").exists()
 
 
 def test_theory_writes_figures(folder, capsys):

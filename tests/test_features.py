@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 import advfeat
+from advfeat import models
 from advfeat.features import (
     NON_ROBUST,
     ROBUST,
@@ -308,3 +310,24 @@ def test_bad_arguments_are_named():
         containment((1.0, 0.1), (0.1, 0.1), 2.0)
     with pytest.raises(ValueError, match="second robustness should be > 0, got 0"):
         containment((1.0, 0.1), (0.0, 0.1), 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_features_of_a_model_in_another_precision_are_measured(dtype):
+    x = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).to(dtype)
+    attack = advfeat.PGD(advfeat.L2(0.2), steps=3)
+    for features in (net, lambda x: net(x), net.forward):
+        found = attacked_ranges(features, x, attack)
+        assert (found.low < found.value).all() and (found.value < found.high).all()
+    model = models.create("small-convnet", 3, (1, 8, 8), mean=[0.4], std=[0.2], width=4).to(dtype).eval()
+    assert attacked_ranges(model.representation, torch.rand(4, 1, 8, 8), attack).value.isfinite().all()
+
+
+def test_features_that_are_random_are_said_to_be_so():
+    x, net = torch.rand(12, 1, 4, 4), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    with pytest.warns(RuntimeWarning, match="random in eval mode.*usefulness and its ranges are of single draws"):
+        attacked_ranges(lambda x: net(x + 0.01 * torch.randn_like(x)), x, advfeat.PGD(advfeat.L2(0.2), steps=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attacked_ranges(net, x, advfeat.PGD(advfeat.L2(0.2), steps=2))

@@ -295,6 +295,8 @@ class Evaluated(Measurement):
         return {
             "clean": {"count": found.clean.count, "n": found.clean.n},
             "next": {"count": follows, "n": found.clean.n},
+            "model_fingerprint": found.model_fingerprint,
+            "data_fingerprint": found.data_fingerprint,
             "robust": [
                 {"eps": r.eps, "count": r.accuracy.count, "n": r.accuracy.n, "details": r.to_dict()}
                 for r in found.robustness

@@ -5,16 +5,19 @@ from advfeat.models.io import load, load_extra, save
 from advfeat.models.model import Adapted, Classifier, Model, adapt, check_fits, fingerprint
 from advfeat.models.modes import evaluating
 from advfeat.models.networks import archs, create
+from advfeat.models.saved import SavedModel, describe
 
 __all__ = [
     "Adapted",
     "Classifier",
     "Model",
+    "SavedModel",
     "adapt",
     "archs",
     "attack_copy",
     "check_fits",
     "create",
+    "describe",
     "evaluating",
     "fingerprint",
     "load",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advfeat.class_names import check_same_classes
 from advfeat.json_fields import SHA256
-from advfeat.models.model import Model, fingerprint
+from advfeat.models.model import Adapted, Model, fingerprint
 from advfeat.models.networks import create
 from advfeat.models.state import is_extra, state_of, tensors_of
 from advfeat.runs import plain, read_checked, read_json, to_json, write_together
@@ -31,6 +31,10 @@ _ARGUMENTS = {
 _FORM = {
     "arch": (None, str),
     "arguments": (None, _ARGUMENTS),
+    "module?": (None, {"class": str, "representation": str}),
+    "num_classes?": range(1, 10**6),
+    "input_shape?": [range(1, 10**5)],
+    "fingerprint?": str,
     "classes?": (None, [str]),
     "weights": {"file": str, "bytes": range(2**53), "sha256": SHA256},
     "memory_format?": str,
@@ -53,6 +57,7 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
         "format": _FORMAT,
         "arch": model.arch,
         "arguments": model.arch_arguments,
+        "module": _module_of(model),
         "num_classes": model.num_classes,
         "classes": model.classes and list(model.classes),
         "input_shape": list(model.input_shape),
@@ -75,10 +80,8 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
     parameters that the model ties, or a folder of another format.
     """
     folder = Path(folder)
-    path, description = folder / _DESCRIPTION, _describe(folder)
-    weights = description["weights"]
-    file = folder / weights["file"]
-    data = read_checked(file, weights["bytes"], weights["sha256"])
+    path, description = folder / _DESCRIPTION, read_description(folder)
+    file, data = folder / description["weights"]["file"], read_weights(folder, description)
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -89,7 +92,7 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
         raise ValueError(f"{file}: {error}") from error
     if made_here := model is None:
         if description["arch"] is None:
-            raise ValueError(f"{path} describes a module of the user's own: give load() a fresh adapt(...) as model=")
+            raise ValueError(f"{path} describes a module of the user's own. {how_to_load(folder)}")
         try:
             model = create(description["arch"], **(description["arguments"] or {}))
         except (TypeError, ValueError, RuntimeError) as error:
@@ -110,10 +113,26 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
 
 def load_extra(folder: str | Path) -> dict:
     """What was saved with a model as ``extra``. Errors as :func:`load` has them."""
-    return _describe(Path(folder))["extra"]
+    return read_description(Path(folder))["extra"]
 
 
-def _describe(folder: Path) -> dict:
+def how_to_load(folder: Path) -> str:
+    """One sentence on how to load a module of the user's own, which no command can."""
+    return (
+        "No file can build it, so no command can: in Python, advfeat.models.load("
+        f"{str(folder)!r}, advfeat.models.adapt(module, num_classes=..., input_shape=...)) puts the weights into such "
+        "a module, for evaluate(), build() and train()"
+    )
+
+
+def read_weights(folder: Path, description: dict) -> bytes:
+    """The bytes of the weights, as their checksum says. Errors: FileNotFoundError, ValueError naming the file."""
+    weights = description["weights"]
+    return read_checked(folder / weights["file"], weights["bytes"], weights["sha256"])
+
+
+def read_description(folder: Path) -> dict:
+    """What model.json says. Errors: FileNotFoundError, ValueError naming the file."""
     path = folder / _DESCRIPTION
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: expected one with {_DESCRIPTION} and {_WEIGHTS}")
@@ -183,6 +202,14 @@ def _set_classes(path: Path, description: dict, model: Model) -> None:
         raise ValueError(f"{path} is damaged: classes should be {model.num_classes} names, got {names!r}")
     check_same_classes(model.classes, "the model that was given", names, str(path))
     model.classes = names
+
+
+def _module_of(model: Model) -> dict | None:
+    """For a module of the user's own: what a person needs to make such a one again."""
+    if not isinstance(model, Adapted):
+        return None
+    kind = type(model.module)
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "representation": model.features_from}
 
 
 def _memory_format(model: Model) -> str:

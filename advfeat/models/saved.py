@@ -1,0 +1,82 @@
+"""What lies in a model's folder, said without building the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+
+from advfeat.models.io import how_to_load, read_description, read_weights
+from advfeat.models.state import is_extra
+
+_BUFFERS = ("mean", "std", "running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A saved model: arch, None for a module of the user's own, then module says its class and where the representation
+    is taken (None in folders of older versions).
+
+    parameters: numbers in the weights, those of tied ones each time. dtypes: of the weights. fingerprint: see
+    :func:`advfeat.models.fingerprint`. training: {"config": ..., "data": ...} of the training, None if it is not known.
+    """
+
+    folder: Path
+    arch: str | None
+    module: dict | None
+    num_classes: int
+    classes: tuple[str, ...] | None
+    input_shape: tuple[int, ...]
+    parameters: int
+    dtypes: tuple[str, ...]
+    fingerprint: str | None
+    training: dict | None
+
+    def lines(self) -> list[str]:
+        """A few lines for a person."""
+        name = self.arch
+        if name is None:
+            of_class = f" of class {self.module['class']}" if self.module else ""
+            name = f"a module of your own{of_class}"
+        shape = " x ".join(map(str, self.input_shape))
+        found = [
+            f"{name}: {self.parameters:,} parameters ({', '.join(self.dtypes)}), {self.num_classes} classes, "
+            f"images {shape}"
+        ]
+        if self.classes is not None:
+            more = f", ... ({len(self.classes)})" if len(self.classes) > 12 else ""
+            found.append(f"classes: {', '.join(self.classes[:12])}{more}")
+        found.append(f"weights: {self.fingerprint}")
+        if self.arch is None:
+            found.append(how_to_load(self.folder))
+        return found
+
+
+def describe(folder: str | Path) -> SavedModel:
+    """What a folder says of the model in it; its weights are read and compared with their checksum.
+
+    Errors, each naming the file: FileNotFoundError; ValueError for a damaged folder.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    tensors = safetensors.torch.load(read_weights(folder, description))
+    weights = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.rpartition(".")[2] not in _BUFFERS and tensor.is_floating_point() and not is_extra(name)
+    }
+    training = description["extra"].get("training")
+    arguments = description["arguments"] or {}
+    return SavedModel(
+        folder=folder,
+        arch=description["arch"],
+        module=description.get("module"),
+        num_classes=description.get("num_classes") or arguments["num_classes"],
+        classes=None if description.get("classes") is None else tuple(description["classes"]),
+        input_shape=tuple(description.get("input_shape") or arguments["input_shape"]),
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+        dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()})),
+        fingerprint=description.get("fingerprint"),
+        training=training if isinstance(training, dict) else None,
+    )
