@@ -58,7 +58,7 @@ class RunFolder:
     """Reads and writes the folder of one training; every write is atomic."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # a script may change its folder meanwhile
         self._lock: Lock | None = None
 
     def file(self, name: str) -> Path:

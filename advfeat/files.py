@@ -246,7 +246,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _probe(folder: Path) -> None:
-    """Makes a file in the folder, or in the one above that is there, and removes it. Errors: OSError."""
+    """Writes a file into the folder, or into the one above that is there, and removes it. Errors: OSError."""
     folder = Path(os.path.abspath(folder))
     missing: list[str] = []
     while not os.path.lexists(folder):
@@ -257,8 +257,12 @@ def _probe(folder: Path) -> None:
     if missing and max(len(os.fsencode(name)) for name in missing) > os.pathconf(folder, "PC_NAME_MAX"):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     file = folder / f".advfeat-{secrets.token_hex(4)}.{Owner.new()}.tmp"
-    os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    file.unlink(missing_ok=True)
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(handle, bytes(4096))  # an empty file fits on a full disk
+    finally:
+        os.close(handle)
+        file.unlink(missing_ok=True)
 
 
 def _keep_mode(target: Path, temporary: Path) -> None:

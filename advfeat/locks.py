@@ -121,7 +121,7 @@ class Lock:
     """
 
     def __init__(self, folder: str | Path, name: str = "work") -> None:
-        self.folder, self.name = Path(folder), name
+        self.folder, self.name = Path(folder).absolute(), name
         self._pattern = re.compile(rf"\.{re.escape(name)}\.({Owner.PATTERN})\.lock")
         self._mine: Path | None = None
         self._process = 0

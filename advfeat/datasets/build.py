@@ -96,7 +96,7 @@ def build(
         manifest["compile"] = True
     if not deterministic:
         manifest["deterministic"] = False
-    out = Path(out)
+    out = Path(out).absolute()  # a script may change its folder meanwhile
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if is_complete(out):  # it may lie where nothing can be written, and all may be there
         if not SetWriter(out, manifest, n=len(source), shard_size=shard_size).missing_shards():

@@ -78,7 +78,7 @@ class ConstructedSet(Source):
         self._ends = list(itertools.accumulate(entry["rows"] for entry in self.manifest["shards"]))
         columns: dict[str, list[Tensor]] = {name: [] for name in FIELDS}
         for entry, end in zip(self.manifest["shards"], self._ends, strict=True):
-            shard = self._open_shard(path / entry["file"], entry, verify)
+            shard = self._open_shard(path.absolute() / entry["file"], entry, verify)
             for name, column in self._columns(shard).items():
                 columns[name].append(column)
             if verify and self._dtype.is_floating_point:

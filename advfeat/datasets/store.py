@@ -77,7 +77,7 @@ class SetWriter:
             raise ValueError(f"the manifest should have {', '.join(_REQUIRED)}: {', '.join(missing)} missing")
         if manifest["dtype"] not in DTYPES:
             raise ValueError(f"dtype should be one of {', '.join(DTYPES)}, got {manifest['dtype']!r}")
-        self.out, self.n, self.shard_size = Path(out), n, shard_size
+        self.out, self.n, self.shard_size = Path(out).absolute(), n, shard_size
         self.shards = math.ceil(n / shard_size)
         self.damaged: dict[str, str] = {}
         fixed = {"format": FORMAT, "version": VERSION, "code": __version__, "n": n, "shard_size": shard_size}
