@@ -50,6 +50,13 @@ def test_one_split_under_two_spellings_is_refused(tmp_path):
         FolderSource(tmp_path)
 
 
+def test_two_folders_of_training_images_are_refused(tmp_path):
+    for name in ("train", "Training"):
+        folders(tmp_path / name, "a")
+    with pytest.raises(ValueError, match="should have one folder of training images, got train and training"):
+        FolderSource(tmp_path)
+
+
 def test_a_class_may_be_called_like_a_split(tmp_path):
     folders(tmp_path, "car", "plane", "train")
     assert FolderSource(tmp_path).classes == ("car", "plane", "train")

@@ -60,7 +60,7 @@ def find_splits(root: Path) -> dict[str, Path]:
         split_name = entry.name.lower() in _SPLIT_NAMES
         if split_name:
             check_link(entry)
-        if os.path.isdir(entry.path):
+        if is_folder(entry):
             folders.append(Path(entry.path))
             if split_name:
                 if entry.name.lower() in named:
@@ -75,6 +75,8 @@ def find_splits(root: Path) -> dict[str, Path]:
     else:
         found = {}  # a class may be called "train", too
     if found:
+        if named.keys() >= set(SPLITS["train"]):
+            raise ValueError(f"{printable(root)} should have one folder of training images, got train and training")
         _tell_of_images_beside(root, [f for f in folders if f not in named.values()])
     else:
         _check_no_split(root, folders)
@@ -123,7 +125,7 @@ def _tell_of_images_beside(root: Path, folders: list[Path]) -> None:
 
 
 def _holds_classes(split: Path) -> bool:
-    return any(os.path.isdir(entry.path) and _holds_images(Path(entry.path)) for entry in entries_of(split))
+    return any(is_folder(entry) and _holds_images(Path(entry.path)) for entry in entries_of(split))
 
 
 def _holds_images(folder: Path) -> bool:
@@ -177,7 +179,7 @@ def _listed(split: Path, folders: list[ClassFolder]) -> list[ClassFolder] | None
 
 def _check_layout(split: Path, folders: list[ClassFolder]) -> None:
     for folder in folders[:8]:  # one shows it
-        below = {entry.name.lower() for entry in entries_of(folder.path) if os.path.isdir(entry.path)}
+        below = {entry.name.lower() for entry in entries_of(folder.path) if is_folder(entry)}
         if all(below.intersection(names) for names in SPLITS.values()):
             raise ValueError(
                 f"{printable(folder.path)} holds folders of both splits ({', '.join(sorted(below & _SPLIT_NAMES))}), "
@@ -186,7 +188,7 @@ def _check_layout(split: Path, folders: list[ClassFolder]) -> None:
             )
     if len(folders) == 1:
         entries = list(entries_of(folders[0].path))
-        below = sum(os.path.isdir(entry.path) for entry in entries)
+        below = sum(is_folder(entry) for entry in entries)
         if below > 1 and not any(is_image(entry.name) for entry in entries):
             raise ValueError(
                 f"{printable(split)} holds one folder, {folders[0].name}, which holds {below} folders and no image: "
@@ -216,6 +218,14 @@ def entries_of(folder: Path) -> Iterator[os.DirEntry]:
     yield from sorted(names, key=lambda entry: entry.name)
 
 
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a folder or leads to one. The disk is asked about links alone: there may be a million files."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def check_link(entry: os.DirEntry) -> None:
     """Raises ValueError for a link that leads nowhere, or to itself."""
     if not entry.is_symlink():
@@ -237,7 +247,7 @@ def is_image(name: str) -> bool:
 
 def check_same_folders(split: Path, classes: list[ClassFolder], other: Path) -> None:
     """Raises ValueError where a split and the other one have other class folders: numbers would mean other classes."""
-    names, others = {c.path.name for c in classes}, {e.name for e in entries_of(other) if os.path.isdir(e.path)}
+    names, others = {c.path.name for c in classes}, {e.name for e in entries_of(other) if is_folder(e)}
     if names != others:
         difference = sorted(printable(name) for name in names ^ others)
         raise ValueError(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from advfeat.datasets.class_folders import ClassFolder, check_link, entries_of, is_image
+from advfeat.datasets.class_folders import ClassFolder, check_link, entries_of, is_folder, is_image
 from advfeat.datasets.image_file import SUFFIXES
 from advfeat.datasets.reading import what_is_in
 from advfeat.files import kind_of
@@ -50,7 +50,7 @@ def _counted(files: int) -> str:
 def _tell_of_hidden(split: Path) -> None:
     """A name that begins with a dot is hidden on purpose, or is that of a class."""
     with os.scandir(split) as found:
-        hidden = [e for e in found if e.name.startswith(".") and os.path.isdir(e.path)]
+        hidden = [e for e in found if e.name.startswith(".") and is_folder(e)]
     hidden = sorted(printable(e.name) for e in hidden if any(is_image(x.name) for x in entries_of(Path(e.path))))
     if hidden:
         warnings.warn(
@@ -74,7 +74,7 @@ class _Walk:
         for folder in others.values():
             with contextlib.suppress(PermissionError):  # test images that are kept from us are not read either
                 for entry in entries_of(folder):
-                    if os.path.isdir(entry.path):
+                    if is_folder(entry):
                         self.foreign[_identity(entry.path)] = Path(entry.path)
         self.links: list[Path] = []
 

@@ -30,7 +30,8 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 class FolderSource(Source):
-    """root/<split>/<class>/*.png, also in folders below; classes by name in sorted order.
+    """root/<split>/<class>/*.png, also in folders below; classes by name in sorted order, or as an export of this
+    package listed them in ``advfeat-classes.json``.
 
     split: "train" (the folder may be called train or training) or "test" (test, testing, val, valid, validation or
     dev, the first of these that is there), in capitals or not. Where the root has no such folders, ``root/<class>`` is
