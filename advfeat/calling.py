@@ -40,12 +40,6 @@ def check_model(model: object) -> None:
     raise TypeError(f"model should be a module or a function that gives logits, got {kind}")
 
 
-def check_batch_size(batch_size: object) -> None:
-    """Raises ValueError for a batch size that is not an integer, at least 1."""
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"batch_size should be an integer, at least 1, got {batch_size!r}")
-
-
 def device_of(model: Callable) -> torch.device:
     """Where the model's first parameter or buffer lies; the CPU where there is none."""
     for module in _modules(model):
@@ -71,25 +65,20 @@ def output(model: Callable, x: Tensor) -> Tensor:
     return found[:, None] if found.shape == x.shape[:1] else found
 
 
-def logits(model: Callable, x: Tensor, classes: int, passes: int = 1) -> Tensor:
+def logits(model: Callable, x: Tensor, classes: int) -> Tensor:
     """The logits [B, classes] of images, in eval mode and without a gradient; float64 for a model in float64, else
     float32.
 
-    A single logit stands for two classes, see :func:`advfeat.forward.class_logits`. passes: the mean of so many.
+    A single logit stands for two classes, see :func:`advfeat.forward.class_logits`.
     Errors: ValueError for another number of classes.
     """
-    total: Tensor | None = None
-    for _ in range(passes):
-        found = output(model, x)
-        found = found if found.dtype == torch.float64 else found.float()
-        if classes == 2 and found.shape == (len(x), 1):
-            found = class_logits(found)
-        if found.shape != (len(x), classes):
-            raise ValueError(
-                f"the model should give logits {(len(x), classes)} for this data, got {tuple(found.shape)}"
-            )
-        total = found if total is None else total + found
-    return total if passes == 1 else total / passes
+    found = output(model, x)
+    found = found if found.dtype == torch.float64 else found.float()
+    if classes == 2 and found.shape == (len(x), 1):
+        found = class_logits(found)
+    if found.shape != (len(x), classes):
+        raise ValueError(f"the model should give logits {(len(x), classes)} for this data, got {tuple(found.shape)}")
+    return found
 
 
 def is_deterministic(model: Callable, x: Tensor, classes: int) -> bool:

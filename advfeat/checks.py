@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from advfeat.class_names import check_same_classes
+
+
+def whole_number(name: str, given: Any, least: int = 1) -> int:
+    """An integer of any kind, numpy's too, as Python's. Errors: ValueError for anything else and for less."""
+    try:
+        value = operator.index(given)
+    except TypeError:
+        value = None
+    if value is None or isinstance(given, bool) or value < least:
+        raise ValueError(f"{name} should be an integer, at least {least}, got {given!r}")
+    return value
 
 
 def check_images(images: Tensor, ids: Tensor, name: str) -> None:

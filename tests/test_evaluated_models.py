@@ -195,6 +195,17 @@ class _Noisy(nn.Module):
         return self.net(x + self.scale * torch.randn_like(x))
 
 
+class _Masked(nn.Module):
+    """Sees half of the pixels at a time: so does its gradient."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(2 * x * (torch.rand_like(x) < 0.5))
+
+
 def _noisy_case(n: int = 200):
     net, images = _net(192), _images(n, (3, 8, 8))
     return net, _labelled_by(net, images)
@@ -205,7 +216,7 @@ def test_a_model_that_is_random_in_eval_mode_is_said_to_be_so():
     with pytest.warns(RuntimeWarning, match="the model is random in eval mode: two passes .* evaluate.draws=20"):
         found = evaluate(_Noisy(net), source, attacks=[advfeat.PGD(advfeat.L2(1e-5), steps=4, keep="best")])
     assert not found.deterministic and found.to_dict()["deterministic"] is False
-    assert "random in eval mode" in found.to_dict()["note"] and "eot" in found.note
+    assert "random in eval mode" in found.to_dict()["note"] and "evaluate(draws=20)" in found.note
     with pytest.warns(RuntimeWarning, match="random in eval mode"):
         label_agreement(_Noisy(net), source)
     with pytest.warns(RuntimeWarning, match="random in eval mode"):
@@ -233,10 +244,30 @@ def test_predictions_of_a_random_model_are_averaged_over_draws():
         warnings.simplefilter("error")
         often = evaluate(_Noisy(net), source, attacks=[attack], draws=50)
     lost = [r.clean.count - r.robustness[0].accuracy.count for r in (once, often)]
-    assert often.clean.count > once.clean.count and often.draws == 50 and "averages over 50" in often.note
+    assert often.clean.count > once.clean.count and often.draws == 50 and "of the mean of 50 passes" in often.note
     assert lost[1] < lost[0] < 0.2 * len(source)  # of twenty iterates one in five would be a lucky draw
     with pytest.raises(ValueError, match="draws should be an integer, at least 1, got 0"):
         evaluate(net, source, draws=0)
+
+
+def test_the_average_of_a_random_model_is_attacked_along_its_mean_gradient():
+    net, source = _noisy_case(100)
+    x, y = source.images(), source.labels
+    masked = _Masked(net)
+    attack = advfeat.PGD(advfeat.L2(0.1), steps=3)
+    exact = attack.run(net, x, y).x_adv - x
+    agreement = {}
+    for name, model in (
+        ("one", masked),
+        ("many", models.averaged(masked, 30)),
+        ("function", models.averaged(lambda x: masked(x), 30)),
+    ):
+        moved = attack.run(model, x, y).x_adv - x
+        agreement[name] = nn.functional.cosine_similarity(moved.flatten(1), exact.flatten(1)).mean()
+    assert agreement["many"] > agreement["one"] + 0.05 and agreement["function"] > agreement["one"] + 0.05
+    assert models.averaged(net, 1) is net
+    with pytest.raises(ValueError, match="draws should be an integer, at least 1, got 1.5"):
+        models.averaged(net, 1.5)
 
 
 # --- what a result says
@@ -330,6 +361,11 @@ class _Stream(IterableDataset):
         return iter(())
 
 
+class _Listed(TensorSource):
+    def __init__(self, images, labels):
+        super().__init__(images, labels.tolist(), NAMES[:4])
+
+
 X, Y = _images(4), torch.arange(4)
 SOURCE = TensorSource(X, Y, NAMES[:4])
 FOUR = _net(48, 4)
@@ -370,7 +406,9 @@ FOUR = _net(48, 4)
             "batch_size should be an integer, at least 1, got 0",
         ),
         (lambda: accuracy(FOUR, SOURCE, batch_size=2.5), ValueError, "batch_size should be .*, got 2.5"),
-        (lambda: evaluate(FOUR, SOURCE, limit=-3), ValueError, "at least one sample"),
+        (lambda: evaluate(FOUR, SOURCE, limit=-3), ValueError, "limit should be an integer, at least 1, got -3"),
+        (lambda: evaluate(FOUR, SOURCE, limit=2.5), ValueError, "limit should be an integer, at least 1, got 2.5"),
+        (lambda: evaluate(FOUR, _Listed(X, Y)), TypeError, "labels of .* should be an int64 tensor .4., got list"),
     ],
 )
 def test_first_mistakes_get_a_sentence(call, error, message):

@@ -420,7 +420,7 @@ def test_errors_name_what_is_wrong(trained):
         evaluate(model, test, attacks=[advfeat.PGD(advfeat.L2(torch.ones(90)), 2, 0.1)])
     with pytest.raises(TypeError, match="pairs of a name and one, got int"):
         evaluate(model, test, attacks=[("x", 3)])
-    with pytest.raises(ValueError, match="at least one sample"):
+    with pytest.raises(ValueError, match="limit should be an integer, at least 1, got 0"):
         evaluate(model, test, limit=0)
     with pytest.raises(ValueError, match="the model has 3 classes, data set 'blobs' has 4"):
         evaluate(model, blobs(60, classes=4))

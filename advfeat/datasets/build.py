@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from advfeat import calling
 from advfeat.attacks.no_trace import unwrapped
+from advfeat.checks import whole_number
 from advfeat.datasets.base import Source
 from advfeat.datasets.construction import Construction
 from advfeat.datasets.fitness import check_fitness, is_deterministic, warn_of_chance
@@ -75,7 +76,7 @@ def build(
             "model should be a torch.nn.Module, by the hash of whose weights a set is known, got "
             f"{type(model).__name__}"
         )
-    calling.check_batch_size(batch_size)
+    batch_size = whole_number("batch_size", batch_size)
     device = torch.device(device) if device is not None else calling.device_of(model)
     model = unwrapped(model).to(device)
     check_fitness(recipe, model, source, device, same_classes, any_source)

@@ -95,8 +95,13 @@ def as_source(data: Any, model: Callable | None = None) -> Any:
             return TorchDataset(data, _classes(data, model))
     if missing or not callable(getattr(data, "images", None)):
         lacks = f", which has no {', '.join(missing)}" if missing else ""
-        raise TypeError(f"source should be a data set, got {type(data).__name__}{lacks}: {_HOW}")
+        how = f"advfeat.datasets.sources.load({str(data)!r}) opens one by name" if _is_path(data) else _HOW
+        raise TypeError(f"source should be a data set, got {type(data).__name__}{lacks}: {how}")
     return data
+
+
+def _is_path(data: Any) -> bool:
+    return isinstance(data, str) or hasattr(data, "__fspath__")
 
 
 def _is_map_style(data: Any) -> bool:
@@ -142,4 +147,5 @@ def _item(dataset: Any, position: int, name: str) -> tuple[Tensor, int]:
     try:
         return image.detach().cpu(), int(label)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"labels of {name!r} should be integers, got {label!r} for sample {position}") from error
+        what = f"a tensor of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
+        raise TypeError(f"labels of {name!r} should be integers, got {what} for sample {position}") from error

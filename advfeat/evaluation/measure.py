@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from advfeat import calling
 from advfeat.attacks import Attack
 from advfeat.attacks.no_trace import unwrapped
-from advfeat.checks import check_images, check_labels, evenly_spaced
+from advfeat.checks import check_images, check_labels, evenly_spaced, whole_number
+from advfeat.datasets.base import read_images
 from advfeat.datasets.torch_dataset import as_source
 from advfeat.evaluation.given import named_attacks
 from advfeat.evaluation.results import AVERAGE, DRAWS, Evaluation, Robustness
 from advfeat.evaluation.under_attack import Judged, attacked_samples, mean
 from advfeat.forward import class_margins, predicted_classes
 from advfeat.intervals import Share
-from advfeat.models import check_fits, fingerprint
+from advfeat.models import averaged, check_fits, fingerprint
 from advfeat.progress import Reporter
 
 
@@ -45,8 +46,9 @@ def evaluate(
         of (image, label), whose classes are its own ``classes``, else the model's.
     attacks: radii (each stands for :func:`strong_attack` of ``norm``), attacks, or pairs of a name and an attack.
     limit: only so many samples, evenly spaced over the data set (the first of a folder would all be of one class).
-    draws: a prediction is made from the mean logits of so many passes, for a model that is random in eval mode. That
-        one is, is seen from two passes over the first images, said in a warning, and in the result.
+    draws: for a model that is random in eval mode: predictions and the gradients of attacks are those of the mean
+        logits of so many passes (:func:`advfeat.models.averaged`). That a model is random is seen from two passes over
+        the first images, and said in a warning and in the result.
     same_classes: classes are compared by name, where the model says its own; True takes those of the same number for
         the same.
     progress: see :class:`advfeat.progress.Reporter`; counts samples.
@@ -59,14 +61,13 @@ def evaluate(
     range, images outside [0, 1], two attacks of one name; TypeError for what is no model, data set or list of attacks;
     RuntimeError if an attack leaves its ball.
     """
-    model, source = _checked(model, source, batch_size)
-    if not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws should be an integer, at least 1, got {draws!r}")
+    model, source, batch_size = _checked(model, source, batch_size)
+    asked = averaged(model, draws)
     named = named_attacks(attacks, norm)
     index = _select(model, source, limit, same_classes)
     n = len(index)
     report = Reporter(progress, "evaluate", n * (1 + len(named)))
-    prediction, margins, deterministic = _clean(model, source, index, batch_size, report, draws)
+    prediction, margins, deterministic = _clean(model, source, index, batch_size, report, asked)
     correct = prediction == source.labels[index]
     if not deterministic and draws == 1:
         calling.warn_of_randomness(f"{DRAWS}; {AVERAGE}", 2)
@@ -76,7 +77,7 @@ def evaluate(
     seen: dict[str, dict] = {}
     for name, attack in named:
         report.advance(n - len(rows))
-        judged = Judged(model, len(source.classes), draws, deterministic)
+        judged = Judged(asked, len(source.classes), deterministic)
         broken, seen[name] = attacked_samples(judged, source, attack, index[rows], batch_size, report)
         alone[name] = correct.clone()
         alone[name][rows[broken]] = False
@@ -103,7 +104,7 @@ def evaluate(
         ],
         nonfinite_logits=int((prediction < 0).sum()),
         deterministic=deterministic,
-        draws=draws,
+        draws=int(draws),
         model_fingerprint=_fingerprint(model),
         data_fingerprint=_data_fingerprint(source, index),
         index=index,
@@ -138,13 +139,13 @@ def label_agreement(
     y + 1).
     Returns "label", "relabelled" and "other". Errors as for :func:`evaluate`.
     """
-    model, source = _checked(model, source, batch_size)
+    model, source, batch_size = _checked(model, source, batch_size)
     index = _select(model, source, limit, same_classes)
     n, labels, classes = len(index), source.labels[index], len(source.classes)
     other = (labels + 1) % classes if relabel is None else relabel(labels)
     if other.shape != labels.shape:
         raise ValueError(f"relabel should give labels of shape {tuple(labels.shape)}, got {tuple(other.shape)}")
-    prediction, _, deterministic = _clean(model, source, index, batch_size, Reporter(None, "", 0), 1)
+    prediction, _, deterministic = _clean(model, source, index, batch_size, Reporter(None, "", 0), model)
     if not deterministic:
         calling.warn_of_randomness("a prediction is a single draw", 2)
     same, moved = prediction == labels, prediction == other
@@ -155,19 +156,26 @@ def label_agreement(
     }
 
 
-def _checked(model: Any, source: Any, batch_size: int) -> tuple[Callable, Any]:
+def _checked(model: Any, source: Any, batch_size: Any) -> tuple[Callable, Any, int]:
     """Model and data set as they are used."""
     calling.check_model(model)
-    calling.check_batch_size(batch_size)
+    batch_size = whole_number("batch_size", batch_size)
     model = unwrapped(model)
-    return model, as_source(source, model)
+    source = as_source(source, model)
+    labels = source.labels
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (len(source),):
+        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(
+            f"labels of {getattr(source, 'name', 'data')!r} should be an int64 tensor [{len(source)}], got {got}"
+        )
+    return model, source, batch_size
 
 
 def _select(model: Callable, source: Any, limit: int | None, same_classes: bool) -> Tensor:
     """The positions of the samples to evaluate on; checks that the model fits the data."""
-    if limit is not None and (not isinstance(limit, int) or limit < 1) or len(source) == 0:
-        raise ValueError(f"there should be at least one sample to evaluate on, got limit={limit} of {len(source)}")
-    index = evenly_spaced(len(source), limit)
+    if len(source) == 0:
+        raise ValueError(f"there should be at least one sample to evaluate on, {source.name!r} has none")
+    index = evenly_spaced(len(source), None if limit is None else whole_number("limit", limit))
     name = getattr(source, "name", "data")
     check_fits(model, source.classes, source.image_shape, f"data set {name!r}", same_classes)
     check_labels(source.labels, len(source.classes), name)
@@ -175,16 +183,19 @@ def _select(model: Callable, source: Any, limit: int | None, same_classes: bool)
 
 
 def _clean(
-    model: Callable, source: Any, index: Tensor, batch_size: int, report: Reporter, draws: int
+    model: Callable, source: Any, index: Tensor, batch_size: int, report: Reporter, asked: Callable
 ) -> tuple[Tensor, Tensor, bool]:
-    """Predictions and margins of the samples at ``index``, and whether the model says the same twice."""
+    """Predictions and margins of the samples at ``index``, and whether the model says the same twice.
+
+    asked: what predicts, the model or its average.
+    """
     parts: list[tuple[Tensor, Tensor]] = []
     device, classes, deterministic = calling.device_of(model), len(source.classes), True
     for ids in index.split(batch_size):
-        images = source.images(ids)
+        images = read_images(source, ids)
         check_images(images, ids, getattr(source, "name", "data"))
         x = images.to(device)
-        logits = calling.logits(model, x, classes, draws).cpu()
+        logits = calling.logits(asked, x, classes).cpu()
         if not parts:
             deterministic = calling.is_deterministic(model, x, classes)
         parts.append((predicted_classes(logits), class_margins(logits, source.labels[ids])))

@@ -11,7 +11,7 @@ from advfeat.runs import plain
 
 RANDOM = "the model is random in eval mode"
 DRAWS = "a prediction is a single draw, and what an attack meets is luck"
-AVERAGE = "evaluate(draws=20) averages predictions over passes, and attacks with eot= their gradients"
+AVERAGE = "evaluate(draws=20) takes the mean of 20 passes, for predictions and for the gradients of attacks"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Evaluation:
             return None
         if self.draws == 1:
             return f"{RANDOM}: {DRAWS}. {AVERAGE}"
-        return f"{RANDOM}: predictions are averages over {self.draws} passes"
+        return f"{RANDOM}: predictions and the gradients of attacks are those of the mean of {self.draws} passes"
 
     def samples(self) -> list[dict]:
         """A dict of JSON values for each sample: index, label, prediction (None for none), margin, and whether each

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advfeat import calling
 from advfeat.attacks import PGD, Attack
+from advfeat.datasets.base import read_images
 from advfeat.forward import class_margins, predicted_classes
 from advfeat.models import attack_copy
 from advfeat.progress import Reporter
@@ -22,15 +23,14 @@ from advfeat.read_ahead import read_ahead
 
 @dataclass(frozen=True)
 class Judged:
-    """A model under evaluation, and how it is asked what it says."""
+    """A model under evaluation. deterministic: whether it says the same twice."""
 
     model: Callable
     classes: int
-    draws: int
     deterministic: bool
 
     def logits(self, x: Tensor) -> Tensor:
-        return calling.logits(self.model, x, self.classes, self.draws)
+        return calling.logits(self.model, x, self.classes)
 
 
 def attacked_samples(
@@ -58,7 +58,7 @@ def attacked_samples(
     held: deque[tuple[Tensor, Tensor]] = deque()
 
     def read(batch: Tensor) -> Tensor:  # in a thread of its own
-        images = source.images(batch)
+        images = read_images(source, batch)
         return images.pin_memory() if device.type == "cuda" else images
 
     chunks = ids.split(batch_size) if len(ids) else ()

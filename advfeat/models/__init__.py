@@ -1,6 +1,7 @@
 """Models: small and CIFAR-style networks with a representation apart from the head, a user's own, and files."""
 
 from advfeat.models.attack_copy import attack_copy
+from advfeat.models.averaged import Averaged, averaged
 from advfeat.models.io import load, load_extra, save
 from advfeat.models.model import Adapted, Classifier, Model, adapt, check_fits, fingerprint
 from advfeat.models.modes import evaluating
@@ -9,12 +10,14 @@ from advfeat.models.saved import SavedModel, describe
 
 __all__ = [
     "Adapted",
+    "Averaged",
     "Classifier",
     "Model",
     "SavedModel",
     "adapt",
     "archs",
     "attack_copy",
+    "averaged",
     "check_fits",
     "create",
     "describe",
