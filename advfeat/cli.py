@@ -6,12 +6,9 @@ imported before a command runs.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import signal
+import difflib
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,60 +16,23 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
-
-def _root_from_environment() -> Path | None:
-    root = os.environ.get("ADVFEAT_DATA")
-    return Path(root) if root else None
-
-
-@dataclass(frozen=True)
-class Data:
-    """Which images."""
-
-    dataset: str = "digits"
-    """digits, planted, cifar10, cifar10.1, fashion-mnist, mnist, folder, or the folder of a constructed set."""
-    root: Path | None = field(default_factory=_root_from_environment)
-    """Where the data set lies (default: the environment variable ADVFEAT_DATA); digits and planted need none."""
-    limit: int | None = None
-    """Use a class-balanced part of this many images."""
-    size: int | tuple[int, int] | None = None
-    """Side in pixels, or height and width, to which the images of a folder are brought; a model's own by default."""
-    holdout: float | None = None
-    """Of a folder without test images: hold out this share of the training images, the same ones in every command."""
-
-    def load(self, split: str, input_shape: tuple[int, ...] | None = None):
-        """input_shape: what the model takes, (C, H, W); images of any size are brought to it unless a size is given."""
-        from advfeat.datasets import sources
-
-        fitting = {} if input_shape is None else sources.options_for(self.dataset, input_shape)
-        return sources.load(self.dataset, split=split, root=self.root, limit=self.limit, **(fitting | self.options()))
-
-    def options(self) -> dict:
-        """What was given of how to read images, by name."""
-        given = {"size": self.size, "holdout": self.holdout}
-        return {name: value for name, value in given.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Where and how it runs."""
-
-    device: str | None = None
-    """cpu, cuda, cuda:1, ...; the first GPU if there is one."""
-    amp: Literal["none", "bf16"] = "none"
-    """Run the model in bfloat16; iterates and projections stay in float32."""
-    batch_size: int = 250
-
-    def torch_device(self):
-        import torch
-
-        own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun gives each process a GPU
-        return torch.device(self.device or (own if torch.cuda.is_available() else "cpu"))
-
-    def autocast(self):
-        import torch
-
-        return torch.bfloat16 if self.amp == "bf16" else None
+from advfeat import ending, options
+from advfeat._version import __version__
+from advfeat.options import (
+    Count,
+    CountOrNone,
+    Data,
+    Number,
+    OptionalCount,
+    OptionalCountOrNone,
+    OptionalNumber,
+    OptionalRadii,
+    OptionalRadius,
+    Radius,
+    Runtime,
+    Seed,
+    root_from_environment,
+)
 
 
 @dataclass(frozen=True)
@@ -88,26 +48,26 @@ class Train:
     """What to test on after each epoch; for a constructed set, the data set it was built from."""
     arch: str = "small-convnet"
     """small-convnet, resnet18, resnet50, vgg16, inception_v3 or densenet121."""
-    width: int | None = None
+    width: OptionalCount = None
     """Channels of the first layer, which the others follow; default 32 for small-convnet and inception_v3, else 64."""
-    epochs: int = 20
-    lr: float = 0.1
+    epochs: Count = 20
+    lr: Number = 0.1
     """The highest of the one-cycle schedule."""
-    train_batch_size: int = 128
-    weight_decay: float = 5e-4
+    train_batch_size: Count = 128
+    weight_decay: Number = 5e-4
     augment: Literal["none", "shift", "crop-flip"] = "none"
     allow_flip: bool = False
     """Also flip images whose classes are named like digits."""
     adversarial: Literal["none", "l2", "linf"] = "none"
     """Train on adversarial examples of this norm."""
-    eps: float | None = None
-    """Radius of adversarial training, in pixel scale [0, 1]."""
-    attack_steps: int = 7
-    attack_step_size: float | None = None
+    eps: OptionalRadius = None
+    """Radius of adversarial training, in pixel scale [0, 1], also as 8/255."""
+    attack_steps: CountOrNone = 7
+    attack_step_size: OptionalRadius = None
     """Default eps / 5, the paper's."""
     same_classes: bool = False
     """Classes are compared by name; take those of the same number for the same, whatever their names are."""
-    seed: int = 0
+    seed: Seed = 0
     device: str | None = None
     amp: Literal["none", "bf16"] = "none"
 
@@ -129,20 +89,20 @@ class Build:
     data: Data = field(default_factory=Data)
     preset: Literal["cifar10", "restricted-imagenet", "digits", "cifar10-cpu"] | None = None
     """Settings; by default those of the data set (cifar10: the paper's)."""
-    eps: float | None = None
+    eps: OptionalRadius = None
     """Radius of the perturbation (rand and det)."""
-    steps: int | None = None
-    step_size: float | None = None
+    steps: OptionalCountOrNone = None
+    step_size: OptionalRadius = None
     start: Literal["image", "noise"] | None = None
     """What the robust and nonrobust sets start from."""
     converge: bool = False
     """Of robust and nonrobust: end a sample's steps once its distance has stopped falling, by 5 % in 50 steps."""
     dtype: Literal["float32", "float16", "uint8"] = "float32"
     """How images are stored; uint8 is rounded inside the ball."""
-    shard_size: int = 2000
+    shard_size: Count = 2000
     same_classes: bool = False
     """Classes are compared by name; take those of the same number for the same, whatever their names are."""
-    seed: int = 0
+    seed: Seed = 0
     compile: bool = False
     """torch.compile the model."""
     any_source: bool = False
@@ -164,23 +124,23 @@ class Evaluate:
     data: Data = field(default_factory=Data)
     split: Literal["train", "test"] = "test"
     norm: Literal["l2", "linf"] = "l2"
-    eps: tuple[float, ...] = (0.25, 0.5)
-    """Radii, in pixel scale [0, 1]."""
+    eps: OptionalRadii = None
+    """Radii, in pixel scale [0, 1], also as 8/255; default 0.25 0.5 for l2, 4/255 8/255 for linf."""
     attack: Literal["strong", "pgd", "apgd", "auto"] = "strong"
     """strong: 20 steps of PGD, then the first two attacks of AutoAttack on what is left; these two alone (auto), the
     first of them (apgd), or PGD from the sample, which can leave much more standing (pgd)."""
-    steps: int | None = None
+    steps: OptionalCountOrNone = None
     """Default 40 for pgd, 100 for each run of Auto-PGD."""
-    step_size: float | None = None
+    step_size: OptionalRadius = None
     """Of pgd; default 2.5 * eps / steps."""
-    restarts: int = 1
+    restarts: Count = 1
     stop: bool = False
     """Of pgd: leave a sample once it is broken. The same accuracy, several times faster; no margins of the broken."""
     out: Path | None = None
     """Also write the results, with every setting, as JSON."""
     same_classes: bool = False
     """Classes are compared by name; take those of the same number for the same, whatever their names are."""
-    seed: int = 0
+    seed: Seed = 0
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:
@@ -200,16 +160,16 @@ class Attack:
     data: Data = field(default_factory=Data)
     split: Literal["train", "test"] = "test"
     norm: Literal["l2", "linf"] = "l2"
-    eps: float = 0.5
-    """Radius, in pixel scale [0, 1]."""
-    steps: int = 40
-    step_size: float | None = None
-    restarts: int = 1
+    eps: OptionalRadius = None
+    """Radius, in pixel scale [0, 1], also as 8/255; default 0.5 for l2, 8/255 for linf."""
+    steps: CountOrNone = 40
+    step_size: OptionalRadius = None
+    restarts: Count = 1
     target: Literal["none", "next"] = "none"
     """Leave the label, or reach the next class."""
     same_classes: bool = False
     """Classes are compared by name; take those of the same number for the same, whatever their names are."""
-    seed: int = 0
+    seed: Seed = 0
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:
@@ -227,18 +187,18 @@ class Features:
     data: Data = field(default_factory=lambda: Data(limit=500))
     split: Literal["train", "test"] = "test"
     norm: Literal["l2", "linf"] = "l2"
-    eps: float = 0.25
-    """Radius, in pixel scale [0, 1]."""
-    steps: int = 10
-    step_size: float | None = None
+    eps: OptionalRadius = None
+    """Radius, in pixel scale [0, 1], also as 8/255; default 0.25 for l2, 4/255 for linf."""
+    steps: CountOrNone = 10
+    step_size: OptionalRadius = None
     """Default 2.5 * eps / steps."""
-    show: int = 20
+    show: CountOrNone = 20
     """Rows of the table, the most useful features first."""
     out: Path | None = None
     """A folder for features.json (every feature and setting) and features.png (gamma against rho)."""
     same_classes: bool = False
     """Classes are compared by name; take those of the same number for the same, whatever their names are."""
-    seed: int = 0
+    seed: Seed = 0
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:
@@ -255,9 +215,9 @@ class Demo:
     """The folder of the report; steps that are already done there are not done again."""
     preset: Literal["digits", "cifar10-cpu"] = "digits"
     """cifar10-cpu takes about 40 minutes on two cores and needs --root."""
-    root: Path | None = field(default_factory=_root_from_environment)
+    root: Path | None = field(default_factory=root_from_environment)
     """Where CIFAR-10 lies (default: the environment variable ADVFEAT_DATA)."""
-    seed: int = 0
+    seed: Seed = 0
 
     def run(self) -> None:
         from advfeat import reproduce
@@ -279,13 +239,13 @@ class Reproduce:
     """digits: minutes; cifar10-cpu: small networks, for two cores; cifar10: the paper's network, for a GPU."""
     arch: str | None = None
     """Another network in the place of the preset's own, as resnet18 with cifar10."""
-    seeds: int | None = None
+    seeds: OptionalCount = None
     """So many seeds, 0, 1, ..."""
     out: Path | None = None
     """The folder of models, sets and pages (default: reproduction/PRESET); what is done there is not done again."""
-    root: Path | None = field(default_factory=_root_from_environment)
+    root: Path | None = field(default_factory=root_from_environment)
     """Where data sets lie (default: the environment variable ADVFEAT_DATA)."""
-    minutes: float | None = None
+    minutes: OptionalNumber = None
     """Stop after so many minutes and what is under way, an epoch or a shard, with exit status 75; the same command
     goes on."""
     device: str | None = None
@@ -314,16 +274,16 @@ class Info:
 class Theory:
     """Theorems 1-3 on a Gaussian task: closed forms, numerical values, sampling, verdicts; and Figures 4 and 14."""
 
-    dim: int | None = None
+    dim: OptionalCount = None
     """Dimension; by default the number of variances given."""
-    eps: float = 0.8
+    eps: Radius = 0.8
     """Radius of the adversary."""
     covariance: str = "3,0.7,0.2"
     """Variances "3,0.7,0.2", "isotropic:2", "geometric:1e4", or a .npy, .csv or .txt file."""
-    seed: int = 0
+    seed: Seed = 0
     out: Path = Path("theory-report")
     """The folder of the figures."""
-    samples: int = 100_000
+    samples: Count = 100_000
     """Of each Monte Carlo estimate."""
 
     def run(self) -> None:
@@ -346,50 +306,52 @@ Command = (
     | Annotated[Info, subcommand("info")]
 )
 
-# What a user can cause and mend; anything else is a defect and shows its traceback.
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
+_COMMANDS = ("train", "build", "evaluate", "attack", "features", "demo", "reproduce", "theory", "info")
+_GOING_ON = ("train", "build", "demo", "reproduce")
+_EXTRA_OPTIONS = {Train: {"batch_size": "train_batch_size", "attack": "adversarial", "resume": "restart"}}
+_DESCRIPTION = """Robust and non-robust features: attacks, data sets, training, evaluation.
 
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as of a scheduler that wants the machine for somebody else."""
-
-
-@contextlib.contextmanager
-def _orderly_end() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does: locks are given back and nothing half-written stays."""
-
-    def terminated(*_: object) -> None:
-        raise _Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminated)
-    except ValueError:  # not the main thread, which alone gets signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+advfeat COMMAND --help shows the options of a command; advfeat --version; advfeat --completion bash | zsh prints what a
+shell needs to complete them. Exit status: 0 done, 1 an error, 2 a wrong command line, 75 the time is over and the same
+command goes on, 130 interrupted."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The ``advfeat`` command. ADVFEAT_TRACEBACK=1 shows where an error came from."""
-    command = tyro.cli(
-        OmitArgPrefixes[Command],
-        prog="advfeat",
-        description="Robust and non-robust features: attacks, data sets, training, evaluation.",
-        args=arguments,
-    )
-    try:
-        with _orderly_end():
-            command.run()
-    except KeyboardInterrupt as error:
-        goes_on = isinstance(command, (Train, Build, Demo, Reproduce))
-        how = "goes on where it stopped" if goes_on else "starts again"
-        print(f"\ninterrupted; the same command {how}", file=sys.stderr)
-        raise SystemExit(143 if isinstance(error, _Terminated) else 130) from None
-    except _USER_ERRORS as error:
-        if os.environ.get("ADVFEAT_TRACEBACK"):
-            raise
-        print(f"advfeat {type(command).__name__.lower()}: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    """The ``advfeat`` command; how it ends is in :mod:`advfeat.ending`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    names: dict[str, str] = {}
+    first = arguments[0] if arguments else ""
+    with ending.in_order(f"advfeat {first}" if first in _COMMANDS else "advfeat", names, _after(first)):
+        if first in ("--version", "-V"):
+            ending.stdout.write(f"advfeat {__version__}\n")
+            return
+        if first == "--completion":
+            arguments[0] = "--tyro-print-completion"
+        elif first and not first.startswith("-") and first not in _COMMANDS:
+            _unknown(first)
+        command = tyro.cli(OmitArgPrefixes[Command], prog="advfeat", description=_DESCRIPTION, args=arguments)
+        names |= _option_names(command)
+        options.settled(command).run()
+
+
+def _after(command: str) -> str:
+    if command not in _COMMANDS:
+        return ""
+    again = "goes on where it stopped" if command in _GOING_ON else "starts again"
+    return f"; the same command {again}"
+
+
+def _unknown(command: str) -> None:
+    near = difflib.get_close_matches(command, _COMMANDS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}"
+    print(f"advfeat: there is no command {command!r}; {hint}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _option_names(command: object) -> dict[str, str]:
+    """What the library's arguments are called on the command line."""
+    names: dict[str, str] = {}
+    for f in dataclasses.fields(command):
+        value = getattr(command, f.name)
+        names |= _option_names(value) if dataclasses.is_dataclass(value) else {f.name: options.option_of(f.name)}
+    return names | {k: options.option_of(v) for k, v in _EXTRA_OPTIONS.get(type(command), {}).items()}

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.markup import escape
+from rich.text import Text
 
 import advfeat
 from advfeat import L2, Linf
 from advfeat.attacks import APGD, PGD, Attack, Auto, Converged
 from advfeat.calling import output
-from advfeat.console import bar, console, table
+from advfeat.console import bar, console, say, table
 from advfeat.datasets import build as builder
 from advfeat.datasets import sources
 from advfeat.datasets.constructed import ConstructedSet
@@ -24,17 +25,24 @@ from advfeat.evaluation import Evaluation, pgd_attack, strong_attack
 from advfeat.evaluation import evaluate as evaluate_model
 from advfeat.forward import predicted_classes
 from advfeat.models import Model, check_fits, describe, fingerprint, load
-from advfeat.runs import provenance, to_json, write_together
+from advfeat.options import option_of, radii, radius_text, torch_device
+from advfeat.runs import check_writable_file, check_writable_folder, provenance, to_json, write_together
 from advfeat.training import TrainConfig, paper_attack
 from advfeat.training import train as train_model
 
 if TYPE_CHECKING:
     from advfeat import cli
+    from advfeat.models import Model
 
 
-def _percent(share) -> str:
+def _percent(share) -> Text:
     low, high = share.interval
-    return f"{100 * share.value:.1f} % [dim]({100 * low:.1f} – {100 * high:.1f})[/dim]"
+    return Text.assemble(f"{100 * share.value:.1f} % ", (f"({100 * low:.1f} – {100 * high:.1f})", "dim"))
+
+
+def _margin(value: float | None) -> str:
+    """A mean margin: none where no sample was attacked, infinite where a model puts classes out."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
 def _preset_of(dataset: str) -> str:
@@ -43,6 +51,8 @@ def _preset_of(dataset: str) -> str:
 
 
 def train(c: cli.Train) -> None:
+    check_writable_folder(c.out)
+    device = torch_device(c.device)
     source, test = _train_and_test(c)
     config = TrainConfig(
         arch=c.arch,
@@ -59,6 +69,7 @@ def train(c: cli.Train) -> None:
     if c.adversarial != "none":
         if c.eps is None:
             raise ValueError("--eps should be given with --adversarial: the radius, in pixel scale [0, 1]")
+        radii("--eps", c.eps, c.adversarial)
         config = config.replace(attack=_training_attack(c))
     elif c.eps is not None:
         raise ValueError("--eps needs --adversarial l2 or linf")
@@ -70,13 +81,14 @@ def train(c: cli.Train) -> None:
             c.out,
             resume=not c.restart,
             same_classes=c.same_classes,
-            device=c.device,
+            device=device,
             progress=report,
         )
     last = result.history[-1]
-    console.print(
-        f"test accuracy on {test.name}: [bold]{100 * last['test_accuracy']:.1f} %[/bold] after {last['epoch']} epochs; "
-        f"model in {escape(str(c.out))}"
+    say(
+        f"test accuracy on {test.name}: ",
+        (f"{100 * last['test_accuracy']:.1f} %", "bold"),
+        f" after {last['epoch']} epochs; model in {c.out}",
     )
 
 
@@ -108,6 +120,8 @@ def _training_attack(c: cli.Train) -> PGD:
 
 
 def build(c: cli.Build) -> None:
+    check_writable_folder(c.out)
+    device = c.runtime.torch_device()
     model = load(c.model)
     source = c.data.load("train", model.input_shape)
     recipe = preset(c.preset or _preset_of(c.data.dataset), c.recipe)
@@ -116,8 +130,8 @@ def build(c: cli.Build) -> None:
     fields = {f.name for f in dataclasses.fields(recipe)}
     for name, value in given.items():
         if value is not None and name not in fields:
-            option = "converge" if name == "stop" else name.replace("_", "-")
-            raise ValueError(f"--{option} has no meaning for the recipe {c.recipe!r}")
+            option = "--converge" if name == "stop" else option_of(name)
+            raise ValueError(f"{option} has no meaning for the recipe {c.recipe!r}")
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
     with bar(f"building {c.recipe} from {source.name}", "images") as report:
         made = builder.build(
@@ -129,7 +143,7 @@ def build(c: cli.Build) -> None:
             batch_size=c.runtime.batch_size,
             shard_size=c.shard_size,
             dtype=c.dtype,
-            device=c.runtime.torch_device(),
+            device=device,
             autocast=c.runtime.autocast(),
             compile=c.compile,
             same_classes=c.same_classes,
@@ -142,10 +156,10 @@ def build(c: cli.Build) -> None:
 def _describe_set(made, path: Path) -> None:
     success, moved = made.target_success.float().mean(), made.distance.float()
     relabelled = (made.labels != made.original_labels).float().mean()
-    console.print(f"{len(made):,} images in {escape(str(path))}")
-    console.print(f"  the source model says the label for {100 * success:.1f} %")
-    console.print(f"  {100 * relabelled:.1f} % are relabelled")
-    console.print(f"  moved by {moved.mean():.3f} on average, {moved.max():.3f} at most")
+    say(f"{len(made):,} images in {path}")
+    say(f"  the source model says the label for {100 * success:.1f} %")
+    say(f"  {100 * relabelled:.1f} % are relabelled")
+    say(f"  moved by {moved.mean():.3f} on average, {moved.max():.3f} at most")
 
 
 def _evaluation_attack(c: cli.Evaluate, eps: float) -> Attack:
@@ -187,10 +201,14 @@ def _attack_in_words(c: cli.Evaluate, attack: Attack) -> str:
 
 
 def evaluate(c: cli.Evaluate) -> None:
+    samples = None
+    if c.out is not None:
+        samples = check_writable_file(c.out.with_name(f"{check_writable_file(c.out).stem}.samples.jsonl"))
+    eps = radii("--eps", c.eps, c.norm, l2=(0.25, 0.5), linf=(4 / 255, 8 / 255))
     device = c.runtime.torch_device()
     model = load(c.model).to(device)
     source = c.data.load(c.split, model.input_shape)
-    attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in c.eps]
+    attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in eps]
     with bar(f"evaluating {c.model} on {source.name}", "samples") as report:
         result = evaluate_model(
             model,
@@ -200,25 +218,24 @@ def evaluate(c: cli.Evaluate) -> None:
             same_classes=c.same_classes,
             progress=report,
         )
-    if c.out:  # first: whatever happens to the terminal, the results are there
-        samples = c.out.with_name(f"{c.out.stem}.samples.jsonl")
+    if c.out is not None:  # first: whatever happens to the terminal, the results are there
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.samples())
         results = {"model": str(c.model), **result.to_dict(), "samples": samples.name, **provenance(device)}
         write_together([(samples, lines.encode()), (c.out, to_json(results))])
-    rows = [["clean", _percent(result.clean), "", _clean_notes(result)]]
+    rows = [["clean", _percent(result.clean), _margin(result.margin), _clean_notes(result)]]
     for r in result.robustness:
         notes = [] if r.converged else [f"{r.carried} carried over from a smaller radius"]
         notes += [f"{r.zero_gradient} with zero gradients"] if r.zero_gradient else []
         notes += [f"{r.nonfinite_gradient} with gradients not finite"] if r.nonfinite_gradient else []
-        margin = "" if r.margin is None else f"{r.margin:.2f}"  # of no sample, where none is right
-        rows.append([f"{r.attack['norm']} {r.eps:g}", _percent(r.accuracy), margin, ", ".join(notes)])
+        name = f"{c.norm} {radius_text(r.eps, c.norm)}"
+        rows.append([name, _percent(r.accuracy), _margin(r.margin), ", ".join(notes)])
     caption = f"{result.clean.n:,} samples; 95 % Wilson intervals"
     if attacks:
         passes = sum(r.backward_passes for r in result.robustness) / max(sum(r.attacked for r in result.robustness), 1)
         caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} gradients a sample that was right"
     table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
-    if c.out:
-        console.print(f"written to {escape(str(c.out))}, sample by sample to {escape(samples.name)}")
+    if c.out is not None:
+        say(f"written to {c.out}, sample by sample to {samples.name}")
 
 
 def _clean_notes(result: Evaluation) -> str:
@@ -229,14 +246,16 @@ def _clean_notes(result: Evaluation) -> str:
 def attack(c: cli.Attack) -> None:
     import safetensors.torch
 
-    from advfeat.plots import sample_grid
+    from advfeat.plots import label, sample_grid
 
+    check_writable_folder(c.out)
+    eps = radii("--eps", c.eps, c.norm, l2=0.5, linf=8 / 255)
     device = c.runtime.torch_device()
     model = load(c.model).to(device)
     source = c.data.load(c.split, model.input_shape)
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
     targeted = c.target == "next"
-    pgd = pgd_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, restarts=c.restarts, seed=c.seed)
+    pgd = pgd_attack(eps, c.norm, steps=c.steps, step_size=c.step_size, restarts=c.restarts, seed=c.seed)
     pgd = pgd.replace(targeted=targeted, autocast=c.runtime.autocast())
     labels = source.labels
     target = (labels + 1) % len(source.classes) if targeted else labels
@@ -264,7 +283,7 @@ def attack(c: cli.Attack) -> None:
     summary = {"attack": pgd.to_dict(), **_of(model, source), "success": float(success.float().mean())}
     shown = success.nonzero()[:10, 0] if success.any() else torch.arange(min(10, len(source)))
     said = predicted_classes(output(model, x_adv[shown].to(device))).tolist()
-    names = (*source.classes, "nothing")  # -1 is no prediction
+    names = [label(name, 26) for name in (*source.classes, "nothing")]  # -1 is no prediction
     captions = [f"{names[int(labels[i])]}\n→ {names[s]}" for i, s in zip(shown, said, strict=True)]
     rows = [("original", x[shown]), ("attacked", x_adv[shown])]
     picture = sample_grid(rows, captions, ("difference", (x_adv - x)[shown]))
@@ -276,8 +295,8 @@ def attack(c: cli.Attack) -> None:
         ]
     )
     verb = "reached the next class" if targeted else "are misclassified"
-    console.print(f"{100 * summary['success']:.1f} % of {len(source):,} images {verb} at {c.norm} {c.eps:g}")
-    console.print(f"written to {escape(str(c.out))}: adversarial.safetensors, attack.json, samples.png")
+    say(f"{100 * summary['success']:.1f} % of {len(source):,} images {verb} at {c.norm} {radius_text(eps, c.norm)}")
+    say(f"written to {c.out}: adversarial.safetensors, attack.json, samples.png")
 
 
 def _of(model: Model, source: sources.Source) -> dict:
@@ -292,30 +311,38 @@ def _of(model: Model, source: sources.Source) -> dict:
 
 def features(c: cli.Features) -> None:
     from advfeat.features import attacked_ranges, usefulness
+    from advfeat.plots import label
 
+    if c.out is not None:
+        check_writable_folder(c.out)
+    eps = radii("--eps", c.eps, c.norm, l2=0.25, linf=4 / 255)
     device = c.runtime.torch_device()
     model = load(c.model).to(device)
     source = c.data.load(c.split, model.input_shape)
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
-    pgd = pgd_attack(c.eps, c.norm, steps=c.steps, step_size=c.step_size, seed=c.seed)
+    pgd = pgd_attack(eps, c.norm, steps=c.steps, step_size=c.step_size, seed=c.seed)
     pgd = pgd.replace(autocast=c.runtime.autocast())
     with bar(f"attacking the features of {c.model} on {source.name}", "attacks") as report:
         ranges = attacked_ranges(
             model.representation, source.images().to(device), pgd, batch_size=c.runtime.batch_size, progress=report
         )
     found = usefulness(ranges, source.labels)
-    console.print(found.table(c.show))
-    console.print(
-        f"[dim]rho: usefulness for the class against the rest; gamma: what is left of it at {c.norm} {c.eps:g} (PGD, "
-        f"{c.steps} steps: an upper bound). ± one standard error; robust and non-robust are three of them from 0.[/dim]"
-    )
-    if c.out:
+    radius = f"{c.norm} {radius_text(eps, c.norm)}"
+    if c.out is not None:
         attack = {**pgd.to_dict(), "objective": "each feature, down and up", "targeted": True, "keep": "best"}
         settings = {"attack": attack, **_of(model, source), "model": str(c.model)}
         results = {**settings, "features": found.rows(), **provenance(device)}
-        picture = found.scatter_png(f"{c.model}: {source.name}, {c.norm} {c.eps:g}")
+        picture = found.scatter_png(label(f"{c.model}: {source.name}, {radius}", 60))
         write_together([(c.out / "features.png", picture), (c.out / "features.json", to_json(results))])
-        console.print(f"written to {escape(str(c.out))}: features.json, features.png")
+    console.print(found.table(c.show))
+    words = (
+        f"rho: usefulness for the class against the rest; gamma: what is left of it at {radius} (PGD, {c.steps} steps: "
+        "an upper bound, which a stronger attack lowers). ± one standard error; robust and non-robust are three of "
+        "them from 0."
+    )
+    console.print(Text(words, "dim"))
+    if c.out is not None:
+        say(f"written to {c.out}: features.json, features.png")
 
 
 def info(c: cli.Info) -> None:
@@ -332,7 +359,7 @@ def info(c: cli.Info) -> None:
         console.print_json(json.dumps({k: made.manifest[k] for k in ("recipe", "source", "model", "seed")}))
     elif (c.path / "model.json").is_file():
         for line in describe(c.path).lines():
-            console.print(escape(line))
+            say(line)
         if (c.path / "config.json").is_file():
             console.print_json((c.path / "config.json").read_text())
     else:

@@ -1,9 +1,13 @@
-"""What a person sees while something runs: progress bars with rate and time left, and tables."""
+"""What a person sees while something runs: progress bars with rate and time left, sentences and tables.
+
+Strings are shown as they are: a path or a class may be called ``[bold]``. What is meant to have a style is a
+:class:`rich.text.Text`.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -11,7 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-console = Console()
+from advfeat.output import stdout
+
+console = Console(file=stdout)
 
 
 class _Rate(ProgressColumn):
@@ -25,13 +31,19 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.3g} {unit}/s" if speed < 1000 else f"{speed:,.0f} {unit}/s", style="dim")
 
 
+def say(*parts: str | tuple[str, str]) -> None:
+    """A line on the terminal, not broken, so that a path in it can be copied; parts: texts, or pairs of one and its
+    style."""
+    console.print(Text.assemble(*(_shown(part) for part in parts)), soft_wrap=True)
+
+
 @contextmanager
 def bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; yields ``report(done, total)``. Ends as one line with the time it took, also without a
     terminal."""
     began = time.monotonic()
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         _Rate(),
@@ -41,7 +53,7 @@ def bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     # Into a file or a pipe goes the last line alone; a bar that is not drawn would leave an empty one.
     drawn = console.is_terminal or console.is_jupyter
     with Progress(*columns, console=console, transient=True, disable=not drawn) as progress:
-        task = progress.add_task(title, total=None, unit=unit)
+        task = progress.add_task(_one_line(title), total=None, unit=unit)
 
         def report(done: int, total: int) -> None:
             nonlocal total_seen
@@ -51,14 +63,24 @@ def bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield report
     seconds = time.monotonic() - began
     amount = f"{total_seen:,} {unit}, " if total_seen else ""
-    console.print(f"[green]done[/green]  {title}  [dim]{amount}{seconds:.1f} s[/dim]", highlight=False)
+    say(("done", "green"), f"  {title}  ", (f"{amount}{seconds:.1f} s", "dim"))
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], caption: str | None = None) -> None:
     """A table on the terminal: the first column left, the others right."""
-    t = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    t = Table(title=Text(title, "table.title"), title_justify="left", caption_justify="left")
+    t.caption = None if caption is None else Text(caption, "table.caption")
     for i, name in enumerate(columns):
-        t.add_column(name, justify="left" if i == 0 else "right")
+        t.add_column(Text(name), justify="left" if i == 0 else "right")
     for row in rows:
-        t.add_row(*row)
+        t.add_row(*(Text(_one_line(cell)) if isinstance(cell, str) else cell for cell in row))
     console.print(t)
+
+
+def _shown(part: str | tuple[str, str]) -> str | tuple[str, str]:
+    return _one_line(part) if isinstance(part, str) else (_one_line(part[0]), part[1])
+
+
+def _one_line(text: str) -> str:
+    """Without what moves a terminal's cursor or changes its colours; bytes that are not UTF-8 as ``\\udcNN``."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

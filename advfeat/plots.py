@@ -7,6 +7,7 @@ import io
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window, no display, and a notebook keeps its own settings
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from torch import Tensor
 
 # One colour a training set, the same in every picture; chosen to stay apart for colour-blind readers.
@@ -20,12 +21,23 @@ COLOURS = {
 }
 _INK = "#222222"
 _PAPER = "#c44e00"
+_MISSING = "\N{WHITE SQUARE}"
 
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
     return buffer.getvalue()
+
+
+def label(text: str, longest: int = 28) -> str:
+    """Text of a user's, such as the name of a class, for a picture: on one line, cut where it is too long, and with a
+    box for what the font lacks. Draw it with ``parse_math=False``: a class may be called ``$x$``."""
+    known = get_font(findfont(FontProperties())).get_charmap()
+    text = "".join(c if ord(c) in known else _MISSING for c in " ".join(text.split()))
+    if len(text) > longest:
+        text = text[: longest - 1] + "…"
+    return text
 
 
 def _plain(ax: Axes) -> None:
@@ -105,7 +117,8 @@ def image_grid(shown: list[tuple[str, Tensor]], captions: list[str]) -> bytes:
             if c == 0:
                 ax.set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center", labelpad=6, color=_INK)
             if r == len(shown) - 1:
-                ax.set_xlabel(captions[c], fontsize=8, color=_INK)
+                lines = "\n".join(map(label, captions[c].split("\n")))
+                ax.set_xlabel(lines, fontsize=8, color=_INK, parse_math=False)
     figure.subplots_adjust(wspace=0.06, hspace=0.06)
     return _png(figure)
 

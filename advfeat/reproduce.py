@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.markup import escape
 from rich.padding import Padding
+from rich.text import Text
 
-from advfeat.console import bar, console, table
+from advfeat.console import bar, console, say, table
 from advfeat.experiments import catalogue, cost, pieces
 from advfeat.experiments.lab import Lab, Pause
 from advfeat.experiments.presets import Preset, preset
 from advfeat.experiments.run import Page, read_page, run_experiment
 from advfeat.experiments.steps import MissingData, Step
 from advfeat.experiments.times import CAPTION, MINUTES
+from advfeat.options import torch_device
 from advfeat.report.markdown import write_markdown
 from advfeat.report.page import VERDICTS, command, duration, write_experiment, write_overview
 from advfeat.runs import check_writable_folder
@@ -46,7 +47,7 @@ def demo(c: cli.Demo) -> None:
     command = "advfeat " + shlex.join(sys.argv[1:] or ["demo"])
     path = write_experiment(page, Path(c.out) / "index.html", command, up=False)
     _show(page)
-    console.print(f"report: [bold]{escape(str(path))}[/bold]  [dim]({time.monotonic() - began:.0f} s)[/dim]")
+    say("report: ", (str(path), "bold"), (f"  ({time.monotonic() - began:.0f} s)", "dim"))
 
 
 def reproduce(c: cli.Reproduce) -> None:
@@ -57,7 +58,7 @@ def reproduce(c: cli.Reproduce) -> None:
     names = list(catalogue.EXPERIMENTS) if c.name == "all" else [catalogue.experiment(c.name).name]
     out = _out(c, chosen)
     deadline = None if c.minutes is None else time.monotonic() + 60 * c.minutes
-    lab = Lab(check_writable_folder(out), bar=bar, root=c.root, device=c.device, deadline=deadline)
+    lab = Lab(check_writable_folder(out), bar=bar, root=c.root, device=torch_device(c.device), deadline=deadline)
     if c.name == "all":
         lab.open(pieces.data(chosen))  # without D there is next to nothing to be done; a single one says what it needs
     states: dict[str, str] = {}
@@ -65,27 +66,27 @@ def reproduce(c: cli.Reproduce) -> None:
     try:
         for i, name in enumerate(names):
             found = catalogue.experiment(name)
-            console.rule(f"[bold]{found.name}[/bold]  {found.title}", align="left")
+            console.rule(Text.assemble((found.name, "bold"), f"  {found.title}"), align="left")
             try:
                 page = run_experiment(found, lab, chosen, _steps(names[i + 1 :], chosen))
             except MissingData as error:
                 if c.name != "all":
                     raise
                 states[name] = str(error)
-                console.print(f"[yellow]left out[/yellow]  {escape(str(error))}", highlight=False)
+                say(("left out", "yellow"), f"  {error}")
             except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError) as error:
                 if c.name != "all":
                     raise
                 failed, states[name] = True, f"failed: {type(error).__name__}: {error}"
-                console.print(f"[red]failed[/red]  {escape(states[name][8:])}", highlight=False)
+                say(("failed", "red"), f"  {states[name][8:]}")
             else:
                 write_experiment(page, out / f"{name}.html", command(page.results))
                 _show(page)
     except Pause:
-        print(f"{c.minutes:g} minutes are over; the same command goes on")
+        say(f"{c.minutes:g} minutes are over; the same command goes on")
         raise SystemExit(PAUSED) from None
     finally:
-        console.print(f"report: [bold]{escape(str(_overview(out, chosen, states)))}[/bold]")
+        say("report: ", (str(_overview(out, chosen, states)), "bold"))
     if failed:
         raise SystemExit(1)
 
@@ -101,8 +102,6 @@ def _preset(c: cli.Reproduce) -> Preset:
     if c.arch:
         chosen = chosen.with_arch(c.arch)
     if c.seeds is not None:
-        if c.seeds < 1:
-            raise ValueError(f"--seeds should be at least 1, got {c.seeds}")
         chosen = chosen.replace(seeds=tuple(range(c.seeds)))
     return chosen
 
@@ -139,19 +138,19 @@ def _list(c: cli.Reproduce) -> None:
             when = " · ".join(f"{preset} {duration(60 * minutes)}" for preset, minutes in known.items())
         else:
             when = expected[name]
-        console.print(f"[bold]{name}[/bold]  {found.title}  [dim]({found.source})[/dim]", highlight=False)
+        console.print(Text.assemble((name, "bold"), f"  {found.title}  ", (f"({found.source})", "dim")))
         for title, text in (("paper", found.paper), ("time", when), ("needs", found.needs)):
             if text:
-                console.print(Padding(f"{title}: {text}", (0, 0, 0, 4)), highlight=False)
+                console.print(Padding(Text(f"{title}: {text}"), (0, 0, 0, 4)))
     if expected is None:
-        console.print(f"\n[dim]{CAPTION} --measure measures this machine.[/dim]", highlight=False)
-    console.print("advfeat reproduce NAME --preset digits | cifar10-cpu | cifar10", highlight=False)
+        console.print(Text(f"\n{CAPTION} --measure measures this machine.", "dim"))
+    say("advfeat reproduce NAME --preset digits | cifar10-cpu | cifar10")
 
 
 def _expected(c: cli.Reproduce) -> dict[str, str]:
     """The time that each experiment will take on this machine: alone, and with what is done already."""
     chosen = _preset(c)
-    device = torch.device(c.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch_device(c.device)
     lab = Lab(_out(c, chosen), bar=bar, root=c.root, device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(chosen.threads or threads)
@@ -184,11 +183,11 @@ def _show(page: Page) -> None:
         table(t["title"], t["columns"], rows, f"in brackets: {' or '.join(sorted(whose))}" if whose else None)
     for f in r["findings"]:
         colour, words = _COLOURS[f["verdict"]], VERDICTS[f["verdict"]]
-        console.print(f"[{colour}]{words:<19}[/{colour}]{f['claim']} [dim]{f['seen']}[/dim]", highlight=False)
+        console.print(Text.assemble((f"{words:<19}", colour), f"{f['claim']} ", (f["seen"], "dim")))
 
 
-def _cell(cell: dict) -> str:
+def _cell(cell: dict) -> Text:
     ours = "" if cell["ours"] is None else cell["ours"]["text"].removesuffix(" %")
     if cell["paper"] is None:
-        return ours or "–"
-    return f"{ours} [dim]({cell['paper']:g})[/dim]".strip()
+        return Text(ours or "–")
+    return Text.assemble(f"{ours} " if ours else "", (f"({cell['paper']:g})", "dim"))

@@ -109,9 +109,11 @@ def _read_covariance(path: Path, dim: int | None) -> np.ndarray:
 def run(config: TheoryConfig, console=None) -> TheoryReport:
     """Check every claim, print the table with rich, write the figures and theory.json under config.out.
 
-    console: a rich Console, default a new one. At most a minute on two cores with the defaults.
+    console: a rich Console, default the one of the command line. At most a minute on two cores with the defaults.
     """
-    from rich.console import Console
+    from rich.text import Text
+
+    from advfeat.console import console as usual
 
     started = time.perf_counter()
     eps = _checks.real("eps", config.eps, minimum=0.0, strict=True)
@@ -119,7 +121,7 @@ def run(config: TheoryConfig, console=None) -> TheoryReport:
     seed = _checks.integer("seed", config.seed, minimum=0)
     task = make_task(config)
     out = check_writable_folder(config.out)
-    console = Console() if console is None else console
+    console = usual if console is None else console
 
     # Fewer samples in high dimensions: each of the eight sampled rows stays within a few seconds.
     samples = max(1000, min(samples, 50_000_000 // task.dim))
@@ -143,7 +145,7 @@ def run(config: TheoryConfig, console=None) -> TheoryReport:
     report = TheoryReport(rows, [path for path, _ in pictures], time.perf_counter() - started)
     write_together([*pictures, (out / "theory.json", _described(report, config, task))])
     console.print(table(report, task, eps))
-    console.print(f"{len(drawn)} figures and theory.json in {out} ({report.seconds:.0f} s)")
+    console.print(Text(f"{len(drawn)} figures and theory.json in {out} ({report.seconds:.0f} s)"), soft_wrap=True)
     return report
 
 

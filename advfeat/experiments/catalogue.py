@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from advfeat.experiments import (
     cats_vs_dogs,
     cifar10_1,
@@ -49,5 +51,8 @@ def experiment(name: str) -> Experiment:
     """The experiment of a name. Errors: ValueError naming those that there are."""
     found = EXPERIMENTS.get(ALIASES.get(name, name))
     if found is None:
-        raise ValueError(f"unknown experiment {name!r}: should be {', '.join((*EXPERIMENTS, *ALIASES))}, or all")
+        names = (*EXPERIMENTS, *ALIASES)
+        near = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown experiment {name!r}: should be {', '.join(names)}, or all{hint}")
     return found

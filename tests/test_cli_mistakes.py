@@ -1,0 +1,175 @@
+"""First mistakes on the command line: each gets one line that names the option, before any work is done."""
+
+import json
+import runpy
+import sys
+
+import pytest
+import torch
+
+import advfeat
+from advfeat import cli, commands, options
+from advfeat.models import create, save
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The run folder of a model of the digits, as far as the commands need it; not trained."""
+    made = create("small-convnet", 10, (1, 8, 8), width=4)
+    made.classes = tuple("0123456789")
+    folder = tmp_path_factory.mktemp("model") / "[std]"
+    save(made, folder)
+    return folder
+
+
+def fails(capsys, *arguments, status=1):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(part) for part in arguments])
+    assert stopped.value.code == status
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert status == 2 or len(lines) == 1, lines
+    return " ".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("eps", value) for value in ("1e300", "nan", "inf", "-1", "-8/255")),
+        *(("steps", value) for value in ("-1", "1" + "0" * 30)),
+        *(("seed", value) for value in ("-1", str(2**70))),
+        *(("limit", value) for value in ("-5", "0")),
+        *(("size", value) for value in ("0", "1000000")),
+        *(("batch-size", value) for value in ("0", "-3")),
+        ("restarts", "0"),
+        ("step-size", "nan"),
+    ],
+)
+def test_a_number_that_cannot_be_names_its_option(model, capsys, option, value):
+    message = fails(capsys, "evaluate", "--model", model, f"--{option}={value}")
+    assert message.startswith(f"advfeat evaluate: --{option} should be ")
+
+
+@pytest.mark.parametrize("option", ["--epochs=0", "--lr=nan", "--lr=-1", "--width=0", "--train-batch-size=0"])
+def test_a_number_that_training_cannot_take_names_its_option(tmp_path, capsys, option):
+    message = fails(capsys, "train", "--out", tmp_path / "run", option)
+    assert message.startswith(f"advfeat train: {option.partition('=')[0]} should be ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_radii_are_taken_as_the_field_writes_them(model, tmp_path, capsys):
+    out = tmp_path / "r.json"
+    arguments = ("--limit", 10, "--steps", 1, "--out", out)
+    cli.main([*map(str, ("evaluate", "--model", model, "--norm", "linf", "--eps", "8/255", ".03", "1e-2", *arguments))])
+    assert [r["eps"] for r in json.loads(out.read_text())["robustness"]] == [8 / 255, 0.03, 0.01]
+    assert "linf 8/255" in capsys.readouterr().out
+    for wrong in ("8/0", "5%", "8/", "eps", "8/255/2"):
+        assert "8/255" in fails(capsys, "evaluate", "--model", model, "--eps", wrong, status=2)
+    assert "is 8/255 meant?" in fails(capsys, "evaluate", "--model", model, "--norm", "linf", "--eps", "8")
+    assert "0.5 twice" in fails(capsys, "evaluate", "--model", model, "--eps", "0.5", "0.50")
+
+
+def test_radii_are_those_of_the_norm_where_none_are_given():
+    assert options.radii("--eps", None, "linf", l2=0.5, linf=8 / 255) == 8 / 255
+    assert options.radii("--eps", None, "l2", l2=(0.25, 0.5), linf=8 / 255) == (0.25, 0.5)
+    assert options.radii("--eps", (), "l2", l2=0.5, linf=8 / 255) == ()
+    assert options.radii("--eps", 0.0, "l2", l2=0.5, linf=8 / 255) == 0.0
+    assert [options.radius_text(e, "linf") for e in (8 / 255, 0.3, 1 / 2550)] == ["8/255", "0.3", "0.000392157"]
+    assert options.radius_text(0.5, "l2") == "0.5"
+
+
+def test_no_steps_are_no_steps(model, tmp_path, capsys):
+    out = tmp_path / "r.json"
+    evaluate = (
+        "evaluate",
+        "--model",
+        model,
+        "--attack",
+        "pgd",
+        "--limit",
+        10,
+        "--eps",
+        0.5,
+        "--steps",
+        0,
+        "--out",
+        out,
+    )
+    cli.main([*map(str, evaluate)])
+    assert json.loads(out.read_text())["robustness"][0]["attack"]["steps"] == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "attack", "features", "build"])
+@pytest.mark.parametrize(("device", "what"), [("gpu", "cpu, cuda or cuda:NUMBER"), ("meta", "cpu"), ("cuda:99", "GPU")])
+def test_a_device_that_is_not_there(model, tmp_path, capsys, command, device, what):
+    arguments = ["build", "det"] if command == "build" else [command]
+    message = fails(capsys, *arguments, "--model", model, "--out", tmp_path / "x", "--device", device)
+    assert "--device" in message and what in message
+
+
+def test_places_that_cannot_be_written_are_found_before_the_work(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "load", lambda _: pytest.fail("the model was loaded first"))
+    (tmp_path / "file").write_text("")
+    for command, out, what in (
+        (["evaluate"], tmp_path, "should be a file, got a folder"),
+        (["evaluate"], "/dev/null", "should be a file, got a device"),
+        (["evaluate"], tmp_path / "file" / "r.json", "cannot be written"),
+        (["attack"], tmp_path / "file", "should be a folder"),
+        (["features"], tmp_path / "file", "should be a folder"),
+        (["build", "det"], tmp_path / "file", "should be a folder"),
+    ):
+        assert what in fails(capsys, *command, "--model", model, "--out", out)
+
+
+def test_a_home_is_found_after_the_equals_sign(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cli.main(["evaluate", f"--model={model}", "--limit=10", "--eps=0.5", "--steps=1", "--out=~/r.json"])
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    assert "no such user" in fails(capsys, "evaluate", "--model=~nobody-of-this-name/x")
+    assert "zero byte" in fails(capsys, "evaluate", "--model=a\0b")
+
+
+def test_commands_and_experiments_that_were_meant(capsys):
+    assert "did you mean evaluate?" in fails(capsys, "evalute", "--model", "x", status=2)
+    assert "did you mean figure2?" in fails(capsys, "reproduce", "fig2")
+    assert "did you mean digits?" in fails(capsys, "train", "--out", "unused", "--dataset", "digit")
+
+
+def test_the_version_and_the_module(capsys, monkeypatch):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"advfeat {advfeat.__version__}\n"
+    monkeypatch.setattr(sys, "argv", ["advfeat", "--version"])
+    runpy.run_module("advfeat", run_name="__main__")
+    assert advfeat.__version__ in capsys.readouterr().out
+
+
+def test_a_shell_completes(capsys):
+    cli.main(["--completion", "bash"])
+    assert "complete -F" in capsys.readouterr().out
+
+
+def test_messages_speak_of_options(tmp_path, capsys):
+    message = fails(capsys, "train", "--out", tmp_path / "x", "--dataset", "cifar10")
+    assert message.startswith("advfeat train: --root should be given for cifar10")
+    message = fails(capsys, "train", "--out", tmp_path / "x", "--dataset", "folder", "--root", tmp_path / "none")
+    assert f"--root {tmp_path / 'none'}" in message
+    assert "--lr should be in" in fails(capsys, "train", "--out", tmp_path / "x", "--lr", "-1")
+
+
+def test_memory_that_is_not_there_is_told_with_what_needs_less(model, capsys, monkeypatch):
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(commands, "load", fail)
+        assert "out of memory: a smaller --batch-size" in fails(capsys, "evaluate", "--model", model)
+
+
+def test_an_interrupted_command_says_how_it_goes_on(model, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "load", interrupt)
+    assert "starts again" in fails(capsys, "evaluate", "--model", model, status=130)
+    assert "goes on" in fails(capsys, "build", "det", "--model", model, "--out", "unused", status=130)
