@@ -32,7 +32,6 @@ from advfeat.training import train as train_model
 
 if TYPE_CHECKING:
     from advfeat import cli
-    from advfeat.models import Model
 
 
 def _percent(share) -> Text:

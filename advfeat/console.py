@@ -67,14 +67,15 @@ def bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], caption: str | None = None) -> None:
-    """A table on the terminal: the first column left, the others right."""
-    t = Table(title=Text(title, "table.title"), title_justify="left", caption_justify="left")
-    t.caption = None if caption is None else Text(caption, "table.caption")
+    """A table on the terminal: the first column left, the others right. caption: below it, as wide as the terminal."""
+    t = Table(title=Text(title, "table.title"), title_justify="left")
     for i, name in enumerate(columns):
         t.add_column(Text(name), justify="left" if i == 0 else "right")
     for row in rows:
         t.add_row(*(Text(_one_line(cell)) if isinstance(cell, str) else cell for cell in row))
     console.print(t)
+    if caption is not None:
+        console.print(Text(caption, "table.caption"))
 
 
 def _shown(part: str | tuple[str, str]) -> str | tuple[str, str]:

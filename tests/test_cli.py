@@ -117,7 +117,7 @@ def test_build_train_on_the_set_and_evaluate(folder, capsys):
 
 def test_evaluate_by_other_attacks(folder, capsys):
     out = run(folder, "evaluate --model {folder}/std --limit 40 --eps 0.5 --attack auto --steps 5", capsys)
-    assert "Auto, 5 steps" in out and "Margin, TargetedDLR" in out.replace("\n", " ")
+    assert "Auto, 5 steps" in out and "Margin, TargetedDLR" in " ".join(out.split())
     message = fails(folder, "evaluate --model {folder}/std --limit 40 --attack apgd --step-size 0.1", capsys)
     assert "--step-size has no meaning for --attack apgd" in message
 

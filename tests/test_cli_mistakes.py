@@ -124,7 +124,7 @@ def test_a_home_is_found_after_the_equals_sign(model, tmp_path, monkeypatch, cap
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     cli.main(["evaluate", f"--model={model}", "--limit=10", "--eps=0.5", "--steps=1", "--out=~/r.json"])
-    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.samples.jsonl"}
     assert "no such user" in fails(capsys, "evaluate", "--model=~nobody-of-this-name/x")
     assert "zero byte" in fails(capsys, "evaluate", "--model=a\0b")
 
