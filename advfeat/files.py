@@ -11,10 +11,10 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from advfeat.locks import Owner
+from advfeat.locks import Owner, hold
 
 # Of this version, and of earlier ones, which had the number of the process alone.
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)\.((?P<owner>{Owner.PATTERN})\.(tmp|lock)|\d+\.tmp)", re.DOTALL)
@@ -61,11 +61,13 @@ def write_together(files: list[tuple[Path, bytes]]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             _keep_mode(target, temporary)
-        if len(files) > 1:
-            targets[-1].unlink(missing_ok=True)
-        for (path, _), target, temporary in zip(files, targets, beside, strict=True):
-            current = path
-            os.replace(temporary, target)
+        # Two processes that write the same files take turns, so that none of one stands beside those of the other.
+        with hold(targets[-1].parent, "write") if len(files) > 1 else nullcontext():
+            if len(files) > 1:
+                targets[-1].unlink(missing_ok=True)
+            for (path, _), target, temporary in zip(files, targets, beside, strict=True):
+                current = path
+                os.replace(temporary, target)
     except OSError as error:
         raise _named(error, f"could not write {current}") from error
     finally:
@@ -97,13 +99,14 @@ def read_checked(path: Path, size: int, sha256: str) -> bytes:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    data = path.read_bytes()
+    found = path.stat().st_size  # before it is read: another file may be of any size
+    data = path.read_bytes() if found == size else b""
     if len(data) != size:
-        what = "truncated" if len(data) < size else "longer than it was written"
-        raise ValueError(f"{path} is {what}: {len(data)} bytes, expected {size}")
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise ValueError(f"{path} was altered: its sha256 is {found[:16]}..., expected {sha256[:16]}...")
+        what = "truncated" if found <= size else "longer than it was written"
+        raise ValueError(f"{path} is {what}: {found} bytes, expected {size}")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise ValueError(f"{path} was altered: its sha256 is {digest[:16]}..., expected {sha256[:16]}...")
     return data
 
 

@@ -98,7 +98,7 @@ class Owner:
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return True
         except OSError:  # another user's
             pass
@@ -135,17 +135,23 @@ class Lock:
             return False
         owner = Owner.new()
         mine = self.folder / f".{self.name}.{owner}.lock"
+        self._mine, self._process = mine, os.getpid()  # first, so that an interrupt at any moment leaves it to release
         try:
             self._make_folder()
             file = open(mine, "x")
         except FileNotFoundError:  # who had it removed the folder just now
+            self._mine = None
             return False
+        except OSError:
+            self._mine = None
+            raise
         with suppress(OSError), file:  # the name says it all: a full disk is no reason to fail
             file.write(json.dumps({"host": socket.gethostname(), "pid": owner.pid, "since": _now()}))
         if self._others(but=mine.name):
             mine.unlink(missing_ok=True)
+            self._mine = None
             return False
-        self._mine, self._process, self._stop = mine, os.getpid(), threading.Event()
+        self._stop = threading.Event()
         threading.Thread(target=_beat, args=(mine, self._stop), name="advfeat-lock", daemon=True).start()
         return True
 
@@ -253,12 +259,12 @@ def hold(folder: str | Path, name: str = "work", waiting: Callable[[str], None] 
     """
     lock = Lock(folder, name)
     said = waiting is None
-    while not lock.acquire():
-        if not said and lock.is_surely_held() and (holder := lock.holder()):
-            said = True
-            waiting(holder)
-        time.sleep(_POLL * (0.5 + random.random()))  # of those who step back at once, one comes back first
     try:
+        while not lock.acquire():
+            if not said and lock.is_surely_held() and (holder := lock.holder()):
+                said = True
+                waiting(holder)
+            time.sleep(_POLL * (0.5 + random.random()))  # of those who step back at once, one comes back first
         yield lock
     finally:
         lock.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -177,6 +178,24 @@ def test_folder_of_a_constructed_set_tells_what_is_known(tmp_path):
     build(tmp_path / "two-channels")
     with pytest.raises(ValueError, match="an image file has 1 or 3 channels, .* has 2"):
         exchange.export_folder(ConstructedSet.open(tmp_path / "two-channels"), tmp_path / "images")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_lists_with_any_byte_changed_or_cut_off_are_read_or_named(tmp_path, legacy):
+    exchange.export_lists(striped(5), tmp_path)
+    file = tmp_path / "CIFAR_lab"
+    torch.save([striped(5).labels], file, _use_new_zipfile_serialization=not legacy)
+    whole, drawn = file.read_bytes(), random.Random(0)
+    for i in range(400):
+        changed = bytearray(whole)
+        if i % 4:
+            changed[drawn.randrange(min(len(whole), 700))] = drawn.randrange(256)
+        file.write_bytes(changed if i % 4 else whole[: drawn.randrange(len(whole))])
+        try:
+            exchange.import_lists(tmp_path)
+        except ValueError as error:
+            assert str(tmp_path) in str(error) or "labels" in str(error)
 
 
 # --- whole or not at all

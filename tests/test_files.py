@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 import time
 
 import pytest
@@ -104,6 +105,29 @@ def test_a_line_that_does_not_fit_leaves_no_half(tmp_path, monkeypatch):
         with pytest.raises(OSError, match=r"could not write .*metrics\.jsonl: No space left"):
             append_json_line(path, {"epoch": 2})
     assert path.read_bytes() == before
+
+
+def test_files_of_two_writers_are_not_mixed(tmp_path, monkeypatch):
+    """Weights of one beside the description of the other would be a model that neither wrote."""
+    replace = os.replace
+
+    def slow(source, target):
+        replace(source, target)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(os, "replace", slow)
+
+    def write(content):
+        for _ in range(3):
+            write_together([(tmp_path / name, content) for name in ("weights", "picture", "description")])
+
+    threads = [threading.Thread(target=write, args=(bytes([65 + i]),)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert _names(tmp_path) == ["description", "picture", "weights"]
 
 
 # --- names

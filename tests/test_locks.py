@@ -246,6 +246,24 @@ def test_a_forked_child_does_not_give_back_what_its_parent_holds(tmp_path):
         lock.check()
 
 
+@pytest.mark.parametrize("at", ["making the folder", "looking for others"])
+def test_who_is_interrupted_while_taking_it_has_not_got_it(tmp_path, monkeypatch, at):
+    """Or the next call of the same process, in a notebook, would wait for itself."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if at == "making the folder":
+            patch.setattr(Lock, "_make_folder", interrupted)
+        else:
+            others = Lock._others
+            patch.setattr(Lock, "_others", lambda lock, but="": interrupted() if but else others(lock))
+        with pytest.raises(KeyboardInterrupt), hold(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_still_has_room_for_a_lock(tmp_path, monkeypatch):
     """A record that does not fit is no reason: the name says whose it is."""
     monkeypatch.setattr(locks.json, "dumps", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))

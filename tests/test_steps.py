@@ -5,6 +5,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import threading
 import time
@@ -337,6 +338,41 @@ def test_two_processes_share_the_work(tmp_path):
     keys = [key for of_one in made for key in of_one]
     assert len(made) == 2 and all(made)
     assert sorted(keys) == sorted(step.key for step in shared_steps() if step.kept)  # each of them once
+
+
+def do_shared_steps_until_killed(folder) -> None:
+    torch.set_num_threads(1)
+    make_lab(folder).do(shared_steps())
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_two_processes_end_with_the_same_bytes(tmp_path):
+    context, moments = multiprocessing.get_context("fork"), random.Random(3)
+
+    def start(folder, count):
+        workers = [context.Process(target=do_shared_steps_until_killed, args=(folder,)) for _ in range(count)]
+        for worker in workers:
+            worker.start()
+        return workers
+
+    def contents(folder):
+        files = [f for f in folder.rglob("*") if f.suffix == ".safetensors" or f.name == "outcome.json"]
+        return {f.relative_to(folder): f.read_bytes() for f in files}
+
+    began = time.monotonic()
+    start(tmp_path / "whole", 1)[0].join()
+    whole = time.monotonic() - began
+    for _ in range(20):
+        workers = start(tmp_path / "killed", 2)
+        time.sleep(moments.uniform(0, whole / 3))
+        for worker in workers:
+            worker.kill()
+            worker.join()
+    for worker in start(tmp_path / "killed", 2):
+        worker.join()
+        assert worker.exitcode == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob(".*"))
 
 
 def test_a_process_that_waits_has_an_end_too(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tensor_source import blobs
 
-from advfeat import locks, models
+from advfeat import cli, locks, models
 from advfeat.checkpoint import RunFolder
 from advfeat.training import TrainConfig, train
 
@@ -74,6 +74,16 @@ def test_who_comes_second_hears_who_works_there_and_gets_the_model(tmp_path):
 
     train(QUICK, blobs(60), out=tmp_path, progress=second)
     assert first
+
+
+def test_the_command_replaces_a_run_when_it_is_told_to(tmp_path, capsys):
+    arguments = ["train", "--out", str(tmp_path), "--limit", "60", "--width", "2", "--epochs", "1"]
+    cli.main(arguments)
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--lr", "0.01"])
+    assert "--restart" in capsys.readouterr().err
+    cli.main([*arguments, "--lr", "0.01", "--restart"])
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["lr"] == 0.01
 
 
 def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import pickle
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +18,23 @@ from advfeat.datasets.class_folders import CLASSES_FILE
 from advfeat.datasets.official import CIFAR10_CLASSES
 from advfeat.datasets.reading import what_is_in
 from advfeat.files import new_folder
-from advfeat.locks import hold
 from advfeat.runs import check_writable_folder, write_bytes, write_json, write_together
 
 _BATCH = 1000
+# What torch's reader raises for files with a byte changed or cut off.
+_UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+    pickle.UnpicklingError,
+)
 
 
 def export_lists(source: Source, path: str | Path, prefix: str = "CIFAR") -> None:
@@ -40,8 +54,7 @@ def export_lists(source: Source, path: str | Path, prefix: str = "CIFAR") -> Non
         buffer = io.BytesIO()
         torch.save(batches, buffer)
         files.append((Path(path) / f"{prefix}_{name}", buffer.getvalue()))
-    with hold(path, f"export-{prefix}"):  # two exports at once would take turns with the files
-        write_together(files)
+    write_together(files)
 
 
 def import_lists(
@@ -96,7 +109,7 @@ def _load_list(file: Path) -> Tensor:
         raise FileNotFoundError(f"{file} is missing. {what_is_in(file.parent)}")
     try:
         batches = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f"{file} is damaged, or holds more than tensors: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
