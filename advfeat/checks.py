@@ -34,7 +34,11 @@ def check_images(images: Tensor, ids: Tensor, name: str) -> None:
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
-    """Raises ValueError naming the first sample whose label is not in 0 .. num_classes - 1."""
+    """Raises ValueError naming the first sample whose label is not in 0 .. num_classes - 1; TypeError for labels that
+    are no int64 tensor [N]."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels of {name!r} should be an int64 tensor [N], got {got}")
     wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(wrong):
         first = int(wrong[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +14,7 @@ from torch import nn
 
 from advfeat.augment import Augmentation, check_label_safe, flip, translate
 from advfeat.batches import Batches, channel_statistics
+from advfeat.checks import check_labels
 from advfeat.schedules import SCHEDULES, learning_rate
 from advfeat.seeds import derive_seed, generator
 
@@ -235,6 +237,12 @@ def test_a_source_that_gives_other_images_than_it_says_is_named(memory_limit):
             next(_batches(source, memory_limit, augment="none").epoch(0))
         with pytest.raises(error, match=said):
             next(source.batches(4))
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0], np.zeros(4, np.int64), torch.zeros(4), torch.zeros(4, 1).long()])
+def test_labels_that_are_no_tensor_of_integers_are_named(labels):
+    with pytest.raises(TypeError, match=r"labels of 'mine' should be an int64 tensor \[N\], got (list|ndarray|torch)"):
+        check_labels(labels, 3, "mine")
 
 
 def test_a_default_device_or_dtype_changes_no_batch():

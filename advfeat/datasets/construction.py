@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from advfeat.attacks import PGD, AttackResult
 from advfeat.attacks.no_trace import no_trace
 from advfeat.calling import output
-from advfeat.datasets.base import Source, to_float
+from advfeat.datasets.base import Source, read_images, to_float
 from advfeat.datasets.recipes import MatchRepresentation, Recipe, noise_start, start_indices
 from advfeat.datasets.rounding import quantise
 from advfeat.forward import predicted_classes
@@ -53,7 +53,7 @@ class Construction:
 
     def _read(self, index: Tensor) -> _Batch:
         """The images of a batch; runs in the reading thread."""
-        images, labels = self.source.images(index), self.source.labels[index]
+        images, labels = read_images(self.source, index), self.source.labels[index]
         if not isinstance(self.recipe, MatchRepresentation):
             stored = self.recipe.targets(labels, len(self.source.classes), self.seed, index)
             batch = _Batch(index, labels, stored, torch.full_like(index, -1), images, None)
@@ -63,7 +63,7 @@ class Construction:
             )
         else:
             start = start_indices(len(self.source), self.seed, index)
-            batch = _Batch(index, labels, labels, start, self.source.images(start), images)
+            batch = _Batch(index, labels, labels, start, read_images(self.source, start), images)
         if self.device.type == "cuda":
             batch.pin()
         return batch
