@@ -40,6 +40,20 @@ def check_model(model: object) -> None:
     raise TypeError(f"model should be a module or a function that gives logits, got {kind}")
 
 
+def check_module(model: object) -> None:
+    """Raises TypeError for what is no torch.nn.Module, ValueError for one whose weights have no values."""
+    check_model(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model should be a torch.nn.Module, got {type(model).__name__}")
+    check_values(model)
+
+
+def check_values(model: Callable) -> None:
+    """Raises ValueError for a model on the meta device."""
+    if device_of(model).type == "meta":
+        raise ValueError("model should have weights, got one on the meta device: load its state dict with assign=True")
+
+
 def device_of(model: Callable) -> torch.device:
     """Where the model's first parameter or buffer lies; the CPU where there is none."""
     for module in _modules(model):

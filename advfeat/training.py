@@ -15,11 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advfeat.attacks import PGD
+from advfeat.attacks.no_trace import logits_of
 from advfeat.augment import Augmentation, check_label_safe
 from advfeat.batches import Batches, channel_statistics
+from advfeat.calling import check_module, taken_by
 from advfeat.checkpoint import RunFolder
 from advfeat.checks import check_pair
+from advfeat.datasets.torch_dataset import as_source
 from advfeat.evaluation import evaluate
+from advfeat.forward import class_logits
 from advfeat.models import Model, check_fits, create, fingerprint, load, save
 from advfeat.progress import Reporter
 from advfeat.runs import check_writable_folder, plain, provenance
@@ -64,13 +68,15 @@ def train(
 ) -> TrainResult:
     """Trains a classifier by SGD on the cross-entropy, on the images or on adversarial examples of them.
 
-    train_source, test_source: ``images(indices)``, ``labels``, ``classes``, ``image_shape``, ``name``, ``fingerprint``.
+    train_source, test_source: ``images(indices)``, ``labels``, ``classes``, ``image_shape``, ``name``, ``fingerprint``;
+        or ``torch.utils.data`` datasets of (image, label), read as they are: without transforms that draw.
     out: the run folder, see :mod:`advfeat.checkpoint`. With ``resume`` a run that was stopped goes on from its last
         checkpoint and ends with the same weights as if it had not been (bit for bit on the CPU, with the same number of
         threads), and a finished one is read; a folder of a run with other settings is refused. Without, it is replaced.
         A training runs in one process: another one in the same folder, as each but one of ``torchrun``'s, waits for it
         with a warning that says which it is, and reads what it made, or goes on if it was killed.
-    model: a model to train instead of a fresh one; its weights change, and ``arch`` and ``width`` are not used.
+    model: a model to train instead of a fresh one; its weights change, and ``arch`` and ``width`` are not used. With
+        ``out`` it comes from :func:`advfeat.models.create` or ``adapt``. One with a single logit learns two classes.
     same_classes: classes are compared by name, of the two data sets and of ``model``; True takes those of the same
         number for the same. The trained model's ``classes`` are those of the training data.
     device: None takes CUDA where there is one. progress: see :class:`advfeat.progress.Reporter`; counts steps.
@@ -80,6 +86,15 @@ def train(
     epoch and step for a loss that is not finite; OSError naming the file for a full disk (the last checkpoint stays), a
     place that cannot be written, another process at work there without ``resume``.
     """
+    if model is not None:
+        check_module(model)
+        if out is not None and not isinstance(model, Model):  # now, and not when it is to be saved
+            raise TypeError(
+                f"model should come from advfeat.models.create or adapt where it is to be saved in out, got "
+                f"{type(model).__name__}"
+            )
+    train_source = as_source(train_source, model)
+    test_source = None if test_source is None else as_source(test_source, train_source)
     check_pair(train_source, test_source, same_classes)
     check_label_safe(config.augment, f"data set {train_source.name!r}", train_source.classes, config.allow_flip)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -151,6 +166,7 @@ class _Loop:
         device: torch.device,
     ) -> None:
         self.config, self.test_source, self.device = config, test_source, device
+        self.classes = len(train_source.classes)
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(device=device, memory_format=memory_format)
         self.optimizer = torch.optim.SGD(
@@ -222,7 +238,10 @@ class _Loop:
         if attack is not None:
             x = attack(self.model, x, y, sample_ids=ids)
         with _autocast(config, self.device):
-            logits = self.model(x).float()
+            logits = logits_of(taken_by(self.model, x)).float()
+        logits = class_logits(logits[:, None] if logits.dim() == 1 else logits)
+        if logits.shape[1] != self.classes:
+            raise ValueError(f"the model should give {self.classes} logits, one a class, got {logits.shape[1]}")
         loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -121,7 +121,8 @@ def test_an_own_model_is_trained_in_train_mode_and_its_dropout_is_reproducible()
         results.append(train(QUICK.replace(attack=paper_attack()), blobs(32), blobs(8), model=model).model)
         assert results[-1] is model and not model.training
         step = [False] * 7 + [True]  # the attack, then the update
-        assert modes == (2 * step + [False]) * 3  # 3 epochs of 2 steps and a test
+        test = [False] * 3  # the predictions, and two passes that should agree
+        assert modes == (2 * step + test) * 3  # 3 epochs of 2 steps and a test
     assert models.fingerprint(results[0]) == models.fingerprint(results[1])
 
 
@@ -245,3 +246,50 @@ def test_digits_reach_97_percent_and_adversarial_training_makes_them_robust():
     assert robust.history[-1]["test_accuracy"] > 0.9
     assert at["robust"][0].accuracy.value > at["standard"][0].accuracy.value + 0.15
     assert at["robust"][1].accuracy.value > at["standard"][1].accuracy.value + 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_is_trained_in_the_precision_it_is_in(dtype):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).to(dtype)
+    trained = train(QUICK.replace(attack=paper_attack(0.1)), blobs(60), blobs(30, seed=1), model=model)
+    assert {p.dtype for p in trained.model.parameters()} == {dtype} and trained.history[-1]["test_accuracy"] > 0.4
+
+
+def test_a_model_with_one_logit_learns_two_classes(tmp_path):
+    def binary(**shape):
+        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1), torch.nn.Flatten(**shape))
+        return models.adapt(module, num_classes=2, input_shape=(1, 8, 8))
+
+    source = blobs(80, classes=2)
+    config = QUICK.replace(attack=paper_attack(0.1))
+    for name, model in (("column", binary()), ("flat", binary(start_dim=0))):
+        assert train(config, source, source, tmp_path / name, model=model).history[-1]["test_accuracy"] > 0.9
+
+
+def test_a_dataset_of_torch_is_trained_on_as_it_is(tmp_path):
+    source, test = blobs(60), blobs(30, seed=1)
+    given = [torch.utils.data.TensorDataset(s.images(), s.labels) for s in (source, test)]
+    wanted = train(QUICK, source, test)
+    found = train(QUICK, *given, tmp_path)
+    assert models.fingerprint(found.model) == models.fingerprint(wanted.model)
+    assert found.history[-1]["test_accuracy"] == wanted.history[-1]["test_accuracy"]
+    assert found.model.classes == ("0", "1", "2")
+    assert train(QUICK, *given, tmp_path).history == found.history  # resumed by its fingerprint
+
+
+def test_what_cannot_be_trained_is_said_before_the_training(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    for model, error, message in (
+        (module, TypeError, "create or adapt where it is to be saved in out, got Sequential"),
+        (module.state_dict(), TypeError, "a state dict holds weights alone"),
+        (lambda x: module(x), TypeError, "model should be a torch.nn.Module, got function"),
+        (models.create("small-convnet", 3, (1, 8, 8), width=2).to("meta"), ValueError, "the meta device"),
+    ):
+        with pytest.raises(error, match=message):
+            train(QUICK, blobs(30), out=tmp_path / "run", model=model)
+    with pytest.raises(ValueError, match="should give 3 logits, one a class, got 7"):
+        train(QUICK, blobs(30), model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 7)))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(blobs(30).images(), blobs(30).labels))
+    with pytest.raises(TypeError, match="got a DataLoader: give its dataset"):
+        train(QUICK, loader)
+    assert not (tmp_path / "run").exists()

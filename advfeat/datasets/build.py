@@ -20,6 +20,7 @@ from advfeat.datasets.construction import Construction
 from advfeat.datasets.fitness import check_fitness, is_deterministic, warn_of_chance
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
 from advfeat.datasets.store import ConstructedSet, SetWriter, is_complete
+from advfeat.datasets.torch_dataset import as_source
 from advfeat.locks import hold
 from advfeat.models import Adapted, attack_copy, fingerprint
 from advfeat.runs import check_writable_folder
@@ -70,12 +71,13 @@ def build(
     Errors: ValueError for a model that does not fit the source or the recipe, an ``out`` that holds another set, a
     damaged shard that cannot be rebuilt; OSError for a full disk. What is finished stays, nothing half-written does.
     """
-    calling.check_model(model)
-    if not isinstance(model, nn.Module):
+    if not isinstance(recipe, Recipe):
         raise TypeError(
-            "model should be a torch.nn.Module, by the hash of whose weights a set is known, got "
-            f"{type(model).__name__}"
+            "recipe should be one of advfeat.datasets.recipes, such as preset('cifar10', 'det'), got "
+            f"{type(recipe).__name__}"
         )
+    calling.check_module(model)  # a set is known by the hash of its weights
+    source = as_source(source, model)
     batch_size = whole_number("batch_size", batch_size)
     device = torch.device(device) if device is not None else calling.device_of(model)
     model = unwrapped(model).to(device)

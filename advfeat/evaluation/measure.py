@@ -143,6 +143,8 @@ def label_agreement(
     index = _select(model, source, limit, same_classes)
     n, labels, classes = len(index), source.labels[index], len(source.classes)
     other = (labels + 1) % classes if relabel is None else relabel(labels)
+    if not isinstance(other, Tensor):
+        raise TypeError(f"relabel should give a tensor of labels, got {type(other).__name__}")
     if other.shape != labels.shape:
         raise ValueError(f"relabel should give labels of shape {tuple(labels.shape)}, got {tuple(other.shape)}")
     prediction, _, deterministic = _clean(model, source, index, batch_size, Reporter(None, "", 0), model)
@@ -159,6 +161,7 @@ def label_agreement(
 def _checked(model: Any, source: Any, batch_size: Any) -> tuple[Callable, Any, int]:
     """Model and data set as they are used."""
     calling.check_model(model)
+    calling.check_values(model)
     batch_size = whole_number("batch_size", batch_size)
     model = unwrapped(model)
     source = as_source(source, model)

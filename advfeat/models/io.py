@@ -79,6 +79,8 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
     model.json), missing, unknown or wrongly shaped tensors, values that the model's dtype cannot hold, other values for
     parameters that the model ties, or a folder of another format.
     """
+    if model is not None and not isinstance(model, Model):
+        raise TypeError(f"model should come from advfeat.models.create or adapt, got {type(model).__name__}")
     folder = Path(folder)
     path, description = folder / _DESCRIPTION, read_description(folder)
     file, data = folder / description["weights"]["file"], read_weights(folder, description)
