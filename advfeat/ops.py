@@ -17,7 +17,9 @@ argument. In common:
 * No additive epsilon: the direction of any finite non-zero gradient is right, from 1e-38 to 1e38. A gradient that is
   zero, or for an L2 step not finite, moves nothing (the point is still projected); pass ``grad_status``, int32 [B, 2],
   to have such samples counted without a synchronisation: column 0 zero gradients, column 1 gradients with NaN or inf.
-* No operator but the projections has a gradient; those are differentiable, then computed in plain torch.
+* No operator but the projections has a gradient. Those are differentiable, in forward and in reverse mode and more than
+  once, and are then computed in plain torch. A step refuses where a derivative by one of its tensors is being taken,
+  also by :mod:`torch.func` and in forward mode. Under ``vmap`` all operators work, in plain torch.
 * Without the compiled extension, and on devices other than CPU and CUDA, :mod:`advfeat.reference` does the work, which
   is said once.
 
@@ -28,9 +30,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from advfeat import reference
 
@@ -58,7 +62,7 @@ __all__ = [
 _kernel_devices = frozenset()
 if _C is not None:
     _ops = torch.ops.advfeat
-    _kernel_devices = frozenset({"cpu", "cuda"} if _C.build_config()["cuda"] else {"cpu"})
+    _kernel_devices = frozenset({"cpu", "cuda", "meta"} if _C.build_config()["cuda"] else {"cpu", "meta"})
     _linf_step, _linf_step_ = _ops.linf_step.default, _ops.linf_step_.default
     _l2_step, _l2_step_ = _ops.l2_step.default, _ops.l2_step_.default
     _project_linf, _project_linf_ = _ops.project_linf.default, _ops.project_linf_.default
@@ -67,15 +71,39 @@ if _C is not None:
     _update_best_ = _ops.update_best_.default
 
     # What torch.compile needs to know: the shape of a result; in-place operators return nothing.
-    for _name in ("linf_step", "l2_step", "project_linf", "project_l2", "random_start_linf", "random_start_l2"):
-        torch.library.register_fake(f"advfeat::{_name}", lambda x, *args: torch.empty_like(x))
-    for _name in ("linf_step_", "l2_step_", "project_linf_", "project_l2_", "update_best_"):
-        torch.library.register_fake(f"advfeat::{_name}", lambda *args: None)
+    # A tensor on the meta device among others brings the dispatcher here, too: it would get memory that nobody wrote.
+    def _fake(name: str) -> Callable[..., Tensor | None]:
+        names = [argument.name.removesuffix("_rows").removesuffix("_channels") for argument in _schema(name).arguments]
+
+        def fake(*arguments: object) -> Tensor | None:
+            _check_devices(dict(zip(names, arguments, strict=True)))
+            return torch.empty_like(arguments[0]) if _schema(name).returns else None
+
+        return fake
+
+    def _schema(name: str) -> torch.FunctionSchema:
+        return getattr(_ops, name).default._schema
+
+    for _name in (
+        *("linf_step", "l2_step", "project_linf", "project_l2", "random_start_linf", "random_start_l2"),
+        *("linf_step_", "l2_step_", "project_linf_", "project_l2_", "update_best_"),
+    ):
+        torch.library.register_fake(f"advfeat::{_name}", _fake(_name))
 
 _said: set[str] = set()
 
 
+def _check_devices(arguments: dict[str, object]) -> None:
+    """Raises RuntimeError naming the tensor that is not on the device of the first argument."""
+    first_name, first = next(iter(arguments.items()))
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.device != first.device:
+            raise RuntimeError(f"{name} should be on the device of {first_name}, {first.device}, got {value.device}")
+
+
 def _has_kernel(x: Tensor) -> bool:
+    if _transformed():  # plain torch follows them all
+        return False
     if x.is_cpu and _C is not None:  # the usual case first: these lines run at every call
         return True
     device = x.device.type
@@ -125,8 +153,29 @@ def _wants_grad(*arguments: Number | None) -> bool:
     return False
 
 
+def _transformed() -> bool:
+    """Whether forward-mode differentiation or a transform of torch.func is under way, which a kernel does not see."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _differentiated(argument: Number | None) -> bool:
+    """Whether a derivative by the argument is being taken, at any level of torch.func's transforms."""
+    functorch = torch._C._functorch
+    while isinstance(argument, Tensor):
+        if argument.requires_grad and torch.is_grad_enabled():
+            return True
+        # A batch of duals has its tangents one level down.
+        if not functorch.is_batchedtensor(argument) and forward_ad.unpack_dual(argument).tangent is not None:
+            return True
+        wrapped = functorch.is_functorch_wrapped_tensor(argument)
+        argument = functorch.get_unwrapped(argument) if wrapped else None
+    return False
+
+
 def _refuse_autograd(name: str, *arguments: Number | None) -> None:
-    if _wants_grad(*arguments):
+    if _wants_grad(*arguments) or (_transformed() and any(map(_differentiated, arguments))):
         raise RuntimeError(f"{name} has no gradient: call it under torch.no_grad(), or detach its arguments")
 
 
@@ -158,9 +207,9 @@ def linf_step(
     x, grad, x0: [B, ...]. step_size, eps: float or [B], eps >= 0. lo, hi: float or [C]. grad_status: int32 [B, 2] or
     None.
     """
+    _refuse_autograd("linf_step", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
         return reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
-    _refuse_autograd("linf_step", x, grad, x0, step_size, eps, lo, hi)
     if grad_status is not None:
         return linf_step_(x.clone(), grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
     return _linf_step(x, grad, x0, *_numbers(x, step_size, eps, lo, hi))
@@ -178,9 +227,9 @@ def linf_step_(
     grad_status: Tensor | None = None,
 ) -> Tensor:
     """:func:`linf_step` in place on ``x``, which must not share memory with ``x0`` or ``grad``; returns ``x``."""
+    _refuse_autograd("linf_step_", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
         return x.copy_(reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status))
-    _refuse_autograd("linf_step_", x, grad, x0, step_size, eps, lo, hi)
     _linf_step_(x, grad, x0, *_numbers(x, step_size, eps, lo, hi), grad_status)
     return _written(x)
 
@@ -206,9 +255,9 @@ def l2_step(
     x, grad, x0: [B, ...]. step_size, eps: float or [B], eps >= 0. lo, hi: float or [C]. grad_status: int32 [B, 2] or
     None.
     """
+    _refuse_autograd("l2_step", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
         return reference.l2_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
-    _refuse_autograd("l2_step", x, grad, x0, step_size, eps, lo, hi)
     if grad_status is not None:
         return l2_step_(x.clone(), grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
     return _l2_step(x, grad, x0, *_numbers(x, step_size, eps, lo, hi))
@@ -226,9 +275,9 @@ def l2_step_(
     grad_status: Tensor | None = None,
 ) -> Tensor:
     """:func:`l2_step` in place on ``x``, which must not share memory with ``x0`` or ``grad``; returns ``x``."""
+    _refuse_autograd("l2_step_", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
         return x.copy_(reference.l2_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status))
-    _refuse_autograd("l2_step_", x, grad, x0, step_size, eps, lo, hi)
     _l2_step_(x, grad, x0, *_numbers(x, step_size, eps, lo, hi), grad_status)
     return _written(x)
 
@@ -248,9 +297,9 @@ def project_linf(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Numbe
 
 def project_linf_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
     """:func:`project_linf` in place on ``x``; returns ``x``."""
+    _refuse_autograd("project_linf_", x, x0, eps, lo, hi)
     if not _has_kernel(x):
         return x.copy_(reference.project_linf(x, x0, eps, lo, hi))
-    _refuse_autograd("project_linf_", x, x0, eps, lo, hi)
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x, 0.0, eps, lo, hi)
     _project_linf_(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
     return _written(x)
@@ -273,9 +322,9 @@ def project_l2(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number 
 
 def project_l2_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
     """:func:`project_l2` in place on ``x``; returns ``x``."""
+    _refuse_autograd("project_l2_", x, x0, eps, lo, hi)
     if not _has_kernel(x):
         return x.copy_(reference.project_l2(x, x0, eps, lo, hi))
-    _refuse_autograd("project_l2_", x, x0, eps, lo, hi)
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x, 0.0, eps, lo, hi)
     _project_l2_(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
     return _written(x)
@@ -291,7 +340,7 @@ def random_start_linf(
     [B].
     """
     if not _has_kernel(x0):
-        return reference.random_start_linf(x0, eps, seed, sample_ids, lo, hi)
+        return reference.random_start_linf(x0.detach(), eps, seed, sample_ids, lo, hi)
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x0, 0.0, eps, lo, hi)
     return _random_start_linf(x0.detach(), e, seed, sample_ids, lo, hi, e_rows, lo_channels, hi_channels)
 
@@ -305,7 +354,7 @@ def random_start_l2(
     x0: [B, ...]. eps: float or [B]. seed: int. sample_ids: int64 [B].
     """
     if not _has_kernel(x0):
-        return reference.random_start_l2(x0, eps, seed, sample_ids, lo, hi)
+        return reference.random_start_l2(x0.detach(), eps, seed, sample_ids, lo, hi)
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x0, 0.0, eps, lo, hi)
     return _random_start_l2(x0.detach(), e, seed, sample_ids, lo, hi, e_rows, lo_channels, hi_channels)
 
@@ -318,9 +367,9 @@ def update_best_(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -
     best_x, x: [B, ...] of one dtype. best_value, value: [B], both float32 or both float64. Returns (best_x,
     best_value).
     """
+    _refuse_autograd("update_best_", best_x, best_value, x, value)
     if not _has_kernel(x):
         new_x, new_value = reference.update_best(best_x, best_value, x, value)
         return best_x.copy_(new_x), best_value.copy_(new_value)
-    _refuse_autograd("update_best_", best_x, best_value, x, value)
     _update_best_(best_x, best_value, x, value)
     return _written(best_x), _written(best_value)

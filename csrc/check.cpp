@@ -111,6 +111,33 @@ void check_no_overlap(const Tensor& t, const char* name, const Shape& shape, Lay
   ADVFEAT_CHECK(apart, name, " is written to, so its values should not share memory (it is expanded; clone it first)");
 }
 
+struct Rows {
+  const char* start;
+  int64_t stride, bytes;  // of a row to the next, and of the values of one
+
+  const char* end(int64_t rows) const { return start + (rows - 1) * stride + bytes; }
+};
+
+// Whether a row of one shares memory with a row of the other, but for tensors that lie in just the same place: then
+// each value is read before it is written. The rows of each lie apart or are all in one place (stride 0).
+bool overlap_in_part(const Rows& a, const Rows& b, int64_t rows) {
+  if (rows == 0 || a.bytes == 0 || b.bytes == 0) return false;
+  if (a.start >= b.end(rows) || b.start >= a.end(rows)) return false;
+  if (a.start == b.start && a.bytes == b.bytes && (rows == 1 || a.stride == b.stride)) return false;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t at = a.start + i * a.stride - b.start;
+    const int64_t near = b.stride > 0 ? at / b.stride : 0;
+    for (int64_t j = std::max<int64_t>(near - 1, 0); j <= std::min(near + 1, rows - 1); ++j)
+      if (at < j * b.stride + b.bytes && j * b.stride < at + a.bytes) return true;
+  }
+  return false;
+}
+
+void check_apart(const Rows& written, const char* written_name, const Rows& read, const char* name, int64_t rows) {
+  ADVFEAT_CHECK(!overlap_in_part(written, read, rows), name, " should not share a part of its memory with ",
+                written_name, ", which is written to (clone one of them first)");
+}
+
 // A [n] tensor as float64 on x's device. On the CPU its values can be checked too: that costs no synchronisation.
 const double* numbers_of(const Tensor& t, const char* name, int64_t n, const char* letter, const Tensor& x,
                          std::vector<Tensor>& alive) {
@@ -246,6 +273,25 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
     check_same_device(t, "grad_status", x);
     a.grad_status = t.mutable_data_ptr<int32_t>();
   }
+  if (in_place && s.rows > 0) {
+    const int64_t bytes = s.dim * static_cast<int64_t>(x.element_size());
+    const auto rows_at = [](const void* start, int64_t stride, int64_t bytes) {
+      return Rows{static_cast<const char*>(start), stride, bytes};
+    };
+    const int64_t size = static_cast<int64_t>(x.element_size());
+    const Rows written = rows_at(a.out, a.out_stride * size, bytes);
+    check_apart(written, "x", rows_at(a.x0, a.x0_stride * size, bytes), "x0", s.rows);
+    if (grad) {
+      const int64_t grad_size = static_cast<int64_t>(grad->element_size());
+      check_apart(written, "x", rows_at(a.grad, a.grad_stride * grad_size, s.dim * grad_size), "grad", s.rows);
+    }
+    if (a.grad_status) check_apart(written, "x", rows_at(a.grad_status, 8, 8), "grad_status", s.rows);
+    if (a.step_size.rows) check_apart(written, "x", rows_at(a.step_size.rows, 8, 8), "step_size", s.rows);
+    if (a.eps.rows) check_apart(written, "x", rows_at(a.eps.rows, 8, 8), "eps", s.rows);
+    const int64_t channels = 8 * (x.dim() > 1 ? x.size(1) : 0);
+    if (a.lo.channels) check_apart(written, "x", rows_at(a.lo.channels, 0, channels), "lo", s.rows);
+    if (a.hi.channels) check_apart(written, "x", rows_at(a.hi.channels, 0, channels), "hi", s.rows);
+  }
   return p;
 }
 
@@ -325,6 +371,16 @@ Prepared<UpdateBestArgs> prepare_update_best(const Tensor& best_x, const Tensor&
   a.best_x_stride_bytes = row_stride(best, s.dim) * bytes;
   a.x_stride_bytes = row_stride(xk, s.dim) * bytes;
   a.value_is_double = value.scalar_type() == ScalarType::Double;
+  const Rows kept{static_cast<const char*>(a.best_x), a.best_x_stride_bytes, a.row_bytes};
+  const Rows offered{static_cast<const char*>(a.x), a.x_stride_bytes, a.row_bytes};
+  const int64_t size = static_cast<int64_t>(value.element_size());
+  const Rows kept_value{static_cast<const char*>(a.best_value), size, size};
+  const Rows offered_value{static_cast<const char*>(a.value), size, size};
+  check_apart(kept, "best_x", offered, "x", s.rows);
+  check_apart(kept, "best_x", offered_value, "value", s.rows);
+  check_apart(kept_value, "best_value", offered_value, "value", s.rows);
+  check_apart(kept_value, "best_value", offered, "x", s.rows);
+  check_apart(kept_value, "best_value", kept, "best_x", s.rows);
   a.device = x.get_device_index();
   return p;
 }

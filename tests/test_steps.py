@@ -39,7 +39,7 @@ def test_the_key_is_the_hash_of_everything_but_the_label():
     # A change anywhere below is another step: of the training, the recipe, the source's training, the data, the seed.
     other = [
         dataclasses.replace(step, limit=3),
-        evaluated(p.replace(attack_steps=3), model(p, "det", 0)),
+        evaluated(p.replace(strong_steps=3), model(p, "det", 0)),
         evaluated(p, model(p, "det", 1)),
         evaluated(p, model(p, "rand", 0)),
         evaluated(p, model(p.replace(limit=50), "det", 0)),

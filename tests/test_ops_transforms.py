@@ -1,0 +1,117 @@
+"""The operators under torch.func's transforms, forward-mode differentiation and double backward."""
+
+import pytest
+import torch
+from torch import func
+from torch.autograd import forward_ad
+
+from advfeat import ops
+
+F64 = torch.float64
+X0 = torch.full((2, 3), 0.5, dtype=F64)
+# Outside and inside of both balls, with values that the box clips, none of them on a boundary.
+X = torch.tensor([[0.9, 0.2, 0.7], [0.52, 0.49, 1.4]], dtype=F64)
+
+PROJECTIONS = {
+    "l2": lambda x: ops.project_l2(x, X0, 0.1),
+    "linf": lambda x: ops.project_linf(x, X0, 0.1),
+    "l2, centre": lambda x0: ops.project_l2(X + 0.3, x0, 0.1, 0.0, 1.2),
+    "linf, radii": lambda x: ops.project_linf(X, X0, x[:, 0] / 9),
+}
+STEPS = {
+    "linf_step": lambda x: ops.linf_step(x, x, X0, 0.1, 1.0),
+    "linf_step_": lambda x: ops.linf_step_(x.clone(), x, X0, 0.1, 1.0),
+    "l2_step": lambda x: ops.l2_step(x, x, X0, 0.1, 1.0),
+    "l2_step_": lambda x: ops.l2_step_(x.clone(), x, X0, 0.1, 1.0),
+    "by the gradient alone": lambda x: ops.l2_step(X, x, X0, 0.1, 1.0),
+    "by the radii alone": lambda x: ops.l2_step(X, X, X0, 0.1, x[:, 0]),
+    "with grad_status": lambda x: ops.l2_step(x, x, X0, 0.1, 1.0, grad_status=torch.zeros(2, 2, dtype=torch.int32)),
+    "project_l2_": lambda x: ops.project_l2_(x.clone(), X0, 0.1),
+    "project_linf_": lambda x: ops.project_linf_(x.clone(), X0, 0.1),
+    "update_best_": lambda x: ops.update_best_(X0.clone(), torch.zeros(2, dtype=F64), x, x[:, 0])[0],
+}
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_projections_have_one_derivative_in_every_mode(name):
+    f = PROJECTIONS[name]
+    reverse = func.jacrev(f)(X)
+    assert reverse.abs().sum() > 0
+    torch.testing.assert_close(func.jacfwd(f)(X), reverse)
+    torch.testing.assert_close(func.jacfwd(func.jacrev(f))(X), func.jacrev(func.jacrev(f))(X))
+    tangent = torch.randn(X.shape, generator=torch.Generator().manual_seed(0), dtype=F64)
+    wanted = (reverse * tangent).sum((-2, -1))
+    torch.testing.assert_close(func.jvp(f, (X,), (tangent,))[1], wanted)
+    with forward_ad.dual_level():
+        torch.testing.assert_close(forward_ad.unpack_dual(f(forward_ad.make_dual(X, tangent))).tangent, wanted)
+    x = X.clone().requires_grad_()
+    assert torch.autograd.gradcheck(f, x, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(f, x)
+
+
+def dual(f):
+    with forward_ad.dual_level():
+        return f(forward_ad.make_dual(X, torch.ones_like(X)))
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "differentiate",
+    [
+        lambda f: f(X.clone().requires_grad_()),
+        lambda f: func.jvp(f, (X,), (X,)),
+        lambda f: func.jacfwd(f)(X),
+        lambda f: func.jacrev(f)(X),
+        lambda f: func.grad(lambda x: f(x).sum())(X),
+        lambda f: func.hessian(lambda x: f(x).sum())(X),
+        lambda f: func.vmap(func.grad(lambda x: f(x).sum()))(X[None]),
+        lambda f: func.grad(lambda x: func.vmap(f)(x).sum())(X[None]),
+        lambda f: func.jvp(func.vmap(f), (X[None],), (X[None],)),
+        lambda f: torch.autograd.functional.jvp(f, (X,), (X,)),
+        dual,
+    ],
+)
+def test_steps_refuse_to_be_differentiated_in_every_mode(name, differentiate):
+    with pytest.raises(RuntimeError, match="has no gradient: call it under torch.no_grad"):
+        differentiate(STEPS[name])
+
+
+def test_what_is_detached_or_under_no_grad_goes_through():
+    want = ops.l2_step(X, X, X0, 0.1, 1.0)
+    value, tangent = func.jvp(lambda x: ops.l2_step(x.detach(), x.detach(), X0, 0.1, 1.0) + x, (X,), (X,))
+    torch.testing.assert_close(value, want + X)
+    assert torch.equal(tangent, X)
+
+    def quiet(x):
+        with torch.no_grad():
+            moved = ops.l2_step(x, x, X0, 0.1, 1.0)
+        return (moved * x).sum()
+
+    torch.testing.assert_close(func.grad(quiet)(X), want)
+
+
+@pytest.mark.parametrize("name", [*STEPS, "random_start_l2", "random_start_linf"])
+def test_vmap_is_a_loop(name):
+    batch = torch.stack([X, X0 + 0.1, X / 2])
+    f = STEPS.get(name)
+    if name == "with grad_status":
+        pytest.skip("vmap itself refuses to write into a tensor from outside")
+    if f is None:
+        start, ids = getattr(ops, name), torch.arange(6).reshape(3, 2)
+        got = func.vmap(lambda x, i: start(x, 0.3, 7, i))(batch, ids)
+        want = torch.stack([start(x, 0.3, 7, i) for x, i in zip(batch, ids, strict=True)])
+    elif name == "update_best_":
+        best, values = batch / 3, torch.zeros(3, 2, dtype=F64)
+        got = func.vmap(lambda b, v, x: ops.update_best_(b.clone(), v.clone(), x, x[:, 0])[0])(best, values, batch)
+        want = torch.stack(
+            [ops.update_best_(b.clone(), v.clone(), x, x[:, 0])[0] for b, v, x in zip(best, values, batch, strict=True)]
+        )
+    else:
+        got, want = func.vmap(f)(batch), torch.stack([f(x) for x in batch])
+    torch.testing.assert_close(got, want)
+
+
+def test_a_random_start_has_no_tangent():
+    ids = torch.arange(2)
+    _, tangent = func.jvp(lambda x: ops.random_start_l2(x, 0.1, 0, ids) + 0 * x, (X,), (torch.ones_like(X),))
+    assert torch.equal(tangent, torch.zeros_like(X))
