@@ -1,19 +1,23 @@
 """advfeat: robust and non-robust features. Fast, exact attack steps; the data sets of "Adversarial Examples Are Not
 Bugs, They Are Features" (Ilyas et al., NeurIPS 2019); training, evaluation and the theory.
 
-``advfeat.ops`` and ``advfeat.attacks`` need torch alone; the rest is imported when it is asked for.
+``advfeat.ops`` and ``advfeat.attacks`` need torch alone. Everything is imported when it is first asked for, so that
+``advfeat --help`` need not wait for torch.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
-from advfeat import ops
-from advfeat._build_info import build_config
 from advfeat._version import __version__
-from advfeat.attacks import APGD, PGD, Attack, AttackResult, Auto, Converged, Ensemble
-from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
-from advfeat.threat import L2, Linf
+
+if TYPE_CHECKING:
+    from advfeat import ops
+    from advfeat._build_info import build_config
+    from advfeat.attacks import APGD, PGD, Attack, AttackResult, Auto, Converged, Ensemble
+    from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
+    from advfeat.threat import L2, Linf
 
 __all__ = [
     "APGD",
@@ -37,10 +41,38 @@ __all__ = [
     "ops",
 ]
 
-_MODULES = ("compat", "datasets", "evaluation", "features", "models", "report", "theory", "training")
+_MODULES = (
+    "attacks",
+    "compat",
+    "datasets",
+    "evaluation",
+    "features",
+    "models",
+    "objectives",
+    "ops",
+    "report",
+    "theory",
+    "threat",
+    "training",
+)
+_WHERE = {
+    **dict.fromkeys(("APGD", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble"), "attacks"),
+    **dict.fromkeys(
+        ("CW", "DLR", "CrossEntropy", "Margin", "Objective", "Representation", "TargetedDLR"), "objectives"
+    ),
+    **dict.fromkeys(("L2", "Linf"), "threat"),
+    "build_config": "_build_info",
+}
 
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
         return importlib.import_module(f"advfeat.{name}")
+    if name in _WHERE:
+        value = globals()[name] = getattr(importlib.import_module(f"advfeat.{_WHERE[name]}"), name)
+        return value
     raise AttributeError(f"module 'advfeat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

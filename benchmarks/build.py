@@ -183,8 +183,8 @@ def _warm_up(case: Case, names: list[str] | None, batch_size: int, options: list
 def recipe_of(name: str, steps: int | None, step_size: float, eps: float) -> Recipe:
     """The paper's D_det for CIFAR-10, 100 steps in a ball of 0.5, or its D_R, 1,000 steps without one."""
     if name == "det":
-        return PerturbTowardsTarget("det", eps, steps or 100, step_size)
-    return MatchRepresentation("robust", steps or 1000, step_size)
+        return PerturbTowardsTarget("det", eps, 100 if steps is None else steps, step_size)
+    return MatchRepresentation("robust", 1000 if steps is None else steps, step_size)
 
 
 def figure(rows: list[dict], result: dict):
@@ -221,7 +221,8 @@ def main(arguments: list[str] | None = None) -> None:
     subjects.add_arguments(parser)
     parser.set_defaults(split="train")
     options = parser.parse_args(arguments)
-    if options.images < 2 or (options.peer_images or options.images) < 1:
+    peer_images = options.images if options.peer_images is None else options.peer_images
+    if options.images < 2 or peer_images < 1:
         parser.error("--images should be at least 2 and --peer-images at least 1")
     device = torch.device(options.device)
     source = subjects.images(options, options.images, otherwise="random")
@@ -232,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
         case,
         rounds=options.rounds,
         batch_size=options.batch_size,
-        peer_images=min(options.peer_images or options.images, len(source)),
+        peer_images=min(peer_images, len(source)),
         names=options.libraries,
         options=options.options,
         seconds=options.seconds,

@@ -213,7 +213,8 @@ def test_a_broken_model_file_is_named(folder, tmp_path, capsys):
 
 def test_help_needs_no_torch():
     """Showing the help imports nothing heavy."""
-    script = "import sys; import advfeat.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    script = "import sys; import advfeat.cli as c\nc.main(['--help'])\nc.main(['build', '--help'])\n"
+    script += "assert not {'torch', 'numpy', 'matplotlib', 'rich.console'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for command in ("train", "build", "evaluate", "attack", "demo", "reproduce", "theory", "info"):

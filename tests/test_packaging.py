@@ -104,7 +104,7 @@ def test_the_simd_level_can_be_lowered_and_a_wrong_one_is_named():
     code = "from advfeat._build_info import build_config as c; print(c()['simd_level'])"
     result = python(code, ADVFEAT_SIMD="default")
     assert result.stdout.strip() == "default", result.stderr
-    result = python("from advfeat import _C; _C.build_config()", ADVFEAT_SIMD="sse9")
+    result = python("import torch; from advfeat import _C; _C.build_config()", ADVFEAT_SIMD="sse9")
     assert result.returncode != 0
     assert "ADVFEAT_SIMD should be one of default" in result.stderr and "got sse9" in result.stderr
 
@@ -123,6 +123,22 @@ assert config["version"] and config["torch_running"]
 
 
 # --- imports ---
+
+
+def test_everything_is_imported_when_it_is_asked_for():
+    code = """
+import sys
+import advfeat
+assert "torch" not in sys.modules
+names = set(advfeat.__all__) | {"models", "compat"}
+assert names <= set(dir(advfeat))
+assert all(getattr(advfeat, name) is getattr(advfeat, name) for name in names)
+from advfeat import *
+assert PGD is advfeat.attacks.PGD and ops is advfeat.ops
+assert not hasattr(advfeat, "nothing")
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
 
 
 def test_ops_and_attacks_import_torch_alone():

@@ -24,7 +24,9 @@ LABELS = {"standard": "D", "adversarial": "D, adversarially", **TITLES}
 
 def data(p: Preset, split: str = "train", *, limit: int | None = None) -> Data:
     """D, or its test set; of the preset's size unless told."""
-    return Data(p.dataset, split, limit or (p.limit if split == "train" else p.test_limit), size=p.size, label="D")
+    if limit is None:
+        limit = p.limit if split == "train" else p.test_limit
+    return Data(p.dataset, split, limit, size=p.size, label="D")
 
 
 def trained(
@@ -109,7 +111,8 @@ def evaluated(
 ) -> Evaluated:
     """Accuracy and robust accuracy at the preset's radii, on the true test set unless told."""
     radii = p.radii if radii is None else radii
-    limit = limit or (p.strong_limit if radii else None)
+    if limit is None and radii:
+        limit = p.strong_limit
     return Evaluated(of, on or data(p, "test"), tuple(attack(p, eps) for eps in radii), limit, label=of.label)
 
 

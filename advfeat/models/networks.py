@@ -53,7 +53,7 @@ def create(
     # Not torch.manual_seed: that would also reseed the generators of every GPU, which fork_rng([]) does not put back.
     with torch.random.fork_rng(devices=[]), Float32OnCPU():
         torch.default_generator.manual_seed(seed)
-        body, features = make(input_shape, width or full_width)
+        body, features = make(input_shape, full_width if width is None else width)
         model = Classifier(body, nn.Linear(features, num_classes), num_classes, input_shape, mean, std)
     model.arch = arch
     model.arch_arguments = {
