@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_steps import make_lab
-from tiny_preset import tiny_preset
+from tiny_preset import make_lab, tiny_preset
 from torch import nn
 
 from advfeat import CW, L2, PGD, Converged, Ensemble

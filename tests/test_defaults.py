@@ -126,16 +126,11 @@ def _features(folder):
 
 
 def _experiment(folder):
-    from tiny_preset import tiny_preset
+    from tiny_preset import make_lab, tiny_preset
 
-    from advfeat.experiments.lab import Lab
     from advfeat.experiments.pieces import evaluated, model
 
-    @contextlib.contextmanager
-    def no_bar(title, unit):
-        yield lambda done, total: None
-
-    lab, preset = Lab(folder, bar=no_bar, device="cpu"), tiny_preset(limit=30)
+    lab, preset = make_lab(folder), tiny_preset(limit=30)
     outcome = lab.open(evaluated(preset, model(preset, "det", 0)))
     return [outcome["clean"], outcome["next"], [r["count"] for r in outcome["robust"]]]
 

@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_steps import make_lab
-from tiny_preset import tiny_preset
+from tiny_preset import make_lab, tiny_preset
 
 from advfeat import L2, PGD, cli
 from advfeat.datasets.exchange import export_lists

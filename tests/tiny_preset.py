@@ -1,10 +1,12 @@
-"""A preset as small as it goes, for tests that run whole experiments on sixty digits."""
+"""A preset as small as it goes, for tests that run whole experiments on sixty digits, and a folder to run them in."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 from advfeat.experiments import presets
+from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import SETS, Preset
 from advfeat.training import paper_attack
 
@@ -30,3 +32,12 @@ def tiny_preset(**changes) -> Preset:
         "seeds": (0,),
     }
     return digits.replace(**(settings | changes))
+
+
+@contextlib.contextmanager
+def no_bar(title, unit):
+    yield lambda done, total: None
+
+
+def make_lab(path, **settings) -> Lab:
+    return Lab(path, bar=no_bar, device="cpu", **settings)
