@@ -239,7 +239,8 @@ class Representation(Objective):
 
     The target is a tensor [B, k] of features; run it with ``targeted=True``, which descends. ``features``: a function
     from inputs to [B, k]; None takes the model's own ``representation``. ``relative`` divides by ||target|| as the
-    authors' notebook does; for normalised steps that changes the reported value alone. At distance 0 the gradient is 0.
+    authors' notebook does; for normalised steps that changes the reported value alone, and a target of zeros, which has
+    no length (every ReLU is dead), leaves the distance as it is. At distance 0 the gradient is 0.
     """
 
     features: Callable[[Tensor], Tensor] | None = None
@@ -251,7 +252,10 @@ class Representation(Objective):
         if f.shape != target.shape:
             raise ValueError(f"target should be features of shape {tuple(f.shape)}, got {tuple(target.shape)}")
         distance = torch.linalg.vector_norm(f - target, dim=1)
-        return distance / torch.linalg.vector_norm(target, dim=1) if self.relative else distance
+        if not self.relative:
+            return distance
+        length = torch.linalg.vector_norm(target, dim=1)
+        return distance / torch.where(length > 0, length, torch.ones_like(length))
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,12 @@ class Construction:
         with no_trace(self.model, self.device), torch.no_grad():
             features = self.model.representation(batch.matched).float().reshape(len(batch.index), -1)
         batch.matched = None
+        wrong = (~features.isfinite().all(dim=1)).nonzero()
+        if len(wrong):
+            raise ValueError(
+                f"the model's representation should be finite, that of sample {int(batch.index[int(wrong[0])])} of "
+                f"{self.source.name!r} holds NaN or infinity ({len(wrong)} of {len(features)} in its batch)"
+            )
         batch.target = features
         return features
 
