@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from advfeat.eval_mode import EvalMode
 from advfeat.objectives import Objective
 from advfeat.precision import as_taken
 
@@ -168,31 +169,36 @@ def no_trace(model: Callable, device: torch.device, objective: Objective | None 
     statistics are never touched in between. A function's modules are found through what it is bound to, its closure,
     its defaults and the global names it uses, and all others when this thread first calls them. Where code is compiled
     only the former are: a hook would have it compiled anew for every attack.
+
+    Several threads may attack one model: it is in eval mode until the last of them is done. The random state is put
+    back only where this thread is the only one. It belongs to all threads, and numbers that another one has drawn
+    meanwhile would come a second time; only a model that draws random numbers itself changes it at all.
     """
-    flags: dict[int, tuple[nn.Module, bool]] = {}
-
-    def turn_off(modules: Iterable[nn.Module]) -> None:
-        found = [m for m in modules if hasattr(m, "training")]  # a frozen TorchScript module has no such flag
-        for m in found:  # all first: a compiled module's flag is also that of the module it wraps
-            flags.setdefault(id(m), (m, m.training))
-        for m in found:
-            if m.training:
-                m.training = False  # not m.eval(), which walks the children and which modules override
-
+    eval_mode = EvalMode()
     reachable = _reachable(model) + ([] if objective is None else _reachable(objective))
     no_hook = _all_in_sight(model, objective) or any(_is_compiled(each) for each in reachable)
     on_cuda = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
-    cpu_state = torch.get_rng_state()
-    cuda_state = torch.cuda.get_rng_state(device) if on_cuda else None
+    alone = _is_only_thread()
+    cpu_state = torch.get_rng_state() if alone else None
+    cuda_state = torch.cuda.get_rng_state(device) if alone and on_cuda else None
     try:
-        turn_off(each for each in reachable if isinstance(each, nn.Module))
-        with contextlib.nullcontext() if no_hook else _before_each_call(turn_off):
+        eval_mode.take(each for each in reachable if isinstance(each, nn.Module))
+        with contextlib.nullcontext() if no_hook else _before_each_call(eval_mode.take):
             with torch.inference_mode(False), torch.enable_grad():
                 yield
     finally:
-        for m, training in flags.values():
-            if m.training != training:
-                m.training = training
-        torch.set_rng_state(cpu_state)
-        if cuda_state is not None:
-            torch.cuda.set_rng_state(cuda_state, device)
+        eval_mode.release()
+        if cpu_state is not None and _is_only_thread():
+            torch.set_rng_state(cpu_state)
+            if cuda_state is not None:
+                torch.cuda.set_rng_state(cuda_state, device)
+
+
+# Threads that draw no random numbers of torch's, by their first letters: the library's own, progress bars', notebooks'.
+_HARMLESS = ("advfeat", "tqdm_monitor", "IPythonHistory", "IOPub", "Heartbeat", "Control", "QueueFeeder")
+
+
+def _is_only_thread() -> bool:
+    """Whether no other thread of Python's is there that may draw random numbers."""
+    here = threading.current_thread()
+    return all(thread is here or thread.name.startswith(_HARMLESS) for thread in threading.enumerate())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from advfeat.attacks.no_trace import modules_of
+from advfeat.eval_mode import EvalMode
 
 
 @contextmanager
@@ -16,12 +17,9 @@ def evaluating(model: Callable) -> Iterator[None]:
 
     ``model.eval(); ...; model.train()`` would un-freeze a BatchNorm layer that the user keeps in eval mode.
     """
-    # A frozen TorchScript module has no flag.
-    flags = [(module, module.training) for module in modules_of(model) if hasattr(module, "training")]
+    eval_mode = EvalMode()
     try:
-        for module, _ in flags:
-            module.training = False
+        eval_mode.take(modules_of(model))
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        eval_mode.release()
