@@ -408,7 +408,7 @@ FOUR = _net(48, 4)
         (lambda: accuracy(FOUR, SOURCE, batch_size=2.5), ValueError, "batch_size should be .*, got 2.5"),
         (lambda: evaluate(FOUR, SOURCE, limit=-3), ValueError, "limit should be an integer, at least 1, got -3"),
         (lambda: evaluate(FOUR, SOURCE, limit=2.5), ValueError, "limit should be an integer, at least 1, got 2.5"),
-        (lambda: evaluate(FOUR, _Listed(X, Y)), TypeError, "labels of .* should be an int64 tensor .4., got list"),
+        (lambda: evaluate(FOUR, _Listed(X, Y)), TypeError, "labels of .* should be an int64 tensor .N., got list"),
     ],
 )
 def test_first_mistakes_get_a_sentence(call, error, message):

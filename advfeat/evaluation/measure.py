@@ -164,14 +164,7 @@ def _checked(model: Any, source: Any, batch_size: Any) -> tuple[Callable, Any, i
     calling.check_values(model)
     batch_size = whole_number("batch_size", batch_size)
     model = unwrapped(model)
-    source = as_source(source, model)
-    labels = source.labels
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (len(source),):
-        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(
-            f"labels of {getattr(source, 'name', 'data')!r} should be an int64 tensor [{len(source)}], got {got}"
-        )
-    return model, source, batch_size
+    return model, as_source(source, model), batch_size
 
 
 def _select(model: Callable, source: Any, limit: int | None, same_classes: bool) -> Tensor:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from advfeat.attacks import PGD
-from advfeat.attacks.no_trace import logits_of
+from advfeat.calling import output
 from advfeat.experiments.steps import DataStep, Measurement, Trained
-from advfeat.models import attack_copy, evaluating
+from advfeat.forward import predicted_classes
+from advfeat.models import attack_copy
 from advfeat.progress import Progress, Reporter
 
 if TYPE_CHECKING:
@@ -111,6 +112,5 @@ class StepSweep(Measurement):
 
 
 def predictions(model: nn.Module, x: Tensor) -> Tensor:
-    """The predicted classes [B], in eval mode and full precision."""
-    with evaluating(model), torch.no_grad():
-        return logits_of(model(x)).argmax(dim=1)
+    """The predicted classes [B], -1 for none, in eval mode and full precision."""
+    return predicted_classes(output(model, x))
