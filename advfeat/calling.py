@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from advfeat.attacks.no_trace import logits_of, modules_of
 from advfeat.forward import class_logits
 from advfeat.models.modes import evaluating
-from advfeat.precision import as_taken, dtype_of
+from advfeat.precision import cast, dtype_of
 
 _LOOKED_AT = 32  # images that are shown to a model twice
 # Of the largest logit: what another order of sums may change, on the CPU and where TensorFloat-32 is used.
@@ -69,7 +69,7 @@ def image_dtype(model: Callable) -> torch.dtype:
 
 def taken_by(model: Callable, x: Tensor) -> object:
     """What a model, or a method or function of one, says of images in its own dtype."""
-    return model(as_taken(_modules(model), x))
+    return model(cast(x, dtype_of(_modules(model))))
 
 
 def output(model: Callable, x: Tensor) -> Tensor:

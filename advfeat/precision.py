@@ -11,26 +11,24 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def dtype_of(modules: Sequence[nn.Module]) -> torch.dtype | None:
-    """The floating-point dtype that a model takes images in, None where it has no weights.
+    """The floating-point dtype that a model takes images in: that of all its weights of two dimensions or more.
 
-    modules: the model, or what a function refers to. Of one module it is the dtype of the first weight of two
-    dimensions or more, else of the first parameter or buffer; of several the one that all of them share, or None.
+    modules: the model, or what a function refers to. None where weights differ, for such a model casts by itself, and
+    where there are none. Biases, scales and the like decide only where there are no other parameters.
     """
-    found = None
+    weights: list[torch.dtype] = []
+    others: list[torch.dtype] = []
     for members in (nn.Module.parameters, nn.Module.buffers):
         for module in modules:
             for tensor in members(module):
-                if tensor.dtype not in _DTYPES:
-                    continue
-                if len(modules) == 1 and tensor.dim() >= 2:
-                    return tensor.dtype
-                if len(modules) > 1 and found not in (None, tensor.dtype):
-                    return None
-                found = found or tensor.dtype
-    return found
+                if tensor.dtype in _DTYPES:
+                    (weights if tensor.dim() >= 2 else others).append(tensor.dtype)
+        if weights or others:
+            break
+    found = weights or others
+    return found[0] if found and all(dtype == found[0] for dtype in found) else None
 
 
-def as_taken(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """Images in the dtype of a model; a gradient goes back through it to ``x`` in the dtype of ``x``."""
-    dtype = dtype_of(modules)
+def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Images in a dtype, as they are for None; a gradient goes back through it to ``x`` in the dtype of ``x``."""
     return x if dtype is None or x.dtype == dtype or not x.is_floating_point() else x.to(dtype)

@@ -65,6 +65,18 @@ def test_classes_that_are_out_by_minus_infinity_do_not_make_samples_wrong():
     )
 
 
+@pytest.mark.parametrize("left", [7, 3])
+def test_the_strongest_attacks_do_not_aim_at_classes_that_are_out(left):
+    mask = torch.zeros(10).index_fill(0, torch.arange(left, 10), -math.inf)
+    model = _Then(_net(), lambda x, z: z + mask)
+    source = _labelled_by(model, _images())
+    found = evaluate(model, source, attacks=[0.05, advfeat.Auto(advfeat.L2(0.08), steps=10)])
+    assert [r.nonfinite_gradient for r in found.robustness] == [0, 0]
+    few = _Then(_net(), lambda x, z: z[:, :left])
+    wanted = evaluate(few, TensorSource(source.images(), source.labels, NAMES[:left]), attacks=[0.05])
+    assert found.robustness[0].accuracy == wanted.robustness[0].accuracy
+
+
 def _net_of(classes: int):
     return _Then(_net(), lambda x, z: torch.cat([z[:, :classes], z[:, classes:] - 1e4], 1))
 
@@ -154,11 +166,14 @@ def test_a_model_is_evaluated_in_the_precision_it_is_in(dtype, kind):
 def test_only_the_module_that_is_adapted_may_be_in_half():
     model = models.adapt(_net(64, 3).half(), num_classes=3, input_shape=(1, 8, 8), mean=[0.2], std=[0.3])
     assert evaluate(model, blobs(30), attacks=[0.1]).clean.n == 30
-    # A parameter beside the weights decides nothing.
+    # A parameter beside the weights decides nothing, and a model whose weights differ casts by itself.
     model = _Then(_net(64, 3), lambda x, z: z)
     model.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
     model._parameters = {"temperature": model._parameters["temperature"]}
     assert evaluate(model, blobs(30)).clean.n == 30
+    model.table = nn.Embedding(4, 3).half()
+    model._modules = {name: model._modules[name] for name in ("table", "net")}
+    assert evaluate(model, blobs(30), attacks=[0.1]).clean.n == 30
 
 
 @pytest.mark.parametrize("dtype, iterates", [(torch.float16, torch.float32), (torch.bfloat16, torch.float32)])

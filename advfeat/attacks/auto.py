@@ -86,16 +86,19 @@ class Auto(Attack):
         found.take_over(rows, first.run(model, x[rows], target[rows], sample_ids=ids[rows]), failures=True)
         classes = self._classes(model, x, target)
         for rank in range(classes.shape[1]):
-            rows = (~found.success).nonzero()[:, 0]
+            rows = (~found.success & (classes[:, rank] >= 0)).nonzero()[:, 0]
             if rows.numel() == 0:
-                break
+                continue
             attack = APGD(threat.rows(rows), objective=TargetedDLR(), seed=self.seed + 1 + rank, **common)
             pairs = torch.stack([target[rows].to(torch.int64), classes[rows, rank]], dim=1)
             found.take_over(rows, attack.run(model, x[rows], pairs, sample_ids=ids[rows]))
         return found
 
     def _classes(self, model: Callable, x: Tensor, target: Tensor) -> Tensor:
-        """The other classes by their logits at x, the largest first: int64 [B, target_classes or fewer]."""
+        """The other classes by their logits at x, the largest first: int64 [B, target_classes or fewer].
+
+        -1 for classes that are out (-inf), and for samples with fewer than the four that the targeted DLR compares.
+        """
         if x.shape[0] == 0:
             return torch.empty(0, 0, dtype=torch.int64, device=x.device)
         with no_trace(model, x.device), torch.no_grad():
@@ -103,4 +106,6 @@ class Auto(Attack):
         if logits.shape[1] < 4:
             return torch.empty(x.shape[0], 0, dtype=torch.int64, device=x.device)
         others = logits.scatter(1, target.to(torch.int64)[:, None], float("-inf"))
-        return others.argsort(dim=1, descending=True)[:, : min(self.target_classes, logits.shape[1] - 1)]
+        values, classes = others.sort(dim=1, descending=True)
+        out = (values == -torch.inf) | ((logits > -torch.inf).sum(dim=1, keepdim=True) < 4)
+        return classes.masked_fill(out, -1)[:, : min(self.target_classes, logits.shape[1] - 1)]

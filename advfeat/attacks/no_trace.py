@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from advfeat.eval_mode import EvalMode
 from advfeat.objectives import Objective
-from advfeat.precision import as_taken
+from advfeat.precision import cast, dtype_of
 
 
 def logits_of(output: object) -> Tensor:
@@ -50,7 +50,8 @@ class Watched:
 
     def __init__(self, model: Callable, largest_label: int | None = None) -> None:
         self._model = unwrapped(model)
-        self._modules = [self._model] if isinstance(self._model, nn.Module) else modules_of(self._model)
+        modules = [self._model] if isinstance(self._model, nn.Module) else modules_of(self._model)
+        self._dtype = dtype_of(modules)
         self._largest_label = largest_label
         self._classes: int | None = None  # once the model has been called
         self.last_logits: Tensor | None = None
@@ -69,7 +70,7 @@ class Watched:
         raise ValueError(f"target holds label {self._largest_label}, but the model has {self._classes} classes")
 
     def __call__(self, x: Tensor) -> Tensor:
-        logits = logits_of(self._model(as_taken(self._modules, x)))
+        logits = logits_of(self._model(cast(x, self._dtype)))
         if logits.shape == x.shape[:1]:  # one logit a sample, of a binary model
             logits = logits[:, None]
         if logits.dim() != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] == 0:

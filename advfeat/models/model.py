@@ -12,7 +12,7 @@ from advfeat.attacks.no_trace import logits_of
 from advfeat.class_names import check_same_classes, class_names
 from advfeat.models.state import tensors_of
 from advfeat.names import function_name
-from advfeat.precision import as_taken
+from advfeat.precision import cast, dtype_of
 
 
 class Model(nn.Module):
@@ -74,7 +74,10 @@ class Model(nn.Module):
             raise TypeError(f"x should be floating point with values in [0, 1], got {x.dtype}")
         if self.normalises:
             x = (x - self.mean[:, None, None]) / self.std[:, None, None]
-        return as_taken([self], x)
+        return cast(x, self._image_dtype())
+
+    def _image_dtype(self) -> torch.dtype | None:
+        return self.mean.dtype  # which is cast with the weights
 
     def representation(self, x: Tensor) -> Tensor:
         """The features g(x) [B, k] that the head reads; x [B, C, H, W] in [0, 1]."""
@@ -136,6 +139,9 @@ class Adapted(Model):
             head = linear[0] if len(linear) == 1 else None
         # Past nn.Module's own bookkeeping: a representation that is itself a module is not a second copy of weights.
         self.__dict__["_representation"], self.__dict__["_head"] = representation, head
+
+    def _image_dtype(self) -> torch.dtype | None:
+        return dtype_of([self.module])  # which may have been cast before it was adapted
 
     @property
     def features_from(self) -> str:
