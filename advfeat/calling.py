@@ -67,9 +67,9 @@ def image_dtype(model: Callable) -> torch.dtype:
     return torch.float64 if dtype_of(_modules(model)) == torch.float64 else torch.float32
 
 
-def taken_by(model: Callable, x: Tensor) -> object:
-    """What a model, or a method or function of one, says of images in its own dtype."""
-    return model(cast(x, dtype_of(_modules(model))))
+def taken_by(model: Callable, x: Tensor, method: Callable | None = None) -> object:
+    """What a model, or a method or function of one, says of images in its own dtype; ``method`` if it is given."""
+    return (method or model)(cast(x, dtype_of(_modules(model))))
 
 
 def output(model: Callable, x: Tensor) -> Tensor:

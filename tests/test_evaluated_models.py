@@ -189,6 +189,19 @@ def test_iterates_stay_in_the_precision_of_the_images(dtype, iterates):
     assert advfeat.PGD(advfeat.L2(0.3), steps=5).run(_net().double(), x.double(), y).x_adv.dtype == torch.float64
 
 
+class _OwnFeatures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 8), nn.Linear(8, 3)
+
+    def representation(self, x):
+        return self.body(x.flatten(1)).relu()
+
+    def forward(self, x):
+        return self.head(self.representation(x))
+
+
+@pytest.mark.filterwarnings("ignore:the model gets:RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_sets_are_built_with_a_model_in_another_precision(dtype, tmp_path):
     model = models.create("small-convnet", 3, (1, 8, 8), width=4).to(dtype).eval()
@@ -196,6 +209,8 @@ def test_sets_are_built_with_a_model_in_another_precision(dtype, tmp_path):
     assert made.images().dtype == torch.float32 and made.distance.max() <= 0.5 * (1 + 1e-5)
     matched = build(MatchRepresentation("nonrobust", 3, 0.2), model, blobs(12), tmp_path / "matched")
     assert matched.objective.isfinite().all()
+    own = build(MatchRepresentation("nonrobust", 3, 0.2), _OwnFeatures().to(dtype), blobs(12), tmp_path / "own")
+    assert own.objective.isfinite().all() and own.distance.min() > 0
 
 
 # --- random models

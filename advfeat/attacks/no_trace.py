@@ -83,7 +83,10 @@ class Watched:
         return logits
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._model, name)
+        found = getattr(self._model, name)
+        if name == "representation" and callable(found):  # takes images, as the model does
+            return lambda x: found(cast(x, self._dtype))
+        return found
 
 
 def modules_of(model: Callable) -> list[nn.Module]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from advfeat.attacks import PGD, AttackResult
 from advfeat.attacks.no_trace import no_trace
-from advfeat.calling import output
+from advfeat.calling import output, taken_by
 from advfeat.datasets.base import Source, read_images, to_float
 from advfeat.datasets.recipes import MatchRepresentation, Recipe, noise_start, start_indices
 from advfeat.datasets.rounding import quantise
@@ -72,7 +72,9 @@ class Construction:
         if batch.matched is None:
             return batch.stored_labels.to(self.device)
         with no_trace(self.model, self.device), torch.no_grad():
-            features = self.model.representation(batch.matched).float().reshape(len(batch.index), -1)
+            features = (
+                taken_by(self.model, batch.matched, self.model.representation).float().reshape(len(batch.index), -1)
+            )
         batch.matched = None
         wrong = (~features.isfinite().all(dim=1)).nonzero()
         if len(wrong):
