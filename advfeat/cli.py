@@ -25,7 +25,7 @@ from advfeat.options import (
     Number,
     OptionalCount,
     OptionalCountOrNone,
-    OptionalNumber,
+    OptionalMinutes,
     OptionalRadii,
     OptionalRadius,
     Radius,
@@ -245,7 +245,7 @@ class Reproduce:
     """The folder of models, sets and pages (default: reproduction/PRESET); what is done there is not done again."""
     root: Path | None = field(default_factory=root_from_environment)
     """Where data sets lie (default: the environment variable ADVFEAT_DATA)."""
-    minutes: OptionalNumber = None
+    minutes: OptionalMinutes = None
     """Stop after so many minutes and what is under way, an epoch or a shard, with exit status 75; the same command
     goes on."""
     device: str | None = None
@@ -291,7 +291,7 @@ class Theory:
 
         report = command.run(command.TheoryConfig(**dataclasses.asdict(self)))
         if not report.ok:
-            raise SystemExit(2)
+            raise SystemExit(1)
 
 
 Command = (

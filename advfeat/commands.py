@@ -118,10 +118,22 @@ def _training_attack(c: cli.Train) -> PGD:
     return attack if c.attack_step_size is None else attack.replace(step_size=c.attack_step_size)
 
 
+def _load(folder: Path) -> Model:
+    """The model of ``--model``. Errors: as of :func:`advfeat.models.load`; ValueError for what is no run folder."""
+    if (folder / "manifest.json").is_file() and not (folder / "model.json").is_file():
+        raise ValueError(f"--model should be a run folder of advfeat train, got the constructed set {folder}")
+    if folder.is_file():
+        raise ValueError(
+            f"--model should be a run folder of advfeat train, got the file {folder}; your own weights are for "
+            "Python: advfeat.models.adapt(module, ...)"
+        )
+    return load(folder)
+
+
 def build(c: cli.Build) -> None:
     check_writable_folder(c.out)
     device = c.runtime.torch_device()
-    model = load(c.model)
+    model = _load(c.model)
     source = c.data.load("train", model.input_shape)
     recipe = preset(c.preset or _preset_of(c.data.dataset), c.recipe)
     given = {"eps": c.eps, "steps": c.steps, "step_size": c.step_size, "start": c.start}
@@ -204,10 +216,10 @@ def evaluate(c: cli.Evaluate) -> None:
     if c.out is not None:
         samples = check_writable_file(c.out.with_name(f"{check_writable_file(c.out).stem}.samples.jsonl"))
     eps = radii("--eps", c.eps, c.norm, l2=(0.25, 0.5), linf=(4 / 255, 8 / 255))
-    device = c.runtime.torch_device()
-    model = load(c.model).to(device)
-    source = c.data.load(c.split, model.input_shape)
     attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in eps]
+    device = c.runtime.torch_device()
+    model = _load(c.model).to(device)
+    source = c.data.load(c.split, model.input_shape)
     with bar(f"evaluating {c.model} on {source.name}", "samples") as report:
         result = evaluate_model(
             model,
@@ -231,7 +243,7 @@ def evaluate(c: cli.Evaluate) -> None:
     caption = f"{result.clean.n:,} samples; 95 % Wilson intervals"
     if attacks:
         passes = sum(r.backward_passes for r in result.robustness) / max(sum(r.attacked for r in result.robustness), 1)
-        caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} gradients a sample that was right"
+        caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} gradient passes a sample attacked"
     table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
     if c.out is not None:
         say(f"written to {c.out}, sample by sample to {samples.name}")
@@ -250,7 +262,7 @@ def attack(c: cli.Attack) -> None:
     check_writable_folder(c.out)
     eps = radii("--eps", c.eps, c.norm, l2=0.5, linf=8 / 255)
     device = c.runtime.torch_device()
-    model = load(c.model).to(device)
+    model = _load(c.model).to(device)
     source = c.data.load(c.split, model.input_shape)
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
     targeted = c.target == "next"
@@ -316,7 +328,7 @@ def features(c: cli.Features) -> None:
         check_writable_folder(c.out)
     eps = radii("--eps", c.eps, c.norm, l2=0.25, linf=4 / 255)
     device = c.runtime.torch_device()
-    model = load(c.model).to(device)
+    model = _load(c.model).to(device)
     source = c.data.load(c.split, model.input_shape)
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
     pgd = pgd_attack(eps, c.norm, steps=c.steps, step_size=c.step_size, seed=c.seed)
@@ -347,7 +359,7 @@ def features(c: cli.Features) -> None:
 def info(c: cli.Info) -> None:
     if c.path is None:
         rows = [[k, _short(v)] for k, v in advfeat.build_config().items()]
-        rows += [["python", platform.python_version()], ["torch", torch.__version__]]
+        rows += [["python", platform.python_version()]]
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         rows += [["threads", str(torch.get_num_threads())], ["GPUs", ", ".join(gpus) or "none"]]
         table("advfeat", ["", ""], rows)

@@ -70,7 +70,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text
     """A table on the terminal: the first column left, the others right. caption: below it, as wide as the terminal."""
     t = Table(title=Text(title, "table.title"), title_justify="left")
     for i, name in enumerate(columns):
-        t.add_column(Text(name), justify="left" if i == 0 else "right")
+        t.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         t.add_row(*(Text(_one_line(cell)) if isinstance(cell, str) else cell for cell in row))
     console.print(t)

@@ -74,8 +74,8 @@ def explanation(error: Exception) -> str | None:
         return f"out of memory: {_SMALLER}"
     if not isinstance(error, _USER_ERRORS) or isinstance(error, (NotImplementedError, RecursionError)):
         return None
-    if isinstance(error, BrokenPipeError):
-        return "standard output was closed"
+    if isinstance(error, OSError) and error.filename is None and text.startswith("[Errno"):  # no file that was opened
+        return f"standard output could not be written: {error.strerror}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{text}: the disk is full; make room, and give the same command again"
     if isinstance(error, UnicodeError):

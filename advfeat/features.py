@@ -268,7 +268,8 @@ def draw_scatter(axis, found: Usefulness, title: str = "") -> None:
         points = [(row["rho"], row["gamma"]) for row in rows if row["kind"] == kind]
         label = f"{kind} ({len(points)})"
         axis.plot(*(zip(*points, strict=True) if points else ([], [])), marker, ms=5, color=colour, label=label)
-    right = 1.08 * max((row["rho"] for row in rows), default=1.0)
+    right = 1.08 * max((row["rho"] for row in rows), default=0.0)
+    right = right if right > 0 else 1.0  # of constant features alone
     axis.plot([0, right], [0, right], color="#8a8a8a", lw=0.8, ls=":", label=r"no adversary: $\gamma = \rho$")
     axis.axhline(0, color="black", lw=0.8)
     axis.set(xlim=(0, right), xlabel=r"usefulness $\rho$", ylabel=r"robust usefulness $\gamma$")

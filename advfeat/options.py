@@ -81,6 +81,7 @@ Count = Annotated[int, _INTEGER, Within(1, 10**9)]
 OptionalCount = Annotated[int | None, _INTEGER, Within(1, 10**9)]
 CountOrNone = Annotated[int, _INTEGER, Within(0, 10**9)]
 OptionalCountOrNone = Annotated[int | None, _INTEGER, Within(0, 10**9)]
+OptionalMinutes = Annotated[float | None, _number(optional=True), Within(0, 10**7)]
 Seed = Annotated[int, _INTEGER, Within(0, 2**63 - 1)]
 
 

@@ -3,13 +3,16 @@
 import json
 import runpy
 import sys
+import warnings
 
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
 import advfeat
-from advfeat import cli, commands, options
-from advfeat.models import create, save
+from advfeat import cli, commands, options, plots
+from advfeat.models import adapt, create, save
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,12 @@ def test_a_number_that_training_cannot_take_names_its_option(tmp_path, capsys, o
     message = fails(capsys, "train", "--out", tmp_path / "run", option)
     assert message.startswith(f"advfeat train: {option.partition('=')[0]} should be ")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("minutes", ["nan", "-1", "inf"])
+def test_minutes_that_never_end_are_refused(tmp_path, capsys, minutes):
+    message = fails(capsys, "reproduce", "table1", "--out", tmp_path / "r", f"--minutes={minutes}")
+    assert message.startswith("advfeat reproduce: --minutes should be ")
 
 
 def test_radii_are_taken_as_the_field_writes_them(model, tmp_path, capsys):
@@ -154,6 +163,42 @@ def test_messages_speak_of_options(tmp_path, capsys):
     message = fails(capsys, "train", "--out", tmp_path / "x", "--dataset", "folder", "--root", tmp_path / "none")
     assert f"--root {tmp_path / 'none'}" in message
     assert "--lr should be in" in fails(capsys, "train", "--out", tmp_path / "x", "--lr", "-1")
+
+
+def test_what_is_no_run_folder_is_said(tmp_path, capsys):
+    adapted = adapt(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), num_classes=10, input_shape=(1, 8, 8))
+    save(adapted, tmp_path / "own")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "manifest.json").write_text("{}")
+    (tmp_path / "weights.pt").write_bytes(b"")
+    for command in (["evaluate"], ["attack"], ["features"], ["build", "det"]):
+        for name, what in (("own", "in Python"), ("set", "constructed set"), ("weights.pt", "adapt"), ("no", "no")):
+            assert what in fails(capsys, *command, "--model", tmp_path / name, "--out", tmp_path / "x")
+    cli.main(["info", str(tmp_path / "own")])
+    assert "650 parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["attack", "features"])
+def test_classes_of_any_name_are_drawn(tmp_path, capsys, command):
+    names = ["$\\frac$", "[/red]", "日本", "\N{NAZAR AMULET}", "مرحبا", "x" * 200, "a_{b", "\\", "50 %", "$"]
+    model = create("small-convnet", 10, (3, 8, 8), width=4)
+    model.classes = tuple(name.replace("/", ":") for name in names)
+    save(model, tmp_path / "$\\model$")
+    for name in model.classes:
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (40, 80, 160)).save(tmp_path / "test" / name / "a.png")
+    data = ("--dataset", "folder", "--root", tmp_path, "--model", tmp_path / "$\\model$", "--same-classes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cli.main([*map(str, (command, *data, "--eps", 3, "--steps", 1, "--out", tmp_path / "out"))])
+    assert capsys.readouterr().err == ""
+    assert any(path.suffix == ".png" for path in (tmp_path / "out").iterdir())
+
+
+def test_text_in_pictures_is_on_one_line_and_in_the_font():
+    assert plots.label("a\n b\x1b") == "a b\N{WHITE SQUARE}"
+    assert plots.label("\N{NAZAR AMULET} \udcff é $x$") == "\N{WHITE SQUARE} \N{WHITE SQUARE} é $x$"
+    assert plots.label("x" * 50, 10) == "x" * 9 + "…"
 
 
 def test_memory_that_is_not_there_is_told_with_what_needs_less(model, capsys, monkeypatch):

@@ -162,3 +162,12 @@ def test_figures_do_not_depend_on_the_display(tmp_path):
     first = (tmp_path / "a.png").read_bytes()
     figures.robust_spectrum(tmp_path / "a.png", task)
     assert (tmp_path / "a.png").read_bytes() == first
+
+
+def test_what_is_no_covariance_is_said(tmp_path):
+    (tmp_path / "bad.csv").write_text("a,b")
+    with pytest.raises(ValueError, match="bad.csv should be numbers"):
+        parse_covariance(str(tmp_path / "bad.csv"))
+    for text in ("isotropic:1e300", "1e60,1"):
+        with pytest.raises(ValueError, match="at most 1e"):
+            make_task(TheoryConfig(covariance=text))

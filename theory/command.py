@@ -18,6 +18,7 @@ from .gaussian import GaussianTask
 
 # The accuracy rows need classes that overlap somewhat: this Mahalanobis length of the mean gives 97.7 % clean accuracy.
 MEAN_LENGTH = 2.0
+_LARGEST = 1e50
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class TheoryReport:
 def make_task(config: TheoryConfig) -> GaussianTask:
     """The task of a config: its covariance, and a mean drawn from the seed with Mahalanobis length 2."""
     covariance = parse_covariance(config.covariance, config.dim)
+    if not np.all(np.abs(covariance) <= _LARGEST):  # beyond, squares of float64 overflow, and claims fail by that
+        raise ValueError(f"covariance should be at most {_LARGEST:g}, got {np.abs(covariance).max():g}")
     dim = covariance.shape[0]
     task = GaussianTask(np.zeros(dim), covariance)
     # In whitened coordinates a random direction: every variance contributes alike to the accuracy.
@@ -97,7 +100,10 @@ def _read_covariance(path: Path, dim: int | None) -> np.ndarray:
     if path.suffix == ".npy":
         values = read_npy(path)
     else:
-        values = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None)
+        try:
+            values = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None)
+        except ValueError as error:
+            raise ValueError(f"covariance in {path} should be numbers: {error}") from None
     values = np.atleast_1d(values)
     if values.ndim > 2:
         raise ValueError(f"covariance in {path} should be a vector or a matrix, got shape {values.shape}")
