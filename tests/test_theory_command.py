@@ -24,7 +24,7 @@ def test_the_table_shows_every_claim_on_a_narrow_terminal(tmp_path):
     report = run(TheoryConfig(samples=2000, out=tmp_path), console)
     shown = console.file.getvalue()
     lines = shown.splitlines()
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines[:-1])) <= 80  # the last one has a path, which is not broken
     header = next(line for line in lines if "closed form" in line)
     claim_ends, verdict = header.index("closed form"), header.index("verdict")
     words = " ".join(line[:claim_ends].strip() for line in lines)  # the first column, unwrapped
