@@ -273,9 +273,16 @@ class Function(Objective):
 
 
 def as_objective(objective: Objective | Callable) -> Objective:
-    """An objective as it is, a function wrapped."""
+    """An objective as it is; a function, or a loss of torch, wrapped."""
+    from advfeat.torch_losses import TorchLoss, is_torch_loss
+
     if isinstance(objective, Objective):
         return objective
+    if is_torch_loss(objective):
+        return TorchLoss(objective)
     if callable(objective) and not isinstance(objective, type):
         return Function(objective)
-    raise TypeError(f"objective should be an Objective or a function (model, x, target) -> [B], got {objective!r}")
+    what = f"the class {objective.__name__}: give an instance" if isinstance(objective, type) else repr(objective)
+    raise TypeError(
+        f"objective should be an Objective, a loss of torch or a function (model, x, target) -> [B], got {what}"
+    )

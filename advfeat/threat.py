@@ -29,15 +29,14 @@ class Threat:
     norm = ""  # "l2" or "linf"
 
     def __post_init__(self) -> None:
+        for name in ("eps", "lo", "hi"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
         if not isinstance(self.eps, Tensor) and not self.eps >= 0:
             raise ValueError(f"eps should be at least 0, got {self.eps}")
         if isinstance(self.eps, Tensor) and self.eps.dim() > 1:
             raise ValueError(f"eps should be a float or a tensor [B], got shape {tuple(self.eps.shape)}")
         if not isinstance(self.lo, Tensor) and not isinstance(self.hi, Tensor) and not self.lo <= self.hi:
             raise ValueError(f"lo should be at most hi, got lo={self.lo} and hi={self.hi}")
-        for name in ("eps", "lo", "hi"):
-            if not isinstance(getattr(self, name), Tensor):  # numpy's numbers become Python's, as JSON has them
-                object.__setattr__(self, name, float(getattr(self, name)))
 
     def step_(
         self, x: Tensor, grad: Tensor, x0: Tensor, step_size: Number, *, grad_status: Tensor | None = None
@@ -81,6 +80,26 @@ class Threat:
             return v if math.isfinite(v) else str(v)  # JSON has no Infinity
 
         return {"norm": self.norm, "eps": plain(self.eps), "lo": plain(self.lo), "hi": plain(self.hi)}
+
+
+def _number(name: str, value: object) -> Number:
+    """A number as Python's float, as JSON has it; a list or an array as a tensor in float64; a tensor as it is.
+
+    Errors: TypeError for anything else, a text such as "8/255" among them.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (list, tuple)) or hasattr(value, "__array__") and getattr(value, "shape", ()) != ():
+        try:
+            return torch.as_tensor(value, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} should hold numbers, got {value!r}") from error
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} should be a number or a tensor, got the text {value!r}: give it as in 8 / 255")
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} should be a number or a tensor, got {type(value).__name__}") from error
 
 
 def _difference(x: Tensor, x0: Tensor) -> Tensor:

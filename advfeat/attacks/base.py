@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from advfeat.attacks.inputs import check_tensor
 from advfeat.attacks.result import AttackResult
 from advfeat.threat import Threat
 
@@ -69,7 +70,18 @@ class Attack:
 def numbered(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches (x, target, sample_ids) from those that may lack ids: samples are numbered through."""
     seen = 0
-    for x, target, *ids in batches:
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+            what = f"{type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+            keys = f" with {', '.join(map(repr, batch))}" if isinstance(batch, dict) else ""
+            raise TypeError(f"batches should be (x, target) or (x, target, sample_ids), got a {what}{keys}")
+        x, target, *ids = batch
+        check_tensor("x", x, "a floating-point batch [B, ...]")
+        if ids and not isinstance(ids[0], Tensor):
+            raise TypeError(
+                f"the third of a batch should be sample_ids, an int64 tensor [B], got {type(ids[0]).__name__}: give "
+                "(x, target) where there are none"
+            )
         yield x, target, ids[0] if ids else torch.arange(seen, seen + x.shape[0], device=x.device)
         seen += x.shape[0]
 

@@ -18,10 +18,25 @@ def _kind(t: Tensor) -> str:
     return f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}"
 
 
+def check_tensor(name: str, value: object, what: str) -> None:
+    """Raises TypeError for what is no tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} should be a torch tensor, {what}, got {type(value).__name__}: torch.as_tensor() makes one of "
+            "arrays and lists"
+        )
+
+
 def check_inputs(
     attack: Attack, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
 ) -> int | None:
     """Refuses what cannot be attacked; returns the largest label. One look at the values, before the loop."""
+    check_tensor("x", x, "a floating-point batch [B, ...]")
+    check_tensor("target", target, "[B, ...] with one entry a sample")
+    if start is not None:
+        check_tensor("start", start, "like x")
+    if sample_ids is not None:
+        check_tensor("sample_ids", sample_ids, "int64 [B]")
     if not x.is_floating_point() or x.dim() < 1:
         raise ValueError(f"x should be a floating-point batch [B, ...], got {_kind(x)}")
     if target.shape[:1] != x.shape[:1]:

@@ -1,0 +1,58 @@
+"""Losses of torch as objectives: ``nn.CrossEntropyLoss()``, ``F.cross_entropy`` and the like."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advfeat.forward import class_logits
+from advfeat.objectives import Objective, wide
+
+_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss, F.binary_cross_entropy_with_logits)
+
+
+def is_torch_loss(loss: object) -> bool:
+    """Whether it is a loss of ``torch.nn``, (logits, target) -> a number, as a module or a function."""
+    return isinstance(loss, nn.modules.loss._Loss) or any(loss is function for function in _FUNCTIONS)
+
+
+@dataclass(frozen=True)
+class TorchLoss(Objective):
+    """A loss of torch on the logits, sample by sample whatever its ``reduction``; of several values, their mean.
+
+    Labels of a loss for one logit (``BCEWithLogitsLoss``) are 0 and 1; any other one sees two logits for one.
+    Errors: ValueError for a loss that gives no value for each sample.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    def value(self, model, x, target):
+        logits = wide(model(x))
+        if isinstance(self.loss, nn.BCEWithLogitsLoss) or self.loss is F.binary_cross_entropy_with_logits:
+            if logits.shape[1] == 1 and target.dim() == 1:
+                logits = logits[:, 0]
+            target = target.to(logits.dtype)
+        else:
+            logits = class_logits(logits)
+        values = self._each(logits, target)
+        if values.dim() == 0 or values.shape[0] != x.shape[0]:
+            raise ValueError(f"{self.name} should give a value for each of {x.shape[0]} samples, got {values.shape}")
+        return values if values.dim() == 1 else values.flatten(1).mean(dim=1)
+
+    def _each(self, logits: Tensor, target: Tensor) -> Tensor:
+        if not isinstance(self.loss, nn.Module):
+            return self.loss(logits, target, reduction="none")
+        loss = copy.copy(self.loss)  # the caller's own stays as it is
+        loss.reduction = "none"
+        return loss(logits, target)
+
+    @property
+    def name(self) -> str:
+        if not isinstance(self.loss, nn.Module):
+            return f"torch {self.loss.__name__}"
+        smoothing = getattr(self.loss, "label_smoothing", 0)
+        return f"{type(self.loss).__name__}({f'label_smoothing={smoothing:g}' if smoothing else ''})"

@@ -1,0 +1,102 @@
+"""First mistakes with attacks get a sentence, and what can be taken is taken: lists of radii, losses of torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import advfeat
+from advfeat import L2, PGD, Linf
+
+X = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(4)
+
+
+def _model(classes: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, classes))
+
+
+ATTACK = PGD(Linf(0.03), steps=2)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: ATTACK(_model(), X.numpy(), Y.numpy()), TypeError, "x should be a torch tensor, .* got ndarray"),
+        (lambda: ATTACK(_model(), X, Y.tolist()), TypeError, "target should be a torch tensor .*, got list"),
+        (lambda: ATTACK(_model(), X, 3), TypeError, "target should be a torch tensor, .*, got int"),
+        (lambda: ATTACK(_model(), X, Y, start=X.numpy()), TypeError, "start should be a torch tensor, like x"),
+        (lambda: ATTACK(_model(), X, Y, sample_ids=[0, 1, 2, 3]), TypeError, "sample_ids should be a torch tensor"),
+        (
+            lambda: next(iter(ATTACK.over(_model(), [{"pixels": X, "labels": Y}]))),
+            TypeError,
+            "got a dict with 'pixels'",
+        ),
+        (
+            lambda: next(iter(ATTACK.over(_model(), [(X, Y, ["p"] * 4)]))),
+            TypeError,
+            "third of a batch should be sample",
+        ),
+        (lambda: next(iter(ATTACK.over(_model(), [(X,)]))), TypeError, r"should be \(x, target\) .* got a tuple of 1"),
+        (lambda: next(iter(ATTACK.over(_model(), [X]))), TypeError, r"should be \(x, target\) .* got a Tensor"),
+        (lambda: next(iter(ATTACK.over(_model(), [(X.numpy(), Y)]))), TypeError, "x should be a torch tensor"),
+        (lambda: Linf("8/255"), TypeError, "eps should be a number or a tensor, got the text '8/255': .* 8 / 255"),
+        (lambda: L2(None), TypeError, "eps should be a number or a tensor, got NoneType"),
+        (lambda: Linf(0.1, lo="0"), TypeError, "lo should be a number or a tensor, got the text '0'"),
+        (lambda: Linf(["a"]), TypeError, "eps should hold numbers"),
+        (lambda: Linf([[0.1]]), ValueError, r"eps should be a float or a tensor \[B\], got shape \(1, 1\)"),
+        (lambda: ATTACK.replace(objective=nn.CrossEntropyLoss), TypeError, "class CrossEntropyLoss: give an instance"),
+        (lambda: ATTACK.replace(objective="ce"), TypeError, "objective should be an Objective, a loss of torch or a"),
+    ],
+)
+def test_first_mistakes_get_a_sentence(call, error, message):
+    with pytest.raises(error, match=message.replace(" .*, got", ".* got")):
+        call()
+
+
+def test_lists_and_arrays_are_radii_and_bounds():
+    wanted = PGD(Linf(torch.tensor([0.01, 0.02, 0.03, 0.04], dtype=torch.float64)), steps=3)(_model(), X, Y)
+    for eps in ([0.01, 0.02, 0.03, 0.04], np.array([0.01, 0.02, 0.03, 0.04]), (0.01, 0.02, 0.03, 0.04)):
+        assert torch.equal(PGD(Linf(eps), steps=3)(_model(), X, Y), wanted)
+    bounds = Linf(0.1, lo=[0, 0, 0], hi=np.ones(3, dtype=np.float32))
+    assert torch.equal(PGD(bounds, steps=3)(_model(), X, Y), PGD(Linf(0.1), steps=3)(_model(), X, Y))
+    assert isinstance(Linf(np.float32(0.5)).eps, float) and isinstance(Linf(np.array(0.5)).eps, float)
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="sum")])
+def test_the_cross_entropy_of_torch_is_an_objective(loss):
+    wanted = ATTACK.replace(objective=advfeat.CrossEntropy()).run(_model(), X, Y)
+    for attack in (ATTACK.replace(objective=loss), PGD(Linf(0.03), steps=2, objective=loss)):
+        found = attack.run(_model(), X, Y)
+        assert torch.equal(found.x_adv, wanted.x_adv)
+        torch.testing.assert_close(found.value, wanted.value)
+        assert torch.equal(found.success, wanted.success)
+    assert getattr(loss, "reduction", "sum") in ("mean", "sum")  # as it was
+
+
+def test_settings_of_a_loss_are_kept_and_written_down():
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.2)
+    found = ATTACK.replace(objective=smooth).run(_model(), X, Y)
+    each = F.cross_entropy(_model()(found.x_adv), Y, reduction="none", label_smoothing=0.2)
+    torch.testing.assert_close(found.value, each.detach())
+    assert ATTACK.replace(objective=smooth).to_dict()["objective"] == "CrossEntropyLoss(label_smoothing=0.2)"
+    assert ATTACK.replace(objective=F.cross_entropy).to_dict()["objective"] == "torch cross_entropy"
+
+
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), F.binary_cross_entropy_with_logits])
+def test_the_binary_cross_entropy_takes_labels_of_0_and_1(loss):
+    labels = torch.tensor([0, 1, 0, 1])
+    found = PGD(Linf(0.5), steps=10, objective=loss).run(_model(1), X, labels)
+    wanted = PGD(Linf(0.5), steps=10, objective=advfeat.CrossEntropy()).run(_model(1), X, labels)
+    torch.testing.assert_close(found.value, wanted.value)
+    assert torch.equal(found.success, wanted.success) and found.success.all()
+
+
+def test_other_losses_of_torch_are_taken_sample_by_sample():
+    found = ATTACK.replace(objective=nn.MultiMarginLoss()).run(_model(), X, Y)
+    each = F.multi_margin_loss(_model()(found.x_adv), Y, reduction="none").detach()
+    torch.testing.assert_close(found.value, each)
