@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -128,9 +129,24 @@ class L2(Threat):
 
 @dataclass(frozen=True, eq=False)
 class Linf(Threat):
-    """The L-inf ball; a step is ``step_size * sign(grad)``."""
+    """The L-inf ball; a step is ``step_size * sign(grad)``.
+
+    A RuntimeWarning says where a finite ``eps`` is more than the whole box, as 8 for 8 / 255 is.
+    """
 
     norm = "linf"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(isinstance(value, Tensor) for value in (self.eps, self.lo, self.hi)):
+            return
+        if math.isfinite(self.eps) and self.eps > self.hi - self.lo > 0:
+            warnings.warn(
+                f"eps={self.eps:g} is more than the whole box [{self.lo:g}, {self.hi:g}], so it bounds nothing: radii "
+                "are in the units of the input, 8 / 255 in pixel scale [0, 1]",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def step_(self, x, grad, x0, step_size, *, grad_status=None):
         return ops.linf_step_(x, grad, x0, step_size, self.eps, self.lo, self.hi, grad_status=grad_status)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,20 @@ ATTACK = PGD(Linf(0.03), steps=2)
 def test_first_mistakes_get_a_sentence(call, error, message):
     with pytest.raises(error, match=message.replace(" .*, got", ".* got")):
         call()
+
+
+def test_a_radius_beyond_the_whole_box_is_said_to_bound_nothing():
+    with pytest.warns(RuntimeWarning, match=r"eps=8 is more than the whole box \[0, 1\].*8 / 255 in pixel scale"):
+        Linf(8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for threat in (Linf(8 / 255), Linf(1), Linf(float("inf")), Linf(8, lo=0, hi=255), L2(8), Linf([8.0, 1.0])):
+            assert threat.norm in ("l2", "linf")
+
+
+def test_normalised_inputs_are_told_to_have_their_radius_in_their_own_units():
+    with pytest.raises(ValueError, match=r"lo and hi by channel, and eps in their units too \(eps / std\).*adapt"):
+        ATTACK(_model(), 4 * X - 2, Y)
 
 
 def test_lists_and_arrays_are_radii_and_bounds():
