@@ -26,8 +26,10 @@ from advfeat.options import (
     OptionalCount,
     OptionalCountOrNone,
     OptionalMinutes,
+    OptionalPath,
     OptionalRadii,
     OptionalRadius,
+    OptionalText,
     Radius,
     Runtime,
     Seed,
@@ -44,7 +46,7 @@ class Train:
     restart: bool = False
     """Train anew, in the place of the run that is there, whatever its settings were."""
     data: Data = field(default_factory=Data)
-    test_dataset: str | None = None
+    test_dataset: OptionalText = None
     """What to test on after each epoch; for a constructed set, the data set it was built from."""
     arch: str = "small-convnet"
     """small-convnet, resnet18, resnet50, vgg16, inception_v3 or densenet121."""
@@ -68,8 +70,10 @@ class Train:
     same_classes: bool = False
     """Classes are compared by name; take those of the same number for the same, whatever their names are."""
     seed: Seed = 0
-    device: str | None = None
+    device: OptionalText = None
+    """cpu, cuda, cuda:1, ...; the first GPU if there is one."""
     amp: Literal["none", "bf16"] = "none"
+    """Run the model in bfloat16."""
 
     def run(self) -> None:
         from advfeat import commands
@@ -134,10 +138,11 @@ class Evaluate:
     step_size: OptionalRadius = None
     """Of pgd; default 2.5 * eps / steps."""
     restarts: Count = 1
+    """From so many random points; 1: from the sample itself (pgd), from one (apgd, auto)."""
     stop: bool = False
     """Of pgd: leave a sample once it is broken. The same accuracy, several times faster; no margins of the broken."""
-    out: Path | None = None
-    """Also write the results, with every setting, as JSON."""
+    out: OptionalPath = None
+    """Also write the results, with every setting, as JSON; sample by sample beside it, as NAME.samples.jsonl."""
     same_classes: bool = False
     """Classes are compared by name; take those of the same number for the same, whatever their names are."""
     seed: Seed = 0
@@ -194,7 +199,7 @@ class Features:
     """Default 2.5 * eps / steps."""
     show: CountOrNone = 20
     """Rows of the table, the most useful features first."""
-    out: Path | None = None
+    out: OptionalPath = None
     """A folder for features.json (every feature and setting) and features.png (gamma against rho)."""
     same_classes: bool = False
     """Classes are compared by name; take those of the same number for the same, whatever their names are."""
@@ -215,7 +220,7 @@ class Demo:
     """The folder of the report; steps that are already done there are not done again."""
     preset: Literal["digits", "cifar10-cpu"] = "digits"
     """cifar10-cpu takes about 40 minutes on two cores and needs --root."""
-    root: Path | None = field(default_factory=root_from_environment)
+    root: OptionalPath = field(default_factory=root_from_environment)
     """Where CIFAR-10 lies (default: the environment variable ADVFEAT_DATA)."""
     seed: Seed = 0
 
@@ -229,7 +234,7 @@ class Demo:
 class Reproduce:
     """The paper's tables and figures, one name each: our numbers, the paper's, verdicts, and a page of a report."""
 
-    name: Positional[str | None] = None
+    name: Positional[OptionalText] = None
     """table1, figure2, ... or all; without a name, the list."""
     list: bool = False
     """Show the experiments with the paper's numbers and the expected times."""
@@ -237,18 +242,18 @@ class Reproduce:
     """The list with the times that this machine will take for the preset, from a few batches of each network."""
     preset: Literal["digits", "cifar10-cpu", "cifar10"] = "digits"
     """digits: minutes; cifar10-cpu: small networks, for two cores; cifar10: the paper's network, for a GPU."""
-    arch: str | None = None
+    arch: OptionalText = None
     """Another network in the place of the preset's own, as resnet18 with cifar10."""
     seeds: OptionalCount = None
     """So many seeds, 0, 1, ..."""
-    out: Path | None = None
+    out: OptionalPath = None
     """The folder of models, sets and pages (default: reproduction/PRESET); what is done there is not done again."""
-    root: Path | None = field(default_factory=root_from_environment)
+    root: OptionalPath = field(default_factory=root_from_environment)
     """Where data sets lie (default: the environment variable ADVFEAT_DATA)."""
     minutes: OptionalMinutes = None
     """Stop after so many minutes and what is under way, an epoch or a shard, with exit status 75; the same command
     goes on."""
-    device: str | None = None
+    device: OptionalText = None
     """cpu, cuda, cuda:1, ...; the first GPU if there is one."""
 
     def run(self) -> None:
@@ -261,7 +266,7 @@ class Reproduce:
 class Info:
     """What was built and what it runs on; or what a run folder or a constructed set is."""
 
-    path: Positional[Path | None] = None
+    path: Positional[OptionalPath] = None
     """A run folder or the folder of a constructed set."""
 
     def run(self) -> None:

@@ -44,7 +44,7 @@ def in_order(command: str, options: Mapping[str, str] = _NOTHING, interrupted: s
     stdout.take_failure()
     status: object = 0
     try:
-        with warnings.catch_warnings(), _terminable():
+        with warnings.catch_warnings(), _terminable(), _any_encoding():
             warnings.showwarning = _told(command, options, warnings.showwarning)
             yield
     except SystemExit as error:
@@ -56,7 +56,10 @@ def in_order(command: str, options: Mapping[str, str] = _NOTHING, interrupted: s
         sentence = explanation(error)
         if sentence is None or os.environ.get("ADVFEAT_TRACEBACK"):
             raise
-        _tell(f"{command}: {in_options(sentence, options)}")
+        if _is_of_printing(error):
+            stdout.fail(error)
+        else:
+            _tell(f"{command}: {in_options(sentence, options)}")
         status = 1
     _flush()
     if (failure := stdout.take_failure()) is not None:
@@ -74,8 +77,6 @@ def explanation(error: Exception) -> str | None:
         return f"out of memory: {_SMALLER}"
     if not isinstance(error, _USER_ERRORS) or isinstance(error, (NotImplementedError, RecursionError)):
         return None
-    if isinstance(error, OSError) and error.filename is None and text.startswith("[Errno"):  # no file that was opened
-        return f"standard output could not be written: {error.strerror}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{text}: the disk is full; make room, and give the same command again"
     if isinstance(error, UnicodeError):
@@ -99,6 +100,12 @@ def in_options(sentence: str, options: Mapping[str, str]) -> str:
 
 def _written(option: str, switch: str | None) -> str:
     return option if switch else f"{option} "
+
+
+def _is_of_printing(error: Exception) -> bool:
+    """Of a stream that others print to: errors of files name them, and none but standard output is a pipe."""
+    unnamed = isinstance(error, OSError) and error.filename is None and str(error).startswith("[Errno")
+    return unnamed and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
 
 
 def _is_of_memory(error: Exception, text: str) -> bool:
@@ -136,6 +143,22 @@ def _flush() -> None:
         sys.stderr.flush()
         return
     discard(sys.stderr)
+
+
+@contextlib.contextmanager
+def _any_encoding() -> Iterator[None]:
+    """What others print, such as the help, may hold characters that standard output has no bytes for."""
+    stream = sys.stdout
+    if not hasattr(stream, "reconfigure"):
+        yield
+        return
+    before = stream.errors
+    stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):  # it may be closed, or full and not empty
+            stream.reconfigure(errors=before)
 
 
 @contextlib.contextmanager

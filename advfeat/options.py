@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 
@@ -70,18 +71,34 @@ _INTEGER = PrimitiveConstructorSpec(
     str_from_instance=lambda value: [str(value)],
 )
 
+
+def _text(metavar: str, make: type) -> PrimitiveConstructorSpec:
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda given: make(given[0]),
+        is_instance=lambda value: value is None or isinstance(value, make),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+# Where nothing is the default, the help says in words what that means.
+_QUIET = arg(help_behavior_hint=lambda default: "" if default == "None" else f"(default: {default})")
+
+OptionalPath = Annotated[Path | None, _text("PATH", Path), _QUIET]
+OptionalText = Annotated[str | None, _text("STR", str), _QUIET]
 Number = Annotated[float, _number(optional=False)]
-OptionalNumber = Annotated[float | None, _number(optional=True)]
+OptionalNumber = Annotated[float | None, _number(optional=True), _QUIET]
 # Images lie in [0, 1]: beyond these there is nothing left to reach, and float32 ends somewhere.
 _RADIUS = Within(0, 10_000, "radii are in pixel scale [0, 1], as in 8/255")
 Radius = Annotated[float, _number(optional=False), _RADIUS]
-OptionalRadius = Annotated[float | None, _number(optional=True), _RADIUS]
-OptionalRadii = Annotated[tuple[float, ...] | None, _NUMBERS, _RADIUS]
+OptionalRadius = Annotated[float | None, _number(optional=True), _RADIUS, _QUIET]
+OptionalRadii = Annotated[tuple[float, ...] | None, _NUMBERS, _RADIUS, _QUIET]
 Count = Annotated[int, _INTEGER, Within(1, 10**9)]
-OptionalCount = Annotated[int | None, _INTEGER, Within(1, 10**9)]
+OptionalCount = Annotated[int | None, _INTEGER, Within(1, 10**9), _QUIET]
 CountOrNone = Annotated[int, _INTEGER, Within(0, 10**9)]
-OptionalCountOrNone = Annotated[int | None, _INTEGER, Within(0, 10**9)]
-OptionalMinutes = Annotated[float | None, _number(optional=True), Within(0, 10**7)]
+OptionalCountOrNone = Annotated[int | None, _INTEGER, Within(0, 10**9), _QUIET]
+OptionalMinutes = Annotated[float | None, _number(optional=True), Within(0, 10**7), _QUIET]
 Seed = Annotated[int, _INTEGER, Within(0, 2**63 - 1)]
 
 
@@ -96,11 +113,11 @@ class Data:
 
     dataset: str = "digits"
     """digits, planted, cifar10, cifar10.1, fashion-mnist, mnist, folder, or the folder of a constructed set."""
-    root: Path | None = field(default_factory=root_from_environment)
+    root: OptionalPath = field(default_factory=root_from_environment)
     """Where the data set lies (default: the environment variable ADVFEAT_DATA); digits and planted need none."""
     limit: OptionalCount = None
     """Use a class-balanced part of this many images."""
-    size: Annotated[int | tuple[int, int] | None, Within(1, 10_000)] = None
+    size: Annotated[int | tuple[int, int] | None, Within(1, 10_000), _QUIET] = None
     """Side in pixels, or height and width, to which the images of a folder are brought; a model's own by default."""
     holdout: OptionalNumber = None
     """Of a folder without test images: hold out this share of the training images, the same ones in every command."""
@@ -122,7 +139,7 @@ class Data:
 class Runtime:
     """Where and how it runs."""
 
-    device: str | None = None
+    device: OptionalText = None
     """cpu, cuda, cuda:1, ...; the first GPU if there is one."""
     amp: Literal["none", "bf16"] = "none"
     """Run the model in bfloat16; iterates and projections stay in float32."""

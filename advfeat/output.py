@@ -30,7 +30,7 @@ class StandardOutput:
             try:
                 stream.write(self._encodable(text))
             except (OSError, ValueError) as error:  # ValueError: it was closed
-                self._fail(error)
+                self.fail(error)
         return len(text)
 
     def flush(self) -> None:
@@ -38,7 +38,7 @@ class StandardOutput:
             try:
                 stream.flush()
             except (OSError, ValueError) as error:
-                self._fail(error)
+                self.fail(error)
 
     def isatty(self) -> bool:
         with suppress(AttributeError, ValueError):
@@ -65,7 +65,8 @@ class StandardOutput:
             text = text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
         return text
 
-    def _fail(self, error: OSError | ValueError) -> None:
+    def fail(self, error: OSError | ValueError) -> None:
+        """From here on nothing is written."""
         self.failure = error
         discard(self._stream())
 

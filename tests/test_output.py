@@ -97,3 +97,21 @@ def test_arguments_are_told_as_options():
         ("roots should be", "roots should be"),
     ):
         assert ending.in_options(before, names) == after
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+def test_the_help_can_be_printed_in_every_encoding(encoding, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    cli.main(["--help"])
+    stream.flush()
+    assert "evaluate" in stream.buffer.getvalue().decode(encoding) and stream.errors == "strict"
+
+
+@pytest.mark.parametrize("output", ["full", "closed_pipe"])
+def test_a_help_that_cannot_be_printed_is_a_sentence(output, capsys, request):
+    request.getfixturevalue(output)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--help"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith("advfeat: what it had to say could not be printed: ")
