@@ -372,6 +372,11 @@ def test_a_dataset_of_torch_is_evaluated_as_it_is():
         assert torch.equal(found.prediction, wanted.prediction) and found.clean.value == 1
         assert found.robustness[0].accuracy == wanted.robustness[0].accuracy
         assert len(found.data_fingerprint) == 64
+    with torch.device("meta"):  # a script's default device is not the data's
+        assert evaluate(net, _Pairs(images, source.labels), batch_size=7).to_dict() == found.to_dict() | {
+            "data": "_Pairs",
+            "robustness": [],
+        }
     eight_bit = _Pairs((images * 255).round().byte(), source.labels)
     assert evaluate(net, eight_bit).clean.value == 1
     assert evaluate(net, TensorDataset(images[:3], source.labels[:3])).clean.n == 3  # not every class is there

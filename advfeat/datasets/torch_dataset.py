@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ class TorchDataset(Source):
 
     def images(self, indices: Indices = None) -> Tensor:
         index = as_indices(indices, len(self), self.name)
-        images = torch.empty((len(index), *self.image_shape), dtype=torch.float32)
+        images = torch.empty((len(index), *self.image_shape), dtype=torch.float32, device="cpu")
         for row, position in enumerate(index.tolist()):
             image, label = self._item(position)
             if tuple(image.shape) != self.image_shape:
@@ -54,10 +55,8 @@ class TorchDataset(Source):
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all images, as they are read, and labels."""
         if self._fingerprint is None:
-            import hashlib
-
             hashed = hashlib.sha256(f"torch {self.image_shape}".encode())
-            for index in torch.arange(len(self)).split(1000):
+            for index in torch.arange(len(self), device="cpu").split(1000):
                 hashed.update(self.images(index).numpy())
             hashed.update(self.labels.numpy())
             self._fingerprint = hashed.hexdigest()
@@ -74,7 +73,7 @@ def labels_of(dataset: Any) -> Tensor:
         if found.dim() == 1 and not found.is_floating_point():
             return found.detach().cpu().to(torch.int64)
     name = type(dataset).__name__
-    return torch.tensor([_item(dataset, i, name)[1] for i in range(len(dataset))], dtype=torch.int64)
+    return torch.tensor([_item(dataset, i, name)[1] for i in range(len(dataset))], dtype=torch.int64, device="cpu")
 
 
 def as_source(data: Any, model: Callable | None = None) -> Any:
