@@ -348,7 +348,7 @@ def _after(command: str) -> str:
 
 def _unknown(command: str) -> None:
     near = difflib.get_close_matches(command, _COMMANDS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}"
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}, and advfeat --help"
     print(f"advfeat: there is no command {command!r}; {hint}", file=sys.stderr)
     raise SystemExit(2)
 

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from advfeat import cli
 
 
+# What evaluate's --out could replace, and make a model or a set unreadable.
+_OWN_FILES = ("model.json", "config.json", "manifest.json", "checkpoint.json", "model.safetensors", "metrics.jsonl")
+
+
 def _percent(share) -> Text:
     low, high = share.interval
     return Text.assemble(f"{100 * share.value:.1f} % ", (f"({100 * low:.1f} – {100 * high:.1f})", "dim"))
@@ -109,7 +113,8 @@ def _train_and_test(c: cli.Train) -> tuple[sources.Source, sources.Source]:
         fitting["size"] = source.image_shape[1:]
     test = load_it(name, "test", None, fitting)
     for option in given.keys() - used.keys():
-        raise ValueError(f"--{option} is for image folders: neither {source.name} nor {test.name} takes it")
+        whose = " nor ".join(dict.fromkeys((source.name, test.name)))
+        raise ValueError(f"--{option} is for image folders, not for {whose}")
     return source, test
 
 
@@ -214,6 +219,8 @@ def _attack_in_words(c: cli.Evaluate, attack: Attack) -> str:
 def evaluate(c: cli.Evaluate) -> None:
     samples = None
     if c.out is not None:
+        if c.out.name in _OWN_FILES and c.out.exists():
+            raise ValueError(f"--out should be a file of its own, got {c.out}, which is part of a run or a set")
         samples = check_writable_file(c.out.with_name(f"{check_writable_file(c.out).stem}.samples.jsonl"))
     eps = radii("--eps", c.eps, c.norm, l2=(0.25, 0.5), linf=(4 / 255, 8 / 255))
     attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in eps]

@@ -26,7 +26,7 @@ from advfeat.output import discard, stdout
 
 # What a user can cause and mend; anything else is a defect and shows its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, OverflowError, RuntimeError)
-_SMALLER = "a smaller --batch-size, --limit, --size or --width needs less"
+_OF_SIZE = ("batch_size", "limit", "size", "width", "samples", "dim")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -53,7 +53,7 @@ def in_order(command: str, options: Mapping[str, str] = _NOTHING, interrupted: s
         _tell(f"\ninterrupted{interrupted}")
         status = 143 if isinstance(error, _Terminated) else 130
     except Exception as error:
-        sentence = explanation(error)
+        sentence = explanation(error, options)
         if sentence is None or os.environ.get("ADVFEAT_TRACEBACK"):
             raise
         if _is_of_printing(error):
@@ -70,11 +70,12 @@ def in_order(command: str, options: Mapping[str, str] = _NOTHING, interrupted: s
         raise SystemExit(status)
 
 
-def explanation(error: Exception) -> str | None:
-    """One line for what a user can mend; None for a defect."""
+def explanation(error: Exception, options: Mapping[str, str] = _NOTHING) -> str | None:
+    """One line for what a user can mend; None for a defect. options: as of :func:`in_order`."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or _is_of_memory(error, text):
-        return f"out of memory: {_SMALLER}"
+        names = [options[name] for name in _OF_SIZE if name in options]
+        return "out of memory" + (f": less is needed with smaller values of {', '.join(names)}" if names else "")
     if not isinstance(error, _USER_ERRORS) or isinstance(error, (NotImplementedError, RecursionError)):
         return None
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

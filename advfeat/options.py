@@ -87,7 +87,7 @@ _QUIET = arg(help_behavior_hint=lambda default: "" if default == "None" else f"(
 
 OptionalPath = Annotated[Path | None, _text("PATH", Path), _QUIET]
 OptionalText = Annotated[str | None, _text("STR", str), _QUIET]
-Number = Annotated[float, _number(optional=False)]
+Number = Annotated[float, _number(optional=False), Within(0, 10**6)]
 OptionalNumber = Annotated[float | None, _number(optional=True), _QUIET]
 # Images lie in [0, 1]: beyond these there is nothing left to reach, and float32 ends somewhere.
 _RADIUS = Within(0, 10_000, "radii are in pixel scale [0, 1], as in 8/255")

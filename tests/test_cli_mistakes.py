@@ -52,7 +52,9 @@ def test_a_number_that_cannot_be_names_its_option(model, capsys, option, value):
     assert message.startswith(f"advfeat evaluate: --{option} should be ")
 
 
-@pytest.mark.parametrize("option", ["--epochs=0", "--lr=nan", "--lr=-1", "--width=0", "--train-batch-size=0"])
+@pytest.mark.parametrize(
+    "option", ["--epochs=0", "--lr=nan", "--lr=-1", "--lr=1e300", "--width=0", "--train-batch-size=0"]
+)
 def test_a_number_that_training_cannot_take_names_its_option(tmp_path, capsys, option):
     message = fails(capsys, "train", "--out", tmp_path / "run", option)
     assert message.startswith(f"advfeat train: {option.partition('=')[0]} should be ")
@@ -122,6 +124,7 @@ def test_places_that_cannot_be_written_are_found_before_the_work(model, tmp_path
         (["evaluate"], tmp_path, "should be a file, got a folder"),
         (["evaluate"], "/dev/null", "should be a file, got a device"),
         (["evaluate"], tmp_path / "file" / "r.json", "cannot be written"),
+        (["evaluate"], model / "model.json", "part of a run"),
         (["attack"], tmp_path / "file", "should be a folder"),
         (["features"], tmp_path / "file", "should be a folder"),
         (["build", "det"], tmp_path / "file", "should be a folder"),
@@ -162,7 +165,8 @@ def test_messages_speak_of_options(tmp_path, capsys):
     assert message.startswith("advfeat train: --root should be given for cifar10")
     message = fails(capsys, "train", "--out", tmp_path / "x", "--dataset", "folder", "--root", tmp_path / "none")
     assert f"--root {tmp_path / 'none'}" in message
-    assert "--lr should be in" in fails(capsys, "train", "--out", tmp_path / "x", "--lr", "-1")
+    folder = ("--dataset", "folder", "--root", tmp_path, "--holdout", 2)
+    assert "--holdout should be in (0, 1)" in fails(capsys, "train", "--out", tmp_path / "x", *folder)
 
 
 def test_what_is_no_run_folder_is_said(tmp_path, capsys):
@@ -208,7 +212,9 @@ def test_memory_that_is_not_there_is_told_with_what_needs_less(model, capsys, mo
             raise error
 
         monkeypatch.setattr(commands, "load", fail)
-        assert "out of memory: a smaller --batch-size" in fails(capsys, "evaluate", "--model", model)
+        assert "less is needed with smaller values of --batch-size, --limit" in fails(
+            capsys, "evaluate", "--model", model
+        )
 
 
 def test_an_interrupted_command_says_how_it_goes_on(model, capsys, monkeypatch):
