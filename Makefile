@@ -1,4 +1,4 @@
-# make demo | test | lint | format | cmake | clean. The environment and the compiled extension are made first where needed.
+# make demo | test | test-torch-versions | lint | format | cmake | clean. The environment and the compiled extension are made first where needed.
 #   PYTHON=python3      the Python (3.10 or later) that .venv is made with
 #   VENV=.venv          the environment
 #   EXTRAS=vision,test,dev   add compare for the tests that agree with torchattacks and foolbox
@@ -18,7 +18,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check $(PINS)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 EMULATOR := $(wildcard tests/cuda_on_cpu/*.cpp tests/cuda_on_cpu/*.h)
 
-.PHONY: help env compile demo test lint format cmake clean distclean
+.PHONY: help env compile demo test test-torch-versions lint format cmake clean distclean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -49,6 +49,10 @@ demo: compile
 
 test: compile
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# Against the oldest and the newest torch, each in an environment of its own; downloads both.
+test-torch-versions:
+	.ci/torch_versions
 
 lint: $(MADE)/installed
 	$(PY) -m ruff check --output-format concise .

@@ -14,6 +14,10 @@ argument. In common:
 * ``step_size``, ``eps``: a float, or a tensor [B]. ``lo``, ``hi``: a float, or a tensor [C] with a bound for each
   channel (dimension 1), so that normalised inputs work; ``-math.inf`` and ``math.inf`` for no bound.
 * The ball comes first, then the box (as in torchattacks, foolbox, MadryLab/robustness and AutoAttack).
+* The ball and the box hold in the arithmetic type. A float16 or bfloat16 result is then rounded to nearest, and can lie
+  outside by half a unit in its last place: for values in [0, 1] by at most 2^-12 (float16) or 2^-9 (bfloat16, where an
+  L-inf radius of 8/255 is 2^-5), in the L2 norm by at most that times sqrt(D). Keep ``x`` in float32, beside a
+  ``grad`` in half precision, where the ball has to hold.
 * No additive epsilon: the direction of any finite non-zero gradient is right, from 1e-38 to 1e38. A gradient that is
   zero, or for an L2 step not finite, moves nothing (the point is still projected); pass ``grad_status``, int32 [B, 2],
   to have such samples counted without a synchronisation: column 0 zero gradients, column 1 gradients with NaN or inf.

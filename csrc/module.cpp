@@ -1,5 +1,9 @@
 // The Python module advfeat._C. Importing it registers the operators; pybind11 holds build_config() alone, which says
 // how the library was built. The facts come as string macros from build_support/torch_build.py.
+
+// The pybind11 that torch 2.10 to 2.12 bring along refuses a stable ABI target; nothing of torch's is used in this file.
+#undef TORCH_TARGET_VERSION
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

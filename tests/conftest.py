@@ -1,5 +1,7 @@
 """Hypothesis profiles, markers and fixtures shared by all tests.
 
+Random numbers start from a seed of each test's own, of its name and ADVFEAT_TEST_SEED (default 0): a test does not
+depend on those before it, and one that passes by its seed alone is found with other ones.
 HYPOTHESIS_PROFILE=ci (the default: the same examples every time) or thorough (many more, random).
 ADVFEAT_DATA=DIR with CIFAR-10, Fashion-MNIST or MNIST in torchvision's layout turns on the tests on real data.
 """
@@ -7,8 +9,11 @@ ADVFEAT_DATA=DIR with CIFAR-10, Fashion-MNIST or MNIST in torchvision's layout t
 from __future__ import annotations
 
 import os
+import random
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -46,6 +51,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("slow") and not runs_slow(config):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    seed = zlib.crc32(f"{request.node.nodeid} {os.environ.get('ADVFEAT_TEST_SEED', 0)}".encode())
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 @pytest.fixture(scope="session")

@@ -297,3 +297,30 @@ def test_memory_format_of_the_result(op, layout):
     x = place(torch.rand(2, 3, 4, 5), layout).view
     first = (x, x) if op in PROJECTIONS else (x, x, x, 0.1)
     assert getattr(ops, op)(*first, 0.2).stride() == torch.empty_like(x).stride()
+
+
+HALF_ULP = {torch.float16: 2.0**-12, torch.bfloat16: 2.0**-9}
+
+
+@given(
+    dtype=st.sampled_from(sorted(HALF_ULP, key=str)),
+    eps=st.sampled_from([1 / 255, 8 / 255, 0.1, 0.5, 3.0]),
+    dim=st.integers(1, 70),
+    seed=st.integers(0, 2**31),
+)
+def test_half_types_leave_the_ball_by_their_own_rounding_at_most(dtype, eps, dim, seed):
+    """The bound that the documentation gives, for values in [0, 1]."""
+    g = torch.Generator().manual_seed(seed)
+    x0 = torch.rand(6, dim, generator=g).to(dtype)
+    x = (x0.float() + 2 * eps * torch.randn(6, dim, generator=g)).clamp(0, 1).to(dtype)
+    grad, ids, ulp = torch.randn(6, dim, generator=g).to(dtype), torch.arange(6), HALF_ULP[dtype]
+    for y in (
+        ops.linf_step(x, grad, x0, eps, eps),
+        ops.project_linf(x, x0, eps),
+        ops.random_start_linf(x0, eps, seed, ids),
+    ):
+        assert y.min() >= 0 and y.max() <= 1
+        assert (y.double() - x0.double()).abs().max() <= eps + ulp + 1e-7
+    for y in (ops.l2_step(x, grad, x0, eps, eps), ops.project_l2(x, x0, eps), ops.random_start_l2(x0, eps, seed, ids)):
+        assert y.min() >= 0 and y.max() <= 1
+        assert (y.double() - x0.double()).norm(dim=1).max() <= eps + ulp * dim**0.5 + 1e-6

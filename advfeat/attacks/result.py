@@ -13,7 +13,9 @@ from torch import Tensor
 class AttackResult:
     """The outcome of an attack on a batch of B samples; all tensors on the device of the inputs.
 
-    x_adv: [B, ...], in the ball and the box.
+    x_adv: [B, ...], in the ball and the box: for float16 and bfloat16 but for the rounding of each value to its dtype,
+        see :mod:`advfeat.ops`. Give float32 images (with ``autocast``, if the model is to run in half precision) where
+        the ball has to hold.
     value: [B], the objective at x_adv.
     success: [B] bool, whether the model's prediction at x_adv is wrong (targeted: is the target); None when the
         objective never asked the model for logits.
