@@ -1,7 +1,8 @@
 // The Python module advfeat._C. Importing it registers the operators; pybind11 holds build_config() alone, which says
 // how the library was built. The facts come as string macros from build_support/torch_build.py.
 
-// The pybind11 that torch 2.10 to 2.12 bring along refuses a stable ABI target; nothing of torch's is used in this file.
+// The pybind11 that torch 2.10 to 2.12 bring along refuses a stable ABI target. Nothing of torch's is used here.
+constexpr unsigned long long kStableAbiTarget = TORCH_TARGET_VERSION;
 #undef TORCH_TARGET_VERSION
 
 #include <pybind11/pybind11.h>
@@ -36,8 +37,7 @@ std::string compiler() {
 }
 
 std::string stable_abi_target() {
-  constexpr unsigned long long target = TORCH_TARGET_VERSION;
-  return std::to_string(target >> 56) + "." + std::to_string((target >> 48) & 0xff);
+  return std::to_string(kStableAbiTarget >> 56) + "." + std::to_string((kStableAbiTarget >> 48) & 0xff);
 }
 
 pybind11::dict build_config() {
