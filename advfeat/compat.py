@@ -26,13 +26,10 @@ from torch import Tensor, nn
 from advfeat import attacks, ops
 from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
 from advfeat.objectives import Margin
+from advfeat.seeds import fresh_seed
 from advfeat.threat import L2, Linf, Threat
 
 __all__ = ["PGD", "PGDL2", "L2Step", "LinfStep"]
-
-
-def _fresh_seed() -> int:
-    return int(torch.randint(2**62, (1,)))
 
 
 class _TorchAttack:
@@ -132,7 +129,7 @@ class _TorchAttack:
             objective=Margin(1.0),
             random_start=self.random_start,
             targeted=self.targeted,
-            seed=_fresh_seed() if self.random_start else 0,
+            seed=fresh_seed() if self.random_start else 0,
         )(model, inputs, target)
         return adversarial if self.normalization_used is None else (adversarial - mean) / std
 
@@ -194,7 +191,7 @@ class _Step:
     def random_perturb(self, x: Tensor) -> Tensor:
         """A random point of the ball around x, in [0, 1]."""
         ids = torch.arange(x.shape[0], device=x.device)
-        return self._threat(self.eps).random_start(x, _fresh_seed(), ids)
+        return self._threat(self.eps).random_start(x, fresh_seed(), ids)
 
     def to_image(self, x: Tensor) -> Tensor:
         return x

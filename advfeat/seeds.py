@@ -16,6 +16,11 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def fresh_seed() -> int:
+    """A new seed, drawn from torch's global generator: ``torch.manual_seed`` makes a script repeatable."""
+    return int(torch.randint(2**62, (), device="cpu"))
+
+
 def generator(*parts: int | str) -> torch.Generator:
     """A CPU generator seeded with :func:`derive_seed`; the global random state is neither read nor moved."""
     return torch.Generator().manual_seed(derive_seed(*parts))

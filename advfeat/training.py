@@ -284,7 +284,7 @@ def _attack_of_epoch(config: TrainConfig, epoch: int) -> PGD | None:
     if config.amp == "bf16" and attack.autocast is None:
         attack = attack.replace(autocast=torch.bfloat16)
     if attack.random_start:  # else a sample would get the same start in every epoch
-        attack = attack.replace(seed=derive_seed(config.seed, "attack", attack.seed, epoch))
+        attack = attack.replace(seed=derive_seed(config.seed, "attack", attack.seed or 0, epoch))
     return attack
 
 

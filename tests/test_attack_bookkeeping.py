@@ -127,7 +127,9 @@ def test_labels_of_any_integer_type(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("settings", [{}, {"keep": "best"}, {"stop": "success"}, {"random_start": True, "restarts": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"keep": "best"}, {"stop": "success"}, {"random_start": True, "restarts": 2, "seed": 0}]
+)
 def test_objectives_may_give_any_floating_type(dtype, settings):
     net, x, y = model_and_data()
     for data_dtype in (torch.float32, torch.float64):
@@ -151,7 +153,7 @@ def test_forwards_and_backwards_are_counted():
         {},
         {"keep": "best"},
         {"stop": "success"},
-        {"random_start": True, "restarts": 3, "stop": "success"},
+        {"random_start": True, "restarts": 3, "stop": "success", "seed": 0},
     ):
         sizes.clear()
         attack = PGD(L2(EPS, *BOX), steps=5, step_size=SIZE, **settings)
@@ -206,7 +208,9 @@ def test_gradient_counts_follow_their_samples_through_a_shrinking_batch():
 
 
 @pytest.mark.parametrize("objective", [Margin(), CrossEntropy()])
-@pytest.mark.parametrize("settings", [{}, {"keep": "best", "random_start": True, "restarts": 2}, {"stop": "success"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"keep": "best", "random_start": True, "restarts": 2, "seed": 0}, {"stop": "success"}]
+)
 def test_a_sample_does_not_know_its_batch(objective, settings):
     net, x, y = model_and_data()
     ids = torch.arange(10) * 7
@@ -232,7 +236,7 @@ def test_a_full_batch_finds_what_each_batch_finds(norm, keep, starts, targeted, 
     x, y = torch.cat([x, 1 - x]), torch.cat([y, y])
     target = (y + 1) % 4 if targeted else y
     threat = {"l2": L2(0.3, *BOX), "linf": Linf(0.12, *BOX)}[norm]
-    attack = PGD(threat, steps=6, keep=keep, restarts=restarts, random_start=random_start, targeted=targeted)
+    attack = PGD(threat, steps=6, keep=keep, restarts=restarts, random_start=random_start, targeted=targeted, seed=0)
     attack = attack.replace(stop="success", seed=3)
     assert sum(sizes) == len(x)
     parts = list(zip(x.split(sizes), target.split(sizes), torch.arange(20).split(sizes), strict=True))
@@ -278,8 +282,8 @@ def test_passes_are_full_until_the_data_run_out():
 @pytest.mark.parametrize(
     "attack",
     [
-        PGD(L2(0.1, *BOX), steps=6, random_start=True, restarts=2),
-        PGD(L2(0.1, *BOX), steps=6, random_start=True, restarts=2, stop="success"),
+        PGD(L2(0.1, *BOX), steps=6, random_start=True, restarts=2, seed=0),
+        PGD(L2(0.1, *BOX), steps=6, random_start=True, restarts=2, seed=0, stop="success"),
         APGD(L2(0.1, *BOX), steps=6),
         Auto(L2(0.1, *BOX), steps=6),
     ],

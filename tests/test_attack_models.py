@@ -50,7 +50,9 @@ def test_models_in_other_dtypes(threat, dtype):
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=["l2", "linf"])
-@pytest.mark.parametrize("settings", [{}, {"keep": "best"}, {"stop": "success"}, {"random_start": True, "restarts": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"keep": "best"}, {"stop": "success"}, {"random_start": True, "restarts": 2, "seed": 0}]
+)
 @pytest.mark.parametrize("layout", ["channels_last", "batch_last", "every_second", "expanded"])
 def test_layout_of_the_images(threat, settings, layout):
     net, (x, y) = convnet().double(), images()
@@ -209,7 +211,7 @@ def test_exceptions_from_anywhere_leave_the_model_as_it_was():
     ):
         for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
             with mode(), pytest.raises(error):
-                PGD(L2(0.5), steps=3, random_start=True, **settings).run(model, x, y)
+                PGD(L2(0.5), steps=3, random_start=True, seed=0, **settings).run(model, x, y)
     assert [m.training for m in net.modules()] == flags and torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in net.parameters()) and torch.is_grad_enabled()
@@ -293,7 +295,7 @@ def test_normalised_linf_is_the_pixel_attack_scaled():
 def test_over_a_data_set():
     net, (x, y) = convnet().double(), images(10)
     x = x.double()
-    attack = PGD(L2(0.4), steps=3, random_start=True, keep="best")
+    attack = PGD(L2(0.4), steps=3, random_start=True, seed=0, keep="best")
     whole = attack.run(net, x, y)
     for cut in (1, 4, 10):
         results = list(attack.over(net, ((x[i : i + cut], y[i : i + cut]) for i in range(0, 10, cut))))

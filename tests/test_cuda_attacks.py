@@ -31,7 +31,7 @@ def same(a, b, tolerance):
 
 ATTACKS = [
     PGD(L2(0.5), steps=40),
-    PGD(Linf(8 / 255), steps=40, keep="best", random_start=True, restarts=2),
+    PGD(Linf(8 / 255), steps=40, keep="best", random_start=True, restarts=2, seed=0),
     PGD(L2(torch.linspace(0.1, 1, N)), steps=40, targeted=True),
     PGD(L2(0.5), steps=40, stop="success"),
     PGD(L2(0.5), steps=60, stop=Converged(5)),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import BF16, F16, F32, F64, same_bits
 
-from advfeat import ops, reference
+from advfeat import PGD, Linf, ops, reference
 
 BOTH = ["random_start_linf", "random_start_l2"]
 
@@ -112,3 +112,45 @@ def test_errors_name_the_argument(op):
         start(x0, 0.1, 0, ids.int())
     with pytest.raises(RuntimeError, match=r"sample_ids .* of shape \(3,\)"):
         start(x0, 0.1, 0, torch.arange(3))
+
+
+MODEL = torch.nn.Linear(6, 4)
+
+
+def starts_of(attack, x, y, **more):
+    return attack(MODEL, x, y, **more) - x
+
+
+@pytest.mark.parametrize("settings", [{}, {"stop": "success"}, {"keep": "best", "restarts": 2}])
+def test_random_starts_are_new_at_every_call_unless_a_seed_or_ids_are_given(settings):
+    """In a training loop the same noise at every step would be a trap."""
+    x, y = torch.full((5, 6), 0.5), torch.arange(5) % 4
+    attack = PGD(Linf(0.1), steps=0, random_start=True, **settings)
+    torch.manual_seed(3)
+    first, second = (starts_of(attack, x, y) for _ in range(2))
+    assert (first - second).abs().max() > 0.01
+    torch.manual_seed(3)
+    assert torch.equal(starts_of(attack, x, y), first) and torch.equal(starts_of(attack, x, y), second)
+    keyed, ids = attack.replace(seed=0), torch.arange(5)
+    state = torch.get_rng_state()
+    assert torch.equal(starts_of(keyed, x, y), starts_of(keyed, x, y))
+    assert torch.equal(starts_of(attack, x, y, sample_ids=ids), starts_of(keyed, x, y))
+    assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn for these
+    assert attack.to_dict() == keyed.to_dict()
+
+
+def test_random_starts_over_a_loader_are_new_each_time_and_by_sample():
+    x, y = torch.full((7, 6), 0.5), torch.arange(7) % 4
+    attack = PGD(Linf(0.1), steps=0, random_start=True)
+
+    def over(size, *ids):
+        batches = zip(*(part.split(size) for part in (x, y, *ids)), strict=True)
+        return torch.cat([r.x_adv for r in attack.over(MODEL, batches)])
+
+    torch.manual_seed(0)
+    first, second = over(3), over(3)
+    assert not torch.equal(first, second) and len({tuple(row) for row in first.tolist()}) == 7
+    torch.manual_seed(0)
+    assert torch.equal(over(2), first)  # whatever the batch size
+    assert torch.equal(over(3, torch.arange(7)), over(3, torch.arange(7)))
+    assert list(attack.over(MODEL, [])) == []

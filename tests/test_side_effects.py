@@ -149,7 +149,7 @@ def test_everything_is_as_before(wrapper, mode, monkeypatch):
     x, y = torch.rand(6, 3, 2, 2), torch.randint(4, (6,))
     x_before, before = x.clone(), state(net)
     context = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}[mode]
-    attack = PGD(L2(0.5), steps=4, random_start=True, restarts=2)
+    attack = PGD(L2(0.5), steps=4, random_start=True, restarts=2, seed=0)
     with context():
         inside = state(net)
         first = attack.run(model, x, y).x_adv
@@ -318,7 +318,7 @@ def test_no_trace_puts_each_flag_back():
     "attack",
     [
         PGD(L2(0.5), steps=3),
-        PGD(L2(0.5), steps=3, keep="best", random_start=True, restarts=2),
+        PGD(L2(0.5), steps=3, keep="best", random_start=True, restarts=2, seed=0),
         PGD(L2(0.5), steps=3, stop="success"),
         PGD(L2(0.5), steps=3, stop=Converged(2)),
         APGD(L2(0.5), steps=3),

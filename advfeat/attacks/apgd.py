@@ -44,8 +44,9 @@ class APGD(Attack):
 
     threat: with a finite eps. steps: gradient steps of each restart. objective: pushed up; the default gives the
     direction of the cross-entropy and does not saturate. restarts: from random points of the ball, each for the samples
-    that are not broken yet. targeted: push the objective down, towards ``target``. seed, autocast, graph: as for
-    :class:`advfeat.PGD`, and it leaves as little trace.
+    that are not broken yet. targeted: push the objective down, towards ``target``. seed: of the random starts;
+    the same at every call, so that an evaluation can be repeated. autocast, graph: as for :class:`advfeat.PGD`, and it
+    leaves as little trace.
 
     The result holds the best iterate of each sample, a success before a failure.
     """

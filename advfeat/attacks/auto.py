@@ -28,7 +28,7 @@ class Auto(Attack):
     standing is an upper bound of what AutoAttack leaves. Fewer than four classes: the margin alone.
 
     threat: with a finite eps. steps: of each run. target_classes: at most this many targets, the strongest first at x.
-    restarts: of the first attack. seed, autocast, graph: as for :class:`advfeat.PGD`. Every run attacks only samples
+    restarts: of the first attack. seed, autocast, graph: as for :class:`advfeat.APGD`. Every run attacks only samples
     that none before has broken, and none those that the model has wrong at x: they stay as they are, with
     ``first_success`` 0. Costs up to ``steps * (restarts + target_classes)`` gradients a sample.
     """

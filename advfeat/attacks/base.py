@@ -108,7 +108,8 @@ def check_settings(attack: Attack) -> None:
     take_integer(attack, "restarts", 1)
     if attack.restarts > 1 and not attack.random_start:
         raise ValueError(f"restarts={attack.restarts} needs random_start=True: all restarts would be the same")
-    take_integer(attack, "seed", None)
+    if attack.seed is not None:
+        take_integer(attack, "seed", None)
     if attack.targeted and attack.objective.untargeted_only:
         raise ValueError(
             f"targeted should be False for {attack.objective.name}, which an untargeted attack pushes up, got True"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def random_start(attack: Attack, threat: Threat, x0: Tensor, sample_ids: Tensor, restart: int) -> Tensor:
     """The random point that a restart begins at. Restarts are streams of their own, far apart in the space of seeds."""
-    return threat.random_start(x0, (attack.seed + (restart << 40)) % 2**63, sample_ids)
+    return threat.random_start(x0, ((attack.seed or 0) + (restart << 40)) % 2**63, sample_ids)
 
 
 def successes(attack: Attack, logits: Tensor | None, target: Tensor) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from advfeat.attacks.convergence import Converged
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
 from advfeat.ops import Number
+from advfeat.seeds import fresh_seed
 from advfeat.threat import Threat
 
 
@@ -39,7 +41,10 @@ class PGD(Attack):
     keep: "last" returns the last iterate, "best" the best one, a success if there is any, then by the objective.
     stop: "success" ends a sample's attack at its first success, :class:`advfeat.Converged` once its objective has come
         as far as it will; it leaves the batch, and the others go on.
-    seed: of the random starts; with the sample ids it determines them.
+    seed: of the random starts; with the sample ids it determines them. None, the default: new ones at every call, so
+        that a training loop does not meet the same noise again and again, unless the call gives sample ids, for which
+        None is 0. The new ones cost one number of torch's generator, so that ``torch.manual_seed`` makes a script
+        repeatable.
     autocast: torch.bfloat16 or torch.float16 to run the model in; iterates and projections stay in the dtype of x.
         None: no autocast, also inside the caller's own, so that the result is the same everywhere.
     graph: on CUDA, whether a step may be captured into a CUDA graph and replayed. A model that cannot be captured runs
@@ -61,7 +66,7 @@ class PGD(Attack):
     targeted: bool = False
     keep: Literal["last", "best"] = "last"
     stop: Literal["success"] | Converged | None = None
-    seed: int = 0
+    seed: int | None = None
     autocast: torch.dtype | None = None
     graph: bool = True
 
@@ -96,7 +101,7 @@ class PGD(Attack):
             "targeted": self.targeted,
             "keep": self.keep,
             "stop": dataclasses.asdict(self.stop) if isinstance(self.stop, Converged) else self.stop,
-            "seed": self.seed,
+            "seed": self.seed or 0,  # as in a call with sample ids
             "autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None,
         }
 
@@ -111,10 +116,11 @@ class PGD(Attack):
     ) -> Tensor:
         """The adversarial examples [B, ...]. Arguments as for :meth:`run`; without ``keep``, ``stop`` or ``restarts``
         this saves the last forward pass."""
+        attack = self._with_seed(sample_ids)
         if self.stop is not None:
-            return pool.run(self, model, x, target, start, sample_ids).x_adv
+            return pool.run(attack, model, x, target, start, sample_ids).x_adv
         plain = self.keep == "last" and self.restarts == 1
-        return engine.run(self, model, x, target, start, sample_ids, track=not plain).x_adv
+        return engine.run(attack, model, x, target, start, sample_ids, track=not plain).x_adv
 
     def run(
         self,
@@ -135,22 +141,39 @@ class PGD(Attack):
 
         Errors: ValueError naming the argument; TypeError for a model without logits.
         """
+        attack = self._with_seed(sample_ids)
         if self.stop is not None:
-            return pool.run(self, model, x, target, start, sample_ids)
-        return engine.run(self, model, x, target, start, sample_ids, track=True)
+            return pool.run(attack, model, x, target, start, sample_ids)
+        return engine.run(attack, model, x, target, start, sample_ids, track=True)
+
+    def _with_seed(self, sample_ids: Tensor | None) -> PGD:
+        """The attack of one call: with a seed of its own where none was asked for."""
+        if self.seed is not None or not self.random_start or sample_ids is not None:
+            return self
+        return self.replace(seed=fresh_seed())
 
     def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
         """The results for each batch ``(x, target)`` or ``(x, target, sample_ids)`` of a data set, in order.
 
-        Without ids samples are numbered through, so that the random starts do not depend on the batch size. With
-        ``stop`` the passes through the model stay full: samples that are done leave, the next batches' take their
-        places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later, with up to
-        32 batches begun. The model should not change before the last result.
+        Without ids samples are numbered through, so that the random starts do not depend on the batch size; without a
+        ``seed`` too they are new at every call. With ``stop`` the passes through the model stay full: samples that are
+        done leave, the next batches' take their places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`,
+        and comes a little later, with up to 32 batches begun. The model should not change before the last result.
         """
         if type(self).run is not PGD.run:  # a subclass with a run of its own
             return super().over(model, batches)
+        if self.seed is None and self.random_start:
+            return self._over_with_seed(model, batches)
         if self.stop is None:
             return engine.over(self, model, numbered(batches))
         if any(isinstance(v, Tensor) and v.dim() > 0 for v in (self.threat.eps, self.step_size)):
             return super().over(model, batches)
         return pool.over(self, model, numbered(batches))
+
+    def _over_with_seed(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
+        """:meth:`over` with a seed of its own, or with 0 where the first batch has sample ids."""
+        rest = iter(batches)
+        for first in rest:
+            has_ids = isinstance(first, (tuple, list)) and len(first) > 2
+            attack = self.replace(seed=0 if has_ids else fresh_seed())
+            yield from attack.over(model, itertools.chain([first], rest))
