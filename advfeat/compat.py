@@ -106,9 +106,28 @@ class _TorchAttack:
 
         self._set_mode("targeted(least-likely)", targets, quiet)
 
+    def get_logits(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The model's logits for images in pixel scale. A subclass may write its own: the attack then calls that."""
+        return logits_of(self._pixel_model()(inputs))
+
+    def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The labels that a targeted attack goes for, int64 [B]."""
+        if self._targets is None:
+            raise ValueError("a target needs a targeted mode: call set_mode_targeted_by_label() or the like before")
+        # A copy: a function of the script's may fill its argument in place.
+        return self._targets(inputs, None if labels is None else labels.clone()).to(inputs.device)
+
     def _clean_logits(self, inputs: Tensor) -> Tensor:
         with no_trace(self.model, inputs.device), torch.no_grad():
-            return logits_of(unwrapped(self.model)(inputs))
+            return self.get_logits(inputs)
+
+    def _pixel_model(self) -> Callable:
+        model = unwrapped(self.model)
+        return model if self.normalization_used is None else _normalised(model, *self._mean_and_std(None))
+
+    def _mean_and_std(self, device: torch.device | None) -> tuple[Tensor, Tensor]:
+        mean, std = (self.normalization_used[k].to(device or self.device or "cpu") for k in ("mean", "std"))
+        return mean, std
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Adversarial images for images [B, C, H, W] (in [0, 1], or normalised as told) and labels int64 [B]."""
@@ -116,13 +135,15 @@ class _TorchAttack:
         labels = None if labels is None else labels.detach().to(inputs.device)
         if labels is None and not self.targeted:
             raise ValueError("labels should be given in the default mode, got None")
-        model = unwrapped(self.model)
-        if self.normalization_used is not None:
-            mean, std = (self.normalization_used[k].to(inputs.device) for k in ("mean", "std"))
-            inputs, model = inputs * std + mean, _normalised(model, mean, std)
-        seen = inputs if self.normalization_used is None else (inputs - mean) / std
-        target = self._targets(seen, labels).to(inputs.device) if self.targeted else labels
-        adversarial = attacks.PGD(
+        if self.normalization_used is None:
+            return self.forward(inputs, labels)
+        mean, std = self._mean_and_std(inputs.device)
+        return (self.forward(inputs * std + mean, labels) - mean) / std
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """The attack on images in pixel scale; what a subclass of torchattacks' writes."""
+        own_logits = type(self).get_logits is not _TorchAttack.get_logits
+        return attacks.PGD(
             self._threat(),
             steps=self.steps,
             step_size=self.alpha,
@@ -130,10 +151,11 @@ class _TorchAttack:
             random_start=self.random_start,
             targeted=self.targeted,
             seed=fresh_seed() if self.random_start else 0,
-        )(model, inputs, target)
-        return adversarial if self.normalization_used is None else (adversarial - mean) / std
-
-    forward = __call__
+        )(
+            self.get_logits if own_logits else self._pixel_model(),
+            images,
+            self.get_target_label(images, labels) if self.targeted else labels,
+        )
 
     def __repr__(self) -> str:
         return (
@@ -167,6 +189,20 @@ class PGD(_TorchAttack):
 
     def _threat(self):
         return Linf(self.eps)
+
+
+class FGSM(_TorchAttack):
+    """``torchattacks.FGSM``: one step of the whole radius (Goodfellow et al. 2015)."""
+
+    def __init__(self, model, eps=8 / 255):
+        super().__init__(model, eps, eps, 1, False)
+
+    def _threat(self):
+        return Linf(self.eps)
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        self.alpha = self.eps  # which scripts change
+        return super().forward(images, labels)
 
 
 class PGDL2(_TorchAttack):
@@ -223,3 +259,20 @@ class L2Step(_Step):
     def step(self, x: Tensor, g: Tensor) -> Tensor:
         """``x + step_size * g / ||g||``."""
         return ops.l2_step(x, g, x, self.step_size, math.inf, -math.inf, math.inf)
+
+
+_OURS = {
+    "CW": "advfeat.PGD(advfeat.L2(eps), steps=..., objective=advfeat.CW())",
+    "APGD": "advfeat.APGD(threat)",
+    "APGDT": "advfeat.Auto(threat)",
+    "AutoAttack": "advfeat.Auto(threat), AutoAttack's first two attacks",
+    "MultiAttack": "advfeat.Ensemble((attack, attack))",
+    "BIM": "advfeat.PGD(advfeat.Linf(eps), steps=..., step_size=...)",
+}
+
+
+def __getattr__(name: str):
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    ours = f": {_OURS[name]} does its work" if name in _OURS else ""
+    raise AttributeError(f"advfeat.compat offers PGD, PGDL2 and FGSM of torchattacks, and not {name}{ours}")

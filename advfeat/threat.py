@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,24 @@ class Threat:
             raise ValueError(f"eps should be a float or a tensor [B], got shape {tuple(self.eps.shape)}")
         if not isinstance(self.lo, Tensor) and not isinstance(self.hi, Tensor) and not self.lo <= self.hi:
             raise ValueError(f"lo should be at most hi, got lo={self.lo} and hi={self.hi}")
+
+    @classmethod
+    def normalised(cls, eps: float, mean: float | Sequence[float] | Tensor, std: float | Sequence[float] | Tensor):
+        """The threat of radius eps in pixel scale for inputs ``(x - mean) / std`` of images x in [0, 1].
+
+        mean, std: a number, or one a channel. Its radius is eps / std and its box that of the images by channel, so
+        that an attack is the one in pixel scale, in other units; steps and distances are in those, too.
+        Errors: ValueError where std differs between channels: the ball is none of one radius then, and the way is to
+        put the normalisation into the model (:func:`advfeat.models.adapt`).
+        """
+        mean, std = (torch.as_tensor(value, dtype=torch.float64).reshape(-1) for value in (mean, std))
+        if not bool((std > 0).all()) or not bool((std == std[0]).all()):
+            raise ValueError(
+                f"std should be one positive number for all channels, or the ball has no single radius, got "
+                f"{std.tolist()}: put the normalisation into the model, advfeat.models.adapt(module, mean=..., std=...)"
+            )
+        lo, hi = (0 - mean) / std[0], (1 - mean) / std[0]
+        return cls(eps / float(std[0]), *((lo, hi) if len(mean) > 1 else (float(lo), float(hi))))
 
     def step_(
         self, x: Tensor, grad: Tensor, x0: Tensor, step_size: Number, *, grad_status: Tensor | None = None

@@ -70,7 +70,7 @@ def test_a_radius_beyond_the_whole_box_is_said_to_bound_nothing():
 
 
 def test_normalised_inputs_are_told_to_have_their_radius_in_their_own_units():
-    with pytest.raises(ValueError, match=r"lo and hi by channel, and eps in their units too \(eps / std\).*adapt"):
+    with pytest.raises(ValueError, match=r"the radius is in other units too.*adapt.*L2.normalised\(eps, mean, std\)"):
         ATTACK(_model(), 4 * X - 2, Y)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import advfeat.compat
-from advfeat import ops
+from advfeat import compat, ops
 
 
 def _network(seed=0):
@@ -156,3 +156,60 @@ def test_errors_name_the_argument():
         attack.set_model_training_mode(model_training=True)
     with pytest.raises(ValueError, match="kth_min"):
         attack.set_mode_targeted_least_likely(kth_min=0)
+
+
+def small():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    return net, torch.rand(6, 3, 2, 2), torch.arange(6) % 4
+
+
+def test_a_target_function_that_fills_its_labels_leaves_the_scripts_own():
+    """As with torchattacks, which gives it a copy."""
+    net, x, y = small()
+    attack = compat.PGD(net, steps=2, random_start=False)
+    attack.set_mode_targeted_by_function(lambda images, labels: labels.fill_(2), quiet=True)
+    before = y.clone()
+    got = attack(x, y)
+    assert torch.equal(y, before)
+    attack.set_mode_targeted_by_label(quiet=True)
+    assert torch.equal(got, attack(x, torch.full_like(y, 2)))
+
+
+def test_what_a_subclass_writes_is_called():
+    net, x, y = small()
+
+    class Flipped(compat.PGD):
+        def get_logits(self, inputs, labels=None):
+            return -self.model(inputs)
+
+    class Mine(compat.PGD):
+        def forward(self, images, labels):
+            return images + 1
+
+    settings = {"steps": 3, "random_start": False}
+    flipped = Flipped(net, **settings)(x, y)
+    assert torch.equal(flipped, compat.PGD(lambda z: -net(z), **settings)(x, y))
+    assert not torch.equal(flipped, compat.PGD(net, **settings)(x, y))
+    assert torch.equal(Mine(net, **settings)(x, y), x + 1)
+
+
+@pytest.mark.compare
+def test_fgsm_is_torchattacks():
+    torchattacks = pytest.importorskip("torchattacks")
+    net, x, y = small()
+    for targeted in (False, True):
+        ours, theirs = compat.FGSM(net, eps=0.05), torchattacks.FGSM(net, eps=0.05)
+        for attack in (ours, theirs):
+            if targeted:
+                attack.set_mode_targeted_by_label(quiet=True)
+        torch.testing.assert_close(ours(x, y), theirs(x, y), rtol=0, atol=1e-6)
+
+
+def test_attacks_that_are_not_offered_name_ours():
+    with pytest.raises(AttributeError, match=r"not AutoAttack: advfeat.Auto\(threat\)"):
+        compat.AutoAttack  # noqa: B018
+    with pytest.raises(AttributeError, match="offers PGD, PGDL2 and FGSM of torchattacks, and not Jitter"):
+        compat.Jitter  # noqa: B018
+    with pytest.raises(ValueError, match="a target needs a targeted mode"):
+        compat.PGD(small()[0]).get_target_label(*small()[1:])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from strategies import F16, F32, F64, same_bits
 
-from advfeat import L2, Linf, ops
+from advfeat import L2, PGD, Linf, ops
 from advfeat.threat import Threat
 
 IDS = torch.tensor([3, 9, 2**40])
@@ -139,3 +139,27 @@ def test_the_base_class_is_no_threat():
 def test_settings_do_not_change():
     with pytest.raises(AttributeError):
         L2(0.5).eps = 1.0
+
+
+@pytest.mark.parametrize(("kind", "mean"), [(L2, [0.4, 0.5, 0.6]), (Linf, [0.4, 0.5, 0.6]), (L2, 0.5)])
+def test_the_normalised_threat_is_the_pixel_threat_in_other_units(kind, mean):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4)).double()
+    shift, std = torch.as_tensor(mean, dtype=torch.float64).reshape(-1, 1, 1), 0.25
+    x, y = torch.rand(6, 3, 2, 2, dtype=torch.float64), torch.arange(6) % 4
+    pixel = PGD(kind(0.1), steps=4)(lambda z: net((z - shift) / std), x, y)
+    moved = PGD(kind.normalised(0.1, mean, [std] * 3), steps=4)(net, (x - shift) / std, y)
+    torch.testing.assert_close(moved * std + shift, pixel)
+    assert (pixel - x).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("std", [[0.2, 0.25, 0.3], [0.2, 0.2, 0.0], -1.0])
+def test_a_ball_that_has_no_single_radius_is_refused(std):
+    with pytest.raises(ValueError, match=r"std should be one positive number for all channels.*adapt"):
+        Linf.normalised(8 / 255, [0.4, 0.5, 0.6], std)
+
+
+def test_a_result_prints_as_one_line():
+    x = torch.rand(5, 3, 8, 8)
+    result = PGD(Linf(0.0), steps=0).run(lambda z: z.flatten(1)[:, :4], x, torch.arange(5) % 4)
+    assert repr(result).startswith("AttackResult(5 samples of shape (3, 8, 8), ") and "\n" not in repr(result)

@@ -79,9 +79,9 @@ def check_inputs(
     if outside:
         raise ValueError(
             f"x should lie in the box [{attack.threat.lo}, {attack.threat.hi}] of the threat, got values from "
-            f"{x.min().item():.4g} to {x.max().item():.4g}; for normalised inputs give the threat lo and hi by "
-            "channel, and eps in their units too (eps / std), or put the normalisation into the model: "
-            "advfeat.models.adapt(module, mean=..., std=...)"
+            f"{x.min().item():.4g} to {x.max().item():.4g}; of normalised inputs the radius is in other units too: "
+            "put the normalisation into the model, advfeat.models.adapt(module, mean=..., std=...), and attack images "
+            "in [0, 1], or take the threat from advfeat.L2.normalised(eps, mean, std), or Linf's"
         )
     if labels and least < 0:
         raise ValueError(f"target should hold labels of at least 0, got {least}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass
+@dataclass(repr=False)
 class AttackResult:
     """The outcome of an attack on a batch of B samples; all tensors on the device of the inputs.
 
@@ -38,6 +38,11 @@ class AttackResult:
     samples_forwarded: int
     samples_backwarded: int
     why_eager: str | None = None
+
+    def __repr__(self) -> str:
+        broken = "" if self.success is None else f", {int(self.success.sum())} successful"
+        far = f", distance up to {float(self.distance.max()):.4g}" if len(self.distance) else ""
+        return f"AttackResult({len(self.x_adv)} samples of shape {tuple(self.x_adv.shape[1:])}{broken}{far})"
 
     def split(self, counts: Sequence[int]) -> list[AttackResult]:
         """The parts of so many samples each, in order; of what it cost, a part has the share of its samples."""
