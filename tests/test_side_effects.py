@@ -242,7 +242,8 @@ def test_a_frozen_script():
         script(x)
 
 
-def test_after_an_exception():
+def test_after_an_exception(monkeypatch):
+    monkeypatch.setattr("advfeat.attacks.no_trace._is_only_thread", lambda: True)  # whatever other tests left running
     net = network()
     calls = []
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import advfeat
 from advfeat import PGD, Linf
+from advfeat.attacks.no_trace import _is_only_thread
 from advfeat.models import evaluating
 
 
@@ -124,7 +125,7 @@ class Noisy(nn.Module):
         return self.layer((x + 0.1 * torch.randn_like(x)).flatten(1))
 
 
-def test_another_threads_random_numbers_do_not_come_twice():
+def test_another_threads_random_numbers_do_not_come_twice(monkeypatch):
     """The state of the generator was put back at the end: what the other thread had drawn meanwhile came again."""
     x, y = data()
     gate = Gate(Noisy(), 2)
@@ -135,10 +136,23 @@ def test_another_threads_random_numbers_do_not_come_twice():
     gate.go_on.set()
     thread.join(60)
     assert not torch.equal(torch.rand(4), during)
-    # Nobody else is there: the state is as before, whatever the model draws.
+    # Where nobody else is there the state is as before, whatever the model draws.
+    monkeypatch.setattr("advfeat.attacks.no_trace._is_only_thread", lambda: True)
     before = torch.get_rng_state()
     PGD(Linf(0.03), steps=3)(gate.inner, x, y)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_thread_that_may_draw_is_seen():
+    stop = threading.Event()
+    for name, others in (("advfeat-reads", False), ("tqdm_monitor", False), ("users", True)):
+        threads = [threading.Thread(target=stop.wait, args=(60,), name=name)]
+        before = _is_only_thread()
+        threads[0].start()
+        assert _is_only_thread() == (before and not others)
+        stop.set()
+        threads[0].join(60)
+        stop.clear()
 
 
 def test_a_model_that_draws_nothing_leaves_the_state_alone_among_threads():
