@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,5 +55,11 @@ class TorchLoss(Objective):
     def name(self) -> str:
         if not isinstance(self.loss, nn.Module):
             return f"torch {self.loss.__name__}"
-        smoothing = getattr(self.loss, "label_smoothing", 0)
-        return f"{type(self.loss).__name__}({f'label_smoothing={smoothing:g}' if smoothing else ''})"
+        parts = [
+            f"{key}={value:g}" for key in ("label_smoothing", "p", "margin") if (value := getattr(self.loss, key, 0))
+        ]
+        # Weights of classes by a hash, so that two losses that differ in them have two names.
+        for key, value in self.loss.state_dict().items():
+            digest = hashlib.sha256(value.detach().cpu().double().numpy().tobytes()).hexdigest()[:8]
+            parts.append(f"{key}={digest}")
+        return f"{type(self.loss).__name__}({', '.join(parts)})"

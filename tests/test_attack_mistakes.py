@@ -70,7 +70,7 @@ def test_a_radius_beyond_the_whole_box_is_said_to_bound_nothing():
 
 
 def test_normalised_inputs_are_told_to_have_their_radius_in_their_own_units():
-    with pytest.raises(ValueError, match=r"the radius is in other units too.*adapt.*L2.normalised\(eps, mean, std\)"):
+    with pytest.raises(ValueError, match=r"the radius is in other units too.*adapt.*one std.*L2.normalised"):
         ATTACK(_model(), 4 * X - 2, Y)
 
 
@@ -116,3 +116,46 @@ def test_other_losses_of_torch_are_taken_sample_by_sample():
     found = ATTACK.replace(objective=nn.MultiMarginLoss()).run(_model(), X, Y)
     each = F.multi_margin_loss(_model()(found.x_adv), Y, reduction="none").detach()
     torch.testing.assert_close(found.value, each)
+
+
+EVERY = [ATTACK, ATTACK.replace(stop="success"), advfeat.APGD(Linf(0.03), steps=2), advfeat.Auto(Linf(0.03), steps=2)]
+EVERY.append(advfeat.Ensemble((ATTACK, EVERY[2])))
+
+
+@pytest.mark.parametrize("attack", EVERY, ids=lambda attack: type(attack).__name__)
+def test_every_attack_names_what_it_cannot_take(attack):
+    with pytest.raises(TypeError, match="x should be a torch tensor, .*, got list"):
+        attack(_model(), X.tolist(), Y)
+    with pytest.raises(TypeError, match="model should be a module or a function of images, got list"):
+        attack([_model()], X, Y)
+    with pytest.raises(ValueError, match="target should be on the device of x, cpu, got meta"):
+        attack(_model(), X, Y.to("meta"))
+    with pytest.raises(ValueError, match="sample_ids should be on the device of x, cpu, got meta"):
+        attack(_model(), X, Y, sample_ids=Y.to("meta"))
+
+
+@pytest.mark.parametrize("eps", [[0.1, -0.1, 0.1, 0.1], [0.1, 0.1, float("nan"), 0.1]])
+def test_a_radius_is_blamed_for_itself_and_not_the_step_that_comes_from_it(eps):
+    with pytest.raises(ValueError, match="eps should be at least 0, got"):
+        PGD(Linf(eps), steps=2)(_model(), X, Y)
+
+
+def test_an_l2_radius_beyond_the_diagonal_of_the_box_is_told():
+    """128 for 128 / 255: any image would do."""
+    with pytest.warns(
+        RuntimeWarning, match=r"eps=128 is more than the diagonal of the box \[0, 1\] of 48 values, 6.93"
+    ):
+        PGD(L2(128), steps=1)(_model(), X, Y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PGD(L2(6.9), steps=1)(_model(), X, Y)
+        PGD(L2(float("inf")), steps=1, step_size=0.1)(_model(), X, Y)
+        PGD(L2(128, 0, 255), steps=1)(_model(), X, Y)
+
+
+def test_losses_that_differ_have_names_that_differ():
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    losses = [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1), nn.CrossEntropyLoss(weight=weights)]
+    losses += [nn.CrossEntropyLoss(weight=weights.flip(0)), nn.MultiMarginLoss(), nn.MultiMarginLoss(margin=0.5)]
+    names = [ATTACK.replace(objective=loss).to_dict()["objective"] for loss in losses]
+    assert len(set(names)) == len(names) and names[0] == "CrossEntropyLoss()"

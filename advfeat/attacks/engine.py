@@ -191,8 +191,9 @@ class _Lockstep:
         self.kind: tuple | None = None
 
     def run(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> AttackResult:
-        attack, n = self.attack, x.shape[0]
+        attack = self.attack
         self.watched.expect_label(check_inputs(attack, x, target, start, sample_ids))
+        n = x.shape[0]
         # The caller's autocast would also cast the backward pass, which PyTorch advises against.
         with no_trace(self.model, x.device, attack.objective), torch.autocast(x.device.type, enabled=False):
             self._take(x, target)

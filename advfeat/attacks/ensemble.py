@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from advfeat.attacks.base import Attack, numbered
+from advfeat.attacks.inputs import check_tensor
 from advfeat.attacks.result import AttackResult
 from advfeat.threat import Threat
 
@@ -102,6 +103,7 @@ class Ensemble(Attack):
         """The adversarial examples with their statistics; arguments as for :meth:`advfeat.PGD.run`, and a ``start`` is
         every attack's. Counts are of all attacks, ``first_success`` of the one that broke the sample.
         Errors: as those of the attacks; ValueError where the first cannot tell a success."""
+        check_tensor("x", x, "a floating-point batch [B, ...]")
         ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids
         if start is not None and not self.takes_start:
             raise ValueError("start should be None: an attack of the ensemble has random starts of its own")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,9 @@ def check_inputs(
         check_tensor("start", start, "like x")
     if sample_ids is not None:
         check_tensor("sample_ids", sample_ids, "int64 [B]")
+    for name, value in (("target", target), ("start", start), ("sample_ids", sample_ids)):
+        if value is not None and value.device != x.device:
+            raise ValueError(f"{name} should be on the device of x, {x.device}, got {value.device}")
     if not x.is_floating_point() or x.dim() < 1:
         raise ValueError(f"x should be a floating-point batch [B, ...], got {_kind(x)}")
     if target.shape[:1] != x.shape[:1]:
@@ -70,10 +74,10 @@ def check_inputs(
         row = int((~torch.isfinite(x)).reshape(x.shape[0], -1).any(dim=1).nonzero()[0])
         raise ValueError(f"x should be finite, sample {row} of the batch holds NaN or inf")
     threat, size = attack.threat, attack.step_length
+    if isinstance(threat.eps, Tensor) and not bool((threat.eps >= 0).all()):  # before the length that comes from it
+        raise ValueError(f"eps should be at least 0, got {threat.eps.tolist()}")
     if isinstance(size, Tensor) and not bool((torch.isfinite(size) & (size >= 0)).all()):
         raise ValueError(f"step_size should be finite and at least 0, got {size.tolist()}")
-    if isinstance(threat.eps, Tensor) and not bool((threat.eps >= 0).all()):
-        raise ValueError(f"eps should be at least 0, got {threat.eps.tolist()}")
     if isinstance(threat.eps, Tensor) and attack.random_start and not bool(torch.isfinite(threat.eps).all()):
         raise ValueError("random_start needs a finite eps for every sample")
     if outside:
@@ -81,11 +85,28 @@ def check_inputs(
             f"x should lie in the box [{attack.threat.lo}, {attack.threat.hi}] of the threat, got values from "
             f"{x.min().item():.4g} to {x.max().item():.4g}; of normalised inputs the radius is in other units too: "
             "put the normalisation into the model, advfeat.models.adapt(module, mean=..., std=...), and attack images "
-            "in [0, 1], or take the threat from advfeat.L2.normalised(eps, mean, std), or Linf's"
+            "in [0, 1]; where all channels have one std, advfeat.L2.normalised(eps, mean, std), or Linf's, does as well"
         )
+    _warn_of_radius(threat, math.prod(x.shape[1:]))
     if labels and least < 0:
         raise ValueError(f"target should hold labels of at least 0, got {least}")
     return most if labels else None
+
+
+def _warn_of_radius(threat: Threat, dim: int) -> None:
+    """Says where an L2 ball holds the whole box, as that of 128 for 128 / 255 does; :class:`advfeat.Linf` says so
+    itself, for it needs no dimension."""
+    eps, lo, hi = threat.eps, threat.lo, threat.hi
+    if threat.norm != "l2" or any(isinstance(value, Tensor) for value in (eps, lo, hi)) or not math.isfinite(eps):
+        return
+    if eps > (hi - lo) * math.sqrt(dim) > 0:
+        warnings.warn(
+            f"eps={eps:g} is more than the diagonal of the box [{lo:g}, {hi:g}] of {dim} values, "
+            f"{(hi - lo) * math.sqrt(dim):.3g}, so it bounds nothing: radii are in the units of the input, 128 / 255 "
+            "in pixel scale [0, 1]",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _outside(threat: Threat, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,8 @@ class Watched:
     """The model as objectives see it: gives logits, remembers the last ones, and is otherwise the model."""
 
     def __init__(self, model: Callable, largest_label: int | None = None) -> None:
+        if not callable(model):
+            raise TypeError(f"model should be a module or a function of images, got {type(model).__name__}")
         self._model = unwrapped(model)
         modules = [self._model] if isinstance(self._model, nn.Module) else modules_of(self._model)
         self._dtype = dtype_of(modules)
