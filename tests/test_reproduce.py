@@ -149,7 +149,6 @@ def _fail():
 
 
 def test_all_without_the_data_is_an_error(tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("ADVFEAT_DATA", raising=False)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["reproduce", "all", "--preset", "cifar10-cpu", "--out", str(tmp_path)])
     assert stopped.value.code == 1
