@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,18 +21,20 @@ class Threat:
     """Perturbations of norm at most ``eps`` that stay in the box ``[lo, hi]``. Use :class:`L2` or :class:`Linf`.
 
     eps: the radius in the units of the input (pixel scale [0, 1] by default), a float or a tensor [B]; ``math.inf`` for
-    no ball. lo, hi: a float, or a tensor [C] with one bound a channel; a model that takes normalised inputs has
-    ``lo = (0 - mean) / std`` and ``hi = (1 - mean) / std``.
+    no ball. lo, hi: a float, or a tensor [C] with one bound a channel. unit: how much of the input one unit of eps, of
+    a step and of a distance is, a float or a tensor [C]; inputs normalised by a standard deviation a channel have
+    1 / std, see :meth:`normalised`.
     """
 
     eps: Number
     lo: Number = 0.0
     hi: Number = 1.0
+    unit: Number = 1.0
 
     norm = ""  # "l2" or "linf"
 
     def __post_init__(self) -> None:
-        for name in ("eps", "lo", "hi"):
+        for name in ("eps", "lo", "hi", "unit"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         if not isinstance(self.eps, Tensor) and not self.eps >= 0:
             raise ValueError(f"eps should be at least 0, got {self.eps}")
@@ -39,42 +42,94 @@ class Threat:
             raise ValueError(f"eps should be a float or a tensor [B], got shape {tuple(self.eps.shape)}")
         if not isinstance(self.lo, Tensor) and not isinstance(self.hi, Tensor) and not self.lo <= self.hi:
             raise ValueError(f"lo should be at most hi, got lo={self.lo} and hi={self.hi}")
+        least, most = _extremes(self.unit)
+        if not 0 < least <= most < math.inf:
+            raise ValueError(f"unit should be finite and above 0, got {self.unit}")
 
     @classmethod
     def normalised(cls, eps: float, mean: float | Sequence[float] | Tensor, std: float | Sequence[float] | Tensor):
         """The threat of radius eps in pixel scale for inputs ``(x - mean) / std`` of images x in [0, 1].
 
-        mean, std: a number, or one a channel. Its radius is eps / std and its box that of the images by channel, so
-        that an attack is the one in pixel scale, in other units; steps and distances are in those, too.
-        Errors: ValueError where std differs between channels: the ball is none of one radius then, and the way is to
-        put the normalisation into the model (:func:`advfeat.models.adapt`).
+        mean, std: a number, or one a channel. The attack is the one on the images: eps, step lengths and distances are
+        in pixel scale, the box is that of the images by channel, inputs and results are normalised. A result, turned
+        back, lies in the ball but for the rounding of both ways.
+        Errors: ValueError for a std that is not positive, or lists of different lengths.
         """
-        mean, std = (torch.as_tensor(value, dtype=torch.float64).reshape(-1) for value in (mean, std))
-        if not bool((std > 0).all()) or not bool((std == std[0]).all()):
-            raise ValueError(
-                f"std should be one positive number for all channels, or the ball has no single radius, got "
-                f"{std.tolist()}: put the normalisation into the model, advfeat.models.adapt(module, mean=..., std=...)"
-            )
-        lo, hi = (0 - mean) / std[0], (1 - mean) / std[0]
-        return cls(eps / float(std[0]), *((lo, hi) if len(mean) > 1 else (float(lo), float(hi))))
+        mean, std = _number("mean", mean), _number("std", std)
+        mean, std = (torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(-1) for value in (mean, std))
+        if not bool((torch.isfinite(std) & (std > 0)).all()):
+            raise ValueError(f"std should be finite and above 0, got {std.tolist()}")
+        if len({len(mean), len(std)} - {1}) > 1:
+            raise ValueError(f"mean and std should have one value a channel, got {len(mean)} and {len(std)}")
+        bounds = ((0 - mean) / std, (1 - mean) / std, 1 / std)
+        return cls(eps, *(float(value) if len(value) == 1 else value for value in bounds))
 
     def step_(
         self, x: Tensor, grad: Tensor, x0: Tensor, step_size: Number, *, grad_status: Tensor | None = None
     ) -> Tensor:
         """One step of length step_size along grad (ascent for step_size > 0), then the ball and the box; in place."""
-        raise NotImplementedError
+        if not self.has_unit:
+            self._step_(x, grad, x0, step_size, grad_status)
+            return x
+        unit = _by_channel(self.unit, x)
+        moved, centre = x / unit, x0 / unit
+        self._in_units._step_(moved, grad.to(unit.dtype) * unit, centre, step_size, grad_status)
+        return self._keep_(x, moved * unit)
 
     def project_(self, x: Tensor, x0: Tensor) -> Tensor:
         """x into the ball around x0 and the box, in place."""
-        raise NotImplementedError
+        if not self.has_unit:
+            self._project_(x, x0)
+            return x
+        unit = _by_channel(self.unit, x)
+        moved = x / unit
+        self._in_units._project_(moved, x0 / unit)
+        return self._keep_(x, moved * unit)
 
     def random_start(self, x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
         """A uniform point of the ball around each x0, clipped to the box; a function of (seed, sample id) alone."""
-        raise NotImplementedError
+        if not self.has_unit:
+            return self._random_start(x0, seed, sample_ids)
+        unit = _by_channel(self.unit, x0)
+        start = self._in_units._random_start(x0.detach() / unit, seed, sample_ids)
+        return self._keep_(torch.empty_like(x0), start * unit)
 
     def distance(self, x: Tensor, x0: Tensor) -> Tensor:
-        """The norm of x - x0 of each sample, [B] float32 (float64 for float64)."""
+        """The norm of x - x0 of each sample in units of eps, [B] float32 (float64 for float64)."""
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        difference = x.to(wide) - x0.to(wide)
+        if self.has_unit:
+            difference = difference / _by_channel(self.unit, difference)
+        return self._norm(difference.reshape(x.shape[0], math.prod(x.shape[1:])))
+
+    def _step_(self, x: Tensor, grad: Tensor, x0: Tensor, step_size: Number, grad_status: Tensor | None) -> None:
+        """:meth:`step_` where the input is in units of eps, as in the following."""
         raise NotImplementedError
+
+    def _project_(self, x: Tensor, x0: Tensor) -> None:
+        raise NotImplementedError
+
+    def _random_start(self, x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _norm(self, difference: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @cached_property
+    def has_unit(self) -> bool:
+        """Whether eps is in other units than the input."""
+        return isinstance(self.unit, Tensor) or self.unit != 1.0
+
+    @cached_property
+    def _in_units(self) -> Threat:
+        """The same threat for the input divided by ``unit``."""
+        return dataclasses.replace(self, lo=self.lo / self.unit, hi=self.hi / self.unit, unit=1.0)
+
+    def _keep_(self, x: Tensor, moved: Tensor) -> Tensor:
+        """``moved`` into x, and what its rounding put beyond the box back."""
+        x.copy_(moved)
+        bounds = (_by_channel(bound, moved).to(x.dtype) for bound in (self.lo, self.hi))
+        return torch.clamp(x, *bounds, out=x)
 
     def rows(self, index: Tensor) -> Threat:
         """The same threat for a selection of the batch."""
@@ -84,7 +139,7 @@ class Threat:
 
     def to(self, device: torch.device) -> Threat:
         """The same threat with its tensors on a device, in the float64 that the kernels take."""
-        tensors = {k: getattr(self, k) for k in ("eps", "lo", "hi") if isinstance(getattr(self, k), Tensor)}
+        tensors = {k: getattr(self, k) for k in ("eps", "lo", "hi", "unit") if isinstance(getattr(self, k), Tensor)}
         if not tensors:
             return self
         return dataclasses.replace(self, **{k: v.detach().to(device, torch.float64) for k, v in tensors.items()})
@@ -99,7 +154,8 @@ class Threat:
                 return [plain(item) for item in v]
             return v if math.isfinite(v) else str(v)  # JSON has no Infinity
 
-        return {"norm": self.norm, "eps": plain(self.eps), "lo": plain(self.lo), "hi": plain(self.hi)}
+        settings = {"norm": self.norm, "eps": plain(self.eps), "lo": plain(self.lo), "hi": plain(self.hi)}
+        return settings | ({"unit": plain(self.unit)} if self.has_unit else {})
 
 
 def _number(name: str, value: object) -> Number:
@@ -122,9 +178,20 @@ def _number(name: str, value: object) -> Number:
         raise TypeError(f"{name} should be a number or a tensor, got {type(value).__name__}") from error
 
 
-def _difference(x: Tensor, x0: Tensor) -> Tensor:
+def _extremes(value: Number) -> tuple[float, float]:
+    """The least and the largest of a float or a tensor. Of a tensor on a device 1 and 1: to look would wait for it."""
+    if not isinstance(value, Tensor):
+        return value, value
+    if value.device.type != "cpu" or value.numel() == 0:
+        return 1.0, 1.0
+    return tuple(float(v) for v in value.detach().aminmax())
+
+
+def _by_channel(value: Number, x: Tensor) -> Tensor:
+    """A float or a tensor [C] so that it broadcasts to x, at least in float32."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return (x.to(wide) - x0.to(wide)).reshape(x.shape[0], math.prod(x.shape[1:]))
+    value = torch.as_tensor(value, dtype=wide, device=x.device)
+    return value.reshape(-1, *[1] * max(x.dim() - 2, 0)) if value.numel() > 1 else value.reshape(())
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,17 +200,17 @@ class L2(Threat):
 
     norm = "l2"
 
-    def step_(self, x, grad, x0, step_size, *, grad_status=None):
-        return ops.l2_step_(x, grad, x0, step_size, self.eps, self.lo, self.hi, grad_status=grad_status)
+    def _step_(self, x, grad, x0, step_size, grad_status):
+        ops.l2_step_(x, grad, x0, step_size, self.eps, self.lo, self.hi, grad_status=grad_status)
 
-    def project_(self, x, x0):
-        return ops.project_l2_(x, x0, self.eps, self.lo, self.hi)
+    def _project_(self, x, x0):
+        ops.project_l2_(x, x0, self.eps, self.lo, self.hi)
 
-    def random_start(self, x0, seed, sample_ids):
+    def _random_start(self, x0, seed, sample_ids):
         return ops.random_start_l2(x0, self.eps, seed, sample_ids, self.lo, self.hi)
 
-    def distance(self, x, x0):
-        return torch.linalg.vector_norm(_difference(x, x0), dim=1)
+    def _norm(self, difference):
+        return torch.linalg.vector_norm(difference, dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,25 +224,24 @@ class Linf(Threat):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(isinstance(value, Tensor) for value in (self.eps, self.lo, self.hi)):
-            return
-        if math.isfinite(self.eps) and self.eps > self.hi - self.lo > 0:
+        (lo, _), (_, hi), (unit, _), (eps, _) = (_extremes(v) for v in (self.lo, self.hi, self.unit, self.eps))
+        if math.isfinite(eps) and eps > (hi - lo) / unit > 0:
+            units = "in pixel scale" if self.has_unit else "in the units of the input, 8 / 255 in pixel scale [0, 1]"
             warnings.warn(
-                f"eps={self.eps:g} is more than the whole box [{self.lo:g}, {self.hi:g}], so it bounds nothing: radii "
-                "are in the units of the input, 8 / 255 in pixel scale [0, 1]",
+                f"eps={eps:g} is more than the whole box [{lo:g}, {hi:g}], so it bounds nothing: radii are {units}",
                 RuntimeWarning,
                 stacklevel=3,
             )
 
-    def step_(self, x, grad, x0, step_size, *, grad_status=None):
-        return ops.linf_step_(x, grad, x0, step_size, self.eps, self.lo, self.hi, grad_status=grad_status)
+    def _step_(self, x, grad, x0, step_size, grad_status):
+        ops.linf_step_(x, grad, x0, step_size, self.eps, self.lo, self.hi, grad_status=grad_status)
 
-    def project_(self, x, x0):
-        return ops.project_linf_(x, x0, self.eps, self.lo, self.hi)
+    def _project_(self, x, x0):
+        ops.project_linf_(x, x0, self.eps, self.lo, self.hi)
 
-    def random_start(self, x0, seed, sample_ids):
+    def _random_start(self, x0, seed, sample_ids):
         return ops.random_start_linf(x0, self.eps, seed, sample_ids, self.lo, self.hi)
 
-    def distance(self, x, x0):
-        d = _difference(x, x0).abs()
-        return d.amax(dim=1) if d.shape[1] else d.sum(dim=1)
+    def _norm(self, difference):
+        difference = difference.abs()
+        return difference.amax(dim=1) if difference.shape[1] else difference.sum(dim=1)

@@ -24,8 +24,8 @@ settings.register_profile("thorough", max_examples=1000, **_relaxed)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(PROFILE)
 
-# Taken out of the environment, from which the commands read their default for --root: a test that leaves --root out gets
-# the same message with the data at hand and without, and never trains on them.
+# Taken out of the environment, from which the commands read their default for --root: a test that leaves --root out
+# gets the same message with the data at hand and without, and never trains on them.
 REAL_DATA = os.environ.pop("ADVFEAT_DATA", None)
 
 # The tests' tensors are small: two threads would wait for each other, on a busy machine ten times longer than they

@@ -70,7 +70,7 @@ def test_a_radius_beyond_the_whole_box_is_said_to_bound_nothing():
 
 
 def test_normalised_inputs_are_told_to_have_their_radius_in_their_own_units():
-    with pytest.raises(ValueError, match=r"the radius is in other units too.*adapt.*one std.*L2.normalised"):
+    with pytest.raises(ValueError, match=r"the radius is in other units too.*adapt.*L2.normalised.*in pixel scale"):
         ATTACK(_model(), 4 * X - 2, Y)
 
 

@@ -5,9 +5,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from strategies import F16, F32, F64, same_bits
 
-from advfeat import L2, PGD, Linf, ops
+from advfeat import APGD, L2, PGD, Auto, Linf, ops
+from advfeat.datasets.rounding import quantise
 from advfeat.threat import Threat
 
 IDS = torch.tensor([3, 9, 2**40])
@@ -141,22 +144,81 @@ def test_settings_do_not_change():
         L2(0.5).eps = 1.0
 
 
-@pytest.mark.parametrize(("kind", "mean"), [(L2, [0.4, 0.5, 0.6]), (Linf, [0.4, 0.5, 0.6]), (L2, 0.5)])
-def test_the_normalised_threat_is_the_pixel_threat_in_other_units(kind, mean):
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4)).double()
-    shift, std = torch.as_tensor(mean, dtype=torch.float64).reshape(-1, 1, 1), 0.25
-    x, y = torch.rand(6, 3, 2, 2, dtype=torch.float64), torch.arange(6) % 4
-    pixel = PGD(kind(0.1), steps=4)(lambda z: net((z - shift) / std), x, y)
-    moved = PGD(kind.normalised(0.1, mean, [std] * 3), steps=4)(net, (x - shift) / std, y)
-    torch.testing.assert_close(moved * std + shift, pixel)
-    assert (pixel - x).abs().max() > 0.01
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-@pytest.mark.parametrize("std", [[0.2, 0.25, 0.3], [0.2, 0.2, 0.0], -1.0])
-def test_a_ball_that_has_no_single_radius_is_refused(std):
-    with pytest.raises(ValueError, match=r"std should be one positive number for all channels.*adapt"):
-        Linf.normalised(8 / 255, [0.4, 0.5, 0.6], std)
+@pytest.mark.parametrize("attack", [PGD, APGD, Auto, "restarts"])
+@pytest.mark.parametrize(
+    ("kind", "mean", "std"), [(L2, MEAN, STD), (Linf, MEAN, STD), (L2, 0.5, 0.25), (Linf, MEAN, 0.25), (Linf, 0.0, STD)]
+)
+def test_the_normalised_threat_is_the_pixel_threat_in_other_units(attack, kind, mean, std):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8), torch.nn.GELU(), torch.nn.Linear(8, 4))
+    net = net.double()
+    shift, scale = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in (mean, std))
+    x = torch.rand(6, 3, 2, 2, dtype=torch.float64)
+    y = net((x - shift) / scale).argmax(1)
+    made = (
+        (lambda threat: PGD(threat, steps=4, random_start=True, restarts=2, seed=1, step_size=0.03))
+        if attack == "restarts"
+        else lambda threat: attack(threat, steps=4)
+    )
+    pixel = made(kind(0.1)).run(lambda z: net((z - shift) / scale), x, y)
+    moved = made(kind.normalised(0.1, mean, std)).run(net, (x - shift) / scale, y)
+    torch.testing.assert_close(moved.x_adv * scale + shift, pixel.x_adv)
+    torch.testing.assert_close(moved.distance, pixel.distance)
+    assert (pixel.x_adv - x).abs().max() > 0.01
+
+
+@given(
+    kind=st.sampled_from([L2, Linf]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    eps=st.floats(0.001, 0.5),
+    seed=st.integers(0, 2**31),
+)
+def test_what_a_normalised_threat_moves_stays_in_the_pixel_ball_and_the_box(kind, dtype, eps, seed):
+    draw = torch.Generator().manual_seed(seed)
+    shift, scale = (torch.tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in (MEAN, STD))
+    pixels = torch.rand(4, 3, 5, 5, generator=draw, dtype=torch.float64).round(decimals=1)
+    threat = kind.normalised(eps, MEAN, STD)
+    x0 = ((pixels - shift) / scale).to(dtype)
+    x0 = torch.clamp(x0, *(v.reshape(-1, 1, 1).to(dtype) for v in (threat.lo, threat.hi)))
+    x = threat.random_start(x0, seed, torch.arange(4))
+    for _ in range(3):
+        grad = torch.randn(x.shape, generator=draw, dtype=torch.float64).to(dtype)
+        assert threat.step_(x, grad, x0, eps / 2) is x
+    assert threat.project_(x, x0) is x and x.dtype == dtype
+    lo, hi = (v.reshape(-1, 1, 1).to(dtype) for v in (threat.lo, threat.hi))
+    assert bool(((x >= lo) & (x <= hi)).all())
+    rounding = torch.finfo(dtype).eps * 3 * scale.max()  # of inputs of up to 2.64, twice
+    bound = rounding * (75**0.5 if kind is L2 else 1)
+    assert bool((kind(eps).distance(x.double() * scale, x0.double() * scale) <= eps + bound).all())
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (MEAN, [0.2, 0.2, 0.0], "std should be finite and above 0"),
+        (MEAN, -1.0, "std should be finite and above 0"),
+        (MEAN, [0.2, 0.2], "mean and std should have one value a channel, got 3 and 2"),
+        ("0.5", 0.2, "mean should be a number or a tensor, got the text"),
+    ],
+)
+def test_a_mean_and_a_std_that_are_none_are_refused(mean, std, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Linf.normalised(8 / 255, mean, std)
+
+
+def test_a_unit_is_told_where_it_matters():
+    threat = L2.normalised(0.5, MEAN, STD)
+    assert threat.to_dict()["unit"] == [1 / s for s in STD] and "unit" not in L2(0.5).to_dict()
+    with pytest.raises(ValueError, match="unit should be a float or a tensor .C. with one value a channel"):
+        PGD(L2(0.5, unit=torch.ones(3)), steps=1)(lambda z: z.flatten(1), torch.rand(2, 4, 2, 2), torch.arange(2))
+    with pytest.raises(ValueError, match="unit should be finite and above 0"):
+        L2(0.5, unit=0)
+    with pytest.raises(ValueError, match="threat should be in pixel scale"):
+        quantise(torch.rand(2, 3, 2, 2), torch.rand(2, 3, 2, 2), threat, "uint8")
+    with pytest.warns(RuntimeWarning, match="eps=8 is more than the whole box"):
+        Linf.normalised(8, MEAN, STD)
 
 
 def test_a_result_prints_as_one_line():

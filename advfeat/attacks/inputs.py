@@ -54,10 +54,10 @@ def check_inputs(
             raise ValueError(
                 f"{name} should be a float or a tensor [B] = ({x.shape[0]},), got shape {tuple(value.shape)}"
             )
-    for name, value in (("lo", attack.threat.lo), ("hi", attack.threat.hi)):
+    for name, value in (("lo", attack.threat.lo), ("hi", attack.threat.hi), ("unit", attack.threat.unit)):
         if isinstance(value, Tensor) and value.dim() > 0 and (x.dim() < 2 or value.numel() != x.shape[1]):
             raise ValueError(
-                f"{name} should be a float or a tensor [C] with one bound a channel, got shape {tuple(value.shape)} "
+                f"{name} should be a float or a tensor [C] with one value a channel, got shape {tuple(value.shape)} "
                 f"for x of shape {tuple(x.shape)}"
             )
     if sample_ids is not None and (sample_ids.shape != x.shape[:1] or sample_ids.dtype != torch.int64):
@@ -85,7 +85,7 @@ def check_inputs(
             f"x should lie in the box [{attack.threat.lo}, {attack.threat.hi}] of the threat, got values from "
             f"{x.min().item():.4g} to {x.max().item():.4g}; of normalised inputs the radius is in other units too: "
             "put the normalisation into the model, advfeat.models.adapt(module, mean=..., std=...), and attack images "
-            "in [0, 1]; where all channels have one std, advfeat.L2.normalised(eps, mean, std), or Linf's, does as well"
+            "in [0, 1], or give the threat as advfeat.L2.normalised(eps, mean, std), or Linf's, with eps in pixel scale"
         )
     _warn_of_radius(threat, math.prod(x.shape[1:]))
     if labels and least < 0:

@@ -38,6 +38,8 @@ def quantise(images: Tensor, x0: Tensor, threat: Threat, dtype: str | torch.dtyp
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"dtype should be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if threat.has_unit:
+        raise ValueError("threat should be in pixel scale, as the images that are stored are, got one with a unit")
     if images.shape != x0.shape:
         raise ValueError(f"x0 should have the shape of images {tuple(images.shape)}, got {tuple(x0.shape)}")
     if name == "float32":
