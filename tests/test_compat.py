@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import advfeat.compat
-from advfeat import compat, ops
+from advfeat import L2, Linf, compat, ops
 
 
 def _network(seed=0):
@@ -209,7 +210,170 @@ def test_fgsm_is_torchattacks():
 def test_attacks_that_are_not_offered_name_ours():
     with pytest.raises(AttributeError, match=r"not AutoAttack: advfeat.Auto\(threat\)"):
         compat.AutoAttack  # noqa: B018
-    with pytest.raises(AttributeError, match="offers PGD, PGDL2 and FGSM of torchattacks, and not Jitter"):
+    with pytest.raises(AttributeError, match="offers PGD, PGDL2, FGSM and MultiAttack of torchattacks, and not Jitter"):
         compat.Jitter  # noqa: B018
     with pytest.raises(ValueError, match="a target needs a targeted mode"):
         compat.PGD(small()[0]).get_target_label(*small()[1:])
+
+
+def scaled_radius(shape):
+    """eps and alpha [B, 1, 1, 1], and the same as [B]."""
+    eps = torch.linspace(0.02, 0.2, shape[0])
+    return eps.reshape(-1, 1, 1, 1), eps
+
+
+@pytest.mark.parametrize(("kind", "ball"), [("PGD", Linf), ("PGDL2", L2)])
+def test_a_radius_of_each_sample_in_torchattacks_shape(kind, ball):
+    net, x, y = small()
+    eps, rows = scaled_radius(x.shape)
+    attack = getattr(compat, kind)(net, eps=eps, alpha=eps / 4, steps=6)
+    moved = attack(x, y)
+    assert (ball(1.0).distance(moved, x) <= rows + 1e-6).all() and not torch.equal(moved, x)
+    if kind == "PGD":
+        theirs = _theirs("torchattacks").PGD(net, eps=eps, alpha=eps / 4, steps=6, random_start=False)
+        attack.random_start = False
+        torch.testing.assert_close(attack(x, y), theirs(x, y), rtol=0, atol=1e-6)
+
+
+def test_an_attack_returns_what_type_it_is_told():
+    net, x, y = small()
+    attack = compat.PGD(net, eps=8 / 255, steps=2, random_start=False)
+    as_float = attack(x, y)
+    attack.set_return_type("int")
+    assert attack(x, y).dtype == torch.uint8
+    torch.testing.assert_close(attack(x, y).float() / 255, as_float, rtol=0, atol=0.5001 / 255)
+    attack.set_model(lambda z: net(z * 0.25 + 0.5))
+    attack.set_normalization_used([0.5] * 3, [0.25] * 3)
+    torch.testing.assert_close(attack((x - 0.5) / 0.25, y).float() / 255, as_float, rtol=0, atol=0.5001 / 255)
+    with pytest.raises(ValueError, match="type should be one of float, int, got 'uint8'"):
+        attack.set_return_type("uint8")
+
+
+def loader(x, y):
+    return DataLoader(TensorDataset(x, y), batch_size=4)
+
+
+@pytest.mark.parametrize("kind", ["float", "int"])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_what_is_saved_is_what_the_attack_gives(tmp_path, kind, normalised, capsys):
+    net, x, y = small()
+    attack = compat.PGD(net, eps=0.1, steps=3, random_start=False)
+    wanted = attack(x, y)
+    given, read = x, {}
+    if normalised:
+        read = {"normalize": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+        attack = compat.PGD(lambda z: net(z * 0.25 + 0.5), eps=0.1, steps=3, random_start=False)
+        attack.set_normalization_used(*read["normalize"].values())
+        given, wanted = (x - 0.5) / 0.25, (wanted - 0.5) / 0.25
+    path = tmp_path / "adversarial.pt"
+    robust, distance, seconds = attack.save(
+        loader(given, y), path, return_verbose=True, save_predictions=True, save_clean_inputs=True, save_type=kind
+    )
+    assert "Save progress: 100.00 %" in capsys.readouterr().out and list(tmp_path.iterdir()) == [path]
+    batches = list(attack.load(path, batch_size=4, load_predictions=True, load_clean_inputs=True, **read))
+    moved, labels, predicted, clean = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    near = {"rtol": 0, "atol": (0.5001 / 255 if kind == "int" else 1e-6) * (4 if normalised else 1)}
+    torch.testing.assert_close(moved, wanted, **near)
+    torch.testing.assert_close(clean, given, **near)
+    right = predicted == labels
+    assert torch.equal(labels, y) and robust == 100 * right.double().mean() and seconds > 0
+    pixels = (wanted - given) * (0.25 if normalised else 1)
+    assert distance == pytest.approx(pixels[~right].flatten(1).norm(dim=1).mean().item(), rel=1e-5)
+
+
+def test_torchattacks_reads_and_writes_the_same_file(tmp_path):
+    theirs = _theirs("torchattacks")
+    net, x, y = small()
+    attacks = [module.PGD(net, eps=0.1, steps=3, random_start=False) for module in (compat, theirs)]
+    for attack in attacks:
+        attack.save(loader(x, y), tmp_path / type(attack).__module__, verbose=False, save_clean_inputs=True)
+    for attack in attacks:
+        for other in attacks:
+            read = list(attack.load(tmp_path / type(other).__module__, load_clean_inputs=True))
+            torch.testing.assert_close(read[0][0], attacks[0](x, y), rtol=0, atol=1e-6)
+            assert torch.equal(read[0][1], y) and torch.equal(read[0][2], x)
+
+
+def test_a_save_that_cannot_be_is_said_before_the_work(tmp_path):
+    net, x, y = small()
+
+    class Counting(compat.PGD):
+        calls = 0
+
+        def forward(self, images, labels):
+            Counting.calls += 1
+            return images
+
+    attack = Counting(net)
+    with pytest.raises(ValueError, match="a folder"):
+        attack.save(loader(x, y), tmp_path)
+    with pytest.raises(ValueError, match="type should be one of float, int"):
+        attack.save(loader(x, y), tmp_path / "x", save_type="half")
+    assert Counting.calls == 0
+    with pytest.raises(ValueError, match="data_loader should have at least one batch"):
+        attack.save([], tmp_path / "x")
+    attack.save(loader(x, y), tmp_path / "x", verbose=False)
+    with pytest.raises(ValueError, match="holds no preds .save with save_predictions=True"):
+        attack.load(tmp_path / "x", load_predictions=True)
+    torch.save([1], tmp_path / "other")
+    with pytest.raises(ValueError, match="should be a file that save wrote"):
+        attack.load(tmp_path / "other")
+
+
+def test_a_closed_pipe_does_not_lose_what_is_saved(tmp_path, monkeypatch):
+    net, x, y = small()
+
+    def closed(*args, **kwargs):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    compat.PGD(net, steps=1).save(loader(x, y), tmp_path / "x")
+    assert len(next(iter(compat.PGD.load(tmp_path / "x")))[1]) == len(y)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_multi_attack_keeps_the_first_success(normalised, capsys):
+    net, x, y = small()
+    y = net(x).argmax(1)
+    weak, strong = ({"eps": eps, "alpha": eps / 2, "steps": 4, "random_start": False} for eps in (0.05, 0.5))
+    both = [compat.PGD(net, **weak), compat.PGD(net, **strong)]
+    first, second = (attack(x, y) for attack in both)
+    broken_first, broken_second = (net(moved).argmax(1) != y for moved in (first, second))
+    wanted = torch.where(broken_second[:, None, None, None], second, x)
+    wanted = torch.where(broken_first[:, None, None, None], first, wanted)
+    assert 0 < broken_first.sum() < broken_second.sum()
+    attack = compat.MultiAttack(both, verbose=True)
+    if normalised:
+        for one in both:
+            one.set_model(lambda z: net(z * 0.25 + 0.5))
+        attack.set_model(both[0].model)
+        attack.set_normalization_used([0.5] * 3, [0.25] * 3)
+        torch.testing.assert_close(attack((x - 0.5) / 0.25, y) * 0.25 + 0.5, wanted)
+    else:
+        torch.testing.assert_close(attack(x, y), wanted)
+        robust, rates, *_ = attack.save(loader(x, y), verbose=False, return_verbose=True)
+        broken = (broken_first, broken_first | broken_second)
+        assert rates == pytest.approx([100 * b.double().mean().item() for b in broken])
+        assert robust == pytest.approx(100 - rates[-1])
+    assert "Attack success rate: " in capsys.readouterr().out
+
+
+@pytest.mark.compare
+def test_multi_attack_is_torchattacks():
+    theirs = _theirs("torchattacks")
+    net, x, y = small()
+    made = []
+    for module in (compat, theirs):
+        weak, strong = ({"eps": eps, "alpha": eps / 2, "steps": 4, "random_start": False} for eps in (0.05, 0.5))
+        made.append(module.MultiAttack([module.PGD(net, **weak), module.PGD(net, **strong)])(x, net(x).argmax(1)))
+    torch.testing.assert_close(*made, rtol=0, atol=1e-6)
+
+
+def test_mistakes_of_multi_attack_get_a_sentence():
+    net, *_ = small()
+    with pytest.raises(ValueError, match="attacks should be two or more, got 1"):
+        compat.MultiAttack([compat.PGD(net)])
+    with pytest.raises(ValueError, match="attacks should be of one model"):
+        compat.MultiAttack([compat.PGD(net), compat.PGD(small()[0])])
+    with pytest.raises(ValueError, match="MultiAttack should be in the default mode"):
+        compat.MultiAttack([compat.PGD(net), compat.PGD(net)]).set_mode_targeted_by_label(quiet=True)

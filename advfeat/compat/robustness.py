@@ -1,0 +1,57 @@
+"""The steps of MadryLab/robustness (``robustness.attack_steps``) over our ops."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from advfeat import ops
+from advfeat.seeds import fresh_seed
+from advfeat.threat import L2, Linf, Threat
+
+
+class _Step:
+    """The four methods of ``robustness.attack_steps.AttackerStep``."""
+
+    _threat: type[Threat]
+
+    def __init__(self, orig_input: Tensor, eps: float, step_size: float, use_grad: bool = True) -> None:
+        self.orig_input, self.eps, self.step_size, self.use_grad = orig_input, eps, step_size, use_grad
+
+    def random_perturb(self, x: Tensor) -> Tensor:
+        """A random point of the ball around x, in [0, 1]."""
+        ids = torch.arange(x.shape[0], device=x.device)
+        return self._threat(self.eps).random_start(x, fresh_seed(), ids)
+
+    def to_image(self, x: Tensor) -> Tensor:
+        return x
+
+
+class LinfStep(_Step):
+    """``robustness.attack_steps.LinfStep``."""
+
+    _threat = Linf
+
+    def project(self, x: Tensor) -> Tensor:
+        """x into the L-inf ball around orig_input and [0, 1]."""
+        return ops.project_linf(x, self.orig_input, self.eps)
+
+    def step(self, x: Tensor, g: Tensor) -> Tensor:
+        """``x + step_size * sign(g)``."""
+        return ops.linf_step(x, g, x, self.step_size, math.inf, -math.inf, math.inf)
+
+
+class L2Step(_Step):
+    """``robustness.attack_steps.L2Step``."""
+
+    _threat = L2
+
+    def project(self, x: Tensor) -> Tensor:
+        """x into the L2 ball around orig_input and [0, 1]."""
+        return ops.project_l2(x, self.orig_input, self.eps)
+
+    def step(self, x: Tensor, g: Tensor) -> Tensor:
+        """``x + step_size * g / ||g||``."""
+        return ops.l2_step(x, g, x, self.step_size, math.inf, -math.inf, math.inf)

@@ -1,0 +1,365 @@
+"""The attacks of torchattacks over ours, with what its scripts call on them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from advfeat import attacks
+from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
+from advfeat.compat import saved
+from advfeat.files import check_writable_file
+from advfeat.forward import predicted_classes
+from advfeat.objectives import Margin
+from advfeat.seeds import fresh_seed
+from advfeat.threat import L2, Linf, Threat
+
+
+class _TorchAttack:
+    """The part of ``torchattacks.Attack`` that scripts use; an attack writes ``forward``."""
+
+    load = staticmethod(saved.load)
+
+    def __init__(self, model: Callable) -> None:
+        self.attack = type(self).__name__
+        self.supported_mode = ["default", "targeted"]
+        self.normalization_used: dict[str, Tensor] | None = None
+        self.return_type = "float"
+        self.set_model(model)
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        self.device = None if parameter is None else parameter.device
+        self.set_mode_default(quiet=True)
+
+    def set_model(self, model: Callable) -> None:
+        self.model, self.model_name = model, type(model).__name__
+
+    def set_device(self, device: torch.device | str) -> None:
+        self.device = device
+
+    def set_normalization_used(self, mean: list[float], std: list[float]) -> None:
+        """Inputs and outputs are normalised images; eps stays in pixel scale."""
+        shape = (1, len(mean), 1, 1)
+        self.normalization_used = {
+            "mean": torch.as_tensor(mean, dtype=torch.float32).reshape(shape),
+            "std": torch.as_tensor(std, dtype=torch.float32).reshape(shape),
+        }
+
+    def set_model_training_mode(
+        self, model_training: bool = False, batchnorm_training: bool = False, dropout_training: bool = False
+    ) -> None:
+        if model_training or batchnorm_training or dropout_training:
+            raise ValueError("advfeat attacks models in eval mode; training modes of torchattacks are not supported")
+
+    def set_return_type(self, type: str) -> None:
+        """ "float", or "int": results are uint8 images in pixel scale, rounded to nearest."""
+        saved.as_type(torch.empty(0), type)
+        self.return_type = type
+
+    def get_mode(self) -> str:
+        return self.attack_mode
+
+    def _set_mode(self, mode: str, targets: Callable | None, quiet: bool) -> None:
+        if mode != "default" and "targeted" not in self.supported_mode:
+            raise ValueError(f"{self.attack} should be in the default mode, got {mode}")
+        self.attack_mode, self._targets, self.targeted = mode, targets, mode != "default"
+        if not quiet:
+            _print(f"Attack mode is changed to '{mode}.'")
+
+    def set_mode_default(self, quiet: bool = False) -> None:
+        self._set_mode("default", None, quiet)
+
+    def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
+        self._set_mode("targeted(label)", lambda inputs, labels: labels, quiet)
+
+    def set_mode_targeted_by_function(self, target_map_function: Callable, quiet: bool = False) -> None:
+        self._set_mode("targeted(custom)", target_map_function, quiet)
+
+    def set_mode_targeted_random(self, quiet: bool = False) -> None:
+        def targets(inputs: Tensor, labels: Tensor | None) -> Tensor:
+            logits = self._clean_logits(inputs)
+            labels = logits.argmax(dim=1) if labels is None else labels
+            classes = logits.shape[1]
+            return (labels + torch.randint(1, classes, labels.shape).to(labels.device)) % classes
+
+        self._set_mode("targeted(random)", targets, quiet)
+
+    def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
+        if kth_min < 1:
+            raise ValueError(f"kth_min should be at least 1, got {kth_min}")
+
+        def targets(inputs: Tensor, labels: Tensor | None) -> Tensor:
+            logits = self._clean_logits(inputs)
+            labels = logits.argmax(dim=1) if labels is None else labels
+            others = logits.scatter(1, labels[:, None], math.inf)  # the own label comes last
+            return others.kthvalue(kth_min, dim=1).indices
+
+        self._set_mode("targeted(least-likely)", targets, quiet)
+
+    def get_logits(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The model's logits for images in pixel scale. A subclass may write its own: the attack then calls that."""
+        return logits_of(self._pixel_model()(inputs))
+
+    def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The labels that a targeted attack goes for, int64 [B]."""
+        if self._targets is None:
+            raise ValueError("a target needs a targeted mode: call set_mode_targeted_by_label() or the like before")
+        # A copy: a function of the script's may fill its argument in place.
+        return self._targets(inputs, None if labels is None else labels.clone()).to(inputs.device)
+
+    def _clean_logits(self, inputs: Tensor) -> Tensor:
+        with no_trace(self.model, inputs.device), torch.no_grad():
+            return self.get_logits(inputs)
+
+    def _pixel_model(self) -> Callable:
+        model = unwrapped(self.model)
+        return model if self.normalization_used is None else _normalised(model, *self._mean_and_std(None))
+
+    def _mean_and_std(self, device: torch.device | None) -> tuple[Tensor, Tensor]:
+        mean, std = (self.normalization_used[k].to(device or self.device or "cpu") for k in ("mean", "std"))
+        return mean, std
+
+    def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Adversarial images for images [B, C, H, W] (in [0, 1], or normalised as told) and labels int64 [B]."""
+        inputs = inputs.detach().to(self.device or inputs.device)
+        labels = None if labels is None else labels.detach().to(inputs.device)
+        if labels is None and not self.targeted:
+            raise ValueError("labels should be given in the default mode, got None")
+        if self.normalization_used is None:
+            return saved.as_type(self.forward(inputs, labels), self.return_type)
+        mean, std = self._mean_and_std(inputs.device)
+        adversarial = self.forward(inputs * std + mean, labels)
+        return saved.as_type(adversarial, "int") if self.return_type == "int" else (adversarial - mean) / std
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """The attack on images in pixel scale; what a subclass of torchattacks' writes."""
+        raise NotImplementedError
+
+    def save(
+        self,
+        data_loader: DataLoader,
+        save_path: str | Path | None = None,
+        verbose: bool = True,
+        return_verbose: bool = False,
+        save_predictions: bool = False,
+        save_clean_inputs: bool = False,
+        save_type: str = "float",
+    ) -> tuple[float, float, float] | None:
+        """Attacks every batch (inputs, labels) of a loader and writes the results, with their labels, to a file.
+
+        The file, in pixel scale, is there when the last batch is done, whole; torchattacks writes it after every batch.
+        return_verbose: returns (robust accuracy in per cent, mean L2 distance of the samples that are misclassified,
+        seconds of the last batch). save_type: "float" or "int", see :meth:`set_return_type`.
+        """
+        saved.as_type(torch.empty(0), save_type)
+        if save_path is not None:
+            check_writable_file(save_path)
+        kept: dict[str, list[Tensor]] = {}
+        right, distances, batches = [], [], len(data_loader)
+        for done, (inputs, labels) in enumerate(data_loader, 1):
+            start = time.perf_counter()
+            pixels, adversarial = self._attacked(inputs, labels)
+            predicted = predicted_classes(self._clean_logits(adversarial))
+            right.append(predicted == labels.to(predicted.device))
+            distances.append(L2(math.inf).distance(adversarial, pixels)[~right[-1]])
+            report = (
+                100 * torch.cat(right).double().mean().item(),
+                torch.cat(distances).double().mean().item(),
+                time.perf_counter() - start,
+            )
+            wanted = {"adv_inputs": adversarial, "labels": labels}
+            wanted |= {"preds": predicted} if save_predictions else {}
+            wanted |= {"clean_inputs": pixels} if save_clean_inputs else {}
+            for name, tensor in wanted.items() if save_path is not None else ():
+                kept.setdefault(name, []).append(tensor.detach().cpu())
+            if verbose:
+                _print(self._progress(100 * done / batches, *report), end="\r" if done < batches else "\n")
+        if not right:
+            raise ValueError("data_loader should have at least one batch, got none")
+        if save_path is not None:
+            saved.write(save_path, {name: torch.cat(tensors) for name, tensors in kept.items()}, save_type)
+        return report if return_verbose else None
+
+    def _attacked(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images in pixel scale, before and after."""
+        inputs, labels = (t.detach().to(self.device or t.device) for t in (inputs, labels))
+        if self.normalization_used is not None:
+            mean, std = self._mean_and_std(inputs.device)
+            inputs = inputs * std + mean
+        return inputs, self.forward(inputs, labels)
+
+    def _progress(self, percent: float, robust: float, distance: float, seconds: float) -> str:
+        return (
+            f"- Save progress: {percent:.2f} % / Robust accuracy: {robust:.2f} % / L2: {distance:.5f} "
+            f"({seconds:.3f} s/it)"
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.attack}(model_name={self.model_name}, attack_mode={self.attack_mode})"
+
+
+class _GradientAttack(_TorchAttack):
+    """An attack of torchattacks that is :class:`advfeat.PGD`.
+
+    eps, alpha: numbers, or one a sample: [B] or [B, 1, 1, 1].
+    """
+
+    def __init__(self, model: Callable, eps: float, alpha: float, steps: int, random_start: bool) -> None:
+        super().__init__(model)
+        self.eps, self.alpha, self.steps, self.random_start = eps, alpha, steps, random_start
+
+    def _threat(self) -> Threat:
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        own_logits = type(self).get_logits is not _TorchAttack.get_logits
+        return attacks.PGD(
+            self._threat(),
+            steps=self.steps,
+            step_size=_by_sample(self.alpha),
+            objective=Margin(1.0),
+            random_start=self.random_start,
+            targeted=self.targeted,
+            seed=fresh_seed() if self.random_start else 0,
+        )(
+            self.get_logits if own_logits else self._pixel_model(),
+            images,
+            self.get_target_label(images, labels) if self.targeted else labels,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.attack}(model_name={self.model_name}, eps={self.eps}, alpha={self.alpha}, steps={self.steps}, "
+            f"random_start={self.random_start}, attack_mode={self.attack_mode})"
+        )
+
+
+def _by_sample(value: float | Tensor) -> float | Tensor:
+    """A radius or step [B, 1, 1, 1], as torchattacks broadcasts them, in the form [B] of our ops."""
+    if isinstance(value, Tensor) and value.dim() > 1 and value.numel() == value.shape[0]:
+        return value.reshape(-1)
+    return value
+
+
+def _normalised(model: Callable, mean: Tensor, std: Tensor) -> Callable:
+    """The model for images in pixel scale; a module of a module, for its layout and its training flags to be found, and
+    a function of a function, whose modules an attack looks for."""
+    if isinstance(model, nn.Module):
+        return _Normalised(model, mean, std)
+    return lambda x: model((x - mean) / std)
+
+
+class _Normalised(nn.Module):
+    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.model, self.mean, self.std = model, mean, std
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.model((x - self.mean) / self.std))
+
+
+class PGD(_GradientAttack):
+    """``torchattacks.PGD``: L-inf PGD (Madry et al. 2018)."""
+
+    def __init__(self, model, eps=8 / 255, alpha=2 / 255, steps=10, random_start=True):
+        super().__init__(model, eps, alpha, steps, random_start)
+
+    def _threat(self):
+        return Linf(_by_sample(self.eps))
+
+
+class FGSM(_GradientAttack):
+    """``torchattacks.FGSM``: one step of the whole radius (Goodfellow et al. 2015)."""
+
+    def __init__(self, model, eps=8 / 255):
+        super().__init__(model, eps, eps, 1, False)
+
+    def _threat(self):
+        return Linf(_by_sample(self.eps))
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        self.alpha = self.eps  # which scripts change
+        return super().forward(images, labels)
+
+
+class PGDL2(_GradientAttack):
+    """``torchattacks.PGDL2``: L2 PGD. ``eps_for_division`` is accepted and not needed."""
+
+    def __init__(self, model, eps=1.0, alpha=0.2, steps=10, random_start=True, eps_for_division=1e-10):
+        super().__init__(model, eps, alpha, steps, random_start)
+        self.eps_for_division = eps_for_division
+
+    def _threat(self):
+        return L2(_by_sample(self.eps))
+
+
+class MultiAttack(_TorchAttack):
+    """``torchattacks.MultiAttack``: each attack on the samples that those before it left standing.
+
+    attacks: at least two attacks of one model; of other libraries' too, which are called with images in pixel scale and
+    labels. The result of a sample that none of them breaks is the sample itself.
+    """
+
+    def __init__(self, attacks: Sequence[Callable], verbose: bool = False) -> None:
+        attacks = list(attacks)
+        if len(attacks) < 2:
+            raise ValueError(f"attacks should be two or more, got {len(attacks)}")
+        if len({id(attack.model) for attack in attacks}) != 1:
+            raise ValueError("attacks should be of one model, got several")
+        super().__init__(attacks[0].model)
+        self.supported_mode = ["default"]
+        self.attacks, self.verbose = attacks, verbose
+        self._totals = [0] * (len(attacks) + 1)  # samples, and those left standing by each attack
+
+    def set_normalization_used(self, mean: list[float], std: list[float]) -> None:
+        super().set_normalization_used(mean, std)
+        for attack in self.attacks:
+            attack.set_normalization_used(mean, std)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        adversarial, left = images.clone(), torch.arange(len(images), device=images.device)
+        standing = [len(images)]
+        for attack in self.attacks:
+            if len(left):
+                call = attack.forward if isinstance(attack, _TorchAttack) else attack
+                moved = call(images[left], labels[left])
+                broken = predicted_classes(self._clean_logits(moved)) != labels[left]
+                adversarial[left[broken]] = moved[broken]
+                left = left[~broken]
+            standing.append(len(left))
+        self._totals = [total + more for total, more in zip(self._totals, standing, strict=True)]
+        if self.verbose:
+            _print(_rates(standing))
+        return adversarial
+
+    def save(self, data_loader, *args, **options):
+        """As of the other attacks; what ``return_verbose`` returns has, in the second place, the share of samples in
+        per cent that each attack and those before it break."""
+        self._totals, verbose, self.verbose = [0] * len(self._totals), self.verbose, False
+        try:
+            report = super().save(data_loader, *args, **options)
+        finally:
+            self.verbose = verbose
+        return report and (report[0], _success(self._totals), *report[1:])
+
+    def _progress(self, *report: float) -> str:
+        return f"{super()._progress(*report)} / {_rates(self._totals)}"
+
+
+def _success(standing: list[int]) -> list[float]:
+    return [100 * (1 - left / max(standing[0], 1)) for left in standing[1:]]
+
+
+def _rates(standing: list[int]) -> str:
+    return "Attack success rate: " + " | ".join(f"{rate:.2f} %" for rate in _success(standing))
+
+
+def _print(text: str, end: str = "\n") -> None:
+    with suppress(OSError, UnicodeError):  # a closed pipe takes no attack's work with it
+        print(text, end=end, flush=True)
