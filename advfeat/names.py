@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -9,13 +10,60 @@ from pathlib import Path
 
 
 def function_name(function: Callable) -> str:
-    """Its name; of a lambda, which has none, also a hash of its code, so that two of them are not taken for one."""
+    """Its name, with what it holds of its own, so that two functions that differ are not taken for one.
+
+    A lambda, which has no name, has a hash of its code; what is bound by functools.partial, by default arguments and by
+    a closure is given as ``f(a=1)``. The name is the same in another process.
+    """
+    if isinstance(function, functools.partial):
+        bound = [("", value) for value in function.args] + sorted(function.keywords.items())
+        return function_name(function.func) + _arguments(bound)
+    name, code = _own_name(function), getattr(function, "__code__", None)
+    if code is None or not (name.startswith("<lambda") or "<locals>" in function.__qualname__):
+        return name  # the one function of its module that has this name
+    defaults = function.__defaults__ or ()
+    bound = list(zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True))
+    bound += (function.__kwdefaults__ or {}).items()
+    bound += zip(code.co_freevars, (_content(cell) for cell in function.__closure__ or ()), strict=True)
+    return name + _arguments(bound)
+
+
+def _own_name(function: Callable) -> str:
     name = getattr(function, "__name__", type(function).__name__)
     code = getattr(function, "__code__", None)
     if name != "<lambda>" or code is None:
         return name
     text = repr((code.co_code, [c for c in code.co_consts if not hasattr(c, "co_code")], code.co_names))
-    return f"<lambda {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
+    return f"<lambda {_digest(text.encode())}>"
+
+
+def _arguments(bound: list[tuple[str, object]]) -> str:
+    parts = [f"{name}={_value(value)}" if name else _value(value) for name, value in bound]
+    return f"({', '.join(parts)})" if parts else ""
+
+
+def _content(cell) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not bound yet
+        return None
+
+
+def _value(value: object) -> str:
+    """Numbers and texts as they are, tensors by a hash, others by their type: an address differs at every start."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_value, value))})"
+    if hasattr(value, "detach") and hasattr(value, "shape") and value.device.type != "meta":
+        value = value.detach().cpu().double().numpy()
+    if hasattr(value, "tobytes"):
+        return f"{tuple(value.shape)} {_digest(value.tobytes())}"
+    return _own_name(value) if hasattr(value, "__code__") else type(value).__name__  # a function may hold itself
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:8]
 
 
 def printable(name: str | Path) -> str:

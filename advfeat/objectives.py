@@ -190,8 +190,10 @@ class CW(Objective):
         return _others(logits, target).amax(dim=1) - _own(logits, target)
 
 
-# The smallest divisor of a ratio of logits, of which some may be equal; AutoAttack adds as much.
-_TIED = 1e-12
+def _ratio(difference: Tensor, spread: Tensor) -> Tensor:
+    """A difference of logits over their spread; over 1 where they are tied or one of them is out (-inf), so that the
+    direction stays that of the difference. AutoAttack adds 1e-12, which small logits are lost beside."""
+    return difference / torch.where((spread > 0) & spread.isfinite(), spread, torch.ones_like(spread))
 
 
 class DLR(Objective):
@@ -208,7 +210,7 @@ class DLR(Objective):
             raise ValueError(f"DLR needs at least 3 classes, the model has {logits.shape[1]}")
         top = logits.topk(3, dim=1).values
         spread = top[:, 0] - top[:, 2]
-        return (_others(logits, target).amax(dim=1) - _own(logits, target)) / spread.clamp_min(_TIED)
+        return _ratio(_others(logits, target).amax(dim=1) - _own(logits, target), spread)
 
 
 class TargetedDLR(Objective):
@@ -226,7 +228,7 @@ class TargetedDLR(Objective):
             raise ValueError(f"TargetedDLR needs at least 4 classes, the model has {logits.shape[1]}")
         top = logits.topk(4, dim=1).values
         spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
-        return (_own(logits, target[:, 1]) - _own(logits, target[:, 0])) / spread.clamp_min(_TIED)
+        return _ratio(_own(logits, target[:, 1]) - _own(logits, target[:, 0]), spread)
 
     def labels(self, target):
         _check_pairs(target)

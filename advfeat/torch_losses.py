@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advfeat.forward import class_logits
+from advfeat.names import function_name
 from advfeat.objectives import Objective, wide
 
 _FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss, F.binary_cross_entropy_with_logits)
 
 
 def is_torch_loss(loss: object) -> bool:
-    """Whether it is a loss of ``torch.nn``, (logits, target) -> a number, as a module or a function."""
+    """Whether it is a loss of ``torch.nn``, (logits, target) -> a number: a module, a function, or a function with
+    keywords of its own by functools.partial."""
+    if isinstance(loss, functools.partial):
+        return not loss.args and is_torch_loss(loss.func) and not isinstance(loss.func, nn.Module)
     return isinstance(loss, nn.modules.loss._Loss) or any(loss is function for function in _FUNCTIONS)
 
 
@@ -33,7 +38,8 @@ class TorchLoss(Objective):
 
     def value(self, model, x, target):
         logits = wide(model(x))
-        if isinstance(self.loss, nn.BCEWithLogitsLoss) or self.loss is F.binary_cross_entropy_with_logits:
+        function = getattr(self.loss, "func", self.loss)
+        if isinstance(self.loss, nn.BCEWithLogitsLoss) or function is F.binary_cross_entropy_with_logits:
             if logits.shape[1] == 1 and target.dim() == 1:
                 logits = logits[:, 0]
             target = target.to(logits.dtype)
@@ -54,7 +60,7 @@ class TorchLoss(Objective):
     @property
     def name(self) -> str:
         if not isinstance(self.loss, nn.Module):
-            return f"torch {self.loss.__name__}"
+            return f"torch {function_name(self.loss) if hasattr(self.loss, 'func') else self.loss.__name__}"
         parts = [
             f"{key}={value:g}" for key in ("label_smoothing", "p", "margin") if (value := getattr(self.loss, key, 0))
         ]

@@ -1,11 +1,13 @@
 """Objectives against formulas in numpy, their gradients, and what they refuse."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 import scipy.special
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import BF16, F16, F32, F64
@@ -177,6 +179,67 @@ def test_dlr_does_not_see_scale_and_shift(seed, scale, shift):
     torch.testing.assert_close(
         DLR().value(identity, scale * z + shift, y), DLR().value(identity, z, y), rtol=1e-8, atol=1e-8
     )
+
+
+@pytest.mark.parametrize("objective", [DLR(), TargetedDLR()])
+@pytest.mark.parametrize("scale", [1e-20, 1e-12, 1.0, 1e12])
+def test_a_ratio_of_logits_is_the_same_at_any_scale(objective, scale):
+    z, y = logits_and_labels(3)
+    target = y if isinstance(objective, DLR) else torch.stack([y, (y + 1) % z.shape[1]], dim=1)
+    torch.testing.assert_close(objective.value(identity, scale * z, target), objective.value(identity, z, target))
+
+
+@pytest.mark.parametrize("objective", [DLR(), TargetedDLR()])
+def test_a_ratio_of_logits_keeps_its_direction_where_they_are_tied_or_out(objective):
+    inf = math.inf
+    z = torch.tensor([[3.0, 1.0, -inf, -inf, -inf], [2.0, 2.0, 2.0, 2.0, 1.0]], requires_grad=True)
+    target = torch.tensor([0, 4]) if isinstance(objective, DLR) else torch.tensor([[0, 1], [4, 1]])
+    value = objective.value(identity, z, target)
+    (g,) = torch.autograd.grad(value.sum(), z)
+    assert value.isfinite().all() and g.isfinite().all()
+    assert g[0, 0] < 0 < g[0, 1] and g[1, 4] < 0
+
+
+def test_functions_that_differ_have_names_that_differ():
+    def made(k):
+        return lambda model, x, target: k * model(x)[:, 0]
+
+    def named(k=1, *, weight=None):
+        def loss(model, x, target):
+            return k * model(x)[:, 0] if weight is None else weight
+
+        return loss
+
+    def recursive(depth=2):
+        return recursive(depth - 1) if depth else None
+
+    bound = functools.partial(named(3), target=1)
+    functions = [made(1), made(2), lambda model, x, target, k=1: k, lambda model, x, target, k=2: k, named(1), named(2)]
+    functions += [named(1, weight=torch.ones(2)), named(1, weight=torch.zeros(2)), bound, named(3), named(made(2))]
+    functions += [recursive, functools.partial(named(3), target=2)]
+    names = [as_objective(function).name for function in functions]
+    assert len(set(names)) == len(names), names
+    assert names[:2] == [as_objective(made(1)).name, as_objective(made(2)).name]
+    assert as_objective(named(2)).name == "loss(k=2, weight=None)" and "0x" not in "".join(names)
+    plain = as_objective(_plain)
+    assert plain.name == "_plain"
+
+
+def _plain(model, x, target):
+    return model(x)[:, 0]
+
+
+def test_a_partial_of_a_loss_of_torch_is_one():
+    z, y = logits_and_labels(1)
+    loss = functools.partial(F.cross_entropy, label_smoothing=0.1, reduction="mean")
+    objective = as_objective(loss)
+    wanted = F.cross_entropy(z, y, label_smoothing=0.1, reduction="none")
+    torch.testing.assert_close(objective.value(identity, z, y), wanted)
+    assert objective.name == "torch cross_entropy(label_smoothing=0.1, reduction='mean')"
+    one = functools.partial(F.binary_cross_entropy_with_logits, pos_weight=torch.tensor([2.0], dtype=F64))
+    value = as_objective(one).value(identity, z[:, :1], y.clamp(max=1))
+    wanted = F.binary_cross_entropy_with_logits(z[:, 0], y.clamp(max=1).double(), reduction="none", **one.keywords)
+    torch.testing.assert_close(value, wanted)
 
 
 class Net(torch.nn.Module):
