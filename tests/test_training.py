@@ -33,7 +33,7 @@ def test_the_update_is_sgd_with_momentum_and_decay():
     mean, std = channel_statistics(source)
     model = models.create("small-convnet", 3, (1, 8, 8), width=4, mean=mean, std=std, seed=0)
     momentum = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    attack = attack.replace(seed=derive_seed(0, "attack", attack.seed, 0))
+    attack = attack.replace(seed=derive_seed(0, "attack", 0, 0))  # a seed of None is 0 in a training
     augment, loss_sum, right = Augmentation("shift", 8, 40, 0), 0.0, 0
     order = torch.randperm(40, generator=generator(0, "order", 0))
     for step, ids in enumerate(torch.tensor_split(order, 3)):

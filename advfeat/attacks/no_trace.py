@@ -200,8 +200,19 @@ def no_trace(model: Callable, device: torch.device, objective: Objective | None 
                 torch.cuda.set_rng_state(cuda_state, device)
 
 
-# Threads that draw no random numbers of torch's, by their first letters: the library's own, progress bars', notebooks'.
-_HARMLESS = ("advfeat", "tqdm_monitor", "IPythonHistory", "IOPub", "Heartbeat", "Control", "QueueFeeder")
+# Threads that draw no random numbers of torch's, by their first letters: the library's own, progress bars', notebooks',
+# the compiler's.
+_HARMLESS = (
+    "advfeat",
+    "tqdm_",
+    "IPythonHistory",
+    "IOPub",
+    "Heartbeat",
+    "Control",
+    "QueueFeeder",
+    "Inductor",
+    "subproc_",
+)
 
 
 def _is_only_thread() -> bool:
