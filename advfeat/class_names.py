@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 _NUMBERED = re.compile(r"0*(\d+)_+(.+)")
@@ -15,8 +16,9 @@ def check_same_classes(
 
     first, second: names by label; None where they are not known, which passes. first_name, second_name: whose they are,
     as in "the model" and "data set 'digits'". The error names the classes that differ, or those that are in another
-    order. Names that differ in case, in punctuation or in the numbers that
-    :func:`advfeat.datasets.exchange.export_folder` writes in front are the same.
+    order. Names that differ in case, in spaces and punctuation or in the numbers that
+    :func:`advfeat.datasets.exchange.export_folder` writes in front are the same; signs such as + and # tell classes
+    apart, and so do accents and vowel signs.
     """
     if first is None or second is None or tuple(first) == tuple(second):
         return
@@ -58,11 +60,19 @@ def class_names(model: object) -> tuple[str, ...] | None:
 
 def _plain(names: tuple[str, ...]) -> tuple[str, ...]:
     """Names without case, punctuation and a number in front that only says the position."""
-    plain = tuple(re.sub(r"[\W_]+", "_", name.casefold()).strip("_") or name for name in names)
+    plain = tuple(_spelled(name) or name for name in names)
     numbered = [_NUMBERED.fullmatch(name) for name in plain]
     if all(match and int(match[1]) == i for i, match in enumerate(numbered)):
         plain = tuple(match[2] for match in numbered)
     return plain
+
+
+def _spelled(name: str) -> str:
+    """A name in letters, marks, digits and symbols alone, with "_" for each run of anything else."""
+    minus = "\N{MINUS SIGN}"  # which a hyphen before a number is
+    name = re.sub(r"^-(?=\d)", minus, unicodedata.normalize("NFC", name.casefold()))
+    kept = (c if unicodedata.category(c)[0] in "LMNS" or c == "#" else "_" for c in name)
+    return re.sub("_+", "_", "".join(kept)).strip("_")
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:

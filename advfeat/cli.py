@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from advfeat.options import (
     Count,
     CountOrNone,
     Data,
+    NeededPath,
     Number,
     OptionalCount,
     OptionalCountOrNone,
@@ -41,7 +44,7 @@ from advfeat.options import (
 class Train:
     """Train a classifier, by standard or by adversarial training, into a run folder."""
 
-    out: Path
+    out: NeededPath
     """The run folder: model, config, metrics, checkpoint. A run that was interrupted goes on."""
     restart: bool = False
     """Train anew, in the place of the run that is there, whatever its settings were."""
@@ -64,7 +67,8 @@ class Train:
     """Train on adversarial examples of this norm."""
     eps: OptionalRadius = None
     """Radius of adversarial training, in pixel scale [0, 1], also as 8/255."""
-    attack_steps: CountOrNone = 7
+    attack_steps: OptionalCountOrNone = None
+    """Steps of its attack (default: 7)."""
     attack_step_size: OptionalRadius = None
     """Default eps / 5, the paper's."""
     same_classes: bool = False
@@ -86,9 +90,9 @@ class Build:
     """Build D_R, D_NR, D_rand or D_det with a trained model. Goes on where it was interrupted."""
 
     recipe: Positional[Literal["robust", "nonrobust", "rand", "det"]]
-    model: Path
+    model: NeededPath
     """A run folder of advfeat train; an adversarially trained one for "robust", a standard one for the others."""
-    out: Path
+    out: NeededPath
     """The folder of the set."""
     data: Data = field(default_factory=Data)
     preset: Literal["cifar10", "restricted-imagenet", "digits", "cifar10-cpu"] | None = None
@@ -123,7 +127,7 @@ class Build:
 class Evaluate:
     """Clean and robust accuracy of a trained model, with confidence intervals."""
 
-    model: Path
+    model: NeededPath
     """A run folder of advfeat train."""
     data: Data = field(default_factory=Data)
     split: Literal["train", "test"] = "test"
@@ -158,9 +162,9 @@ class Evaluate:
 class Attack:
     """Adversarial examples for the images of a data set, saved with their statistics and a picture."""
 
-    model: Path
+    model: NeededPath
     """A run folder of advfeat train."""
-    out: Path
+    out: NeededPath
     """A folder for adversarial.safetensors, attack.json and samples.png."""
     data: Data = field(default_factory=Data)
     split: Literal["train", "test"] = "test"
@@ -187,7 +191,7 @@ class Attack:
 class Features:
     """How useful each feature of a model's representation is, and how much of it an adversary leaves (Section 2)."""
 
-    model: Path
+    model: NeededPath
     """A run folder of advfeat train."""
     data: Data = field(default_factory=lambda: Data(limit=500))
     split: Literal["train", "test"] = "test"
@@ -216,7 +220,7 @@ class Features:
 class Demo:
     """The paper's main experiment on scikit-learn's digits: six models, four sets, one report."""
 
-    out: Path = Path("report")
+    out: NeededPath = Path("report")
     """The folder of the report; steps that are already done there are not done again."""
     preset: Literal["digits", "cifar10-cpu"] = "digits"
     """cifar10-cpu takes about 40 minutes on two cores and needs --root."""
@@ -286,7 +290,7 @@ class Theory:
     covariance: str = "3,0.7,0.2"
     """Variances "3,0.7,0.2", "isotropic:2", "geometric:1e4", or a .npy, .csv or .txt file."""
     seed: Seed = 0
-    out: Path = Path("theory-report")
+    out: NeededPath = Path("theory-report")
     """The folder of the figures."""
     samples: Count = 100_000
     """Of each Monte Carlo estimate."""
@@ -312,6 +316,7 @@ Command = (
 )
 
 _COMMANDS = ("train", "build", "evaluate", "attack", "features", "demo", "reproduce", "theory", "info")
+_NARROWEST = 20  # columns
 _GOING_ON = ("train", "build", "demo", "reproduce")
 _EXTRA_OPTIONS = {Train: {"batch_size": "train_batch_size", "attack": "adversarial", "resume": "restart"}}
 _DESCRIPTION = """Robust and non-robust features: attacks, data sets, training, evaluation.
@@ -331,12 +336,23 @@ def main(arguments: list[str] | None = None) -> None:
             ending.stdout.write(f"advfeat {__version__}\n")
             return
         if first == "--completion":
+            if arguments[1:] not in (["bash"], ["zsh"], ["tcsh"]):
+                raise ValueError(
+                    f"--completion should be bash, zsh or tcsh, got {' '.join(arguments[1:]) or 'nothing'}"
+                )
             arguments[0] = "--tyro-print-completion"
         elif first and not first.startswith("-") and first not in _COMMANDS:
             _unknown(first)
+        _widen()
         command = tyro.cli(OmitArgPrefixes[Command], prog="advfeat", description=_DESCRIPTION, args=arguments)
         names |= _option_names(command)
         options.settled(command).run()
+
+
+def _widen() -> None:
+    """The help needs some columns: tyro never comes to an end in five or fewer."""
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
 
 
 def _after(command: str) -> str:

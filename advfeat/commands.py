@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
+import os
 import platform
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +29,7 @@ from advfeat.evaluation import evaluate as evaluate_model
 from advfeat.forward import predicted_classes
 from advfeat.models import Model, check_fits, describe, fingerprint, load
 from advfeat.options import option_of, radii, radius_text, torch_device
-from advfeat.runs import check_writable_file, check_writable_folder, provenance, to_json, write_together
+from advfeat.runs import check_writable_file, check_writable_folder, provenance, read_json, to_json, write_together
 from advfeat.training import TrainConfig, paper_attack
 from advfeat.training import train as train_model
 
@@ -34,8 +37,11 @@ if TYPE_CHECKING:
     from advfeat import cli
 
 
-# What evaluate's --out could replace, and make a model or a set unreadable.
-_OWN_FILES = ("model.json", "config.json", "manifest.json", "checkpoint.json", "model.safetensors", "metrics.jsonl")
+# What evaluate's --out could replace, and make a model, a set, an export or a result unreadable.
+_OWN_FILES = re.compile(
+    r"(model|config|manifest|checkpoint|step|outcome|attack|features|advfeat-classes)\.json|metrics\.jsonl|metadata\.csv|"
+    r"(shard|checkpoint)-\d+\..*|.*\.safetensors"
+)
 
 
 def _percent(share) -> Text:
@@ -53,8 +59,15 @@ def _preset_of(dataset: str) -> str:
     return dataset if dataset in PRESETS else ("digits" if dataset in ("planted",) else "cifar10")
 
 
+def _check_place(out: Path, done: str) -> None:
+    """Looks whether there will be a place for what is made, before models and data are read; what is there already
+    may lie where nothing can be written."""
+    if not (out / done).is_file():
+        check_writable_folder(out)
+
+
 def train(c: cli.Train) -> None:
-    check_writable_folder(c.out)
+    _check_place(c.out, "model.json")
     device = torch_device(c.device)
     source, test = _train_and_test(c)
     config = TrainConfig(
@@ -74,8 +87,10 @@ def train(c: cli.Train) -> None:
             raise ValueError("--eps should be given with --adversarial: the radius, in pixel scale [0, 1]")
         radii("--eps", c.eps, c.adversarial)
         config = config.replace(attack=_training_attack(c))
-    elif c.eps is not None:
-        raise ValueError("--eps needs --adversarial l2 or linf")
+    else:
+        for option in ("eps", "attack_steps", "attack_step_size"):
+            if getattr(c, option) is not None:
+                raise ValueError(f"{option_of(option)} needs --adversarial l2 or linf")
     with bar(f"training {c.arch} on {source.name}", "steps") as report:
         result = train_model(
             config,
@@ -87,6 +102,9 @@ def train(c: cli.Train) -> None:
             device=device,
             progress=report,
         )
+    if not result.history:
+        say(f"a trained model is in {c.out} already, without the metrics of its training")
+        return
     last = result.history[-1]
     say(
         f"test accuracy on {test.name}: ",
@@ -119,7 +137,7 @@ def _train_and_test(c: cli.Train) -> tuple[sources.Source, sources.Source]:
 
 
 def _training_attack(c: cli.Train) -> PGD:
-    attack = paper_attack(c.eps, c.adversarial, c.attack_steps)
+    attack = paper_attack(c.eps, c.adversarial, 7 if c.attack_steps is None else c.attack_steps)
     return attack if c.attack_step_size is None else attack.replace(step_size=c.attack_step_size)
 
 
@@ -136,7 +154,7 @@ def _load(folder: Path) -> Model:
 
 
 def build(c: cli.Build) -> None:
-    check_writable_folder(c.out)
+    _check_place(c.out, "manifest.json")
     device = c.runtime.torch_device()
     model = _load(c.model)
     source = c.data.load("train", model.input_shape)
@@ -217,11 +235,16 @@ def _attack_in_words(c: cli.Evaluate, attack: Attack) -> str:
 
 
 def evaluate(c: cli.Evaluate) -> None:
-    samples = None
+    samples, failed = None, None
     if c.out is not None:
-        if c.out.name in _OWN_FILES and c.out.exists():
-            raise ValueError(f"--out should be a file of its own, got {c.out}, which is part of a run or a set")
-        samples = check_writable_file(c.out.with_name(f"{check_writable_file(c.out).stem}.samples.jsonl"))
+        behind = Path(os.path.realpath(c.out))
+        if _OWN_FILES.fullmatch(behind.name) and behind.exists():
+            raise ValueError(
+                f"--out should be a file of its own, got {c.out}, which is part of a run, a set or a result"
+            )
+        # Of the whole name: radii have a point in them, and what stands behind it is no ending.
+        samples = check_writable_file(c.out).with_name(f"{c.out.name.removesuffix('.json')}.samples.jsonl")
+        check_writable_file(samples)
     eps = radii("--eps", c.eps, c.norm, l2=(0.25, 0.5), linf=(4 / 255, 8 / 255))
     attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in eps]
     device = c.runtime.torch_device()
@@ -237,9 +260,10 @@ def evaluate(c: cli.Evaluate) -> None:
             progress=report,
         )
     if c.out is not None:  # first: whatever happens to the terminal, the results are there
-        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.samples())
-        results = {"model": str(c.model), **result.to_dict(), "samples": samples.name, **provenance(device)}
-        write_together([(samples, lines.encode()), (c.out, to_json(results))])
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.samples()).encode()
+        of_samples = {"samples": samples.name, "samples_sha256": hashlib.sha256(lines).hexdigest()}
+        results = {"model": str(c.model), **result.to_dict(), **of_samples, **provenance(device)}
+        failed = _write([(samples, lines), (c.out, to_json(results))])
     rows = [["clean", _percent(result.clean), _margin(result.margin), _clean_notes(result)]]
     for r in result.robustness:
         notes = [] if r.converged else [f"{r.carried} carried over from a smaller radius"]
@@ -252,8 +276,31 @@ def evaluate(c: cli.Evaluate) -> None:
         passes = sum(r.backward_passes for r in result.robustness) / max(sum(r.attacked for r in result.robustness), 1)
         caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} gradient passes a sample attacked"
     table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
-    if c.out is not None:
-        say(f"written to {c.out}, sample by sample to {samples.name}")
+    _written(c.out, failed, f"sample by sample to {samples.name}" if samples else "")
+
+
+def _write(files: list[tuple[Path, bytes]]) -> OSError | None:
+    """Writes results. What fails is returned, for the results are still to be shown before it is raised."""
+    try:
+        write_together(files)
+    except OSError as error:
+        return error
+    return None
+
+
+def _written(out: Path | None, failed: OSError | None, more: str) -> None:
+    """The end of a command that writes results."""
+    if failed is not None:
+        raise failed
+    if out is not None:
+        say(f"written to {out}, {more}")
+
+
+def _check_results(folder: Path, *names: str) -> None:
+    """Looks whether results of these names could be written into a folder, before the work."""
+    check_writable_folder(folder)
+    for name in names:
+        check_writable_file(folder / name)
 
 
 def _clean_notes(result: Evaluation) -> str:
@@ -266,7 +313,7 @@ def attack(c: cli.Attack) -> None:
 
     from advfeat.plots import label, sample_grid
 
-    check_writable_folder(c.out)
+    _check_results(c.out, "adversarial.safetensors", "samples.png", "attack.json")
     eps = radii("--eps", c.eps, c.norm, l2=0.5, linf=8 / 255)
     device = c.runtime.torch_device()
     model = _load(c.model).to(device)
@@ -305,7 +352,7 @@ def attack(c: cli.Attack) -> None:
     captions = [f"{names[int(labels[i])]}\n→ {names[s]}" for i, s in zip(shown, said, strict=True)]
     rows = [("original", x[shown]), ("attacked", x_adv[shown])]
     picture = sample_grid(rows, captions, ("difference", (x_adv - x)[shown]))
-    write_together(
+    failed = _write(
         [
             (c.out / "adversarial.safetensors", safetensors.torch.save(own)),
             (c.out / "samples.png", picture),
@@ -314,7 +361,7 @@ def attack(c: cli.Attack) -> None:
     )
     verb = "reached the next class" if targeted else "are misclassified"
     say(f"{100 * summary['success']:.1f} % of {len(source):,} images {verb} at {c.norm} {radius_text(eps, c.norm)}")
-    say(f"written to {c.out}: adversarial.safetensors, attack.json, samples.png")
+    _written(c.out, failed, "adversarial.safetensors, attack.json and samples.png")
 
 
 def _of(model: Model, source: sources.Source) -> dict:
@@ -328,16 +375,18 @@ def _of(model: Model, source: sources.Source) -> dict:
 
 
 def features(c: cli.Features) -> None:
-    from advfeat.features import attacked_ranges, usefulness
+    from advfeat.features import attacked_ranges, check_labels, usefulness
     from advfeat.plots import label
 
+    failed = None
     if c.out is not None:
-        check_writable_folder(c.out)
+        _check_results(c.out, "features.png", "features.json")
     eps = radii("--eps", c.eps, c.norm, l2=0.25, linf=4 / 255)
     device = c.runtime.torch_device()
     model = _load(c.model).to(device)
     source = c.data.load(c.split, model.input_shape)
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
+    check_labels(source.labels)
     pgd = pgd_attack(eps, c.norm, steps=c.steps, step_size=c.step_size, seed=c.seed)
     pgd = pgd.replace(autocast=c.runtime.autocast())
     with bar(f"attacking the features of {c.model} on {source.name}", "attacks") as report:
@@ -351,7 +400,7 @@ def features(c: cli.Features) -> None:
         settings = {"attack": attack, **_of(model, source), "model": str(c.model)}
         results = {**settings, "features": found.rows(), **provenance(device)}
         picture = found.scatter_png(label(f"{c.model}: {source.name}, {radius}", 60))
-        write_together([(c.out / "features.png", picture), (c.out / "features.json", to_json(results))])
+        failed = _write([(c.out / "features.png", picture), (c.out / "features.json", to_json(results))])
     console.print(found.table(c.show))
     words = (
         f"rho: usefulness for the class against the rest; gamma: what is left of it at {radius} (PGD, {c.steps} steps: "
@@ -359,8 +408,7 @@ def features(c: cli.Features) -> None:
         "them from 0."
     )
     console.print(Text(words, "dim"))
-    if c.out is not None:
-        say(f"written to {c.out}: features.json, features.png")
+    _written(c.out, failed, "features.json and features.png")
 
 
 def info(c: cli.Info) -> None:
@@ -374,12 +422,13 @@ def info(c: cli.Info) -> None:
     if (c.path / "manifest.json").is_file():
         made = ConstructedSet.open(c.path)
         _describe_set(made, c.path)
-        console.print_json(json.dumps({k: made.manifest[k] for k in ("recipe", "source", "model", "seed")}))
+        parts = {k: made.manifest[k] for k in ("recipe", "source", "model", "seed")}
+        console.print_json(json.dumps(parts), ensure_ascii=True)  # nothing that a terminal would carry out
     elif (c.path / "model.json").is_file():
         for line in describe(c.path).lines():
             say(line)
         if (c.path / "config.json").is_file():
-            console.print_json((c.path / "config.json").read_text())
+            console.print_json(json.dumps(read_json(c.path / "config.json")), ensure_ascii=True)
     else:
         raise FileNotFoundError(f"{c.path} is neither a run folder (model.json) nor a constructed set (manifest.json)")
 

@@ -105,8 +105,13 @@ def _written(option: str, switch: str | None) -> str:
 
 def _is_of_printing(error: Exception) -> bool:
     """Of a stream that others print to: errors of files name them, and none but standard output is a pipe."""
-    unnamed = isinstance(error, OSError) and error.filename is None and str(error).startswith("[Errno")
-    return unnamed and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
+    unnamed = isinstance(error, OSError) and error.filename is None and error.errno is not None
+    # The system's words alone: those of this library's own errors say of which file they are.
+    return (
+        unnamed
+        and error.strerror == os.strerror(error.errno)
+        and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
+    )
 
 
 def _is_of_memory(error: Exception, text: str) -> bool:

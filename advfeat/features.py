@@ -247,12 +247,18 @@ class Usefulness:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(5.6, 4.4), dpi=110, layout="constrained")
-        FigureCanvasAgg(figure)
-        draw_scatter(figure.subplots(), self, printable(title))
-        image = io.BytesIO()
-        figure.savefig(image, format="png")
-        return image.getvalue()
+        from advfeat.plots import own_style
+
+        @own_style
+        def drawn() -> bytes:
+            figure = Figure(figsize=(5.6, 4.4), dpi=110, layout="constrained")
+            FigureCanvasAgg(figure)
+            draw_scatter(figure.subplots(), self, printable(title))
+            image = io.BytesIO()
+            figure.savefig(image, format="png")
+            return image.getvalue()
+
+        return drawn()
 
 
 def draw_scatter(axis, found: Usefulness, title: str = "") -> None:
@@ -277,6 +283,14 @@ def draw_scatter(axis, found: Usefulness, title: str = "") -> None:
     axis.legend(fontsize=8)
 
 
+def check_labels(labels: Tensor) -> list[int]:
+    """The classes that labels hold. Errors: ValueError for fewer than two, which no feature can tell apart."""
+    classes = torch.as_tensor(labels).unique().tolist()
+    if len(classes) < 2:
+        raise ValueError(f"labels should hold at least two classes, got {classes}")
+    return classes
+
+
 def usefulness(ranges: Ranges, labels: Tensor, *, significance: float = 3.0) -> Usefulness:
     """rho and gamma of (1) and (2) from the ranges of the features and the labels [N] (integers, at least two classes).
 
@@ -287,9 +301,7 @@ def usefulness(ranges: Ranges, labels: Tensor, *, significance: float = 3.0) -> 
     n, k = ranges.value.shape
     if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels should be integers [{n}], got {labels.dtype} of shape {tuple(labels.shape)}")
-    classes = labels.unique().tolist()
-    if len(classes) < 2:
-        raise ValueError(f"labels should hold at least two classes, got {classes}")
+    classes = check_labels(labels)
     value, low, high = (t.detach().cpu().to(torch.float64).numpy() for t in (ranges.value, ranges.low, ranges.high))
     for name, part in (("value", value), ("low", low), ("high", high)):
         if not np.isfinite(part).all():

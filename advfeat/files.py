@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -16,8 +15,12 @@ from pathlib import Path
 
 from advfeat.locks import Owner, hold
 
-# Of this version, and of earlier ones, which had the number of the process alone.
-_TEMPORARY = re.compile(rf"\.(?P<name>.+)\.((?P<owner>{Owner.PATTERN})\.(tmp|lock)|\d+\.tmp)", re.DOTALL)
+_TEMPORARY = re.compile(rf"\.(?P<name>.+)\.(?P<owner>{Owner.PATTERN})\.(tmp|lock)", re.DOTALL)
+# Of earlier versions, which had the number of the process alone: of the files of runs, sets and steps, for others' may
+# be called so as well.
+_OWN = r"(model|config|manifest|checkpoint|step|outcome)\.json|metrics\.jsonl|(model|checkpoint-\d+|shard-\d+)\.\w+"
+_FORMERLY = re.compile(rf"\.(?P<name>{_OWN})\.\d+\.tmp")
+_PROBE = "advfeat-probe"
 _DAY = 24 * 3600.0
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -192,11 +195,13 @@ def sweep(folder: Path, names: set[str] | None = None) -> None:
     except OSError:
         return
     for entry in entries:
-        match = _TEMPORARY.fullmatch(entry.name)
+        match = _TEMPORARY.fullmatch(entry.name) or _FORMERLY.fullmatch(entry.name)
         if match is None or (names is not None and match["name"] not in names):
             continue
         with suppress(OSError):  # another process may be at it as well
-            owner = match["owner"] and Owner.parse(match["owner"])
+            owner = Owner.parse(match["owner"]) if match.re is _TEMPORARY else None
+            if owner is None and not entry.is_file(follow_symlinks=False):
+                continue
             if owner and owner.is_near:
                 stale = owner.is_gone()
             else:
@@ -259,7 +264,8 @@ def _probe(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder")
     if missing and max(len(os.fsencode(name)) for name in missing) > os.pathconf(folder, "PC_NAME_MAX"):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    file = folder / f".advfeat-{secrets.token_hex(4)}.{Owner.new()}.tmp"
+    sweep(folder, {_PROBE})
+    file = temporary_name(folder / _PROBE)
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.write(handle, bytes(4096))  # an empty file fits on a full disk

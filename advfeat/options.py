@@ -82,10 +82,17 @@ def _text(metavar: str, make: type) -> PrimitiveConstructorSpec:
     )
 
 
+def _given_path(text: str) -> Path:
+    if not text:  # of a variable of the shell that is not set: it would be the current folder
+        raise ValueError("should be a path, got an empty text")
+    return Path(text)
+
+
 # Where nothing is the default, the help says in words what that means.
 _QUIET = arg(help_behavior_hint=lambda default: "" if default == "None" else f"(default: {default})")
 
-OptionalPath = Annotated[Path | None, _text("PATH", Path), _QUIET]
+OptionalPath = Annotated[Path | None, _text("PATH", _given_path), _QUIET]
+NeededPath = Annotated[Path, _text("PATH", _given_path)]
 OptionalText = Annotated[str | None, _text("STR", str), _QUIET]
 Number = Annotated[float, _number(optional=False), Within(0, 10**6)]
 OptionalNumber = Annotated[float | None, _number(optional=True), _QUIET]

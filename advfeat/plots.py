@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from collections.abc import Callable
+from typing import TypeVar
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window, no display, and a notebook keeps its own settings
@@ -19,9 +23,23 @@ COLOURS = {
     "rand": "#009e73",
     "det": "#cc79a7",
 }
+T = TypeVar("T")
 _INK = "#222222"
 _PAPER = "#c44e00"
 _MISSING = "\N{WHITE SQUARE}"
+
+
+def own_style(draw: Callable[..., T]) -> Callable[..., T]:
+    """Draws with matplotlib's own settings: those of the user, or of a ``matplotlibrc`` in the current folder, may have
+    LaTeX set the names of classes."""
+
+    @functools.wraps(draw)
+    def drawn(*args, **options):
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            return draw(*args, **options)
+
+    return drawn
 
 
 def _png(figure: Figure) -> bytes:
@@ -47,6 +65,7 @@ def _plain(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
+@own_style
 def training_curves(curves: dict[str, list[dict]], labels: dict[str, str]) -> bytes:
     """Accuracy on the model's own training set and on the true test set against the epoch, one panel a model.
 
@@ -86,6 +105,7 @@ def _picture(image: Tensor) -> np.ndarray:
     return array.permute(1, 2, 0).numpy()
 
 
+@own_style
 def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference: tuple[str, Tensor]) -> bytes:
     """Sample images in columns: one row for each (title, images [n, C, H, W]), then the amplified difference.
 
@@ -98,6 +118,7 @@ def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference:
     return image_grid([*rows, (f"{title}\n(x {factor:.2g})", 0.5 + factor * values)], captions)
 
 
+@own_style
 def image_grid(shown: list[tuple[str, Tensor]], captions: list[str]) -> bytes:
     """Images in columns: a row for each (title, images [n, C, H, W]), a caption of a line or two below each column."""
     n = len(captions)
@@ -123,6 +144,7 @@ def image_grid(shown: list[tuple[str, Tensor]], captions: list[str]) -> bytes:
     return _png(figure)
 
 
+@own_style
 def paired_bars(
     groups: list[tuple[str, tuple[float, float, float], tuple[float, float, float], tuple[float, float]]], second: str
 ) -> bytes:
@@ -149,6 +171,7 @@ def paired_bars(
     return _png(figure)
 
 
+@own_style
 def scatter_fit(series: list[tuple[str, list[tuple[str, float, float]], str]], x_label: str, y_label: str) -> bytes:
     """Figure 3: named points, and a least-squares line through each series of at least three.
 
@@ -198,6 +221,7 @@ def _gap(dx: float, dy: float, width: float) -> float:
     return max(abs(dx) - width, abs(dy) - 4)
 
 
+@own_style
 def lines_over_steps(series: list[tuple[str, list[int], list[float], str, str]], x_label: str, y_label: str) -> bytes:
     """Figure 8: accuracy against the number of steps, on a logarithmic axis.
 

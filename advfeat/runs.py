@@ -123,9 +123,13 @@ def provenance(device: torch.device | str = "cpu") -> dict:
 def git_revision() -> dict | None:
     """The commit that this package's code is at, and whether files differ from it; None where that is not known.
 
-    Only a checkout that tracks this very file counts: a virtual environment often lies inside another repository.
+    Only a checkout of this project counts, which has its repository beside the package, and only if it tracks this very
+    file: a virtual environment often lies inside another repository. Git is not asked there, for what it is told by the
+    settings of a stranger's repository may be a program.
     """
     here = Path(__file__).resolve()
+    if not (here.parents[1] / ".git").exists():
+        return None
 
     def git(*arguments: str) -> str:
         done = subprocess.run(

@@ -302,7 +302,7 @@ def test_a_changed_export_is_refused(tmp_path):
     (split / "c" / "0.png").unlink()
     (split / "c").rmdir()
     (split / "b" / "00001.png").unlink()
-    with pytest.raises(ValueError, match="class folder .*b has no image"):
+    with pytest.raises(ValueError, match="b holds 0 of the 1 images that it was exported with"):
         FolderSource(tmp_path)
     (split / "b").rmdir()
     with pytest.raises(FileNotFoundError, match=r"train/b is missing, a class folder in advfeat-classes\.json"):
@@ -312,3 +312,44 @@ def test_a_changed_export_is_refused(tmp_path):
         file.write_text(content if isinstance(content, str) else json.dumps(content))
         with pytest.raises((ValueError, FileNotFoundError), match="should be the list of classes|is no class folder"):
             FolderSource(tmp_path)
+
+
+def test_a_half_copied_export_is_refused(tmp_path):
+    source = base.ArraySource(torch.zeros(6, 1, 4, 4), [0, 0, 0, 1, 1, 1], ("a", "b"))
+    export_folder(source, tmp_path)
+    file = tmp_path / "train" / CLASSES_FILE
+    (tmp_path / "train" / "a" / "00001.png").unlink()
+    with pytest.raises(ValueError, match="a holds 2 of the 3 images that it was exported with: copy it again"):
+        FolderSource(tmp_path)
+    entries = json.loads(file.read_text())
+    entries[0]["images"] = 2
+    file.write_text(json.dumps(entries))
+    assert len(FolderSource(tmp_path)) == 5
+    for key in ("name", "folder"):
+        file.write_text(json.dumps([entries[0], entries[1] | {key: entries[0][key]}]))
+        with pytest.raises(ValueError, match="every class should be there once"):
+            FolderSource(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["class", "split", "folder", "inside", "above"])
+def test_one_image_from_elsewhere_counts_once(linked, kind):
+    """In two classes it would have two labels, and in both splits it would be learned and tested on."""
+    elsewhere, train, test = linked.parent / "elsewhere", linked / "train", linked / "test"
+    image = next((elsewhere / "c").iterdir())
+    (elsewhere / "c" / "below").mkdir()
+    save(elsewhere / "c" / "below" / "9.png", picture(9, 4, 4))
+    first, second = {
+        "class": ((train / "a" / "l.png", image), (train / "b" / "l.png", image)),
+        "split": ((train / "a" / "l.png", image), (test / "a" / "l.png", image)),
+        "folder": ((train / "a" / "l", elsewhere / "c"), (test / "a" / "l", elsewhere / "c")),
+        "inside": ((train / "a" / "l", elsewhere / "c"), (test / "a" / "l.png", image)),
+        "above": ((train / "a" / "l", elsewhere / "c"), (test / "a" / "l", elsewhere / "c" / "below")),
+    }[kind]
+    for place, target in (first, second):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target)
+    for split in ("train", "test"):
+        if kind == "class" and split == "test" or kind == "inside" and split == "train":
+            continue  # the other of the two tells
+        with pytest.raises(ValueError, match="would count twice"):
+            FolderSource(linked, split)

@@ -192,3 +192,30 @@ def test_labels_are_looked_at_by_name_though_the_tensors_are_equal():
     assert torch.equal(source.labels, _renamed(source, "cab").labels)
     with pytest.raises(ValueError, match="number the same classes differently"):
         check_same_classes(source.classes, "one", "cab", "two")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["\u0915\u093f", "\u0916\u093f"], ["\u0915\u0941", "\u0916\u0941"]),  # vowel signs
+        (["c++", "java"], ["c#", "java"]),
+        (["card \u2665", "x"], ["card \u2660", "x"]),
+        (["-1", "0"], ["+1", "0"]),
+        (["<1", "x"], [">1", "x"]),
+    ],
+)
+def test_signs_tell_classes_apart(first, second):
+    with pytest.raises(ValueError, match="should have the same classes"):
+        check_same_classes(first, "the model", second, "the data")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["ice-cream", "hot dog"], ["Ice cream", "hot_dog"]),
+        (["caf\u00e9", "x"], ["cafe\u0301", "x"]),
+        (["St. Bernard", "x"], ["st bernard", "x"]),
+    ],
+)
+def test_case_and_punctuation_do_not(first, second):
+    check_same_classes(first, "the model", second, "the data")

@@ -304,3 +304,37 @@ def test_a_place_that_cannot_be_written_is_told_before_the_images_are_read(tmp_p
     monkeypatch.setattr(source, "images", lambda *_: pytest.fail("read"))
     with pytest.raises((OSError, ValueError), match="cannot be written|should be a folder"):
         export(source, tmp_path / "file")
+
+
+def test_a_list_that_repeats_a_few_numbers_without_end_is_refused(tmp_path):
+    torch.save([torch.zeros(1).expand(10**7, 3, 32, 32)], tmp_path / "CIFAR_ims")
+    torch.save([torch.zeros(1, dtype=torch.int64).expand(10**7)], tmp_path / "CIFAR_lab")
+    with pytest.raises(ValueError, match="CIFAR_ims is damaged: its tensors would be .* bytes, more than the file"):
+        exchange.import_lists(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "made", [lambda x: x.to_sparse(), lambda x: x.to("meta"), lambda x: torch.nested.nested_tensor([x])]
+)
+def test_a_list_of_other_than_plain_tensors_is_refused(tmp_path, made):
+    torch.save([made(torch.rand(2, 3, 4, 4))], tmp_path / "CIFAR_ims")
+    torch.save([torch.zeros(2, dtype=torch.int64)], tmp_path / "CIFAR_lab")
+    with pytest.raises(ValueError, match="CIFAR_ims (should hold plain tensors|is damaged)"):
+        exchange.import_lists(tmp_path)
+
+
+def test_labels_are_integers(tmp_path):
+    torch.save([torch.rand(2, 3, 4, 4)], tmp_path / "CIFAR_ims")
+    for kind in (torch.complex64, torch.bool, torch.float32):
+        torch.save([torch.zeros(2, dtype=kind)], tmp_path / "CIFAR_lab")
+        with pytest.raises(ValueError, match="CIFAR_lab should hold 2 integers"):
+            exchange.import_lists(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["../outside", "/outside", "..", "a/b"])
+def test_an_export_stays_in_its_folder(tmp_path, split):
+    source = ArraySource(torch.zeros(2, 1, 4, 4), [0, 1], ("a", "b"))
+    source.split = split
+    with pytest.raises(ValueError, match="the split of .* should be the name of a folder"):
+        exchange.export_folder(source, tmp_path / "export")
+    assert not list(tmp_path.iterdir())

@@ -178,12 +178,13 @@ def test_temporaries_of_the_dead_go_and_those_of_the_living_stay(tmp_path, monke
     living = left("a", now, age=2 * files._DAY)
     elsewhere = left("a", "eeeeeeee-7-1-00000000", age=3600)
     long_ago = left("a", "eeeeeeee-7-1-00000001", age=2 * files._DAY)
-    older_version, other = left("a", "123", age=2 * files._DAY), left("b", f"{here}-{child}-1-00000000")
-    strangers = [tmp_path / ".a.tmp", tmp_path / "a.7.tmp", tmp_path / ".a.seven.tmp"]
+    older_version, other = left("config.json", "123", age=2 * files._DAY), left("b", f"{here}-{child}-1-00000000")
+    strangers = [left("a", "2024"), tmp_path / ".a.tmp", tmp_path / "a.7.tmp", tmp_path / ".a.seven.tmp"]
     for path in strangers:
         path.touch()
         os.utime(path, (0, 0))
     write_bytes(tmp_path / "a", b"whole")
+    write_bytes(tmp_path / "config.json", b"{}")
     assert not any(path.exists() for path in (dead, again, long_ago, older_version))
     assert all(path.exists() for path in (living, elsewhere, other, *strangers))
     sweep(tmp_path)

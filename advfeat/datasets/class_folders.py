@@ -34,11 +34,12 @@ CLASSES_FILE = "advfeat-classes.json"
 
 @dataclass
 class ClassFolder:
-    """A class's folder and name. empty: that it has no images is known. files: what was found in it."""
+    """A class's folder and name. listed: how many images it was exported with, if that is known. files: what was found
+    in it."""
 
     path: Path
     name: str
-    empty: bool = False
+    listed: int | None = None
     files: list[Path] = field(default_factory=list)
 
 
@@ -159,10 +160,12 @@ def _listed(split: Path, folders: list[ClassFolder]) -> list[ClassFolder] | None
         with open_regular(file) as stream:
             entries = json.loads(stream.read(1 << 26))
         listed = [
-            ClassFolder(split / entry["folder"], entry["name"], empty=entry["images"] == 0)
+            ClassFolder(split / entry["folder"], entry["name"], entry["images"])
             for entry in entries
-            if {type(entry[key]) for key in ("folder", "name")} == {str}
+            if {type(entry[key]) for key in ("folder", "name")} == {str} and type(entry["images"]) is int
         ]
+        if len({c.name for c in listed}) < len(listed) or len({c.path for c in listed}) < len(listed):
+            raise ValueError("every class should be there once")
         if len(listed) < len(entries) or any(c.path.parent != split for c in listed):
             raise ValueError("every class should have the name of its folder, its own name, and a number of images")
     except FileNotFoundError:
@@ -170,7 +173,7 @@ def _listed(split: Path, folders: list[ClassFolder]) -> list[ClassFolder] | None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{printable(file)} should be the list of classes of an export: {error}") from error
     there, known = {f.path for f in folders}, {c.path for c in listed}
-    for missing in (c.path for c in listed if c.path not in there and not c.empty):
+    for missing in (c.path for c in listed if c.path not in there and c.listed):
         raise FileNotFoundError(f"{printable(missing)} is missing, a class folder in {CLASSES_FILE}")
     for more in sorted(there - known):
         raise ValueError(f"{printable(more)} is no class folder in {printable(file)}: take the file or the folder away")

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from advfeat.datasets.class_folders import ClassFolder, check_link, entries_of, is_folder, is_image
+from advfeat.datasets.class_folders import CLASSES_FILE, ClassFolder, check_link, entries_of, is_folder, is_image
 from advfeat.datasets.image_file import SUFFIXES
 from advfeat.datasets.reading import what_is_in
 from advfeat.files import kind_of
@@ -21,7 +21,8 @@ def find_images(split: Path, classes: list[ClassFolder], others: dict[str, Path]
 
     others: the other splits, by name. Links to files and folders are followed, but no image counts twice: a link to a
     folder above the split, to one that is part of it anyway, or into another split is refused, as is a link to an
-    image of these. Folders and files whose names begin with a dot are passed over.
+    image of these, or to one that another class or split links to as well. Hard links are not seen. Folders and files
+    whose names begin with a dot are passed over.
     Errors: ValueError for such links, links that lead nowhere, and what has the name of an image and is no regular
     file; OSError for a folder that cannot be read.
     """
@@ -29,6 +30,11 @@ def find_images(split: Path, classes: list[ClassFolder], others: dict[str, Path]
     for folder in classes:
         if folder.path.is_dir():
             folder.files = sorted(walk.images(folder.path), key=lambda path: path.parts)  # not by text: "a-b" < "a/b"
+            if folder.listed is not None and len(folder.files) < folder.listed:
+                raise ValueError(
+                    f"{printable(folder.path)} holds {len(folder.files):,} of the {folder.listed:,} images that it was "
+                    f"exported with: copy it again, or correct the number in {CLASSES_FILE}"
+                )
     walk.check_links()
     walk.left_out.update(_suffix(e.name) for e in entries_of(split) if is_image(e.name) and not e.is_dir())
     _tell_of_hidden(split)
@@ -69,17 +75,14 @@ class _Walk:
         self.others = {name: Path(os.path.realpath(folder)) for name, folder in others.items()}
         self.left_out: Counter[str] = Counter()
         self.entered: dict[tuple[int, int], Path] = {}
-        # Class folders may be links: those of the other split tell when both have one of the same images.
+        # Folders and images may be links: those of the other split tell when both have one of the same images.
         self.foreign: dict[tuple[int, int], Path] = {}
         for folder in others.values():
-            with contextlib.suppress(PermissionError):  # test images that are kept from us are not read either
-                for entry in entries_of(folder):
-                    if is_folder(entry):
-                        self.foreign[_identity(entry.path)] = Path(entry.path)
-        self.links: list[Path] = []
+            self.foreign |= _folders_and_links(folder)
+        self.links: list[tuple[Path, Path]] = []  # and the class folder of each
 
     def images(self, folder: Path) -> Iterator[Path]:
-        waiting = [folder]
+        waiting, of_class = [folder], folder
         while waiting:
             folder = waiting.pop()
             self._enter(folder)
@@ -95,7 +98,7 @@ class _Walk:
                     raise ValueError(f"{printable(entry.path)} should be a regular file, got {kind}")
                 else:
                     if entry.is_symlink():
-                        self.links.append(Path(entry.path))
+                        self.links.append((Path(entry.path), of_class))
                     yield Path(entry.path)
 
     def _enter(self, folder: Path) -> None:
@@ -114,14 +117,40 @@ class _Walk:
     def check_links(self) -> None:
         """Refuses links to images that count already: known only when all folders were entered."""
         folders: dict[Path, tuple[int, int]] = {}
-        for link in self.links:
-            real = Path(os.path.realpath(link))
+        linked: dict[tuple[int, int], tuple[Path, Path]] = {}
+        for link, of_class in self.links:
+            real, identity = Path(os.path.realpath(link)), _identity(link)
+            # Stores that name files by their hash keep equal images once: those of one class are meant.
+            first, of_first = linked.setdefault(identity, (link, of_class))
+            if of_first != of_class:
+                raise _twice(link, f"and {printable(first)}, of another class, are one image")
+            if identity in self.foreign:
+                raise _twice(link, f"and {printable(self.foreign[identity])}, of another split, are one image")
             if any(other in real.parents for other in self.others.values()):
                 raise _twice(link, f"leads to {printable(real)}, an image of another split")
             if real.parent not in folders:
                 folders[real.parent] = _identity(real.parent)
+            if folders[real.parent] in self.foreign:
+                raise _twice(link, f"leads into {printable(self.foreign[folders[real.parent]])}, of another split")
             if folders[real.parent] in self.entered and is_image(real.name):
                 raise _twice(link, f"leads to {printable(real)}, an image of this split anyway")
+
+
+def _folders_and_links(split: Path) -> dict[tuple[int, int], Path]:
+    """The folders of a split, and what its links lead to. Test images that are kept from us are not read either."""
+    found: dict[tuple[int, int], Path] = {}
+    waiting = [split]
+    while waiting:
+        with contextlib.suppress(PermissionError):
+            for entry in entries_of(waiting.pop()):
+                with contextlib.suppress(OSError):  # a link that leads nowhere is told when the split is read
+                    if not entry.is_symlink() and not entry.is_dir():
+                        continue
+                    identity = _identity(entry.path)
+                    if entry.is_dir() and identity not in found:
+                        waiting.append(Path(entry.path))
+                    found.setdefault(identity, Path(entry.path))
+    return found
 
 
 def _twice(path: Path, what: str) -> ValueError:

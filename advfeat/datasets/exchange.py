@@ -85,7 +85,8 @@ def import_lists(
             f"{folder / f'{prefix}_ims'} should hold float images [n, C, H, W], got {images.dtype} of shape "
             f"{tuple(images.shape)}"
         )
-    if labels.is_floating_point() or labels.shape != (len(images),):
+    integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not integers or labels.shape != (len(images),):
         raise ValueError(
             f"{folder / f'{prefix}_lab'} should hold {len(images)} integers, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}"
@@ -116,6 +117,12 @@ def _load_list(file: Path) -> Tensor:
     batches = [batches] if isinstance(batches, Tensor) else batches
     if not isinstance(batches, (list, tuple)) or not batches or not all(isinstance(b, Tensor) for b in batches):
         raise ValueError(f"{file} should hold a list of tensors, got {type(batches).__name__}")
+    for batch in batches:
+        if batch.layout is not torch.strided or batch.is_nested or batch.is_quantized or batch.device.type == "meta":
+            raise ValueError(f"{file} should hold plain tensors, got {batch.layout} on {batch.device}")
+    size = sum(batch.numel() * batch.element_size() for batch in batches)
+    if size > file.stat().st_size:  # a file of a few numbers can describe tensors that repeat them without end
+        raise ValueError(f"{file} is damaged: its tensors would be {size:,} bytes, more than the file")
     try:
         return torch.cat(list(batches))
     except RuntimeError as error:
@@ -145,7 +152,10 @@ def export_folder(source: Source, path: str | Path) -> None:
     if sorted(folders) != folders:
         digits = len(str(len(folders) - 1))
         folders = [f"{i:0{digits}d}_{f}" for i, f in enumerate(folders)]
-    split = Path(path) / (source.split or "train")
+    name = source.split or "train"
+    if name in (".", "..") or Path(name).name != name:  # of a manifest, which may be a stranger's
+        raise ValueError(f"the split of {source.name!r} should be the name of a folder, got {name!r}")
+    split = Path(path) / name
     check_writable_folder(split)
     if split.is_dir() and any(split.iterdir()):
         raise ValueError(f"{split} holds files already, which would count as images of this set: take another folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
@@ -106,7 +107,7 @@ class FolderSource(Source):
         labels = []
         for label, group in enumerate(groups.values()):
             for folder in group:
-                if not (folder.files or folder.empty or allow_empty):
+                if not (folder.files or folder.listed == 0 or allow_empty):
                     raise ValueError(images_wanted(folder.path))
                 self._files += folder.files
                 labels += [label] * len(folder.files)
@@ -229,7 +230,11 @@ def _split_folder(root: Path, splits: dict[str, Path], split: str, holdout: floa
 
 def _held_out(source: FolderSource, share: float, seed: int) -> Tensor:
     """Which samples are the test set, bool [N]: those whose hash is below ``share``, and at least one of each class."""
-    paths = [printable(source.file(i).relative_to(source.root).as_posix()) for i in range(len(source))]
+    # Names in one form of Unicode, whichever the file system writes: the same images from a Mac as from Linux.
+    paths = [
+        unicodedata.normalize("NFC", printable(source.file(i).relative_to(source.root).as_posix()))
+        for i in range(len(source))
+    ]
     hashes = [derive_seed(seed, "holdout", path) / 2**63 for path in paths]
     place = torch.tensor(hashes, dtype=torch.float64, device="cpu")
     held = place < share

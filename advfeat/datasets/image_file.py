@@ -108,7 +108,7 @@ def _deep(image: Image) -> bool:
         return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
     for tile in image.tile:
         decoder = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if isinstance(decoder[0], str) and "16" in decoder[0]:
+        if isinstance(decoder[0], str) and "16" in decoder[0] and not decoder[0].startswith("BGR;"):  # a whole pixel
             return True
         if image.format == "PPM" and isinstance(decoder[-1], int) and decoder[-1] > 255:  # the highest value
             return True
