@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from torch.nn import Module
+
 _NUMBERED = re.compile(r"0*(\d+)_+(.+)")
 
 
@@ -53,6 +55,9 @@ def check_same_classes(
 def class_names(model: object) -> tuple[str, ...] | None:
     """The names of a model's classes by label, None where it does not say them."""
     names = getattr(model, "classes", None)
+    for wrapper in ("module", "model"):  # DataParallel, AveragedModel, models.averaged
+        if names is None and isinstance(getattr(model, wrapper, None), Module):
+            return class_names(getattr(model, wrapper))
     if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
         return tuple(names)
     return None

@@ -17,6 +17,7 @@ from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.official import CIFAR10_CLASSES, FASHION_CLASSES
 from advfeat.datasets.recipes import PerturbTowardsTarget
 from advfeat.evaluation import accuracy, evaluate, label_agreement
+from advfeat.models import averaged
 from advfeat.training import TrainConfig, train
 
 CONFIG = TrainConfig(width=2, epochs=1, batch_size=32, lr=0.05)
@@ -219,3 +220,74 @@ def test_signs_tell_classes_apart(first, second):
 )
 def test_case_and_punctuation_do_not(first, second):
     check_same_classes(first, "the model", second, "the data")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel, lambda m: averaged(m, 2)])
+def test_names_are_found_behind_what_wraps_a_model(wrap):
+    model = models.create("small-convnet", 3, (1, 8, 8), width=2)
+    model.classes = ("x", "y", "z")
+    with pytest.raises(ValueError, match="should have the same classes"):
+        evaluate(wrap(model), blobs(12), attacks=[])
+
+
+@pytest.mark.parametrize("wrap", ["subset", "split", "concat"])
+def test_names_are_found_behind_what_holds_a_dataset(wrap):
+    class Folder(torch.utils.data.TensorDataset):
+        classes = ["a", "b", "c"]
+
+    data = Folder(torch.rand(12, 1, 8, 8), torch.arange(12) % 3)
+    held = {
+        "subset": lambda: torch.utils.data.Subset(data, range(6)),
+        "split": lambda: torch.utils.data.random_split(data, [6, 6])[0],
+        "concat": lambda: torch.utils.data.ConcatDataset([data, torch.utils.data.Subset(data, range(3))]),
+    }[wrap]()
+    model = models.create("small-convnet", 3, (1, 8, 8), width=2)
+    model.classes = ("x", "y", "z")
+    with pytest.raises(ValueError, match="should have the same classes"):
+        evaluate(model, held, attacks=[])
+
+
+def test_datasets_of_other_classes_are_not_put_together():
+    parts = []
+    for names in (["a", "b"], ["b", "a"]):
+        parts.append(torch.utils.data.TensorDataset(torch.rand(4, 1, 8, 8), torch.arange(4) % 2))
+        parts[-1].classes = names
+    model = models.create("small-convnet", 2, (1, 8, 8), width=2)
+    with pytest.raises(ValueError, match="the parts of a ConcatDataset should have the same classes"):
+        evaluate(model, torch.utils.data.ConcatDataset(parts), attacks=[])
+
+
+class _Items(torch.utils.data.Dataset):
+    def __init__(self, image, label):
+        self.item = image, label
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return self.item
+
+
+@pytest.mark.parametrize("label", [0.9, torch.tensor(0.1), "1", "cat"])
+def test_labels_of_a_dataset_are_not_cut_to_integers(label):
+    model = models.create("small-convnet", 2, (1, 8, 8), width=2)
+    with pytest.raises(TypeError, match="labels of '_Items' should be integers"):
+        evaluate(model, _Items(torch.rand(1, 8, 8), label), attacks=[])
+
+
+@pytest.mark.parametrize("label", [1, 1.0, torch.tensor(1), torch.tensor(1.0), torch.tensor([1])])
+def test_whole_labels_of_any_kind_are_taken(label):
+    model = models.create("small-convnet", 2, (1, 8, 8), width=2)
+    assert evaluate(model, _Items(torch.rand(1, 8, 8), label), attacks=[]).clean.n == 4
+
+
+def test_images_with_channels_last_are_not_taken_for_many_channels():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    with pytest.raises(TypeError, match=r"got shape \(8, 8, 3\) for sample 0, which looks like \[H, W, C\]"):
+        evaluate(model, _Items(torch.rand(8, 8, 3), 1), attacks=[])
+
+
+def test_normalised_images_are_told_what_to_do():
+    model = models.create("small-convnet", 2, (1, 8, 8), width=2)
+    with pytest.raises(ValueError, match="should lie in .0, 1.: sample 0 holds values from .*advfeat.models.adapt"):
+        evaluate(model, _Items(torch.rand(1, 8, 8) * 4 - 2, 1), attacks=[])

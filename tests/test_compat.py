@@ -377,3 +377,47 @@ def test_mistakes_of_multi_attack_get_a_sentence():
         compat.MultiAttack([compat.PGD(net), compat.PGD(small()[0])])
     with pytest.raises(ValueError, match="MultiAttack should be in the default mode"):
         compat.MultiAttack([compat.PGD(net), compat.PGD(net)]).set_mode_targeted_by_label(quiet=True)
+
+
+def test_a_subclass_finds_the_model_in_eval_mode_with_gradients():
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(12, 4)).train()
+    _, x, y = small()
+    statistics = net[0].running_mean.clone()
+
+    class Own(compat.PGD):
+        def forward(self, images, labels):
+            images = images.clone().requires_grad_()
+            loss = nn.functional.cross_entropy(self.get_logits(images), labels)
+            return images + self.alpha * torch.autograd.grad(loss, images)[0].sign()
+
+    attack = Own(net)
+    with torch.no_grad():
+        first, second = attack(x, y), attack(x, y)
+    assert torch.equal(first, second) and torch.equal(net[0].running_mean, statistics) and not first.requires_grad
+    assert all(module.training for module in net.modules())
+
+
+def test_a_target_function_that_changes_its_images_leaves_the_scripts_own():
+    net, x, y = small()
+    attack, before = compat.PGD(net, steps=1), x.clone()
+    attack.set_mode_targeted_by_function(lambda images, labels: (images.zero_(), labels)[1], quiet=True)
+    attack(x, y)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("shape", [(1,), ()])
+def test_targets_of_a_model_with_one_logit(shape):
+    _, x, _ = small()
+
+    def model(z):
+        return (z.flatten(1)[:, 0] - 0.5).reshape(-1, *shape)
+
+    labels = (x.flatten(1)[:, 0] > 0.5).long()
+    attack = compat.PGD(model, steps=1)
+    for set_mode in (attack.set_mode_targeted_random, attack.set_mode_targeted_least_likely):
+        set_mode(quiet=True)
+        for given in (labels, None):
+            assert torch.equal(attack.get_target_label(x, given), 1 - labels)
+    attack.set_mode_targeted_least_likely(kth_min=2, quiet=True)
+    with pytest.raises(ValueError, match="kth_min should be below the number of classes, 2, got 2"):
+        attack.get_target_label(x, labels)

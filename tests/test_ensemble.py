@@ -74,7 +74,7 @@ def test_a_sample_has_the_first_attack_that_breaks_it(kind, threat):
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=8), st.sampled_from(["shrinking", "best", "restarts"]))
 def test_over_a_data_set_it_is_the_same_whatever_the_batches(sizes, kind):
     net, x, y = model_and_data(sum(sizes))
-    attack = pair(L2(0.3), kind)
+    attack = pair(L2(0.3), kind).replace(seed=0)
     whole = attack.run(net, x, y)
     results = list(attack.over(net, zip(x.split(sizes), y.split(sizes), strict=True)))
     assert [len(r.x_adv) for r in results] == sizes
@@ -242,3 +242,26 @@ def test_an_objective_that_tells_no_success_is_refused():
     attack = Ensemble((PGD(threat, steps=1, objective=Representation()), PGD(threat, steps=1, objective=Margin())))
     with pytest.raises(ValueError, match="should tell successes"):
         attack.run(Body(), torch.rand(4, 3, 4), torch.rand(4, 3))
+
+
+def test_random_starts_are_new_at_every_call_without_ids():
+    """As those of PGD: numbering the samples for the later attacks made them the same each time."""
+    x, y = torch.rand(6, 1, 4, 4), torch.zeros(6, dtype=torch.int64)
+
+    def model(z):
+        return z.flatten(1)[:, :3] * 0 + torch.tensor([1.0, 0.0, 0.0])
+
+    attack = PGD(Linf(0.1), steps=0, random_start=True)
+    both = Ensemble((attack, attack.replace(objective=CW())))
+    ids = torch.arange(6)
+    for call in (lambda: both(model, x, y), lambda: next(both.over(model, [(x, y)])).x_adv):
+        assert not torch.equal(call(), call())
+        torch.manual_seed(3)
+        first = call()
+        torch.manual_seed(3)
+        assert torch.equal(call(), first)
+    keyed = both(model, x, y, sample_ids=ids)
+    assert torch.equal(both(model, x, y, sample_ids=ids), keyed)
+    assert torch.equal(next(both.over(model, [(x, y, ids)])).x_adv, keyed)
+    seeded = both.replace(seed=5)
+    assert torch.equal(seeded(model, x, y), seeded(model, x, y))

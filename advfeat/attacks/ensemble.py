@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from advfeat.attacks.base import Attack, numbered
 from advfeat.attacks.inputs import check_tensor
 from advfeat.attacks.result import AttackResult
+from advfeat.seeds import fresh_seed
 from advfeat.threat import Threat
 
 # Batches of which little is left wait for each other, so that the next attack's passes are full; each holds its result.
@@ -107,13 +109,30 @@ class Ensemble(Attack):
         ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids
         if start is not None and not self.takes_start:
             raise ValueError("start should be None: an attack of the ensemble has random starts of its own")
-        found = self.attacks[0].run(model, x, target, start=start, sample_ids=ids)
-        self._rest(model, [_Left.of(found, x, target, ids, start)])
+        attacks = self._seeded(sample_ids is None)
+        found = attacks.attacks[0].run(model, x, target, start=start, sample_ids=ids)
+        attacks._rest(model, [_Left.of(found, x, target, ids, start)])
         return found
+
+    def _seeded(self, fresh: bool) -> Ensemble:
+        """The ensemble of one call without sample ids: attacks with random starts and no seed get new ones."""
+        without = [getattr(a, "random_start", False) and a.seed is None for a in self.attacks]
+        if not (fresh and any(without)):
+            return self
+        seed = fresh_seed()
+        return self.replace(
+            attacks=tuple(a.replace(seed=seed) if w else a for a, w in zip(self.attacks, without, strict=True))
+        )
 
     def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
         """As :meth:`advfeat.PGD.over`. What the first attack leaves of several batches goes to the next together, so
         that their passes are full too; up to eight batches wait for that."""
+        rest = iter(batches)
+        for batch in rest:
+            has_ids = isinstance(batch, (tuple, list)) and len(batch) > 2
+            yield from self._seeded(not has_ids)._over(model, itertools.chain([batch], rest))
+
+    def _over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
         if isinstance(self.threat.eps, Tensor) and self.threat.eps.dim() > 0:
             yield from super().over(model, batches)
             return

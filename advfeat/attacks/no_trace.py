@@ -167,6 +167,22 @@ def _before_each_call(turn_off: Callable[[Iterable[nn.Module]], None]) -> Iterat
 
 
 @contextmanager
+def in_eval_mode(model: Callable, objective: Objective | None = None) -> Iterator[None]:
+    """The part of :func:`no_trace` without the random state: of code that draws numbers of its own, which would
+    repeat."""
+    eval_mode = EvalMode()
+    reachable = _reachable(model) + ([] if objective is None else _reachable(objective))
+    no_hook = _all_in_sight(model, objective) or any(_is_compiled(each) for each in reachable)
+    try:
+        eval_mode.take(each for each in reachable if isinstance(each, nn.Module))
+        with contextlib.nullcontext() if no_hook else _before_each_call(eval_mode.take):
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+    finally:
+        eval_mode.release()
+
+
+@contextmanager
 def no_trace(model: Callable, device: torch.device, objective: Objective | None = None) -> Iterator[None]:
     """Inside: gradients are on, and every submodule that ``model`` or ``objective`` is or refers to is in eval mode.
 
@@ -180,20 +196,14 @@ def no_trace(model: Callable, device: torch.device, objective: Objective | None 
     back only where this thread is the only one. It belongs to all threads, and numbers that another one has drawn
     meanwhile would come a second time; only a model that draws random numbers itself changes it at all.
     """
-    eval_mode = EvalMode()
-    reachable = _reachable(model) + ([] if objective is None else _reachable(objective))
-    no_hook = _all_in_sight(model, objective) or any(_is_compiled(each) for each in reachable)
     on_cuda = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
     alone = _is_only_thread()
     cpu_state = torch.get_rng_state() if alone else None
     cuda_state = torch.cuda.get_rng_state(device) if alone and on_cuda else None
     try:
-        eval_mode.take(each for each in reachable if isinstance(each, nn.Module))
-        with contextlib.nullcontext() if no_hook else _before_each_call(eval_mode.take):
-            with torch.inference_mode(False), torch.enable_grad():
-                yield
+        with in_eval_mode(model, objective):
+            yield
     finally:
-        eval_mode.release()
         if cpu_state is not None and _is_only_thread():
             torch.set_rng_state(cpu_state)
             if cuda_state is not None:

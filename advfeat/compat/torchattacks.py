@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from advfeat import attacks
-from advfeat.attacks.no_trace import logits_of, no_trace, unwrapped
+from advfeat.attacks.no_trace import in_eval_mode, logits_of, no_trace, unwrapped
 from advfeat.compat import saved
 from advfeat.files import check_writable_file
-from advfeat.forward import predicted_classes
+from advfeat.forward import class_logits, predicted_classes
 from advfeat.objectives import Margin
 from advfeat.seeds import fresh_seed
 from advfeat.threat import L2, Linf, Threat
@@ -84,7 +84,7 @@ class _TorchAttack:
     def set_mode_targeted_random(self, quiet: bool = False) -> None:
         def targets(inputs: Tensor, labels: Tensor | None) -> Tensor:
             logits = self._clean_logits(inputs)
-            labels = logits.argmax(dim=1) if labels is None else labels
+            labels = predicted_classes(logits) if labels is None else labels
             classes = logits.shape[1]
             return (labels + torch.randint(1, classes, labels.shape).to(labels.device)) % classes
 
@@ -96,7 +96,9 @@ class _TorchAttack:
 
         def targets(inputs: Tensor, labels: Tensor | None) -> Tensor:
             logits = self._clean_logits(inputs)
-            labels = logits.argmax(dim=1) if labels is None else labels
+            labels = predicted_classes(logits).clamp(min=0) if labels is None else labels
+            if kth_min >= logits.shape[1]:
+                raise ValueError(f"kth_min should be below the number of classes, {logits.shape[1]}, got {kth_min}")
             others = logits.scatter(1, labels[:, None], math.inf)  # the own label comes last
             return others.kthvalue(kth_min, dim=1).indices
 
@@ -115,7 +117,8 @@ class _TorchAttack:
 
     def _clean_logits(self, inputs: Tensor) -> Tensor:
         with no_trace(self.model, inputs.device), torch.no_grad():
-            return self.get_logits(inputs)
+            logits = self.get_logits(inputs)
+            return class_logits(logits[:, None] if logits.dim() == 1 else logits)
 
     def _pixel_model(self) -> Callable:
         model = unwrapped(self.model)
@@ -127,15 +130,20 @@ class _TorchAttack:
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Adversarial images for images [B, C, H, W] (in [0, 1], or normalised as told) and labels int64 [B]."""
-        inputs = inputs.detach().to(self.device or inputs.device)
-        labels = None if labels is None else labels.detach().to(inputs.device)
+        # Copies: what a subclass or a target function writes may work in place.
+        inputs = inputs.detach().to(self.device or inputs.device).clone()
+        labels = None if labels is None else labels.detach().to(inputs.device).clone()
         if labels is None and not self.targeted:
             raise ValueError("labels should be given in the default mode, got None")
         if self.normalization_used is None:
-            return saved.as_type(self.forward(inputs, labels), self.return_type)
+            return saved.as_type(self._called(inputs, labels), self.return_type)
         mean, std = self._mean_and_std(inputs.device)
-        adversarial = self.forward(inputs * std + mean, labels)
+        adversarial = self._called(inputs * std + mean, labels)
         return saved.as_type(adversarial, "int") if self.return_type == "int" else (adversarial - mean) / std
+
+    def _called(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        with in_eval_mode(self.model):  # a subclass's own forward finds the model so, too
+            return self.forward(images, labels).detach()
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """The attack on images in pixel scale; what a subclass of torchattacks' writes."""
@@ -192,7 +200,7 @@ class _TorchAttack:
         if self.normalization_used is not None:
             mean, std = self._mean_and_std(inputs.device)
             inputs = inputs * std + mean
-        return inputs, self.forward(inputs, labels)
+        return inputs, self._called(inputs, labels)
 
     def _progress(self, percent: float, robust: float, distance: float, seconds: float) -> str:
         return (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from advfeat.class_names import class_names
 from advfeat.datasets.base import Indices, Source, as_indices
@@ -109,7 +110,7 @@ def _is_map_style(data: Any) -> bool:
 
 
 def _classes(data: Any, model: Callable | None) -> tuple[str, ...]:
-    own = class_names(data) or class_names(model)
+    own = _names_of(data) or class_names(model)
     if own is not None:
         return own
     count = getattr(model, "num_classes", None)
@@ -117,6 +118,20 @@ def _classes(data: Any, model: Callable | None) -> tuple[str, ...]:
         count = _asked(model, data)
     labels = labels_of(data)
     return tuple(map(str, range(max(count or 0, int(labels.max()) + 1 if len(labels) else 0))))
+
+
+def _names_of(data: Any) -> tuple[str, ...] | None:
+    """The names of the classes of a dataset, also of one behind a Subset, as random_split makes them, or of several
+    that are put together and agree."""
+    own = class_names(data)
+    if own is None and isinstance(data, Subset):
+        return _names_of(data.dataset)
+    if own is None and isinstance(data, ConcatDataset):
+        names = {_names_of(part) for part in data.datasets}
+        if len(names - {None}) > 1:
+            raise ValueError("the parts of a ConcatDataset should have the same classes in one order, got several")
+        return names.pop() if len(names) == 1 else None
+    return own
 
 
 def _asked(model: Callable | None, data: Any) -> int | None:
@@ -131,6 +146,15 @@ def _asked(model: Callable | None, data: Any) -> int | None:
     return found.shape[1] if found.dim() == 2 and found.shape[1] > 1 else 2
 
 
+def _whole(label: Any) -> int:
+    """A label as an integer; a float counts if it is one, 1.0 but not 0.9. Errors: TypeError, ValueError."""
+    if isinstance(label, Tensor) or hasattr(label, "item"):
+        label = label.item()  # of one value
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    return operator.index(label)
+
+
 def _item(dataset: Any, position: int, name: str) -> tuple[Tensor, int]:
     item = dataset[position]
     if not isinstance(item, (tuple, list)) or len(item) < 2:
@@ -143,8 +167,13 @@ def _item(dataset: Any, position: int, name: str) -> tuple[Tensor, int]:
             f"images of {name!r} should be tensors [C, H, W] with values in [0, 1], got {what} for sample {position}; "
             "of PIL images torchvision.transforms.ToTensor() makes such"
         )
+    if image.shape[2] in (1, 3, 4) and image.shape[0] > 4:
+        raise TypeError(
+            f"images of {name!r} should be [C, H, W], got shape {tuple(image.shape)} for sample {position}, which "
+            "looks like [H, W, C]: give image.permute(2, 0, 1)"
+        )
     try:
-        return image.detach().cpu(), int(label)
-    except (TypeError, ValueError) as error:
+        return image.detach().cpu(), _whole(label)
+    except (TypeError, ValueError, RuntimeError) as error:
         what = f"a tensor of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
         raise TypeError(f"labels of {name!r} should be integers, got {what} for sample {position}") from error
