@@ -54,13 +54,18 @@ def check_same_classes(
 
 def class_names(model: object) -> tuple[str, ...] | None:
     """The names of a model's classes by label, None where it does not say them."""
-    names = getattr(model, "classes", None)
-    for wrapper in ("module", "model"):  # DataParallel, AveragedModel, models.averaged
-        if names is None and isinstance(getattr(model, wrapper, None), Module):
-            return class_names(getattr(model, wrapper))
+    names = known(model, "classes")
     if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
         return tuple(names)
     return None
+
+
+def known(model: object, name: str) -> object:
+    """An attribute of a model, also of one inside DataParallel, AveragedModel or ``models.averaged``; None without."""
+    if hasattr(model, name):
+        return getattr(model, name)
+    inside = (getattr(model, wrapper, None) for wrapper in ("module", "model"))
+    return next((known(module, name) for module in inside if isinstance(module, Module)), None)
 
 
 def _plain(names: tuple[str, ...]) -> tuple[str, ...]:

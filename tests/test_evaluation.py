@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from tensor_source import TensorSource, blobs
 from torch import nn
 
 import advfeat
-from advfeat import models
+from advfeat import L2, PGD, models
 from advfeat.evaluation import accuracy, evaluate, label_agreement, pgd_attack, strong_attack
 from advfeat.intervals import Share, wilson
 from advfeat.training import TrainConfig, train
@@ -446,3 +447,52 @@ def test_a_bare_radius_finds_what_auto_finds(trained):
     assert strong_attack(1.2).to_dict() == found.robustness[0].attack
     with pytest.raises(ValueError, match='norm should be "l2" or "linf"'):
         strong_attack(0.5, "l1")
+
+
+@pytest.mark.parametrize("kind", ["zero", "nan", "none"])
+def test_samples_without_a_gradient_are_told_not_to_be_robust(kind):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 3)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            if kind == "zero":
+                x = (x * 255).round() / 255
+            logits = self.layer(x)
+            return logits + (0 * x.sum(1, keepdim=True)).sqrt() if kind == "nan" else logits
+
+    torch.manual_seed(0)
+    source, model = blobs(12), Net().eval()
+    source.labels = model(source.images()).argmax(1)
+    attack = [("attack", PGD(L2(0.5), steps=3))]
+    if kind == "none":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = evaluate(model, source, attacks=attack)
+        assert found.robustness[0].unattacked is None and found.robustness[0].to_dict()["note"] is None
+        return
+    with pytest.warns(RuntimeWarning, match="attack: 12 of 12 samples met gradients that are zero or not finite"):
+        found = evaluate(model, source, attacks=attack)
+    assert "their robustness is not shown" in found.robustness[0].to_dict()["note"]
+
+
+def test_a_data_set_that_changes_is_told():
+    class Drawn(torch.utils.data.Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, i):
+            return torch.rand(1, 8, 8), i % 3
+
+    model = models.create("small-convnet", 3, (1, 8, 8), width=2)
+    with pytest.warns(RuntimeWarning, match="images of 'Drawn' should not change from one reading to the next"):
+        evaluate(model, Drawn(), attacks=[])
+
+
+def test_radii_in_other_units_are_not_carried_over():
+    from advfeat.evaluation.measure import _inside
+
+    small, large = (PGD(L2(eps, lo=-9.0, hi=9.0, unit=unit), steps=1) for eps, unit in ((0.1, 1.0), (0.2, 0.1)))
+    assert not _inside(small, large) and _inside(small, small.replace(threat=L2(0.2, lo=-9.0, hi=9.0)))

@@ -183,3 +183,9 @@ def test_a_tensor_source_of_one_class_is_not_said_to_be_at_chance(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build(RECIPES["det"], _Constant(), source, tmp_path / "set")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: models.averaged(model, 2)])
+def test_the_training_of_a_wrapped_model_is_looked_at(runs, tmp_path, wrap):
+    with pytest.raises(ValueError, match="is carried out with a standard model, got an adversarially trained one"):
+        build(RECIPES["det"], wrap(models.load(runs / "adversarial")), blobs(30), tmp_path / "set")

@@ -454,3 +454,30 @@ def test_evaluating_puts_back_each_flag_after_an_exception():
         assert not any(m.training for m in model.modules())
         raise RuntimeError
     assert [m.training for m in model.modules()] == flags
+
+
+def test_a_mask_of_infinities_comes_back_and_nan_does_not(tmp_path):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 3)
+            self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf]))
+
+        def forward(self, x):
+            return self.layer(x.flatten(1)) + self.mask
+
+    def made():
+        return models.adapt(Masked(), num_classes=3, input_shape=(1, 8, 8))
+
+    model = made()
+    models.save(model, tmp_path / "m")
+    back = models.load(tmp_path / "m", made())
+    x = torch.rand(4, 1, 8, 8)
+    assert torch.equal(back(x), model(x))
+    for name in ("mask", "layer.bias"):
+        broken = made()
+        with torch.no_grad():
+            dict(broken.module.state_dict())[name][0] = torch.nan if name == "mask" else torch.inf
+        models.save(broken, tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} holds values that are not finite"):
+            models.load(tmp_path / name, made())

@@ -10,6 +10,7 @@ from torch import nn
 from advfeat import calling
 from advfeat.attacks.no_trace import no_trace
 from advfeat.checks import evenly_spaced
+from advfeat.class_names import known
 from advfeat.datasets.base import Source
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
 from advfeat.forward import class_logits, predicted_classes
@@ -56,12 +57,12 @@ def check_fitness(
 
 def _check_training(recipe: Recipe, model: nn.Module) -> None:
     """Raises ValueError where the model says that it was trained in another way than the recipe's source model."""
-    record = getattr(model, "trained_with", None)
+    record = known(model, "trained_with")
     config = record.get("config") if isinstance(record, dict) else None
     if not isinstance(config, dict) or "attack" not in config:
         return
     attack = config["attack"]
-    adversarial = isinstance(attack, dict) and attack.get("eps") != 0
+    adversarial = isinstance(attack, dict) and attack.get("eps") != 0 and attack.get("steps") != 0
     if adversarial == (recipe.source_model == "robust"):
         return
     name = _SETS.get(recipe.name, recipe.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from advfeat.attacks import Attack
 from advfeat.attacks.no_trace import unwrapped
 from advfeat.checks import check_images, check_labels, evenly_spaced, whole_number
 from advfeat.datasets.base import read_images
-from advfeat.datasets.torch_dataset import as_source
+from advfeat.datasets.torch_dataset import TorchDataset, as_source
 from advfeat.evaluation.given import named_attacks
 from advfeat.evaluation.results import AVERAGE, DRAWS, Evaluation, Robustness
 from advfeat.evaluation.under_attack import Judged, attacked_samples, mean
@@ -85,7 +86,7 @@ def evaluate(
         name: _without(alone[name], [alone[other] for other, smaller in named if _inside(smaller, attack)])
         for name, attack in named
     }
-    return Evaluation(
+    found = Evaluation(
         data=getattr(source, "name", "data"),
         clean=Share(int(correct.sum()), n),
         margin=mean(margins),
@@ -114,6 +115,8 @@ def evaluate(
         margins=margins,
         robust=robust,
     )
+    _warn_of_unattacked(found)
+    return found
 
 
 def accuracy(
@@ -190,6 +193,8 @@ def _clean(
     for ids in index.split(batch_size):
         images = read_images(source, ids)
         check_images(images, ids, getattr(source, "name", "data"))
+        if not parts and isinstance(source, TorchDataset):
+            _check_still(images, read_images(source, ids), source.name)
         x = images.to(device)
         logits = calling.logits(asked, x, classes).cpu()
         if not parts:
@@ -198,6 +203,23 @@ def _clean(
         report.advance(len(ids))
     prediction, margins = (torch.cat(part) for part in zip(*parts, strict=True))
     return prediction, margins.float(), deterministic
+
+
+def _check_still(first: Tensor, second: Tensor, name: str) -> None:
+    """Warns of a data set that gives other images each time it is asked, as transforms that draw do."""
+    if not torch.equal(first, second):
+        warnings.warn(
+            f"images of {name!r} should not change from one reading to the next: each attack sees other images than "
+            "the clean accuracy is of. Leave out transforms that draw random numbers",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _warn_of_unattacked(found: Evaluation) -> None:
+    for r in found.robustness:
+        if r.unattacked:
+            warnings.warn(f"{r.name}: {r.unattacked}", RuntimeWarning, stacklevel=3)
 
 
 def _fingerprint(model: Callable) -> str | None:
@@ -220,7 +242,7 @@ def _data_fingerprint(source: Any, index: Tensor) -> str | None:
 def _inside(smaller: Attack, larger: Attack) -> bool:
     """Whether every example of one attack lies in the ball and the box of the other, at a smaller radius."""
     a, b = smaller.threat.to_dict(), larger.threat.to_dict()
-    same = all(a[key] == b[key] for key in ("norm", "lo", "hi"))
+    same = all(a.get(key) == b.get(key) for key in ("norm", "lo", "hi", "unit"))
     return same and float(smaller.threat.eps) < float(larger.threat.eps)
 
 

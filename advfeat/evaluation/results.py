@@ -50,7 +50,19 @@ class Robustness:
         """False where a smaller radius broke samples that this attack could not."""
         return self.carried == 0
 
+    @property
+    def unattacked(self) -> str | None:
+        """What a reader has to know where most samples gave the attack no gradient to follow; None elsewhere."""
+        without = self.zero_gradient + self.nonfinite_gradient
+        if 2 * without <= self.attacked or self.eps == 0:
+            return None
+        return (
+            f"{without} of {self.attacked} samples met gradients that are zero or not finite, which no attack can "
+            "follow: their robustness is not shown"
+        )
+
     def to_dict(self) -> dict:
+        carried = None if self.converged else f"attack not converged: {self.carried} samples broke at a smaller radius"
         return plain(
             {
                 "name": self.name,
@@ -58,9 +70,7 @@ class Robustness:
                 "robust_accuracy": self.accuracy.to_dict(),
                 "found_alone": self.found_alone.to_dict(),
                 "carried_from_smaller_radii": self.carried,
-                "note": None
-                if self.converged
-                else f"attack not converged: {self.carried} samples broke at a smaller radius",
+                "note": "; ".join(filter(None, (carried, self.unattacked))) or None,
                 "attacked": self.attacked,
                 "mean_margin": self.margin,
                 "zero_gradient_samples": self.zero_gradient,

@@ -157,6 +157,7 @@ def _check_state(file: Path, state: dict[str, object], model: Model, in_place: b
         lacking = f" lacks {', '.join(missing[:3])} ({len(missing)} missing)" if missing else ""
         extra = f" has {', '.join(unknown[:3])} ({len(unknown)} unknown)" if unknown else ""
         raise ValueError(f"{file} does not fit the network:{lacking}{extra}")
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, tensor in expected.items():
         if is_extra(name):
             continue
@@ -166,9 +167,13 @@ def _check_state(file: Path, state: dict[str, object], model: Model, in_place: b
             raise ValueError(f"{file}: {name} should be {tuple(tensor.shape)}, got {tuple(found.shape)}{classes}")
         if found.is_floating_point() != tensor.is_floating_point():
             raise ValueError(f"{file}: {name} should be {tensor.dtype}, got {found.dtype}")
-        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+        if not found.is_floating_point():
+            continue
+        finite = torch.isfinite(found)
+        # A buffer may hold infinities on purpose, as a mask does.
+        if not bool((finite | (~found.isnan() & (name not in parameters))).all()):
             raise ValueError(f"{file}: {name} holds values that are not finite")
-        if in_place and found.is_floating_point() and not bool(torch.isfinite(found.to(tensor.dtype)).all()):
+        if in_place and not bool((torch.isfinite(found.to(tensor.dtype)) | ~finite).all()):
             raise ValueError(
                 f"{file}: {name} holds values beyond {tensor.dtype}, the dtype of the model that was given"
             )
