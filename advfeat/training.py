@@ -104,6 +104,11 @@ def train(
         "config": config.to_dict(),
         "data": {"train": _describe(train_source), "test": test_source and _describe(test_source)},
     }
+    if classes < 2:
+        raise ValueError(
+            f"data set {train_source.name!r} should have two classes or more to tell apart, got "
+            f"{', '.join(map(repr, train_source.classes)) or 'none'}"
+        )
     if model is None:
         model = create(
             config.arch, classes, shape, mean=config.mean, std=config.std, width=config.width, seed=config.seed
@@ -274,7 +279,9 @@ def _with_statistics(config: TrainConfig, source: Any) -> TrainConfig:
     if config.mean is not None and config.std is not None:
         return config
     mean, std = channel_statistics(source)
-    return config.replace(mean=config.mean or mean, std=config.std or std)
+    return config.replace(
+        mean=mean if config.mean is None else config.mean, std=std if config.std is None else config.std
+    )
 
 
 def _attack_of_epoch(config: TrainConfig, epoch: int) -> PGD | None:

@@ -465,3 +465,14 @@ def test_a_dataset_whose_labels_change_is_an_error():
 
     with pytest.raises(ValueError, match="labels of 'Shuffled' should not change"):
         evaluate(FOUR, Shuffled(X, Y))
+
+
+def test_one_logit_that_calls_itself_one_class_is_two_classes():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 1))
+    x = torch.rand(20, 3, 4, 4)
+    y = (model(x)[:, 0] > 0).long()
+    model.num_classes = 1
+    for data in (TensorDataset(x, y), advfeat.datasets.base.ArraySource(x, y, ["no", "yes"])):
+        found = evaluate(model, data, attacks=[("pgd", advfeat.PGD(advfeat.L2(1.0), steps=3))])
+        assert found.clean.value == 1.0 and found.robustness[0].accuracy.value < 1.0

@@ -481,3 +481,20 @@ def test_a_mask_of_infinities_comes_back_and_nan_does_not(tmp_path):
         models.save(broken, tmp_path / name)
         with pytest.raises(ValueError, match=f"{name} holds values that are not finite"):
             models.load(tmp_path / name, made())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_that_was_cast_comes_back_with_its_normalisation(tmp_path, dtype):
+    model = models.create("small-convnet", 3, (1, 8, 8), width=2, mean=[0.3055889904], std=[0.376213])
+    models.save(model.to(dtype), tmp_path)
+    back = models.load(tmp_path)
+    assert back.mean.dtype == dtype and models.fingerprint(back) == models.fingerprint(model)
+    other = models.adapt(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), num_classes=3, input_shape=(1, 8, 8), mean=[0.31], std=[0.4]
+    )
+    models.save(other.to(dtype), tmp_path / "own")
+    wrong = models.adapt(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), num_classes=3, input_shape=(1, 8, 8), mean=[0.33], std=[0.4]
+    )
+    with pytest.raises(ValueError, match="mean is"):
+        models.load(tmp_path / "own", wrong)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from advfeat.experiments.measurements import StepSweep, Transferred, predictions
 from advfeat.experiments.pieces import constructed, data, model
 from advfeat.experiments.presets import SETS
 from advfeat.experiments.released import find
-from advfeat.experiments.run import run_experiment
+from advfeat.experiments.run import read_page, run_experiment
 from advfeat.objectives import CW, Margin
 from advfeat.report.markdown import write_markdown
 from advfeat.report.page import VERDICTS, command, write_experiment
@@ -44,7 +45,7 @@ def test_runs_whole(name, lab):
     p = tiny_preset(seeds=(0, 1))
     page = run_experiment(catalogue.experiment(name), lab, p)
     stored = json.loads((lab.out / "results" / f"{name}.json").read_text())
-    assert stored == json.loads(json.dumps(page.results))
+    assert stored == json.loads(json.dumps(page.results)) == read_page(lab.out, name).results
     assert stored["tables"] and stored["findings"] and stored["cost"] and stored["seconds"] > 0
     trainings = [step for step in catalogue.experiment(name).steps(p).values() if step.kind == "model"]
     assert [curve["trained on"] for curve in stored["curves"]] == [step.label for step in trainings]
@@ -418,3 +419,27 @@ def test_the_gpu_preset_on_a_few_images(tmp_path, data_root):
     for name in AT_ANY_PRESET:
         page = run_experiment(catalogue.experiment(name), own, p)
         assert page.results["tables"] and page.results["preset"]["standard"]["arch"] == "resnet50"
+
+
+def test_the_published_pages_can_be_read():
+    folder = Path(__file__).parents[1] / "docs" / "results"
+    published = sorted(folder.glob("*/results/*.json"))
+    assert len(published) > 20
+    for path in published:
+        assert read_page(path.parents[1], path.stem) is not None, path
+
+
+@pytest.mark.parametrize("damage", ["differs", "verdict", "folder"])
+def test_a_page_of_another_version_is_not_read(tmp_path, damage):
+    published = Path(__file__).parents[1] / "docs" / "results" / "digits" / "results" / "figure8.json"
+    results = json.loads(published.read_text())
+    (tmp_path / "results").mkdir()
+    for picture in results["pictures"]:
+        place = tmp_path / "results" / f"figure8-{picture['name']}.png"
+        place.mkdir() if damage == "folder" else place.write_bytes(b"")
+    if damage == "differs":
+        del results["preset"]["differs"]
+    if damage == "verdict":
+        results["findings"][0]["verdict"] = "perhaps"
+    (tmp_path / "results" / "figure8.json").write_text(json.dumps(results))
+    assert read_page(tmp_path, "figure8") is None

@@ -293,3 +293,14 @@ def test_what_cannot_be_trained_is_said_before_the_training(tmp_path):
     with pytest.raises(TypeError, match="got a DataLoader: give its dataset"):
         train(QUICK, loader)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mean_of_zero_is_not_the_data_sets():
+    source = blobs(40)
+    result = train(QUICK.replace(epochs=1, mean=(0.0,)), source)
+    assert result.config.mean == (0.0,) and result.config.std == channel_statistics(source)[1]
+
+
+def test_one_class_is_named():
+    with pytest.raises(ValueError, match="data set 'arrays' should have two classes or more to tell apart, got 'only'"):
+        train(QUICK, advfeat.datasets.base.ArraySource(torch.rand(4, 1, 8, 8), [0] * 4, ["only"]))

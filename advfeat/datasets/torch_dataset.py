@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from advfeat.class_names import class_names
+from advfeat.class_names import class_names, known
 from advfeat.datasets.base import Indices, Source, as_indices
 
 _NEEDS = ("images", "labels", "classes", "image_shape")
@@ -113,9 +113,11 @@ def _classes(data: Any, model: Callable | None) -> tuple[str, ...]:
     own = _names_of(data) or class_names(model)
     if own is not None:
         return own
-    count = getattr(model, "num_classes", None)
+    count = known(model, "num_classes")
     if not isinstance(count, int):
         count = _asked(model, data)
+    elif count == 1:  # one logit is two classes
+        count = 2
     labels = labels_of(data)
     return tuple(map(str, range(max(count or 0, int(labels.max()) + 1 if len(labels) else 0))))
 

@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from advfeat.experiments.experiment import Experiment
 from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Picture, Result
+from advfeat.experiments.result import Picture, Result, Verdict
 from advfeat.experiments.steps import Data, Step, Trained
 from advfeat.runs import provenance, read_json, to_json, write_together
 
@@ -23,9 +24,23 @@ _PAGE = {
     "format": str,
     "name": str,
     "title": str,
-    "preset": {"name": str},
-    "tables": [{"title": str, "columns": list, "rows": [{"name": str, "cells": list}]}],
-    "findings": [{"claim": str, "verdict": str}],
+    "source": str,
+    "paper": str,
+    "preset": {"name": str, "differs": str},
+    "tables": [{"title": str, "columns": list, "rows": [{"name": str, "cells": list}], "caption": str}],
+    "findings": [{"claim": str, "verdict": re.compile("|".join(get_args(Verdict))), "seen": str, "against": str}],
+    "differences": [str],
+    "why_different": [str],
+    "notes": [str],
+    "seeds": [range(2**63)],
+    "curves": list,
+    "cost": dict,
+    "seconds": float,
+    "date": str,
+    "versions": dict,
+    "platform": str,
+    "device": str,
+    "threads": range(2**31),
     "pictures": [{"name": re.compile(r"[\w.-]+"), "title": str, "caption": str}],
 }
 
@@ -106,7 +121,7 @@ def read_page(out: Path, experiment: str) -> Page | None:
             Picture(x["name"], x["title"], picture_path(out, experiment, x["name"]).read_bytes(), x["caption"])
             for x in results["pictures"]
         ]
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     return Page(results, pictures)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advfeat.attacks.no_trace import logits_of
-from advfeat.class_names import check_same_classes, class_names
+from advfeat.class_names import check_same_classes, class_names, known
 from advfeat.models.state import tensors_of
 from advfeat.names import function_name
 from advfeat.precision import cast, dtype_of
@@ -239,8 +239,11 @@ def check_fits(
     same_classes: take classes of the same number for the same, whatever their names are. A module without the
     attributes ``num_classes``, ``classes`` or ``input_shape`` passes.
     """
-    own_classes = getattr(model, "num_classes", len(classes))
-    own_shape = getattr(model, "input_shape", tuple(image_shape))
+    own_classes, own_shape = known(model, "num_classes"), known(model, "input_shape")
+    own_classes = len(classes) if own_classes is None else own_classes
+    own_shape = tuple(image_shape) if own_shape is None else own_shape
+    if own_classes == 1:  # of one logit, which is two classes
+        own_classes = 2
     if own_classes != len(classes):
         raise ValueError(f"the model has {own_classes} classes, {what} has {len(classes)}")
     if not same_classes:
