@@ -139,7 +139,9 @@ def _tell(text: str) -> None:
     """On standard error, which may be closed or full as well."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
+            # A stranger's file names its classes: nothing that a terminal would carry out.
+            shown = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+            print(shown, file=sys.stderr, flush=True)
 
 
 def _flush() -> None:

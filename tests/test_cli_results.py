@@ -181,3 +181,12 @@ def test_git_is_not_asked_about_a_strangers_repository(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
     monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: pytest.fail("git was asked"))
     assert runs.git_revision() is None
+
+
+def test_a_name_tells_the_terminal_nothing(capsys):
+    from advfeat import ending
+
+    with pytest.raises(SystemExit), ending.in_order("advfeat"):
+        raise ValueError("class '\x1b]0;owned\x07\u202e\u009b2J caf\u00e9 \udcff' is missing")
+    told = capsys.readouterr().err
+    assert told == "advfeat: class '\\x1b]0;owned\\x07\\u202e\\x9b2J caf\u00e9 \\udcff' is missing\n"
