@@ -16,7 +16,7 @@ from advfeat import ops
 from advfeat.ops import Number
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Threat:
     """Perturbations of norm at most ``eps`` that stay in the box ``[lo, hi]``. Use :class:`L2` or :class:`Linf`.
 
@@ -45,6 +45,16 @@ class Threat:
         least, most = _extremes(self.unit)
         if not 0 < least <= most < math.inf:
             raise ValueError(f"unit should be finite and above 0, got {self.unit}")
+
+    def __repr__(self) -> str:
+        usual = {"lo": 0.0, "hi": 1.0, "unit": 1.0}
+        given = {name: getattr(self, name) for name in ("eps", "lo", "hi", "unit")}
+        parts = [
+            f"{name}={f'tensor {list(value.shape)}' if isinstance(value, Tensor) and value.dim() else float(value):}"
+            for name, value in given.items()
+            if isinstance(value, Tensor) or value != usual.get(name)
+        ]
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     @classmethod
     def normalised(cls, eps: float, mean: float | Sequence[float] | Tensor, std: float | Sequence[float] | Tensor):
@@ -194,7 +204,7 @@ def _by_channel(value: Number, x: Tensor) -> Tensor:
     return value.reshape(-1, *[1] * max(x.dim() - 2, 0)) if value.numel() > 1 else value.reshape(())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class L2(Threat):
     """The L2 ball; a step is normalised, ``step_size * grad / ||grad||``. The paper's threat (Appendix C.3-C.5)."""
 
@@ -213,7 +223,7 @@ class L2(Threat):
         return torch.linalg.vector_norm(difference, dim=1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Linf(Threat):
     """The L-inf ball; a step is ``step_size * sign(grad)``.
 

@@ -225,3 +225,10 @@ def test_a_result_prints_as_one_line():
     x = torch.rand(5, 3, 8, 8)
     result = PGD(Linf(0.0), steps=0).run(lambda z: z.flatten(1)[:, :4], x, torch.arange(5) % 4)
     assert repr(result).startswith("AttackResult(5 samples of shape (3, 8, 8), ") and "\n" not in repr(result)
+
+
+def test_a_threat_prints_short():
+    assert repr(L2(0.5)) == "L2(eps=0.5)" and repr(Linf(0.5, hi=255)) == "Linf(eps=0.5, hi=255.0)"
+    assert repr(L2(torch.rand(100), lo=[0, 0, 0])) == "L2(eps=tensor [100], lo=tensor [3])"
+    assert repr(L2(torch.tensor(0.5))) == "L2(eps=0.5)"
+    assert "unit=tensor [3]" in repr(Linf.normalised(0.1, MEAN, STD))
