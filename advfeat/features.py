@@ -285,7 +285,7 @@ def draw_scatter(axis, found: Usefulness, title: str = "") -> None:
 
 def check_labels(labels: Tensor) -> list[int]:
     """The classes that labels hold. Errors: ValueError for fewer than two, which no feature can tell apart."""
-    classes = torch.as_tensor(labels).unique().tolist()
+    classes = torch.as_tensor(labels, device="cpu").unique().tolist()
     if len(classes) < 2:
         raise ValueError(f"labels should hold at least two classes, got {classes}")
     return classes
