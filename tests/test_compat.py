@@ -421,3 +421,16 @@ def test_targets_of_a_model_with_one_logit(shape):
     attack.set_mode_targeted_least_likely(kth_min=2, quiet=True)
     with pytest.raises(ValueError, match="kth_min should be below the number of classes, 2, got 2"):
         attack.get_target_label(x, labels)
+
+
+def test_saving_leaves_the_loaders_images_as_they_are(tmp_path):
+    net, x, y = small()
+
+    class InPlace(compat.PGD):
+        def forward(self, images, labels):
+            return images.mul_(0)
+
+    before = x.clone()
+    InPlace(net).save([(x, y)], tmp_path / "x", verbose=False, save_clean_inputs=True)
+    moved, _, clean = next(iter(compat.PGD.load(tmp_path / "x", load_clean_inputs=True)))
+    assert torch.equal(x, before) and torch.equal(clean, before) and not moved.any()

@@ -200,7 +200,7 @@ class _TorchAttack:
         if self.normalization_used is not None:
             mean, std = self._mean_and_std(inputs.device)
             inputs = inputs * std + mean
-        return inputs, self._called(inputs, labels)
+        return inputs, self._called(inputs.clone(), labels.clone())  # copies, as in a call
 
     def _progress(self, percent: float, robust: float, distance: float, seconds: float) -> str:
         return (
