@@ -157,16 +157,34 @@ def _wants_grad(*arguments: Number | None) -> bool:
     return False
 
 
+def _transforms() -> str:
+    """The transforms of torch.func that are under way, such as "Grad,Vmap", the outermost first; "" for none."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return ",".join(interpreter.key().name for interpreter in stack)
+
+
+# torch.compile calls it as it traces, when its own transforms stand on the same stack, and takes the answer for a
+# constant. That is torch.compiler.assume_constant_result without importing the compiler, which takes a second.
+_transforms._dynamo_marked_constant = True
+
+
 def _transformed() -> bool:
     """Whether forward-mode differentiation or a transform of torch.func is under way, which a kernel does not see."""
     if torch.compiler.is_compiling():
-        return False
+        return _transforms() != "" or forward_ad._current_level >= 0
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _differentiated(argument: Number | None) -> bool:
     """Whether a derivative by the argument is being taken, at any level of torch.func's transforms."""
     functorch = torch._C._functorch
+    if torch.compiler.is_compiling():
+        # Tangents and what a vmap holds cannot be looked at while compiling, so any may be meant. The compiler forgets
+        # whether an argument of a transform requires a gradient, but not whether a view of it does.
+        transforms = _transforms()
+        unseen = "Jvp" in transforms or ("Grad" in transforms and transforms.endswith("Vmap"))
+        unseen = unseen or forward_ad._current_level >= 0
+        return isinstance(argument, Tensor) and (unseen or argument.view_as(argument).requires_grad)
     while isinstance(argument, Tensor):
         if argument.requires_grad and torch.is_grad_enabled():
             return True

@@ -115,3 +115,56 @@ def test_a_random_start_has_no_tangent():
     ids = torch.arange(2)
     _, tangent = func.jvp(lambda x: ops.random_start_l2(x, 0.1, 0, ids) + 0 * x, (X,), (torch.ones_like(X),))
     assert torch.equal(tangent, torch.zeros_like(X))
+
+
+def vmapped(f):
+    return lambda x: func.vmap(f)(torch.stack([x, x]))
+
+
+# Compiled with the transform inside, which torch.compile takes apart at a level of its own.
+TRANSFORMS = {
+    "grad": lambda f: func.grad(lambda x: (f(x) ** 2).sum()),
+    "grad of grad": lambda f: func.grad(lambda x: func.grad(lambda z: (f(z) ** 3).sum())(x).sum()),
+    "grad of vmap": lambda f: func.grad(lambda x: (vmapped(f)(x) ** 2).sum()),
+    "vmap of grad": lambda f: vmapped(func.grad(lambda x: (f(x) ** 2).sum())),
+    "jvp": lambda f: lambda x: func.jvp(f, (x,), (torch.ones_like(x),))[1],
+    "forward mode": lambda f: lambda x: tangent_of(f, x),
+}
+
+
+def tangent_of(f, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+@pytest.fixture
+def compiled():
+    torch.compiler.reset()
+    yield lambda f: torch.compile(f, backend="aot_eager")
+    torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", ["l2", "linf"])
+def test_projections_have_that_derivative_in_compiled_code_too(name, transform, compiled):
+    derivative = TRANSFORMS[transform](PROJECTIONS[name])
+    assert derivative(X).abs().sum() > 0
+    torch.testing.assert_close(compiled(derivative)(X), derivative(X))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", ["linf_step", "l2_step_", "by the radii alone", "project_l2_", "update_best_"])
+def test_what_has_no_gradient_refuses_in_compiled_code_too(name, transform, compiled):
+    with pytest.raises((RuntimeError, AssertionError)):  # the compiler may wrap ours, or fail beside it
+        compiled(TRANSFORMS[transform](STEPS[name]))(X)
+
+
+@pytest.mark.parametrize("name", ["linf_step", "l2_step", "l2_step_"])
+def test_compiled_steps_that_nothing_is_differentiated_by_go_on(name, compiled):
+    step = STEPS[name]
+    x = func.vmap(step)(torch.stack([X, X]))
+    torch.testing.assert_close(compiled(vmapped(step))(X), x)
+    weighted = func.grad(lambda w: (step(X) * w).sum())
+    torch.testing.assert_close(compiled(weighted)(torch.ones((), dtype=F64)), step(X).sum())
