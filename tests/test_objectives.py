@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import BF16, F16, F32, F64
 
-from advfeat import APGD, CW, DLR, L2, PGD, CrossEntropy, Margin, Objective, Representation, objectives
+from advfeat import APGD, CW, DLR, L2, PGD, Converged, CrossEntropy, Margin, Objective, Representation, objectives
 from advfeat.objectives import Function, TargetedDLR, as_objective
 
 
@@ -387,3 +387,42 @@ def test_short_form_of_logits_that_are_not_finite():
     value, slope = Margin().slope_rule()(z, torch.tensor([1, 1, 0]))
     assert value[0].isnan() and not value[1].isfinite() and value[2] == 1.0
     assert not slope[:2].isfinite().all() and torch.equal(slope[2], torch.tensor([-1.0, 0.0, 1.0]))
+
+
+# Objectives that call the model more than once, as TRADES, an average over views and per-sample code do.
+def clean_pass_after(model, x, target):
+    return (model(x).log_softmax(1) - model(torch.zeros_like(x)).log_softmax(1)).abs().sum(1)
+
+
+def two_views(model, x, target):
+    return (F.cross_entropy(model(x + d), target, reduction="none") for d in (0.0, 9.0))
+
+
+def sample_by_sample(model, x, target):
+    return torch.cat(
+        [F.cross_entropy(model(row[None]), t[None], reduction="none") for row, t in zip(x, target, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("make", [PGD, APGD])
+def test_success_is_read_off_the_logits_of_the_point_itself(make):
+    model = torch.nn.Linear(2, 2, bias=False)
+    model.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    x, y = torch.tensor([[0.5, 0.45], [0.9, 0.1]]), torch.tensor([0, 0])
+    # Of zeros the model says class 0, which is no success.
+    result = make(L2(0.1), steps=20, objective=clean_pass_after).run(model, x, y)
+    assert result.success.tolist() == (model(result.x_adv).argmax(1) != y).tolist()
+    result = make(L2(0.1), steps=20, objective=lambda m, x, t: sum(two_views(m, x, t))).run(model, x, y)
+    assert result.success is None and result.first_success is None  # nobody asked for the logits of x
+    result = make(L2(0.1), steps=20, objective=sample_by_sample).run(model, x, y)
+    assert result.success is None
+
+
+def test_success_is_no_stop_where_it_is_not_known():
+    model = torch.nn.Linear(2, 2)
+    x, y = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="the logits of x itself, or for logits once"):
+        PGD(L2(0.1), steps=2, stop="success", objective=sample_by_sample)(model, x, y)
+    # The last batch has a single sample, whose own pass could be taken for that of the batch.
+    attack = PGD(L2(0.1), steps=2, stop=Converged(patience=1), objective=sample_by_sample)
+    assert all(r.success is None for r in attack.over(model, [(x, y), (x[:1], y[:1])]))

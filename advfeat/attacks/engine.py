@@ -40,9 +40,10 @@ def successes(attack: Attack, logits: Tensor | None, target: Tensor) -> Tensor |
 def value_and_grad(
     attack: Attack, model: Watched, x: Tensor, target: Tensor, grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The objective [B], the logits that it saw, and (with ``grad``) its gradient by x; one pass through the model."""
+    """The objective [B], the logits of x where it asked for them, and (with ``grad``) its gradient by x; one pass
+    through the model."""
     objective, point = attack.objective, x.detach().requires_grad_(grad)
-    model.last_logits = None
+    model.look_at(point)
     autocast = contextlib.nullcontext()
     if attack.autocast is not None:
         # No cache of cast weights: it would outlive this pass, be read by a replayed graph after it is freed, and hold
@@ -52,18 +53,18 @@ def value_and_grad(
         with torch.no_grad(), autocast:
             value = objective.value(model, point, target)
         _check_value(value, point)
-        return value, model.last_logits, None
+        return value, model.logits, None
     rule = objective.slope_rule()
     if rule is not None:
         with autocast:
             logits = model(point)
         with torch.no_grad():
             value, slope = rule(wide(logits), target)
-        return value, model.last_logits, _gradient(logits, point, slope.to(logits.dtype))
+        return value, model.logits, _gradient(logits, point, slope.to(logits.dtype))
     with autocast:
         value = objective.value(model, point, target)
     _check_value(value, point)
-    return value.detach(), model.last_logits, _gradient(value, point, torch.ones_like(value))
+    return value.detach(), model.logits, _gradient(value, point, torch.ones_like(value))
 
 
 def _check_value(value: Tensor, x: Tensor) -> None:

@@ -46,7 +46,8 @@ def unwrapped(model: Callable) -> Callable:
 
 
 class Watched:
-    """The model as objectives see it: gives logits, remembers the last ones, and is otherwise the model."""
+    """The model as objectives see it: gives logits, remembers those of the point looked at, and is otherwise the
+    model."""
 
     def __init__(self, model: Callable, largest_label: int | None = None) -> None:
         if not callable(model):
@@ -56,7 +57,21 @@ class Watched:
         self._dtype = dtype_of(modules)
         self._largest_label = largest_label
         self._classes: int | None = None  # once the model has been called
-        self.last_logits: Tensor | None = None
+        self.look_at(None)
+
+    def look_at(self, point: Tensor | None) -> None:
+        """The batch whose logits :attr:`logits` are to be, from the calls that follow."""
+        self._point, self._calls, self._saw_point = point, 0, False
+        self._logits: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor | None:
+        """The logits [B, classes] of the point; None where an objective did not ask for them.
+
+        Objectives call the model as they like: with the clean images too, with several views, or sample by sample. A
+        call with the point itself counts; else the only call there was, if it had as many samples.
+        """
+        return self._logits if self._saw_point or self._calls == 1 else None
 
     def expect_label(self, label: int | None) -> None:
         """Another batch's largest label, None for no labels."""
@@ -81,7 +96,11 @@ class Watched:
             )
         self._classes = logits.shape[1]
         self._check_label()
-        self.last_logits = logits.detach()
+        if x is self._point or not self._saw_point:
+            self._saw_point |= x is self._point
+            same_size = self._point is None or len(x) == len(self._point)
+            self._logits = logits.detach() if same_size else None
+        self._calls += 1
         return logits
 
     def __getattr__(self, name: str) -> object:

@@ -132,7 +132,7 @@ class _Batch:
             empty = torch.zeros(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=device)
             counts = torch.zeros(0, 2, dtype=torch.int32, device=device)
             r = {"best": x, "value": empty, "success": empty.bool(), "first": counts[:, 0], "status": counts}
-        knows = n == 0 or pool is None or pool.seen_logits
+        knows = n == 0 or pool is None or pool.knows_success
         return AttackResult(
             x_adv=with_strides(r["best"], self.strides),
             value=r["value"],
@@ -183,7 +183,7 @@ class _Pool:
         size = attack.step_length
         self.step_size = self.sign * (size.detach().to(x.device, torch.float64) if isinstance(size, Tensor) else size)
         self.rule = attack.stop if isinstance(attack.stop, Converged) else None
-        self.seen_logits = False
+        self.knows_success = True
         self.packs = False  # once the data have run out, the places in use
         self.queue: deque[_Batch] = deque()  # with samples that are not in yet
         self.homes: dict[int, _Batch] = {}  # of the places, by number
@@ -257,11 +257,11 @@ class _Pool:
         if hit is None:
             if attack.stop == "success":
                 raise ValueError(
-                    'stop="success" needs labels as target and an objective that asks the model for logits'
+                    'stop="success" needs labels as target, and an objective that asks the model for the logits of x '
+                    "itself, or for logits once"
                 )
+            self.knows_success = False
             hit = torch.zeros_like(s["success"])
-        else:
-            self.seen_logits = True
         value = value.to(s["value"].dtype)
         live, rank, old = s["live"], self.sign * value, self.sign * s["value"]
         s["passes"].add_(live)

@@ -18,7 +18,7 @@ class AttackResult:
         the ball has to hold.
     value: [B], the objective at x_adv.
     success: [B] bool, whether the model's prediction at x_adv is wrong (targeted: is the target); None when the
-        objective never asked the model for logits.
+        objective did not ask the model for the logits of the iterate itself, or for logits just once.
     distance: [B], the threat's norm of x_adv - x.
     first_success: [B] int32, the step at which the first successful iterate was seen (0: the start), -1 for never; None
         like success. Counted within the restart that found it first.
