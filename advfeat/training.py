@@ -22,6 +22,7 @@ from advfeat.calling import check_module, taken_by
 from advfeat.checkpoint import RunFolder
 from advfeat.checks import check_pair
 from advfeat.datasets.torch_dataset import as_source
+from advfeat.eval_mode import trained_here
 from advfeat.evaluation import evaluate
 from advfeat.forward import class_logits
 from advfeat.models import Model, check_fits, create, fingerprint, load, save
@@ -83,8 +84,9 @@ def train(
 
     Errors, before anything is written: ValueError for labels out of range, images outside [0, 1], a test set or model
     of other classes or shape, flips of digits, a folder with another run. While it runs: FloatingPointError naming
-    epoch and step for a loss that is not finite; OSError naming the file for a full disk (the last checkpoint stays), a
-    place that cannot be written, another process at work there without ``resume``.
+    epoch and step for a loss that is not finite; RuntimeError for a model that another thread uses; OSError naming the
+    file for a full disk (the last checkpoint stays), a place that cannot be written, another process at work there
+    without ``resume``.
     """
     if model is not None:
         check_module(model)
@@ -185,6 +187,10 @@ class _Loop:
         self.batches = Batches(train_source, config.batch_size, config.seed, augmentation, device, config.channels_last)
 
     def run(self, folder: RunFolder | None, progress: Any) -> list[dict]:
+        with trained_here(self.model):
+            return self._epochs(folder, progress)
+
+    def _epochs(self, folder: RunFolder | None, progress: Any) -> list[dict]:
         config, steps = self.config, self.batches.steps
         history = folder.restore(self.model, self.optimizer) if folder is not None else []
         report = Reporter(progress, "train", steps * config.epochs, steps * len(history))

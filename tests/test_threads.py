@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-import advfeat
-from advfeat import PGD, Linf
+from advfeat import APGD, PGD, Linf
 from advfeat.attacks.no_trace import _is_only_thread
 from advfeat.models import evaluating
+from advfeat.training import TrainConfig, train
 
 
 def model():
@@ -105,7 +105,7 @@ def evaluate(net, x):
 def test_many_threads_at_random():
     net, (x, y) = model(), data()
     attacks = [PGD(Linf(0.03), steps=k, keep=keep) for k in (3, 9, 27) for keep in ("last", "best")]
-    attacks += [advfeat.APGD(Linf(0.03), steps=8), PGD(Linf(0.03), steps=9, stop="success")]
+    attacks += [APGD(Linf(0.03), steps=8), PGD(Linf(0.03), steps=9, stop="success")]
     expected, flags = [a(net, x, y) for a in attacks], [m.training for m in net.modules()]
     mean = net[1].running_mean.clone()
     started = [in_thread(lambda a=a: [a(net, x, y) for _ in range(3)]) for a in attacks]
@@ -164,3 +164,39 @@ def test_a_model_that_draws_nothing_leaves_the_state_alone_among_threads():
     assert torch.equal(torch.get_rng_state(), before)
     stop.set()
     thread.join(60)
+
+
+def digits_of(net, epochs=1):
+    images, labels = data()
+    source = torch.utils.data.TensorDataset(images, labels)
+    source.classes = [str(digit) for digit in range(10)]
+    return lambda: train(TrainConfig(epochs=epochs, batch_size=4), source, model=net)
+
+
+def test_a_model_in_training_is_the_training_threads_own():
+    """An attack beside it would put it into eval mode in the middle of an epoch."""
+    net, (x, y) = model(), data()
+    gate = Gate(net, 1)
+    thread, out = in_thread(digits_of(gate))
+    assert gate.reached.wait(60)
+    with pytest.raises(RuntimeError, match="should not be attacked or evaluated while another thread trains it"):
+        PGD(Linf(0.03), steps=2)(net, x, y)
+    with pytest.raises(RuntimeError, match="this thread alone while it is trained"):
+        digits_of(net)()
+    gate.go_on.set()
+    thread.join(60)
+    assert len(out["result"].history) == 1
+    PGD(Linf(0.03), steps=2)(net, x, y)  # afterwards it is anyone's
+
+
+def test_a_model_under_attack_is_not_trained_meanwhile():
+    net, (x, y) = model(), data()
+    gate = Gate(net, 2)
+    thread, out = in_thread(lambda: PGD(Linf(0.03), steps=4)(gate, x, y))
+    assert gate.reached.wait(60)
+    with pytest.raises(RuntimeError, match="this thread alone while it is trained"):
+        digits_of(net)()
+    gate.go_on.set()
+    thread.join(60)
+    assert out["result"].shape == x.shape and not net.training == net[1].training
+    assert len(digits_of(net)().history) == 1
