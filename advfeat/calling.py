@@ -1,5 +1,5 @@
 """Models called with images: where they lie, in which dtype they take images, what they say, and whether they say it
-twice."""
+twice and of each image alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from advfeat.precision import cast, dtype_of
 _LOOKED_AT = 32  # images that are shown to a model twice
 # Of the largest logit: what another order of sums may change, on the CPU and where TensorFloat-32 is used.
 _ROUNDING, _ROUNDING_ELSEWHERE = 1e-5, 1e-3
+# The same for batches of another size, for which libraries choose other algorithms; half types round more coarsely.
+_ROUNDING_BY_SIZE, _ROUNDING_BY_SIZE_IN_HALF = 2e-3, 5e-2
 
 
 def check_model(model: object) -> None:
@@ -98,24 +100,56 @@ def logits(model: Callable, x: Tensor, classes: int) -> Tensor:
 def is_deterministic(model: Callable, x: Tensor, classes: int) -> bool:
     """Whether two passes over the first images of a batch give the same logits but for rounding."""
     x = x[:_LOOKED_AT]
-    return agree(logits(model, x, classes), logits(model, x, classes))
+    return agree(logits(model, x.clone(), classes), logits(model, x.clone(), classes))
 
 
-def agree(first: Tensor, second: Tensor) -> bool:
-    """Whether two passes gave the same values but for rounding; NaN in the same places is the same."""
+def depends_on_batch(model: Callable, x: Tensor, classes: int) -> bool:
+    """Whether the first two images of a batch get other logits, beyond rounding, where the others are not there.
+
+    A BatchNorm layer without running statistics does that, also in eval mode. Of a model that is random the answer says
+    nothing.
+    """
+    x = x[:_LOOKED_AT]
+    if len(x) <= 2:
+        return False
+    together = logits(model, x.clone(), classes)[:2]
+    try:
+        alone = logits(model, x[:2].clone(), classes)  # not one: a batch of one has no variance
+    except (RuntimeError, ValueError):  # a model that takes batches of one size alone, as a traced one may
+        return False
+    half_type = dtype_of(_modules(model)) in (torch.float16, torch.bfloat16)
+    return not agree(together, alone, _ROUNDING_BY_SIZE_IN_HALF if half_type else _ROUNDING_BY_SIZE)
+
+
+def agree(first: Tensor, second: Tensor, rounding: float | None = None) -> bool:
+    """Whether two passes gave the same values but for rounding; NaN in the same places is the same.
+
+    rounding: what may differ, as a share of the largest value; by default what another order of sums may change.
+    """
     same = (first == second) | (first.isnan() & second.isnan())
     if bool(same.all()):
         return True
     largest = torch.cat([first, second]).abs()
     largest = float(largest.where(largest.isfinite(), torch.zeros_like(largest)).max())
-    bound = (_ROUNDING if first.device.type == "cpu" else _ROUNDING_ELSEWHERE) * largest
-    return bool((same | ((first - second).abs() <= bound)).all())
+    if rounding is None:
+        rounding = _ROUNDING if first.device.type == "cpu" else _ROUNDING_ELSEWHERE
+    return bool((same | ((first - second).abs() <= rounding * largest)).all())
 
 
 def warn_of_randomness(what: str, stacklevel: int = 3) -> None:
     """A warning that two passes of a model over the same images disagree."""
     warnings.warn(
         f"the model is random in eval mode: two passes over the same images give other logits, so {what}",
+        RuntimeWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def warn_of_batches(what: str, stacklevel: int = 3) -> None:
+    """A warning that what a model says of an image depends on the others in its batch."""
+    warnings.warn(
+        "what the model says of an image depends on the other images of its batch (BatchNorm without running "
+        f"statistics?), so {what}",
         RuntimeWarning,
         stacklevel=stacklevel + 1,
     )

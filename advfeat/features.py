@@ -359,7 +359,7 @@ def _warn_of_randomness(features: Callable, x: Tensor) -> None:
     from advfeat.attacks.no_trace import no_trace
 
     with no_trace(features, x.device), torch.no_grad():  # once for both: it puts the random state back
-        first, second = taken_by(features, x), taken_by(features, x)
+        first, second = taken_by(features, x.clone()), taken_by(features, x.clone())
     if isinstance(first, Tensor) and first.is_floating_point() and not calling.agree(first, second):
         calling.warn_of_randomness("usefulness and its ranges are of single draws", 3)
 

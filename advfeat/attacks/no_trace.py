@@ -87,7 +87,8 @@ class Watched:
         raise ValueError(f"target holds label {self._largest_label}, but the model has {self._classes} classes")
 
     def __call__(self, x: Tensor) -> Tensor:
-        logits = logits_of(self._model(cast(x, self._dtype)))
+        with _refusing_changes_of(x):
+            logits = logits_of(self._model(cast(x, self._dtype)))
         if logits.shape == x.shape[:1]:  # one logit a sample, of a binary model
             logits = logits[:, None]
         if logits.dim() != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] == 0:
@@ -108,6 +109,21 @@ class Watched:
         if name == "representation" and callable(found):  # takes images, as the model does
             return lambda x: found(cast(x, self._dtype))
         return found
+
+
+@contextmanager
+def _refusing_changes_of(x: Tensor) -> Iterator[None]:
+    """Raises ValueError where a model changes its input in place: the iterate would be another one afterwards."""
+    message = "the model should not change its input in place: let it work on a copy, x.clone()"
+    version = x._version
+    try:
+        yield
+    except RuntimeError as error:
+        if "a leaf Variable that requires grad is being used in an in-place operation" in str(error) and x.is_leaf:
+            raise ValueError(message) from error
+        raise
+    if x._version != version:
+        raise ValueError(message)
 
 
 def modules_of(model: Callable) -> list[nn.Module]:

@@ -78,10 +78,14 @@ def _check_training(recipe: Recipe, model: nn.Module) -> None:
 
 
 def is_deterministic(model: nn.Module, source: Source, device: torch.device) -> bool:
-    """Whether the model says the same twice of the first images; a RuntimeWarning where it does not."""
+    """Whether the model says the same twice of the first images; a RuntimeWarning where it does not, and where what it
+    says depends on the batch."""
     x = source.images(torch.arange(min(_SHOWN_TWICE, len(source)), device="cpu")).to(device)
     with no_trace(model, device):  # the random state is put back afterwards, not in between
         same = calling.is_deterministic(model, x, len(source.classes))
+        by_batch = same and calling.depends_on_batch(model, x, len(source.classes))
+    if by_batch:
+        calling.warn_of_batches("an image of the set depends on batch_size and on those built beside it", 3)
     if not same:
         calling.warn_of_randomness("a build that is stopped and goes on gives other images", 3)
     return same

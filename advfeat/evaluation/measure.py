@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from advfeat.checks import check_images, check_labels, evenly_spaced, whole_numb
 from advfeat.datasets.base import read_images
 from advfeat.datasets.torch_dataset import TorchDataset, as_source
 from advfeat.evaluation.given import named_attacks
-from advfeat.evaluation.results import AVERAGE, DRAWS, Evaluation, Robustness
+from advfeat.evaluation.results import AVERAGE, BATCHES, DRAWS, Evaluation, Robustness
 from advfeat.evaluation.under_attack import Judged, attacked_samples, mean
 from advfeat.forward import class_margins, predicted_classes
 from advfeat.intervals import Share
@@ -55,7 +55,8 @@ def evaluate(
     progress: see :class:`advfeat.progress.Reporter`; counts samples.
 
     Only correctly classified samples are attacked; what is misclassified is not robust. Radius 0 gives clean accuracy.
-    Results do not depend on the batch size, but for rounding inside the model.
+    Results do not depend on the batch size, but for rounding inside the model; where the model's answers do, a warning
+    and the result say so.
     A logit of -inf says that a class is out. A sample whose logits hold NaN, or +inf several times, has no prediction
     and counts as wrong.
     Errors: ValueError for a model that does not fit the data or has other classes, a targeted attack, labels out of
@@ -68,10 +69,13 @@ def evaluate(
     index = _select(model, source, limit, same_classes)
     n = len(index)
     report = Reporter(progress, "evaluate", n * (1 + len(named)))
-    prediction, margins, deterministic = _clean(model, source, index, batch_size, report, asked)
+    prediction, margins, answers = _clean(model, source, index, batch_size, report, asked)
     correct = prediction == source.labels[index]
+    deterministic = answers.deterministic
     if not deterministic and draws == 1:
         calling.warn_of_randomness(f"{DRAWS}; {AVERAGE}", 2)
+    if answers.depend_on_batch:
+        calling.warn_of_batches(BATCHES, 2)
     rows = correct.nonzero()[:, 0]
 
     alone: dict[str, Tensor] = {}
@@ -105,6 +109,7 @@ def evaluate(
         ],
         nonfinite_logits=int((prediction < 0).sum()),
         deterministic=deterministic,
+        depends_on_batch=answers.depend_on_batch,
         draws=int(draws),
         model_fingerprint=_fingerprint(model),
         data_fingerprint=_data_fingerprint(source, index),
@@ -150,9 +155,11 @@ def label_agreement(
         raise TypeError(f"relabel should give a tensor of labels, got {type(other).__name__}")
     if other.shape != labels.shape:
         raise ValueError(f"relabel should give labels of shape {tuple(labels.shape)}, got {tuple(other.shape)}")
-    prediction, _, deterministic = _clean(model, source, index, batch_size, Reporter(None, "", 0), model)
-    if not deterministic:
+    prediction, _, answers = _clean(model, source, index, batch_size, Reporter(None, "", 0), model)
+    if not answers.deterministic:
         calling.warn_of_randomness("a prediction is a single draw", 2)
+    if answers.depend_on_batch:
+        calling.warn_of_batches(BATCHES, 2)
     same, moved = prediction == labels, prediction == other
     return {
         "label": Share(int(same.sum()), n),
@@ -181,28 +188,36 @@ def _select(model: Callable, source: Any, limit: int | None, same_classes: bool)
     return index
 
 
+class _Answers(NamedTuple):
+    """Whether a model says the same twice, and whether it says other things of an image in other batches."""
+
+    deterministic: bool = True
+    depend_on_batch: bool = False
+
+
 def _clean(
     model: Callable, source: Any, index: Tensor, batch_size: int, report: Reporter, asked: Callable
-) -> tuple[Tensor, Tensor, bool]:
-    """Predictions and margins of the samples at ``index``, and whether the model says the same twice.
+) -> tuple[Tensor, Tensor, _Answers]:
+    """Predictions and margins of the samples at ``index``, and what the model's answers are like.
 
     asked: what predicts, the model or its average.
     """
     parts: list[tuple[Tensor, Tensor]] = []
-    device, classes, deterministic = calling.device_of(model), len(source.classes), True
+    device, classes, answers = calling.device_of(model), len(source.classes), _Answers()
     for ids in index.split(batch_size):
         images = read_images(source, ids)
         check_images(images, ids, getattr(source, "name", "data"))
         if not parts and isinstance(source, TorchDataset):
             _check_still(images, read_images(source, ids), source.name)
         x = images.to(device)
-        logits = calling.logits(asked, x, classes).cpu()
+        logits = calling.logits(asked, x if parts else x.clone(), classes).cpu()  # a model may change what it is given
         if not parts:
-            deterministic = calling.is_deterministic(model, x, classes)
+            same = calling.is_deterministic(model, x, classes)
+            answers = _Answers(same, same and calling.depends_on_batch(model, x, classes))
         parts.append((predicted_classes(logits), class_margins(logits, source.labels[ids])))
         report.advance(len(ids))
     prediction, margins = (torch.cat(part) for part in zip(*parts, strict=True))
-    return prediction, margins.float(), deterministic
+    return prediction, margins.float(), answers
 
 
 def _check_still(first: Tensor, second: Tensor, name: str) -> None:

@@ -11,6 +11,7 @@ from advfeat.runs import plain
 
 RANDOM = "the model is random in eval mode"
 DRAWS = "a prediction is a single draw, and what an attack meets is luck"
+BATCHES = "numbers depend on batch_size, and an attack on one image moves others"
 AVERAGE = "evaluate(draws=20) takes the mean of 20 passes, for predictions and for the gradients of attacks"
 
 
@@ -89,9 +90,10 @@ class Evaluation:
 
     nonfinite_logits: samples without a prediction, which count as wrong: a logit is NaN, or several are +inf.
     deterministic: whether two passes over the same images gave the same logits; a random model's numbers are single
-        draws. draws: over how many a prediction averages. model_fingerprint: see
-        :func:`advfeat.models.fingerprint`; None for a function, and for a module with a state that cannot be hashed.
-        data_fingerprint: of the samples that were evaluated; None where the source has none.
+        draws. draws: over how many a prediction averages. depends_on_batch: whether images got other logits in a
+        smaller batch. model_fingerprint: see :func:`advfeat.models.fingerprint`; None for a function, and for a module
+        with a state that cannot be hashed. data_fingerprint: of the samples that were evaluated; None where the source
+        has none.
     Per sample, on the CPU: ``index`` int64 [n] (its position in the data set), ``labels`` int64 [n], ``prediction``
     int64 [n] (-1 for none), ``correct`` bool [n], ``margins`` float32 [n] (clean, positive is correct), ``robust`` a
     bool [n] for each attack's name.
@@ -103,6 +105,7 @@ class Evaluation:
     robustness: list[Robustness]
     nonfinite_logits: int
     deterministic: bool
+    depends_on_batch: bool
     draws: int
     model_fingerprint: str | None
     data_fingerprint: str | None
@@ -116,6 +119,8 @@ class Evaluation:
     @property
     def note(self) -> str | None:
         """What a reader has to know about the numbers; None where there is nothing."""
+        if self.depends_on_batch:
+            return f"what the model says of an image depends on its batch: {BATCHES}"
         if self.deterministic:
             return None
         if self.draws == 1:
@@ -151,6 +156,7 @@ class Evaluation:
             "mean_margin": plain(self.margin),
             "nonfinite_logits_samples": self.nonfinite_logits,
             "deterministic": self.deterministic,
+            "depends_on_batch": self.depends_on_batch,
             "draws": self.draws,
             "note": self.note,
             "robustness": [r.to_dict() for r in self.robustness],
