@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIMUM_TORCH = (2, 10)
-MINIMUM_SETUPTOOLS = (70, 1)  # the first that makes wheels by itself
+MINIMUM_SETUPTOOLS = (77, 0)  # the first that takes the license as an expression
 STABLE_ABI_TARGET = "0x020a000000000000"  # 2.10 as TORCH_TARGET_VERSION spells it
 
 # A cubin runs on later minor versions of its major one, and PTX on all that follow: Turing, Ampere and Ada, Hopper

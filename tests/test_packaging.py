@@ -380,5 +380,5 @@ def test_the_message_without_torch_is_three_lines():
 
 def test_an_old_setuptools_is_named():
     torch_build.require_setuptools("84.2.1")
-    with pytest.raises(SystemExit, match=r"setuptools should be 70\.1 or later, got 65\.5\.0"):
+    with pytest.raises(SystemExit, match=r"setuptools should be 77\.0 or later, got 65\.5\.0"):
         torch_build.require_setuptools("65.5.0")
