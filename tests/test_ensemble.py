@@ -89,9 +89,9 @@ def test_the_next_attack_sees_only_what_is_left():
     seen = []
 
     class Watched(PGD):
-        def run(self, model, x, target, **more):
-            seen.append(len(x))
-            return super().run(model, x, target, **more)
+        def _run(self, run):
+            seen.append(len(run))
+            return super()._run(run)
 
     threat = L2(0.3)
     first = PGD(threat, steps=10, keep="best")

@@ -151,7 +151,8 @@ def test_batches_of_another_kind_are_named(net):
     with pytest.raises(ValueError, match=r"x should be like that of the batches before, torch.float32 of shape \[B, 2"):
         list(attack.over(net, [(x[:12], wrong), (x[12:].double(), y[12:])]))
     with pytest.raises(ValueError, match="target should be like that of the batches before"):
-        list(attack.over(net, [(x[:12], wrong), (x[12:], y[12:].to(torch.int32))]))
+        list(attack.over(net, [(x[:12], wrong), (x[12:], y[12:].float())]))
+    assert len(list(attack.over(net, [(x[:12], wrong), (x[12:], y[12:].to(torch.int32))]))) == 2  # labels all the same
 
 
 def test_converged_from_an_infinite_value(net):

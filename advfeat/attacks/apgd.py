@@ -10,18 +10,10 @@ import torch
 from torch import Tensor
 
 from advfeat import ops
-from advfeat.attacks.base import Attack, check_settings
-from advfeat.attacks.engine import (
-    into_box_,
-    own_copies,
-    random_start,
-    strides_of,
-    successes,
-    value_and_grad,
-    with_strides,
-)
-from advfeat.attacks.inputs import check_inputs
-from advfeat.attacks.no_trace import Watched, no_trace
+from advfeat.attacks.base import GradientAttack, check_settings
+from advfeat.attacks.context import Run
+from advfeat.attacks.gradient import successes, value_and_grad
+from advfeat.attacks.record import Record
 from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
@@ -32,7 +24,7 @@ MOMENTUM, RHO = 0.75, 0.75
 
 
 @dataclass(frozen=True, eq=False)
-class APGD(Attack):
+class APGD(GradientAttack):
     """APGD: starts with steps of 2 eps, and halves a sample's step and goes back to its best iterate where it stalls.
 
         result = advfeat.APGD(advfeat.Linf(8 / 255), steps=100).run(model, x, y)
@@ -61,8 +53,6 @@ class APGD(Attack):
     autocast: torch.dtype | None = None
     graph: bool = True
 
-    step_size = None  # not a setting: the attack finds it
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", as_objective(self.objective))
         check_settings(self)
@@ -87,20 +77,21 @@ class APGD(Attack):
             "autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None,
         }
 
-    def run(
-        self,
-        model: Callable,
-        x: Tensor,
-        target: Tensor,
-        *,
-        start: Tensor | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> AttackResult:
-        """The adversarial examples with their statistics; arguments as for :meth:`advfeat.PGD.run`.
-
-        start: the first iterate, projected, with ``random_start=False``.
-        """
-        return _run(self, model, x, target, start, sample_ids)
+    def _run(self, run: Run) -> AttackResult:
+        """A ``start`` is the first iterate of the one start, with ``random_start=False``."""
+        best, rows = Record(run.x0, self.targeted), torch.arange(len(run), device=run.x0.device)
+        passes, why_eager = [0, 0], None
+        for restart in range(self.restarts):
+            if restart > 0:
+                rows = (~best.success).nonzero()[:, 0]
+            if rows.numel() == 0:
+                break
+            start = _Start(self, run if restart == 0 else run.rows(rows), best.rows(rows), restart)
+            start.run()
+            best.put(rows, start.record)
+            passes = [passes[0] + rows.numel() * (self.steps + 1), passes[1] + rows.numel() * self.steps]
+            why_eager = start.why_eager
+        return run.result(best, forwarded=passes[0], backwarded=passes[1], why_eager=why_eager)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -114,85 +105,30 @@ def checkpoints(steps: int) -> list[int]:
     return found
 
 
-def _run(
-    attack: APGD, model: Callable, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
-) -> AttackResult:
-    watched = Watched(model, check_inputs(attack, x, target, start, sample_ids))
-    with no_trace(model, x.device, attack.objective), torch.autocast(x.device.type, enabled=False):
-        x0, target = own_copies(model, x, target)
-        threat = attack.threat.to(x.device)
-        into_box_(x0, threat)
-        ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids.clone()
-        best = _Best(attack, x0)
-        rows = torch.arange(x.shape[0], device=x.device)
-        for restart in range(attack.restarts):
-            if restart > 0:
-                rows = (~best.success).nonzero()[:, 0]
-            if rows.numel() == 0:
-                break
-            if attack.random_start:
-                first = random_start(attack, threat.rows(rows), x0[rows], ids[rows], restart)
-            else:
-                first = (x0 if start is None else start.detach()).clone()
-            _Start(attack, watched, threat.rows(rows), x0[rows], target[rows], first).run(best, rows)
-        return AttackResult(
-            x_adv=with_strides(best.x, strides_of(x)),
-            value=best.sign * best.value,
-            success=best.success if best.knows_success else None,
-            distance=threat.distance(best.x, x0),
-            first_success=best.first_success if best.knows_success else None,
-            zero_grad_steps=best.status[:, 0],
-            nonfinite_grad_steps=best.status[:, 1],
-            samples_forwarded=best.forwarded,
-            samples_backwarded=best.backwarded,
-            why_eager=best.why_eager,
-        )
-
-
-class _Best:
-    """What is kept of each sample over all starts. Values have the sign that makes more better; -inf is none yet."""
-
-    def __init__(self, attack: APGD, x0: Tensor) -> None:
-        n, device = x0.shape[0], x0.device
-        self.sign = -1.0 if attack.targeted else 1.0
-        self.x = x0.clone()
-        self.value = torch.full((n,), float("-inf"), dtype=_wide(x0), device=device)
-        self.success = torch.zeros(n, dtype=torch.bool, device=device)
-        self.first_success = torch.full((n,), -1, dtype=torch.int32, device=device)
-        self.status = torch.zeros(n, 2, dtype=torch.int32, device=device)
-        self.knows_success = True
-        self.forwarded = self.backwarded = 0
-        self.why_eager: str | None = None
-
-    names = ("x", "value", "success", "first_success", "status")
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 class _Start:
-    """The iterates of one start. Everything is changed in place, so that a step can be replayed as a graph."""
+    """The iterates of one start. Everything is changed in place, so that a step can be replayed as a graph.
 
-    def __init__(self, attack: APGD, model: Watched, threat: Threat, x0: Tensor, target: Tensor, first: Tensor) -> None:
-        self.attack, self.model, self.threat, self.x0, self.target = attack, model, threat, x0, target
+    record: what is known of the samples from the starts before. best_*: the best point of this start, to which a sample
+    that stalls goes back, by its value times ``sign``, so that more is better.
+    """
+
+    def __init__(self, attack: APGD, batch: Run, record: Record, restart: int) -> None:
+        self.attack, self.batch, self.record = attack, batch, record
         self.sign = -1.0 if attack.targeted else 1.0
-        n, wide, device = x0.shape[0], _wide(x0), x0.device
-        self.x = threat.project_(torch.empty_like(x0).copy_(first), x0)
+        n, device = len(batch), batch.x0.device
+        self.x = batch.first_iterate(attack, restart)
         self.before, self.moved, self.grad = self.x.clone(), torch.empty_like(self.x), torch.zeros_like(self.x)
-        self.eta = (2.0 * torch.as_tensor(threat.eps, dtype=torch.float64, device=device)).expand(n).clone()
+        self.eta = (2.0 * torch.as_tensor(batch.threat.eps, dtype=torch.float64, device=device)).expand(n).clone()
         self.step = torch.zeros((), dtype=torch.int32, device=device)
-        # The best point of this start, to which a sample that stalls goes back.
         self.best_x, self.best_grad = self.x.clone(), torch.zeros_like(self.x)
-        self.best = torch.full((n,), float("-inf"), dtype=wide, device=device)
+        self.best = torch.full((n,), float("-inf"), dtype=record.value.dtype, device=device)
         # Since the last checkpoint: how many steps gained something, and where it stood.
         self.gains, self.last_value = torch.zeros_like(self.best), self.best.clone()
         self.best_at_check, self.halved_at_check = self.best.clone(), torch.ones(n, dtype=torch.bool, device=device)
-        self.knows_success = True
+        self.why_eager: str | None = None
 
-    def run(self, best: _Best, rows: Tensor) -> None:
-        """All steps; ``best`` holds the whole batch's, of which these samples are the ``rows``."""
-        self.kept = {name: getattr(best, name)[rows] for name in best.names}
+    def run(self) -> None:
+        """All steps."""
         steps, checks, at, last_check = self.attack.steps, checkpoints(self.attack.steps), 0, 0
         self._look(grad=steps > 0)
         self.best_grad.copy_(self.grad)  # also of a value that is NaN, which is never the best
@@ -215,54 +151,38 @@ class _Start:
             if at in checks and at < steps:
                 self._check(at - last_check)
                 last_check = at
-        for name in best.names:
-            getattr(best, name)[rows] = self.kept[name]
-        n = self.x.shape[0]
-        best.forwarded += n * (steps + 1)
-        best.backwarded += n * steps
-        best.knows_success &= self.knows_success
-        best.why_eager = step.why_eager
+        self.why_eager = step.why_eager
 
     def _step(self) -> None:
         self._move(momentum=True)
         self._look(grad=True)
 
     def _move(self, momentum: bool) -> None:
-        x, moved = self.x, self.moved
+        x, moved, threat, x0 = self.x, self.moved, self.batch.threat, self.batch.x0
         moved.copy_(x)
-        self.threat.step_(moved, self.grad, self.x0, self.sign * self.eta, grad_status=self.kept["status"])
+        threat.step_(moved, self.grad, x0, self.sign * self.eta, grad_status=self.record.status)
         if momentum:
             # x + 0.75 (moved - x) + 0.25 (x - before), in place
             moved.mul_(MOMENTUM).add_(x, alpha=2 * (1 - MOMENTUM)).sub_(self.before, alpha=1 - MOMENTUM)
-            self.threat.project_(moved, self.x0)
+            threat.project_(moved, x0)
         self.before.copy_(x)
         x.copy_(moved)
         self.step.add_(1)
 
     def _look(self, grad: bool) -> None:
         """The value at x, and (with ``grad``) the gradient; keeps what is better."""
-        value, logits, gradient = value_and_grad(self.attack, self.model, self.x, self.target, grad)
-        hit = successes(self.attack, logits, self.target)
-        if hit is None:
-            self.knows_success = False
-            hit = torch.zeros_like(self.kept["success"])
+        attack, batch, record = self.attack, self.batch, self.record
+        value, logits, gradient = value_and_grad(attack, batch.model, self.x, batch.target, grad)
+        success = record.told(successes(attack, logits, batch.target))
+        record.see(success, self.step)
+        record.keep(record.is_better(value, success), self.x, value, success)
         value = self.sign * value.to(self.best.dtype)
-        self._keep(value, hit)
         self.gains.add_(value > self.last_value)
         self.last_value.copy_(value)
         if gradient is not None:
             self.grad.copy_(gradient)
             ops.update_best_(self.best_grad, self.best.clone(), self.grad, value)
         ops.update_best_(self.best_x, self.best, self.x, value)
-
-    def _keep(self, value: Tensor, hit: Tensor) -> None:
-        """A success before a failure, then the larger value."""
-        k = self.kept
-        better = hit & ~k["success"] | (hit == k["success"]) & ((value > k["value"]) | k["value"].isnan())
-        ops.update_best_(k["x"], torch.zeros_like(value), self.x, better.to(value.dtype))
-        k["value"].copy_(torch.where(better, value, k["value"]))
-        k["success"].logical_or_(hit)
-        k["first_success"].copy_(torch.where((k["first_success"] < 0) & hit, self.step, k["first_success"]))
 
     def _check(self, interval: int) -> None:
         """Halves the step of the samples that stall, and puts them back to their best point."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from advfeat.attacks.apgd import APGD
 from advfeat.attacks.base import Attack, check_settings, take_integer
-from advfeat.attacks.no_trace import Watched, no_trace
+from advfeat.attacks.context import Run
 from advfeat.attacks.pgd import PGD
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import TargetedDLR
@@ -62,50 +61,46 @@ class Auto(Attack):
             "autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None,
         }
 
-    def run(
-        self,
-        model: Callable,
-        x: Tensor,
-        target: Tensor,
-        *,
-        start: Tensor | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> AttackResult:
-        """The adversarial examples with their statistics; ``value`` is the margin's where that broke the sample, and
-        the targeted DLR's elsewhere if that did. Arguments as for :meth:`advfeat.PGD.run`, with labels as target."""
+    def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
+        """As :meth:`advfeat.attacks.Attack.check`."""
         if start is not None:
             raise ValueError("start should be None: every run has random starts of its own")
+        return self._look().check(x, target, start, sample_ids)
+
+    def _run(self, run: Run) -> AttackResult:
+        """``value`` is the margin's where that broke the sample, and the targeted DLR's elsewhere if that did."""
         common = {"steps": self.steps, "autocast": self.autocast, "graph": self.graph}
-        found = PGD(self.threat, steps=0, autocast=self.autocast).run(model, x, target, sample_ids=sample_ids)
-        ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids
-        rows, threat = (~found.success).nonzero()[:, 0], self.threat.to(x.device)
+        found = self._look().part_of(run)
+        rows = (~found.success).nonzero()[:, 0]
         if rows.numel() == 0:
             return found
-        first = APGD(threat.rows(rows), restarts=self.restarts, seed=self.seed, **common)
+        first = APGD(self.threat, restarts=self.restarts, seed=self.seed, **common)
         found.why_eager = None  # nothing to say of a look at x
-        found.take_over(rows, first.run(model, x[rows], target[rows], sample_ids=ids[rows]), failures=True)
-        classes = self._classes(model, x, target)
+        found.take_over(rows, first.part_of(run.rows(rows)), failures=True)
+        classes = self._classes(run)
         for rank in range(classes.shape[1]):
             rows = (~found.success & (classes[:, rank] >= 0)).nonzero()[:, 0]
             if rows.numel() == 0:
                 continue
-            attack = APGD(threat.rows(rows), objective=TargetedDLR(), seed=self.seed + 1 + rank, **common)
-            pairs = torch.stack([target[rows].to(torch.int64), classes[rows, rank]], dim=1)
-            found.take_over(rows, attack.run(model, x[rows], pairs, sample_ids=ids[rows]))
+            attack = APGD(self.threat, objective=TargetedDLR(), seed=self.seed + 1 + rank, **common)
+            pairs = torch.stack([run.target[rows], classes[rows, rank]], dim=1)
+            found.take_over(rows, attack.part_of(run.rows(rows, pairs)))
         return found
 
-    def _classes(self, model: Callable, x: Tensor, target: Tensor) -> Tensor:
+    def _look(self) -> PGD:
+        """The attack that only looks at x."""
+        return PGD(self.threat, steps=0, autocast=self.autocast)
+
+    def _classes(self, run: Run) -> Tensor:
         """The other classes by their logits at x, the largest first: int64 [B, target_classes or fewer].
 
         -1 for classes that are out (-inf), and for samples with fewer than the four that the targeted DLR compares.
         """
-        if x.shape[0] == 0:
-            return torch.empty(0, 0, dtype=torch.int64, device=x.device)
-        with no_trace(model, x.device), torch.no_grad():
-            logits = Watched(model)(x.detach()).float()
+        with torch.no_grad():
+            logits = run.model(run.x0).float()
         if logits.shape[1] < 4:
-            return torch.empty(x.shape[0], 0, dtype=torch.int64, device=x.device)
-        others = logits.scatter(1, target.to(torch.int64)[:, None], float("-inf"))
+            return torch.empty(len(run), 0, dtype=torch.int64, device=logits.device)
+        others = logits.scatter(1, run.target[:, None], float("-inf"))
         values, classes = others.sort(dim=1, descending=True)
         out = (values == -torch.inf) | ((logits > -torch.inf).sum(dim=1, keepdim=True) < 4)
         return classes.masked_fill(out, -1)[:, : min(self.target_classes, logits.shape[1] - 1)]

@@ -10,24 +10,40 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from advfeat.attacks.inputs import check_tensor
+from advfeat.attacks.context import Run, undisturbed
+from advfeat.attacks.inputs import check_inputs, check_tensor
 from advfeat.attacks.result import AttackResult
+from advfeat.objectives import Objective
+from advfeat.ops import Number
+from advfeat.seeds import fresh_seed
 from advfeat.threat import Threat
 
 
 class Attack:
     """Base class of the attacks: frozen dataclasses with a ``threat``, ``targeted`` and an ``autocast``.
 
-    takes_start: whether :meth:`run` goes from a ``start`` that it is given.
+    A subclass writes :meth:`_run`, which gets its inputs checked and copied, and :meth:`to_dict`.
+
+    takes_start: whether :meth:`run` goes from a ``start`` that it is given. objectives: those that a user may have
+        written, which can hold modules of their own.
     """
 
     threat: Threat
     targeted: bool
     autocast: torch.dtype | None
     takes_start = True
+    objectives: tuple[Objective, ...] = ()
 
     def to_dict(self) -> dict:
         """The settings as JSON values, as they are written beside every number."""
+        raise NotImplementedError
+
+    def _run(self, run: Run) -> AttackResult:
+        """The attack itself, on a batch whose tensors may not be changed; the model is in eval mode."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
+        """Raises ValueError or TypeError for what cannot be attacked; returns the largest label, None for no labels."""
         raise NotImplementedError
 
     def replace(self, **changes):
@@ -43,8 +59,17 @@ class Attack:
         start: Tensor | None = None,
         sample_ids: Tensor | None = None,
     ) -> AttackResult:
-        """The adversarial examples with their statistics."""
-        raise NotImplementedError
+        """The adversarial examples with their statistics.
+
+        model: gives logits [B, classes], as a tensor or as an output with ``.logits``; any callable.
+        x: [B, ...] floating, in the box but for rounding, which is clipped; the centre of the ball.
+        target: the labels to leave, or with ``targeted`` to reach, int64 [B]; what the objective makes of it otherwise.
+        start: the first iterate, projected; x itself or a random point if None.
+        sample_ids: int64 [B], who the samples are, for the random starts; 0 ... B-1 if None.
+
+        Errors: ValueError naming the argument; TypeError for a model without logits.
+        """
+        return self._call(model, x, target, start, sample_ids, statistics=True)
 
     def __call__(
         self,
@@ -55,8 +80,33 @@ class Attack:
         start: Tensor | None = None,
         sample_ids: Tensor | None = None,
     ) -> Tensor:
-        """The adversarial examples [B, ...]. Arguments as for :meth:`run`."""
-        return self.run(model, x, target, start=start, sample_ids=sample_ids).x_adv
+        """The adversarial examples [B, ...]. Arguments as for :meth:`run`, whose last forward pass this saves where
+        nothing depends on it."""
+        return self._call(model, x, target, start, sample_ids, statistics=False).x_adv
+
+    def _call(
+        self,
+        model: Callable,
+        x: Tensor,
+        target: Tensor,
+        start: Tensor | None,
+        sample_ids: Tensor | None,
+        statistics: bool,
+    ) -> AttackResult:
+        check_tensor("x", x, "a floating-point batch [B, ...]")
+        attack = self._seeded(fresh=sample_ids is None)
+        with undisturbed(attack, model, x.device):
+            return attack._run(Run(attack, model, x, target, start, sample_ids, statistics=statistics))
+
+    def part_of(self, run: Run) -> AttackResult:
+        """The result as a part of another attack, with statistics: of a run, or of some rows of one."""
+        run.statistics = True
+        per_sample = isinstance(self.threat.eps, Tensor) and self.threat.eps.dim() > 0
+        return (self.replace(threat=run.threat) if per_sample else self)._run(run)
+
+    def _seeded(self, fresh: bool) -> Attack:
+        """The attack of one call; with ``fresh``, random starts without a seed of their own get a new one."""
+        return self
 
     def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
         """The results for each batch ``(x, target)`` or ``(x, target, sample_ids)`` of a data set, in order.
@@ -65,6 +115,39 @@ class Attack:
         """
         for x, target, sample_ids in numbered(batches):
             yield self.run(model, x, target, sample_ids=sample_ids)
+
+
+class GradientAttack(Attack):
+    """An attack that follows the gradient of one objective from one start or several.
+
+    objective: what is pushed up, or with ``targeted`` down. steps, restarts: at least 0 and 1. random_start: whether
+    starts are random points of the ball; seed: of them, None for a new one at every call without sample ids.
+    """
+
+    steps: int
+    objective: Objective
+    random_start: bool
+    restarts: int
+    seed: int | None
+    step_size: Number | None = None
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        return (self.objective,)
+
+    @property
+    def step_length(self) -> Number:
+        """The length of the first step, a float or a tensor [B]."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
+        """As :meth:`Attack.check`."""
+        return check_inputs(self, x, target, start, sample_ids)
+
+    def _seeded(self, fresh: bool) -> GradientAttack:
+        if self.seed is not None or not self.random_start or not fresh:
+            return self
+        return self.replace(seed=fresh_seed())
 
 
 def numbered(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -99,7 +182,7 @@ def take_integer(attack: Attack, name: str, least: int | None) -> None:
     object.__setattr__(attack, name, value)
 
 
-def check_settings(attack: Attack) -> None:
+def check_settings(attack: GradientAttack) -> None:
     """Refuses what no attack can take: threat, steps, restarts, seed, a random start without a ball, and an objective
     that would lead a targeted attack away from its target. Integers of any kind, numpy's too, become Python's."""
     if not isinstance(attack.threat, Threat):

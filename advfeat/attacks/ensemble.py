@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from advfeat.attacks.base import Attack, numbered
-from advfeat.attacks.inputs import check_tensor
+from advfeat.attacks.context import Run
 from advfeat.attacks.result import AttackResult
+from advfeat.objectives import Objective
 from advfeat.seeds import fresh_seed
 from advfeat.threat import Threat
 
@@ -65,6 +66,11 @@ class Ensemble(Attack):
         return self.attacks[0].threat
 
     @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Of all the attacks, one after the other."""
+        return tuple(objective for attack in self.attacks for objective in attack.objectives)
+
+    @property
     def targeted(self) -> bool:
         """Of all the attacks."""
         return self.attacks[0].targeted
@@ -93,25 +99,26 @@ class Ensemble(Attack):
             "attacks": [attack.to_dict() for attack in self.attacks],
         }
 
-    def run(
-        self,
-        model: Callable,
-        x: Tensor,
-        target: Tensor,
-        *,
-        start: Tensor | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> AttackResult:
-        """The adversarial examples with their statistics; arguments as for :meth:`advfeat.PGD.run`, and a ``start`` is
-        every attack's. Counts are of all attacks, ``first_success`` of the one that broke the sample.
-        Errors: as those of the attacks; ValueError where the first cannot tell a success."""
-        check_tensor("x", x, "a floating-point batch [B, ...]")
-        ids = torch.arange(x.shape[0], device=x.device) if sample_ids is None else sample_ids
+    def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
+        """As :meth:`advfeat.attacks.Attack.check`."""
         if start is not None and not self.takes_start:
             raise ValueError("start should be None: an attack of the ensemble has random starts of its own")
-        attacks = self._seeded(sample_ids is None)
-        found = attacks.attacks[0].run(model, x, target, start=start, sample_ids=ids)
-        attacks._rest(model, [_Left.of(found, x, target, ids, start)])
+        if start is not None:
+            for attack in self.attacks[1:]:
+                attack.check(x, target, start, sample_ids)
+        return self.attacks[0].check(x, target, start, sample_ids)
+
+    def _run(self, run: Run) -> AttackResult:
+        """A ``start`` is every attack's. Counts are of all attacks, ``first_success`` of the one that broke the sample.
+        Errors: as those of the attacks; ValueError where the first cannot tell a success."""
+        found = self.attacks[0].part_of(run)
+        rows = (~_success(found)).nonzero()[:, 0]
+        for attack in self.attacks[1:]:
+            if rows.numel() == 0:
+                break
+            more = attack.part_of(run.rows(rows))
+            found.take_over(rows, more)
+            rows = rows[~_success(more)]
         return found
 
     def _seeded(self, fresh: bool) -> Ensemble:
@@ -167,10 +174,7 @@ class Ensemble(Attack):
             if not some:
                 return
             x, target, ids = (torch.cat([getattr(left, name) for left in some]) for name in ("x", "target", "ids"))
-            start = some[0].start  # of a single batch, if at all
-            if isinstance(self.threat.eps, Tensor):
-                attack = attack.replace(threat=self.threat.to(x.device).rows(some[0].rows))
-            more = attack.run(model, x, target, start=start, sample_ids=ids)
+            more = attack.run(model, x, target, sample_ids=ids)
             _success(more)
             for left, new in zip(some, more.split([len(left.rows) for left in some]), strict=True):
                 left.found.take_over(left.rows, new)
@@ -188,20 +192,18 @@ class _Left:
     x: Tensor
     target: Tensor
     ids: Tensor
-    start: Tensor | None = None
 
     @classmethod
-    def of(cls, found: AttackResult, x: Tensor, target: Tensor, ids: Tensor, start: Tensor | None = None) -> _Left:
+    def of(cls, found: AttackResult, x: Tensor, target: Tensor, ids: Tensor) -> _Left:
         every = torch.arange(x.shape[0], device=x.device)
-        left = cls(found, every, x, target, ids, start)
+        left = cls(found, every, x, target, ids)
         left.keep(~_success(found))
         return left
 
     def keep(self, mask: Tensor) -> None:
         """Goes on with some of the rows."""
-        for name in ("rows", "x", "target", "ids", "start"):
-            value = getattr(self, name)
-            setattr(self, name, None if value is None else value[mask])
+        for name in ("rows", "x", "target", "ids"):
+            setattr(self, name, getattr(self, name)[mask])
 
 
 def _success(found: AttackResult) -> Tensor:

@@ -174,12 +174,11 @@ def _filled(cell: types.CellType) -> bool:
         return False
 
 
-def _all_in_sight(model: Callable, objective: Objective | None) -> bool:
+def _all_in_sight(model: Callable, objectives: Iterable[Objective]) -> bool:
     """Whether a search finds every module that will be called: code of the user's own may name them in any way."""
-    if not isinstance(model, nn.Module):
-        return False
-    return objective is None or (
+    return isinstance(model, nn.Module) and all(
         type(objective).__module__ == Objective.__module__ and not any(callable(v) for v in vars(objective).values())
+        for objective in objectives
     )
 
 
@@ -202,12 +201,12 @@ def _before_each_call(turn_off: Callable[[Iterable[nn.Module]], None]) -> Iterat
 
 
 @contextmanager
-def in_eval_mode(model: Callable, objective: Objective | None = None) -> Iterator[None]:
+def in_eval_mode(model: Callable, *objectives: Objective) -> Iterator[None]:
     """The part of :func:`no_trace` without the random state: of code that draws numbers of its own, which would
     repeat."""
     eval_mode = EvalMode()
-    reachable = _reachable(model) + ([] if objective is None else _reachable(objective))
-    no_hook = _all_in_sight(model, objective) or any(_is_compiled(each) for each in reachable)
+    reachable = [each for whole in (model, *objectives) for each in _reachable(whole)]
+    no_hook = _all_in_sight(model, objectives) or any(_is_compiled(each) for each in reachable)
     try:
         eval_mode.take(each for each in reachable if isinstance(each, nn.Module))
         with contextlib.nullcontext() if no_hook else _before_each_call(eval_mode.take):
@@ -218,8 +217,8 @@ def in_eval_mode(model: Callable, objective: Objective | None = None) -> Iterato
 
 
 @contextmanager
-def no_trace(model: Callable, device: torch.device, objective: Objective | None = None) -> Iterator[None]:
-    """Inside: gradients are on, and every submodule that ``model`` or ``objective`` is or refers to is in eval mode.
+def no_trace(model: Callable, device: torch.device, *objectives: Objective) -> Iterator[None]:
+    """Inside: gradients are on, and every submodule that ``model`` or an objective is or refers to is in eval mode.
 
     Afterwards, also after an exception: the training flag of every submodule, the global random state (CPU and this
     device) and the grad and inference modes are as before. Parameters' ``.grad`` and ``requires_grad`` and BatchNorm's
@@ -236,7 +235,7 @@ def no_trace(model: Callable, device: torch.device, objective: Objective | None 
     cpu_state = torch.get_rng_state() if alone else None
     cuda_state = torch.cuda.get_rng_state(device) if alone and on_cuda else None
     try:
-        with in_eval_mode(model, objective):
+        with in_eval_mode(model, *objectives):
             yield
     finally:
         if cpu_state is not None and _is_only_thread():

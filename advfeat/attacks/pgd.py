@@ -12,9 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advfeat.attacks import engine, pool
-from advfeat.attacks.base import Attack, check_settings, numbered
+from advfeat.attacks import pool
+from advfeat.attacks.base import GradientAttack, check_settings, numbered
+from advfeat.attacks.context import Run, undisturbed
 from advfeat.attacks.convergence import Converged
+from advfeat.attacks.gradient import successes, value_and_grad
+from advfeat.attacks.record import Record
+from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
 from advfeat.ops import Number
@@ -23,7 +27,7 @@ from advfeat.threat import Threat
 
 
 @dataclass(frozen=True, eq=False)
-class PGD(Attack):
+class PGD(GradientAttack):
     """Projected gradient steps on any model that gives logits.
 
         attack = advfeat.PGD(advfeat.L2(0.5), steps=100, step_size=0.1, targeted=True)
@@ -105,52 +109,8 @@ class PGD(Attack):
             "autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None,
         }
 
-    def __call__(
-        self,
-        model: Callable,
-        x: Tensor,
-        target: Tensor,
-        *,
-        start: Tensor | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> Tensor:
-        """The adversarial examples [B, ...]. Arguments as for :meth:`run`; without ``keep``, ``stop`` or ``restarts``
-        this saves the last forward pass."""
-        attack = self._with_seed(sample_ids)
-        if self.stop is not None:
-            return pool.run(attack, model, x, target, start, sample_ids).x_adv
-        plain = self.keep == "last" and self.restarts == 1
-        return engine.run(attack, model, x, target, start, sample_ids, track=not plain).x_adv
-
-    def run(
-        self,
-        model: Callable,
-        x: Tensor,
-        target: Tensor,
-        *,
-        start: Tensor | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> AttackResult:
-        """The adversarial examples with their statistics.
-
-        model: gives logits [B, classes], as a tensor or as an output with ``.logits``; any callable.
-        x: [B, ...] floating, in the box but for rounding, which is clipped; the centre of the ball.
-        target: the labels to leave, or with ``targeted`` to reach, int64 [B]; what the objective makes of it otherwise.
-        start: the first iterate, projected; x itself or a random point if None.
-        sample_ids: int64 [B], who the samples are, for the random starts; 0 ... B-1 if None.
-
-        Errors: ValueError naming the argument; TypeError for a model without logits.
-        """
-        attack = self._with_seed(sample_ids)
-        if self.stop is not None:
-            return pool.run(attack, model, x, target, start, sample_ids)
-        return engine.run(attack, model, x, target, start, sample_ids, track=True)
-
-    def _with_seed(self, sample_ids: Tensor | None) -> PGD:
-        """The attack of one call: with a seed of its own where none was asked for."""
-        if self.seed is not None or not self.random_start or sample_ids is not None:
-            return self
-        return self.replace(seed=fresh_seed())
+    def _run(self, run: Run) -> AttackResult:
+        return pool.run(self, run) if self.stop is not None else _Loop(self, run).run()
 
     def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
         """The results for each batch ``(x, target)`` or ``(x, target, sample_ids)`` of a data set, in order.
@@ -160,12 +120,12 @@ class PGD(Attack):
         done leave, the next batches' take their places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`,
         and comes a little later, with up to 32 batches begun. The model should not change before the last result.
         """
-        if type(self).run is not PGD.run:  # a subclass with a run of its own
+        if type(self)._run is not PGD._run:  # a subclass with a loop of its own
             return super().over(model, batches)
         if self.seed is None and self.random_start:
             return self._over_with_seed(model, batches)
         if self.stop is None:
-            return engine.over(self, model, numbered(batches))
+            return _over(self, model, numbered(batches))
         if any(isinstance(v, Tensor) and v.dim() > 0 for v in (self.threat.eps, self.step_size)):
             return super().over(model, batches)
         return pool.over(self, model, numbered(batches))
@@ -177,3 +137,76 @@ class PGD(Attack):
             has_ids = isinstance(first, (tuple, list)) and len(first) > 2
             attack = self.replace(seed=0 if has_ids else fresh_seed())
             yield from attack.over(model, itertools.chain([first], rest))
+
+
+def _over(attack: PGD, model: Callable, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Iterator[AttackResult]:
+    """The results of each batch ``(x, target, sample_ids)``, all samples in step with each other; batches of one shape
+    share their buffers, and so one captured graph."""
+    loop: _Loop | None = None
+    for x, target, ids in batches:
+        with undisturbed(attack, model, x.device):
+            if loop is None or not loop.batch.take(attack, x, target, ids):
+                watched = None if loop is None else loop.batch.model
+                loop = _Loop(attack, Run(attack, model, x, target, None, ids, watched=watched), again=True)
+            result = loop.run()
+        yield result
+
+
+class _Loop:
+    """All steps for all samples of a batch, in step with each other; with ``again`` the buffers are kept for the next
+    batch, if that is of the same kind. For ``stop=None``; :mod:`advfeat.attacks.pool` has the other case."""
+
+    def __init__(self, attack: PGD, batch: Run, again: bool = False) -> None:
+        self.attack, self.batch, self.again = attack, batch, again
+        # Without statistics nothing but the last iterate counts, and no pass need look at it.
+        self.track = batch.statistics or attack.keep == "best" or attack.restarts > 1
+        self.at = torch.empty_like(batch.x0)  # the iterate; every step moves it in place
+        size = attack.step_length
+        if isinstance(size, Tensor):  # as the kernels take it, so that no step converts it again
+            size = size.detach().to(self.at.device, torch.float64)
+        self.size = -size if attack.targeted else size
+        self.record = Record(batch.x0, attack.targeted, image=attack.keep == "best" or attack.restarts > 1)
+        self.step = torch.zeros((), dtype=torch.int32, device=self.at.device)
+        self.steps = Step(self.at.device, attack.graph, again=again)
+
+    def run(self) -> AttackResult:
+        """The result for what the batch holds now."""
+        attack, batch, n = self.attack, self.batch, len(self.batch)
+        self.record.forget(batch.x0)
+        for restart in range(attack.restarts):
+            self.at.copy_(batch.first_iterate(attack, restart))
+            self.step.zero_()
+            if n > 0:
+                self.steps(self._one_step, attack.steps)
+                if self.track:
+                    self._last_look(restart)
+        self.record.knows_success &= self.track
+        return batch.result(
+            self.record,
+            forwarded=n * attack.restarts * (attack.steps + self.track),
+            backwarded=n * attack.restarts * attack.steps,
+            x_adv=self.at,
+            why_eager=self.steps.why_eager,
+            copied=self.again,
+        )
+
+    def _one_step(self) -> None:
+        attack, batch, record = self.attack, self.batch, self.record
+        value, logits, grad = value_and_grad(attack, batch.model, self.at, batch.target, True)
+        if self.track:
+            success = record.told(successes(attack, logits, batch.target))
+            record.see(success, self.step)
+            if attack.keep == "best":
+                record.keep(record.is_better(value, success), self.at, value, success)
+            self.step.add_(1)
+        batch.threat.step_(self.at, grad, batch.x0, self.size, grad_status=record.status)
+
+    def _last_look(self, restart: int) -> None:
+        attack, batch, record = self.attack, self.batch, self.record
+        value, logits, _ = value_and_grad(attack, batch.model, self.at, batch.target, False)
+        success = record.told(successes(attack, logits, batch.target))
+        record.see(success, self.step)
+        better = record.is_better(value, success)
+        if attack.keep == "last" and restart == 0:
+            better = torch.ones_like(better)
+        record.keep(better, self.at, value, success)

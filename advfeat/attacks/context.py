@@ -1,0 +1,158 @@
+"""One call of an attack: its inputs, checked and apart from the caller's, and the result that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from advfeat.attacks.inputs import memory_format_for
+from advfeat.attacks.no_trace import Watched, no_trace
+from advfeat.attacks.record import Record
+from advfeat.attacks.result import AttackResult
+from advfeat.objectives import are_labels
+from advfeat.threat import Threat
+
+if TYPE_CHECKING:
+    from advfeat.attacks.base import Attack, GradientAttack
+
+
+@contextmanager
+def undisturbed(attack: Attack, model: Callable, device: torch.device) -> Iterator[None]:
+    """Inside, the model can be attacked and is left as it was: see :func:`advfeat.attacks.no_trace.no_trace`.
+
+    The caller's autocast is off: it would also cast the backward pass, which PyTorch advises against.
+    """
+    with no_trace(model, device, *attack.objectives), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def random_iterate(attack: GradientAttack, threat: Threat, x0: Tensor, ids: Tensor, restart: int) -> Tensor:
+    """The random points of the balls around x0 that a restart begins at, in the layout of x0.
+
+    Restarts are streams of random numbers of their own, far apart in the space of seeds.
+    """
+    seed = ((attack.seed or 0) + (restart << 40)) % 2**63
+    x = torch.empty_like(x0).copy_(threat.random_start(x0, seed, ids))
+    return threat.project_(x, x0)
+
+
+class Run:
+    """The tensors of a batch of n samples under attack, and what its result is made of.
+
+    model: the model as objectives see it. x0: [n, ...], the centres of the balls, in the box and in the layout that
+    suits the model. target: [n, ...]. ids: int64 [n]. start: the first iterates as they were given, or None. threat:
+    on the device, for these samples. statistics: whether more than ``x_adv`` is asked for.
+    """
+
+    def __init__(
+        self,
+        attack: Attack,
+        model: Callable,
+        x: Tensor,
+        target: Tensor,
+        start: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        *,
+        watched: Watched | None = None,
+        statistics: bool = True,
+    ) -> None:
+        largest = attack.check(x, target, start, sample_ids)
+        self.model = Watched(model) if watched is None else watched
+        self.model.expect_label(largest)
+        self.threat, self.statistics = attack.threat.to(x.device), statistics
+        self._kind, self._strides = _kind(x, target), _strides(x)
+        # Clones: the inputs are not to change, and tensors made under inference_mode cannot take part in autograd.
+        self.x0 = x.detach().clone(memory_format=memory_format_for(model, x))
+        self._into_box()
+        self.target = target.detach().clone()
+        if are_labels(target):
+            self.target = self.target.to(torch.int64)
+        self.ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids.clone()
+        self.start = None if start is None else torch.empty_like(self.x0).copy_(start.detach())
+
+    def __len__(self) -> int:
+        return self.x0.shape[0]
+
+    def take(self, attack: Attack, x: Tensor, target: Tensor, sample_ids: Tensor) -> bool:
+        """Puts another batch into the same tensors; False, and nothing changed, for one of another kind."""
+        if self._kind != _kind(x, target):
+            return False
+        self.model.expect_label(attack.check(x, target, None, sample_ids))
+        self._strides = _strides(x)
+        self.x0.copy_(x.detach())
+        self._into_box()
+        self.target.copy_(target.detach())
+        self.ids = sample_ids.clone()
+        return True
+
+    def rows(self, rows: Tensor | slice, target: Tensor | None = None) -> Run:
+        """The run of some of the samples, with other targets where they are given."""
+        part = object.__new__(Run)
+        part.model, part.threat, part.statistics = self.model, self.threat.rows(rows), self.statistics
+        part.x0, part.ids = self.x0[rows], self.ids[rows]
+        part.target = self.target[rows] if target is None else target
+        part.start = None if self.start is None else self.start[rows]
+        part._kind, part._strides = _kind(part.x0, part.target), part.x0.stride()
+        return part
+
+    def first_iterate(self, attack: GradientAttack, restart: int = 0) -> Tensor:
+        """Where a start begins, in the ball: at what was given, at a random point, or at the centre."""
+        if self.start is None and attack.random_start:
+            return random_iterate(attack, self.threat, self.x0, self.ids, restart)
+        return self.threat.project_((self.x0 if self.start is None else self.start).clone(), self.x0)
+
+    def result(
+        self,
+        record: Record,
+        *,
+        forwarded: int,
+        backwarded: int,
+        x_adv: Tensor | None = None,
+        why_eager: str | None = None,
+        copied: bool = False,
+    ) -> AttackResult:
+        """The result that a record holds, in the layout that the caller gave x in.
+
+        x_adv: where the record keeps no image. copied: whether the tensors are apart from the record's.
+        """
+        x_adv = record.x if record.x is not None else x_adv
+
+        def given(tensor: Tensor) -> Tensor:
+            return tensor.clone() if copied else tensor
+
+        return AttackResult(
+            x_adv=_with_strides(given(x_adv), self._strides),
+            value=given(record.value),
+            success=given(record.success) if record.knows_success else None,
+            distance=self.threat.distance(x_adv, self.x0),
+            first_success=given(record.first_success) if record.knows_success else None,
+            zero_grad_steps=given(record.status[:, 0]),
+            nonfinite_grad_steps=given(record.status[:, 1]),
+            samples_forwarded=forwarded,
+            samples_backwarded=backwarded,
+            why_eager=why_eager,
+        )
+
+    def _into_box(self) -> None:
+        """The centres, which rounding may have left a little outside the box, into it. An iterate that is put back into
+        the box around another centre would leave the ball."""
+        self.threat.project_(self.x0, self.x0.clone())
+
+
+def _kind(x: Tensor, target: Tensor) -> tuple:
+    return x.shape, x.dtype, x.device, target.shape, target.dtype
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    """The strides of a new tensor like x."""
+    return torch.empty_like(x, device="meta").stride()
+
+
+def _with_strides(x_adv: Tensor, strides: tuple[int, ...]) -> Tensor:
+    if x_adv.stride() == strides:
+        return x_adv
+    return torch.empty_strided(x_adv.shape, strides, dtype=x_adv.dtype, device=x_adv.device).copy_(x_adv)

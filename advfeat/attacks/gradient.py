@@ -1,0 +1,70 @@
+"""What every gradient attack does with a model: the objective's value and gradient at a batch, and who succeeds."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from advfeat.attacks.no_trace import Watched
+from advfeat.forward import predicted_classes
+from advfeat.objectives import wide
+
+if TYPE_CHECKING:
+    from advfeat.attacks.base import GradientAttack
+
+
+def successes(attack: GradientAttack, logits: Tensor | None, target: Tensor) -> Tensor | None:
+    """Which predictions are what the attack wants, bool [B]; None where there are no logits or no labels."""
+    labels = attack.objective.labels(target)
+    if logits is None or labels is None:
+        return None
+    predicted = predicted_classes(logits)
+    return predicted == labels if attack.targeted else (predicted != labels) & (predicted >= 0)
+
+
+def value_and_grad(
+    attack: GradientAttack, model: Watched, x: Tensor, target: Tensor, grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The objective [B], the logits of x where it asked for them, and (with ``grad``) its gradient by x; one pass
+    through the model."""
+    objective, point = attack.objective, x.detach().requires_grad_(grad)
+    model.look_at(point)
+    autocast = contextlib.nullcontext()
+    if attack.autocast is not None:
+        # No cache of cast weights: it would outlive this pass, be read by a replayed graph after it is freed, and hold
+        # a cast image batch for every step.
+        autocast = torch.autocast(x.device.type, dtype=attack.autocast, cache_enabled=False)
+    if not grad:
+        with torch.no_grad(), autocast:
+            value = objective.value(model, point, target)
+        _check_value(value, point)
+        return value, model.logits, None
+    rule = objective.slope_rule()
+    if rule is not None:
+        with autocast:
+            logits = model(point)
+        with torch.no_grad():
+            value, slope = rule(wide(logits), target)
+        return value, model.logits, _gradient(logits, point, slope.to(logits.dtype))
+    with autocast:
+        value = objective.value(model, point, target)
+    _check_value(value, point)
+    return value.detach(), model.logits, _gradient(value, point, torch.ones_like(value))
+
+
+def _check_value(value: Tensor, x: Tensor) -> None:
+    if value.shape != x.shape[:1]:
+        raise ValueError(f"the objective should give one value a sample, ({x.shape[0]},), got {tuple(value.shape)}")
+
+
+def _gradient(output: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+    """The gradient by x of an output whose own is ``slope``."""
+    gradient = None
+    if output.requires_grad:  # which may come from the parameters alone
+        (gradient,) = torch.autograd.grad(output, x, slope, allow_unused=True)
+    if gradient is None:
+        raise ValueError("the objective does not depend on x through anything differentiable")
+    return gradient

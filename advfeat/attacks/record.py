@@ -1,0 +1,86 @@
+"""What an attack remembers of each sample: its best iterate, and how it came to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advfeat import ops
+
+
+class Record:
+    """The best iterate of each of n samples so far, with its value; one rule of what is better for all attacks.
+
+    A success is better than a failure. Among equals the objective decides: the larger value, or with ``targeted`` the
+    smaller. A NaN is better than nothing, and any number is better than a NaN.
+
+    x: [n, ...], None where the image need not be kept. value: [n], the objective at it, float64 for float64 images and
+    else float32; NaN for none yet. success: bool [n]. first_success: int32 [n], the step at which a sample first
+    succeeded, -1 for never. status: int32 [n, 2], steps with a zero gradient, and with one that is not finite.
+    knows_success: False once an iterate's success could not be told.
+
+    All tensors are changed in place, so that a step which writes them can be replayed as a CUDA graph.
+    """
+
+    _TENSORS = ("x", "value", "success", "first_success", "status")
+
+    def __init__(self, x: Tensor, targeted: bool, image: bool = True) -> None:
+        n, device = x.shape[0], x.device
+        self._sign = -1.0 if targeted else 1.0
+        self.x = x.clone() if image else None
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.value = torch.full((n,), float("nan"), dtype=wide, device=device)
+        self.success = torch.zeros(n, dtype=torch.bool, device=device)
+        self.first_success = torch.full((n,), -1, dtype=torch.int32, device=device)
+        self.status = torch.zeros(n, 2, dtype=torch.int32, device=device)
+        self.knows_success = True
+
+    def told(self, success: Tensor | None) -> Tensor:
+        """Successes as bool [n]; where they cannot be told, none, and the record says so from now on."""
+        if success is None:
+            self.knows_success = False
+            return torch.zeros_like(self.success)
+        return success
+
+    def see(self, success: Tensor, step: Tensor) -> None:
+        """Notes the step, int [] or [n], of samples that succeed for the first time."""
+        first = self.first_success
+        first.copy_(torch.where((first < 0) & success, step.to(first.dtype), first))
+
+    def is_better(self, value: Tensor, success: Tensor) -> Tensor:
+        """Whether iterates with these values and successes are better than what is kept, bool [n]."""
+        rank, old = self._sign * value.to(self.value.dtype), self._sign * self.value
+        higher = (rank > old) | (old.isnan() & ~rank.isnan())
+        return (success & ~self.success) | ((success == self.success) & higher)
+
+    def keep(self, which: Tensor, x: Tensor, value: Tensor, success: Tensor) -> None:
+        """Takes the iterates at which bool [n] ``which`` is true."""
+        value = value.to(self.value.dtype)
+        if self.x is not None:
+            ops.update_best_(self.x, torch.zeros_like(value), x, which.to(value.dtype))
+        self.value.copy_(torch.where(which, value, self.value))
+        self.success.copy_(torch.where(which, success, self.success))
+
+    def forget(self, x: Tensor, rows: Tensor | slice = slice(None)) -> None:
+        """Nothing is known yet of the samples at ``rows``, which begin at ``x``."""
+        if self.x is not None:
+            self.x[rows] = x
+        self.value[rows], self.success[rows], self.first_success[rows] = float("nan"), False, -1
+        self.status[rows] = 0
+
+    def rows(self, rows: Tensor) -> Record:
+        """A record of some of the samples, apart from this one."""
+        part = object.__new__(Record)
+        part._sign, part.knows_success = self._sign, self.knows_success
+        for name in self._TENSORS:
+            tensor = getattr(self, name)
+            setattr(part, name, None if tensor is None else tensor[rows])
+        return part
+
+    def put(self, rows: Tensor, part: Record) -> None:
+        """Writes a record of some of the samples back."""
+        for name in self._TENSORS:
+            tensor = getattr(self, name)
+            if tensor is not None:
+                tensor[rows] = getattr(part, name)
+        self.knows_success &= part.knows_success
