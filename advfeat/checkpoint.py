@@ -19,15 +19,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from advfeat.files import sweep
 from advfeat.json_fields import SHA256, check_fields
 from advfeat.locks import Busy, Lock, hold
+from advfeat.models.memory import fill
 from advfeat.models.state import state_of, tensors_of
+from advfeat.models.tensors import from_bytes, to_bytes
 from advfeat.runs import append_json_line, read_checked, read_json, write_bytes, write_json, write_json_lines
 
 _FORMAT = "advfeat-checkpoint-1"
@@ -149,9 +149,7 @@ class RunFolder:
             momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{name}"] = momentum
-        data = safetensors.torch.save(
-            {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-        )
+        data = to_bytes(tensors)
         file = self.file(f"checkpoint-{epoch:05d}.safetensors")
         write_bytes(file, data)
         self._write_state(history, {"file": file.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
@@ -173,8 +171,8 @@ class RunFolder:
                 entry, history = state["tensors"], state["history"]
                 file = self.file(entry["file"])
                 try:
-                    tensors = safetensors.torch.load(read_checked(file, entry["bytes"], entry["sha256"]))
-                except (FileNotFoundError, ValueError, safetensors.SafetensorError) as error:
+                    tensors = from_bytes(read_checked(file, entry["bytes"], entry["sha256"]), file)
+                except (FileNotFoundError, ValueError) as error:
                     raise type(error)(f"{error}; {_RESTART} trains it anew") from error
                 _restore(file, tensors, model, optimizer)
         write_json_lines(self.file("metrics.jsonl"), history)
@@ -249,7 +247,7 @@ def _restore(file: Path, tensors: dict[str, Tensor], model: nn.Module, optimizer
 
     momentum = part("momentum.")
     try:
-        model.load_state_dict(state_of(part("model.")), strict=True)
+        fill(model, state_of(part("model.")))
         for name, parameter in model.named_parameters():
             if name in momentum:
                 buffer = torch.empty_like(parameter)  # in the parameter's own memory format

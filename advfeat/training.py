@@ -26,6 +26,7 @@ from advfeat.eval_mode import trained_here
 from advfeat.evaluation import evaluate
 from advfeat.forward import class_logits
 from advfeat.models import Model, check_fits, create, fingerprint, load, save
+from advfeat.models.memory import lay_out
 from advfeat.progress import Reporter
 from advfeat.runs import check_writable_folder, plain, provenance
 from advfeat.schedules import learning_rate
@@ -175,7 +176,8 @@ class _Loop:
         self.config, self.test_source, self.device = config, test_source, device
         self.classes = len(train_source.classes)
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = model.to(device=device, memory_format=memory_format)
+        self.model = model.to(device)
+        lay_out(self.model, memory_format)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             config.lr,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from advfeat.class_names import check_same_classes
 from advfeat.json_fields import SHA256
+from advfeat.models.memory import check_ties, fill, lay_out
 from advfeat.models.model import Adapted, Model, fingerprint
-from advfeat.models.networks import create
+from advfeat.models.networks import is_as_created, outline
 from advfeat.models.state import is_extra, state_of, tensors_of
+from advfeat.models.tensors import from_bytes, to_bytes, wide
 from advfeat.runs import plain, read_checked, read_json, to_json, write_together
 
 _FORMAT = "advfeat-model-1"
@@ -31,7 +32,7 @@ _ARGUMENTS = {
 _FORM = {
     "arch": (None, str),
     "arguments": (None, _ARGUMENTS),
-    "module?": (None, {"class": str, "representation": str}),
+    "module?": (None, {"class": str, "representation": str, "created?": str}),
     "num_classes?": range(1, 10**6),
     "input_shape?": [range(1, 10**5)],
     "fingerprint?": str,
@@ -45,19 +46,29 @@ _FORM = {
 def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
     """Writes a model to a folder, atomically: afterwards it is there and whole, or :func:`load` says that it is not.
 
-    model: from :func:`create` or :func:`adapt`. extra: JSON values to keep with it, see :func:`load_extra`.
-    Errors: TypeError for another module, and for one whose extra state is more than JSON values and tensors; OSError
-    naming the file that could not be written.
+    model: from :func:`create` or :func:`adapt`. One whose layers were changed after :func:`create`, with a
+    RuntimeWarning, is saved as a module of the user's own, for no name says how to build it.
+    extra: JSON values to keep with it, see :func:`load_extra`.
+    Errors: TypeError for another module, and for one whose extra state is more than JSON values and tensors, or whose
+    tensors no file can hold (sparse ones, complex128); OSError naming the file that could not be written.
     """
     if not isinstance(model, Model):
         raise TypeError(f"model should come from advfeat.models.create or adapt, got {type(model).__name__}")
     folder = Path(folder)
-    data = safetensors.torch.save(_contiguous(tensors_of(model)))
+    data = to_bytes(tensors_of(model))
+    known = model.arch is not None and is_as_created(model)
+    if model.arch is not None and not known:
+        warnings.warn(
+            f"the model was changed after create({model.arch!r}, ...), so it is saved without a name: to load it, give "
+            "load() a model that was changed in the same way",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     description = {
         "format": _FORMAT,
-        "arch": model.arch,
-        "arguments": model.arch_arguments,
-        "module": _module_of(model),
+        "arch": model.arch if known else None,
+        "arguments": model.arch_arguments if known else None,
+        "module": None if known else _module_of(model),
         "num_classes": model.num_classes,
         "classes": model.classes and list(model.classes),
         "input_shape": list(model.input_shape),
@@ -72,31 +83,31 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
 def load(folder: str | Path, model: Model | None = None) -> Model:
     """Reads a model from a folder, in eval mode: on the CPU in the dtype that it was saved in, or into ``model``.
 
-    model: for a model from :func:`adapt`, which no file can build: an adapted one of the same module. It is loaded in
-        place: its parameters stay the same objects, so that ties between them and optimizers of them stay as they are,
-        and keep their device and dtype. Nothing is changed if the file does not fit.
+    model: for a model from :func:`adapt`, which no file can build, an adapted one of the same module; for one that was
+        changed after :func:`create`, another that was changed in the same way. It is loaded in place: its parameters
+        stay the same objects, so that ties between them and optimizers of them stay as they are, and keep their device
+        and dtype. Nothing is changed if the file does not fit.
     Errors, each naming the file: FileNotFoundError; ValueError for truncated or altered weights (their SHA-256 is in
     model.json), missing, unknown or wrongly shaped tensors, values that the model's dtype cannot hold, other values for
-    parameters that the model ties, or a folder of another format.
+    memory that the model's tensors share, or a folder of another format.
     """
     if model is not None and not isinstance(model, Model):
         raise TypeError(f"model should come from advfeat.models.create or adapt, got {type(model).__name__}")
     folder = Path(folder)
     path, description = folder / _DESCRIPTION, read_description(folder)
     file, data = folder / description["weights"]["file"], read_weights(folder, description)
-    try:
-        tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{file} is not a safetensors file: {error}") from error
+    tensors = from_bytes(data, file)
     try:
         state = state_of(tensors)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     if made_here := model is None:
         if description["arch"] is None:
-            raise ValueError(f"{path} describes a module of the user's own. {how_to_load(folder)}")
-        try:
-            model = create(description["arch"], **(description["arguments"] or {}))
+            raise ValueError(
+                f"{path} describes a module of the user's own. {how_to_load(folder, description.get('module'))}"
+            )
+        try:  # in outline: a damaged file may ask for more memory than there is
+            model = outline(description["arch"], description["arguments"] or {})
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} does not describe a known network: {error}") from error
     _check_state(file, state, model, in_place=not made_here)
@@ -109,8 +120,11 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
     if made_here:  # assign, so that a model saved in another dtype comes back in it
         # Clones, for the buffer behind the tensors is read-only.
         state = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
-    model.load_state_dict(state, strict=True, assign=made_here)
-    return model.to(memory_format=_LAYOUTS[layout]).eval()
+        model.load_state_dict(state, strict=True, assign=True)
+    else:
+        fill(model, state)
+    lay_out(model, _LAYOUTS[layout])
+    return model.eval()
 
 
 def load_extra(folder: str | Path) -> dict:
@@ -118,8 +132,14 @@ def load_extra(folder: str | Path) -> dict:
     return read_description(Path(folder))["extra"]
 
 
-def how_to_load(folder: Path) -> str:
-    """One sentence on how to load a module of the user's own, which no command can."""
+def how_to_load(folder: Path, module: dict | None) -> str:
+    """One sentence on how to load a module of the user's own, which no command can. module: of the description."""
+    if created := (module or {}).get("created"):
+        return (
+            "No file can build it, so no command can: in Python, advfeat.models.load("
+            f"{str(folder)!r}, model) puts the weights into a model of advfeat.models.create({created!r}, ...) that "
+            "was changed in the same way"
+        )
     return (
         "No file can build it, so no command can: in Python, advfeat.models.load("
         f"{str(folder)!r}, advfeat.models.adapt(module, num_classes=..., input_shape=...)) puts the weights into such "
@@ -169,32 +189,24 @@ def _check_state(file: Path, state: dict[str, object], model: Model, in_place: b
             raise ValueError(f"{file}: {name} should be {tensor.dtype}, got {found.dtype}")
         if not found.is_floating_point():
             continue
-        finite = torch.isfinite(found)
+        finite = torch.isfinite(wide(found))
         # A buffer may hold infinities on purpose, as a mask does.
-        if not bool((finite | (~found.isnan() & (name not in parameters))).all()):
+        if not bool((finite | (~wide(found).isnan() & (name not in parameters))).all()):
             raise ValueError(f"{file}: {name} holds values that are not finite")
-        if in_place and not bool((torch.isfinite(found.to(tensor.dtype)) | ~finite).all()):
+        if in_place and not bool((torch.isfinite(wide(found.to(tensor.dtype))) | ~finite).all()):
             raise ValueError(
                 f"{file}: {name} holds values beyond {tensor.dtype}, the dtype of the model that was given"
             )
     if in_place:
-        _check_ties(file, state, expected)
+        try:
+            check_ties(expected, state)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
     for name in ("mean", "std"):  # the model was built with its own: its weights were trained behind these
         found, own = state[name], expected[name]
         # Cast with the rest of the model, they are what that dtype holds of its own.
         if not (torch.equal(found.to(own), own) or torch.equal(own.to(found), found)):
             raise ValueError(f"{file}: {name} is {state[name].tolist()}, the model has {expected[name].tolist()}")
-
-
-def _check_ties(file: Path, state: dict[str, object], expected: dict[str, Tensor]) -> None:
-    """Names that share their memory in the model: only one of their values could be kept."""
-    first: dict[tuple, str] = {}
-    for name, tensor in expected.items():
-        if is_extra(name) or tensor.numel() == 0:
-            continue
-        other = first.setdefault((tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()), name)
-        if not torch.equal(state[name], state[other]):
-            raise ValueError(f"{file}: {other} and {name} are one tensor in the model, but differ in the file")
 
 
 def _set_classes(path: Path, description: dict, model: Model) -> None:
@@ -216,7 +228,8 @@ def _set_classes(path: Path, description: dict, model: Model) -> None:
 def _module_of(model: Model) -> dict | None:
     """For a module of the user's own: what a person needs to make such a one again."""
     if not isinstance(model, Adapted):
-        return None
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        return model.arch and {"class": kind, "representation": "input of head", "created": model.arch}
     kind = type(model.module)
     return {"class": f"{kind.__module__}.{kind.__qualname__}", "representation": model.features_from}
 
@@ -226,8 +239,3 @@ def _memory_format(model: Model) -> str:
     kernels = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
     last = any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
     return "channels_last" if last else "contiguous"
-
-
-def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Clones where two names share memory, which safetensors refuses, and for weights in channels_last.
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}

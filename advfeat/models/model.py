@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from advfeat.attacks.no_trace import logits_of
 from advfeat.class_names import check_same_classes, class_names, known
 from advfeat.models.state import tensors_of
+from advfeat.models.tensors import resolved
 from advfeat.names import function_name
 from advfeat.precision import cast, dtype_of
 
@@ -224,7 +225,7 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
     state = tensors_of(model)
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = resolved(state[name]).contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -41,6 +41,46 @@ def create(
     Errors: ValueError for an unknown arch, a width that it does not take or an image too small for it; ImportError for
     all but small-convnet where torchvision is missing.
     """
+    # Not torch.manual_seed: that would also reseed the generators of every GPU, which fork_rng([]) does not put back.
+    with torch.random.fork_rng(devices=[]), Float32OnCPU():
+        torch.default_generator.manual_seed(seed)
+        return _made(arch, num_classes, input_shape, mean, std, width)
+
+
+def outline(arch: str, arguments: Mapping[str, Any]) -> Classifier:
+    """The network that :func:`create` makes, with all that can be said of it but values, which take no memory: its
+    weights are on the device "meta". ``load_state_dict(..., assign=True)`` gives it some.
+
+    arguments: a model's ``arch_arguments``. Errors as :func:`create` has them.
+    """
+    with torch.random.fork_rng(devices=[]), Float32OnCPU(), torch.device("meta"):
+        return _made(arch, **arguments)
+
+
+def is_as_created(model: Classifier) -> bool:
+    """Whether a model from :func:`create` still has the layers that it was made with, whatever their weights are."""
+    return _layers(model) == _layers(outline(model.arch, model.arch_arguments))
+
+
+def _layers(model: Classifier) -> tuple[list, list]:
+    """What makes two networks of equal weights one function: their layers and the shapes of their tensors."""
+    layers = [
+        # A forward of its own: one that was put over that of its class.
+        (name, type(module), module.extra_repr(), vars(module).get("forward"))
+        for name, module in model.named_modules()
+    ]
+    tensors = [(name, getattr(value, "shape", None)) for name, value in model.state_dict().items()]
+    return layers, tensors
+
+
+def _made(
+    arch: str,
+    num_classes: int,
+    input_shape: Sequence[int],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    width: int | None = None,
+) -> Classifier:
     if arch not in _ARCHS:
         raise ValueError(f"arch should be one of {', '.join(archs())}, got {arch!r}")
     make, full_width, step, smallest = _ARCHS[arch]
@@ -50,11 +90,8 @@ def create(
     if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
         expected = f"(channels, height, width) of at least {smallest}x{smallest} for {arch}"
         raise ValueError(f"input_shape should be {expected}, got {tuple(input_shape)}")
-    # Not torch.manual_seed: that would also reseed the generators of every GPU, which fork_rng([]) does not put back.
-    with torch.random.fork_rng(devices=[]), Float32OnCPU():
-        torch.default_generator.manual_seed(seed)
-        body, features = make(input_shape, full_width if width is None else width)
-        model = Classifier(body, nn.Linear(features, num_classes), num_classes, input_shape, mean, std)
+    body, features = make(input_shape, full_width if width is None else width)
+    model = Classifier(body, nn.Linear(features, num_classes), num_classes, input_shape, mean, std)
     model.arch = arch
     model.arch_arguments = {
         "num_classes": num_classes,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
-
 from advfeat.models.io import how_to_load, read_description, read_weights
 from advfeat.models.state import is_extra
+from advfeat.models.tensors import from_bytes
 
 _BUFFERS = ("mean", "std", "running_mean", "running_var", "num_batches_tracked")
 
@@ -16,7 +15,7 @@ _BUFFERS = ("mean", "std", "running_mean", "running_var", "num_batches_tracked")
 @dataclass(frozen=True)
 class SavedModel:
     """A saved model: arch, None for a module of the user's own, then module says its class and where the representation
-    is taken (None in folders of older versions).
+    is taken (None in folders of older versions), and of which network it is a changed one, if it is.
 
     parameters: numbers in the weights, those of tied ones each time. dtypes: of the weights. fingerprint: see
     :func:`advfeat.models.fingerprint`. training: {"config": ..., "data": ...} of the training, None if it is not known.
@@ -36,7 +35,9 @@ class SavedModel:
     def lines(self) -> list[str]:
         """A few lines for a person."""
         name = self.arch
-        if name is None:
+        if name is None and (created := (self.module or {}).get("created")):
+            name = f"{created}, changed after it was created"
+        elif name is None:
             of_class = f" of class {self.module['class']}" if self.module else ""
             name = f"a module of your own{of_class}"
         shape = " x ".join(map(str, self.input_shape))
@@ -49,7 +50,7 @@ class SavedModel:
             found.append(f"classes: {', '.join(self.classes[:12])}{more}")
         found.append(f"weights: {self.fingerprint}")
         if self.arch is None:
-            found.append(how_to_load(self.folder))
+            found.append(how_to_load(self.folder, self.module))
         return found
 
 
@@ -60,7 +61,7 @@ def describe(folder: str | Path) -> SavedModel:
     """
     folder = Path(folder)
     description = read_description(folder)
-    tensors = safetensors.torch.load(read_weights(folder, description))
+    tensors = from_bytes(read_weights(folder, description), folder / description["weights"]["file"])
     weights = {
         name: tensor
         for name, tensor in tensors.items()

@@ -20,7 +20,7 @@ _TENSOR, _TUPLE, _FLOAT = "$tensor", "$tuple", "$float"
 def tensors_of(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
     """The state dict of a module, or a state dict, as tensors; extra state as uint8 [bytes] and the tensors it holds.
 
-    Errors: TypeError naming the entry and what it holds besides tensors and JSON values.
+    Errors: TypeError naming the entry and what it holds besides dense tensors and JSON values.
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
     tensors: dict[str, Tensor] = {}
@@ -31,6 +31,9 @@ def tensors_of(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
             tensors[name] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
             tensors |= {f"{name}.{i}": tensor for i, tensor in enumerate(inside)}
         elif isinstance(value, Tensor):
+            if value.layout != torch.strided or value.device.type == "meta":
+                kind = f"a tensor on the device {value.device}" if value.device.type == "meta" else str(value.layout)
+                raise TypeError(f"the state dict should hold dense tensors with values, got {kind} at {name}")
             tensors[name] = value
         else:
             raise TypeError(_refusal(name, name, value))
