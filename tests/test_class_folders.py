@@ -218,6 +218,27 @@ def test_links_that_count_images_twice_or_lead_nowhere_are_refused(linked, link,
         sources.load("folder", link.split("/")[0], linked)
 
 
+@pytest.mark.parametrize(
+    "file, said",
+    [
+        ("train/b/1.png", r"train/b/1\.png and .*train/a/0\.png, of another class, are hard links of one file: "),
+        ("test/a/below/1.png", r"train/a/0\.png and .*test/a/below/1\.png, of another split, are hard links"),
+    ],
+)
+def test_a_file_in_two_classes_or_splits_by_hard_links_is_told(linked, file, said):
+    (linked / file).parent.mkdir(exist_ok=True)
+    os.link(linked / "train" / "a" / "0.png", linked / file)
+    with pytest.warns(RuntimeWarning, match=said):
+        sources.load("folder", "train", linked)
+
+
+@pytest.mark.filterwarnings("error")
+def test_hard_links_in_one_class_and_to_files_elsewhere_are_kept(linked):
+    os.link(linked / "train" / "a" / "0.png", linked / "train" / "a" / "1.png")
+    os.link(linked.parent / "elsewhere" / "c" / "0.png", linked / "train" / "a" / "2.png")
+    assert len(sources.load("folder", "train", linked)) == 4
+
+
 def test_two_links_to_a_folder_itself_end(linked):
     for name in ("one", "two", "three"):
         (linked / "train" / "a" / name).symlink_to(".")

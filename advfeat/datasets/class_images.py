@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from advfeat.datasets.class_folders import CLASSES_FILE, ClassFolder, check_link, entries_of, is_folder, is_image
 from advfeat.datasets.image_file import SUFFIXES
@@ -21,8 +24,9 @@ def find_images(split: Path, classes: list[ClassFolder], others: dict[str, Path]
 
     others: the other splits, by name. Links to files and folders are followed, but no image counts twice: a link to a
     folder above the split, to one that is part of it anyway, or into another split is refused, as is a link to an
-    image of these, or to one that another class or split links to as well. Hard links are not seen. Folders and files
-    whose names begin with a dot are passed over.
+    image of these, or to one that another class or split links to as well. Hard links of one file in two classes or
+    splits, which programs make that look for equal files, are told in a RuntimeWarning. Folders and files whose names
+    begin with a dot are passed over.
     Errors: ValueError for such links, links that lead nowhere, and what has the name of an image and is no regular
     file; OSError for a folder that cannot be read.
     """
@@ -36,6 +40,7 @@ def find_images(split: Path, classes: list[ClassFolder], others: dict[str, Path]
                     f"exported with: copy it again, or correct the number in {CLASSES_FILE}"
                 )
     walk.check_links()
+    walk.tell_of_hard_links()
     walk.left_out.update(_suffix(e.name) for e in entries_of(split) if is_image(e.name) and not e.is_dir())
     _tell_of_hidden(split)
     if walk.left_out:
@@ -71,14 +76,17 @@ class _Walk:
     """The files below class folders, every folder entered once, by whatever path it is reached."""
 
     def __init__(self, split: Path, others: dict[str, Path]) -> None:
-        self.split = Path(os.path.realpath(split))
+        self.given, self.split = split, Path(os.path.realpath(split))
         self.others = {name: Path(os.path.realpath(folder)) for name, folder in others.items()}
         self.left_out: Counter[str] = Counter()
         self.entered: dict[tuple[int, int], Path] = {}
         # Folders and images may be links: those of the other split tell when both have one of the same images.
         self.foreign: dict[tuple[int, int], Path] = {}
+        # Numbers of files, which a folder's list has without a look at each; by place for those of this split.
+        self.numbers, self.foreign_numbers = array("Q"), array("Q")
+        self.files: list[Path] = []
         for folder in others.values():
-            self.foreign |= _folders_and_links(folder)
+            self.foreign |= _folders_and_links(folder, self.foreign_numbers)
         self.links: list[tuple[Path, Path]] = []  # and the class folder of each
 
     def images(self, folder: Path) -> Iterator[Path]:
@@ -99,6 +107,9 @@ class _Walk:
                 else:
                     if entry.is_symlink():
                         self.links.append((Path(entry.path), of_class))
+                    else:
+                        self.numbers.append(entry.inode())
+                        self.files.append(Path(entry.path))
                     yield Path(entry.path)
 
     def _enter(self, folder: Path) -> None:
@@ -135,22 +146,73 @@ class _Walk:
             if folders[real.parent] in self.entered and is_image(real.name):
                 raise _twice(link, f"leads to {printable(real)}, an image of this split anyway")
 
+    def tell_of_hard_links(self) -> None:
+        """Warns of one file in two classes, or in two splits."""
+        own, theirs = (np.frombuffer(numbers, dtype=np.uint64) for numbers in (self.numbers, self.foreign_numbers))
+        found, counts = np.unique(own, return_counts=True)
+        suspects = found[(counts > 1) | np.isin(found, theirs)]
+        if not len(suspects):
+            return
+        # A number is of one disk: whether it is one file is asked of the few that share it.
+        first: dict[tuple[int, int], Path] = {}
+        for other in self.others.values():
+            for file in _files_numbered(other, set(suspects.tolist())):
+                first.setdefault(_identity(file), file)
+        foreign, told = set(first), []
+        for file in (self.files[i] for i in np.flatnonzero(np.isin(own, suspects))):
+            identity = _identity(file)
+            twin = first.setdefault(identity, file)
+            if identity in foreign:
+                told.append((file, twin, "split", "an image is tested on that was learned"))
+            elif self._class_of(twin) != self._class_of(file):
+                told.append((file, twin, "class", "an image has two labels"))
+        if told:
+            file, twin, of, why = told[0]
+            more = f", one of {len(told):,} such pairs" if len(told) > 1 else ""
+            warnings.warn(
+                f"{printable(file)} and {printable(twin)}, of another {of}, are hard links of one file{more}: {why}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
-def _folders_and_links(split: Path) -> dict[tuple[int, int], Path]:
-    """The folders of a split, and what its links lead to. Test images that are kept from us are not read either."""
+    def _class_of(self, file: Path) -> str:
+        return file.relative_to(self.given).parts[0]
+
+
+def _folders_and_links(split: Path, numbers: array) -> dict[tuple[int, int], Path]:
+    """The folders of a split, and what its links lead to. numbers: gets those of its images' files."""
     found: dict[tuple[int, int], Path] = {}
-    waiting = [split]
+    for entry, identity in _entries_below(split):
+        if identity is not None:
+            found.setdefault(identity, Path(entry.path))
+        elif is_image(entry.name):
+            numbers.append(entry.inode())
+    return found
+
+
+def _files_numbered(split: Path, numbers: set[int]) -> Iterator[Path]:
+    """The images of a split whose files have one of these numbers."""
+    for entry, identity in _entries_below(split):
+        if identity is None and is_image(entry.name) and entry.inode() in numbers:
+            yield Path(entry.path)
+
+
+def _entries_below(split: Path) -> Iterator[tuple[os.DirEntry, tuple[int, int] | None]]:
+    """What is in a split, and which folder or file it is, for folders and links: the disk is asked about these alone.
+    Test images that are kept from us are not read either."""
+    waiting, entered = [split], set()
     while waiting:
         with contextlib.suppress(PermissionError):
             for entry in entries_of(waiting.pop()):
                 with contextlib.suppress(OSError):  # a link that leads nowhere is told when the split is read
                     if not entry.is_symlink() and not entry.is_dir():
+                        yield entry, None
                         continue
                     identity = _identity(entry.path)
-                    if entry.is_dir() and identity not in found:
+                    if entry.is_dir() and identity not in entered:
+                        entered.add(identity)
                         waiting.append(Path(entry.path))
-                    found.setdefault(identity, Path(entry.path))
-    return found
+                    yield entry, identity
 
 
 def _twice(path: Path, what: str) -> ValueError:

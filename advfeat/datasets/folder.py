@@ -58,12 +58,13 @@ class FolderSource(Source):
     * Files of the formats PNG, JPEG, WebP, BMP, PPM (PGM, PBM), GIF and TIFF, whatever their suffix says, with 8 bits a
       channel or fewer. Files of more are refused; so is PostScript. Of several frames or pages it is the first one.
     * Grey or colour is decided by how files are stored, not by their pixels; a palette is colour.
+    * Of up to as many pixels as ``PIL.Image.MAX_IMAGE_PIXELS`` says, which is 89 million unless it is set.
     * Transparent pixels show white. CMYK becomes RGB by Pillow's formula; colour profiles are not applied.
     * The orientation in EXIF data is applied, as viewers do (torchvision does not).
     * Names that begin with a dot, and what systems leave behind (``__MACOSX``, ``Thumbs.db``), are passed over in
       silence. A RuntimeWarning says how many other files are left out, by suffix.
     * Links are followed as long as no image counts twice: they may lead to images from elsewhere, not back into the
-      split, above it, or into another one.
+      split, above it, or into another one. Hard links of one file in two classes or splits are warned of.
 
     Errors: FileNotFoundError saying what was looked for and what is there; ValueError for a class without images,
     images of several sizes without ``size``, colour where ``channels`` is 1, a link that counts images twice or leads
