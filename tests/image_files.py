@@ -32,13 +32,18 @@ def folders(root: Path, *names: str, images: int = 1, suffix: str = ".png") -> P
 
 def png16(colour_type: int, channels: int) -> bytes:
     """A PNG of 4x4 with 16 bits a channel; colour types 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA."""
+    return png(4, 4, (b"\0" + bytes(range(8 * channels))) * 4, bits=16, colour_type=colour_type)
+
+
+def png(width: int, height: int, rows: bytes, bits: int = 8, colour_type: int = 0, before=(), behind=()) -> bytes:
+    """A PNG of these rows, each with its filter in front; before, behind: chunks (kind, data) around the pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = struct.pack(">IIBBBBB", 4, 4, 16, colour_type, 0, 0, 0)
-    data = zlib.compress((b"\0" + bytes(range(8 * channels))) * 4)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    head = (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+    chunks = [head, *before, (b"IDAT", zlib.compress(rows)), *behind, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
 def tiff(bits: int, channels: int, photometric: int) -> bytes:

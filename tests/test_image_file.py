@@ -159,6 +159,18 @@ def test_a_transparent_colour_or_palette_entry_is_white(tmp_path):
     assert not read_header(tmp_path / "opaque.png").grey
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_grey_of_a_png_is_the_one_of_its_bits(tmp_path, bits):
+    values = range(min(2**bits, 8))
+    row = int("".join(f"{value:0{bits}b}" for value in values).ljust(8 * bits, "0"), 2).to_bytes(bits, "big")
+    shades = [value * 255 // (2**bits - 1) for value in values]
+    for clear in values:
+        before = [(b"tRNS", struct.pack(">H", clear))]
+        (tmp_path / "x.png").write_bytes(image_files.png(len(values), 1, b"\0" + row, bits=bits, before=before))
+        expected = [255 if value == clear else shade for value, shade in zip(values, shades, strict=True)]
+        assert read_pixels(tmp_path / "x.png", 1).flatten().tolist() == expected
+
+
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
 def test_cmyk_and_ycbcr_are_read_as_colour(tmp_path, mode):
     file = tmp_path / "x.tif"
@@ -184,6 +196,28 @@ def test_the_orientation_is_applied_as_viewers_do(tmp_path, suffix, orientation)
     header = read_header(file)
     assert (header.height, header.width) == expected.shape[:2] == ((8, 16) if orientation < 5 else (16, 8))
     assert np.array_equal(_rgb(file), expected)
+
+
+_SIDEWAYS = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+_HEX = (b"Exif\0\0" + _SIDEWAYS).hex().encode()
+_XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"eXIf", _SIDEWAYS),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + _XMP),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n%8d\n%s\n" % (32, _HEX))),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_an_orientation_is_seen_before_and_behind_the_pixels_of_a_png(tmp_path, chunk, place):
+    file = tmp_path / "x.png"
+    file.write_bytes(image_files.png(2, 1, bytes([0, 10, 200]), **{place: [(b"tEXt", b"note\0x"), chunk]}))
+    header = read_header(file)
+    assert (header.height, header.width) == (2, 1)
+    assert read_pixels(file, 1).tolist() == [[[10], [200]]]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -234,13 +268,15 @@ def test_damaged_bytes_are_an_image_or_a_sentence(tmp_path_factory, format, data
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
-    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0")))
-    with pytest.raises(ValueError, match=r"x\.png cannot be read as an image: .*exceeds limit"):
-        read_pixels(tmp_path / "x.png", 3)
+    for side in (100_000, 13_000):  # the second one is taken by Pillow, with a warning
+        (tmp_path / "x.png").write_bytes(image_files.png(side, side, b"\0", colour_type=2))
+        for read in (read_header, lambda file: read_pixels(file, 3)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with pytest.raises(
+                    ValueError, match=r"x\.png is too large to be decoded.* Up to 89,478,485 pixels are"
+                ):
+                    read(tmp_path / "x.png")
     file = save(tmp_path / "train" / "a" / "long.png", np.zeros((1, 60_000), dtype=np.uint8))
     with pytest.raises(ValueError, match=r"long\.png is 60000x1: too long and narrow to be brought to 224x224"):
         FolderSource(tmp_path, size=224).images()

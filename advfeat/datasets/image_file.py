@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ SUFFIXES = (
 _GREY = {"1", "L", "LA", "La"}
 _MODES = _GREY | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "RGBa"}
 _BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # tags of TIFF, and of the EXIF data of the others
+# How chunks of a PNG begin that may hold EXIF data, or stand for it: what Pillow reads an orientation from.
+_EXIF_CHUNKS = (b"eXIf", b"iTXtXML:com.adobe.xmp\0", b"tEXtRaw profile type ", b"zTXtRaw profile type ")
 
 
 class _Refused(ValueError):
@@ -45,9 +48,12 @@ class Header:
 def read_header(file: Path) -> Header:
     """What a file says of its image, without decoding it.
 
-    Errors: FileNotFoundError; ValueError naming the file for what is no image, or has more than 8 bits a channel.
+    Errors: FileNotFoundError; ValueError naming the file for what is no image, has more than 8 bits a channel, or more
+    pixels than Pillow's ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million; a script may set another limit, or None).
     """
     with _opened(file) as image:
+        if image.format == "PNG" and _exif_behind_pixels(image.fp):
+            image.load()  # which reads it
         width, height = image.size
         # Pillow turns a TIFF itself, its size included.
         if image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8):
@@ -63,6 +69,7 @@ def read_pixels(file: Path, channels: int, size: tuple[int, int] | None = None) 
     with _opened(file) as image:
         if channels == 1 and image.mode not in _GREY:
             raise _Refused(f"{printable(file)} has colour (mode {image.mode}), and the images of this set are grey")
+        _scale_transparency(image)
         image.load()
         image = _upright(image)
         image = _on_white(image).convert("L" if channels == 1 else "RGB")
@@ -82,6 +89,8 @@ def _opened(file: Path) -> Iterator[Image]:
     with open_regular(file) as stream:
         try:
             with Image.open(stream, formats=FORMATS) as image:
+                if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                    raise Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels")
                 if _deep(image) or image.mode.startswith(("I", "F")):
                     raise _Refused(
                         f"{printable(file)} should have 8 bits a channel, got {image.format} of mode {image.mode} "
@@ -94,6 +103,12 @@ def _opened(file: Path) -> Iterator[Image]:
                 yield image
         except (_Refused, MemoryError):
             raise
+        except Image.DecompressionBombError as error:
+            raise ValueError(
+                f"{printable(file)} is too large to be decoded, for a small file may hold an image that fills the "
+                f"memory: {error}. Up to {Image.MAX_IMAGE_PIXELS:,} pixels are; for images of your own, set "
+                "PIL.Image.MAX_IMAGE_PIXELS higher"
+            ) from error
         except Image.UnidentifiedImageError as error:
             raise ValueError(
                 f"{printable(file)} cannot be read as an image: it is none of {', '.join(FORMATS)}"
@@ -125,6 +140,26 @@ def _orientation(image: Image) -> int:
     except (OSError, SyntaxError, EOFError, ValueError, TypeError, KeyError, IndexError, struct.error):
         return 1
     return value if value in range(1, 9) else 1
+
+
+def _exif_behind_pixels(stream: BinaryIO) -> bool:
+    """Whether a PNG has an orientation behind its pixels, perhaps: found without reading these."""
+    handle, place, seen = stream.fileno(), 8, False
+    while len(head := os.pread(handle, 8 + 21, place)) >= 8 and head[4:8] != b"IEND":
+        if seen and head[4:].startswith(_EXIF_CHUNKS):
+            return True
+        seen = seen or head[4:8] == b"IDAT"
+        place += 12 + int.from_bytes(head[:4], "big")
+    return False
+
+
+def _scale_transparency(image: Image) -> None:
+    """The transparent grey of a PNG of 2 or 4 bits as the pixels will have it, which Pillow spreads over 0 .. 255."""
+    if image.format != "PNG" or image.mode != "L" or not isinstance(image.info.get("transparency"), int):
+        return
+    steps = {"L;2": 3, "L;4": 15}.get(image.tile[0][3] if image.tile else "", 255)
+    # The lower bits count, and of a value that is spread already they are the ones before.
+    image.info["transparency"] = (image.info["transparency"] & steps) * (255 // steps)
 
 
 def _upright(image: Image) -> Image:
