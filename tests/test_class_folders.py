@@ -105,6 +105,32 @@ def test_classes_may_have_words_of_splits_in_their_names(tmp_path):
     assert len(FolderSource(tmp_path).classes) == 4
 
 
+@pytest.mark.parametrize("names", [("tr", "te"), ("Fold1", "fold 2", "fold_10"), ("trn", "tst"), ("split1", "split2")])
+def test_folders_of_splits_by_other_names_are_refused(tmp_path, names):
+    for name in names:
+        folders(tmp_path / name, "cat", "dog")
+    with pytest.raises(ValueError, match="holds the same folders with images, cat, dog, and would be read as a class"):
+        FolderSource(tmp_path)
+    for name in names:  # as classes go
+        save(tmp_path / name / "0.png", picture(0, 4, 4))
+    assert FolderSource(tmp_path, channels=3).classes == tuple(sorted(names))
+
+
+@pytest.mark.filterwarnings("error")
+def test_top_folders_that_hold_the_same_folders_are_told(tmp_path):
+    for name in ("first", "second"):
+        folders(tmp_path / name, "cat", "dog")
+    with pytest.raises(
+        RuntimeWarning, match="each of first, second in .* holds the same folders with images, cat, dog,"
+    ):
+        FolderSource(tmp_path)
+    folders(tmp_path / "first", "cow")
+    assert FolderSource(tmp_path).classes == ("first", "second")
+    for name in ("one", "two"):  # a single folder below is no list of classes
+        folders(tmp_path / "other" / name, "images")
+    assert FolderSource(tmp_path / "other").classes == ("one", "two")
+
+
 def test_splits_inside_the_classes_are_refused(tmp_path):
     for name in ("cat", "dog"):
         folders(tmp_path / name, "train", "test")

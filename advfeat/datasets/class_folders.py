@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,8 @@ _LIKE_A_SPLIT = {
     split: re.compile(rf"(^|[\W_\d])({'|'.join(names)})(set|data|images?)?($|[\W_\d])", re.IGNORECASE)
     for split, names in SPLITS.items()
 }
+# Nobody calls classes so that all hold the same folders; "tr", "te", "fold_3", "split2".
+_SURELY_A_SPLIT = re.compile(r"(tr|trn|te|ts|tst|fold|split|cv)[\W_]*\d*", re.IGNORECASE)
 # What systems and programs leave beside people's files, beside names that begin with a dot.
 _LITTER = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini"}
 
@@ -81,6 +83,7 @@ def find_splits(root: Path) -> dict[str, Path]:
         _tell_of_images_beside(root, [f for f in folders if f not in named.values()])
     else:
         _check_no_split(root, folders)
+        _tell_of_same_folders(root, folders)
     if len(found) == 2:
         train, test = (Path(os.path.realpath(folder)) for folder in found.values())
         if train == test or train in test.parents or test in train.parents:
@@ -112,6 +115,45 @@ def _check_no_split(root: Path, folders: list[Path]) -> None:
             f"{printable(root)} should have its splits in the folders train and test (or val), got {names}, which "
             "would be read as classes: rename them, or give links of these names"
         )
+
+
+def _tell_of_same_folders(root: Path, folders: list[Path]) -> None:
+    """Warns of classes that may be splits, by what is in them; ValueError where their names say so, too."""
+    same = _folders_of_all(folders)
+    # What holds "train" and "test" itself is refused as it is read, and an export says what its classes are.
+    if same and not _SPLIT_NAMES.intersection(map(str.lower, same)) and not (root / CLASSES_FILE).is_file():
+        names, inside = (_first(printable(name) for name in of) for of in (sorted(f.name for f in folders), same))
+        said = f"each of {names} in {printable(root)} holds the same folders with images, {inside}"
+        if all(_SURELY_A_SPLIT.fullmatch(folder.name) for folder in folders):
+            raise ValueError(
+                f"{said}, and would be read as a class: call the splits train and test, give links of these names, or "
+                "give one of them as root"
+            )
+        warnings.warn(
+            f"{said}, and is read as a class: if it is a split, and they are the classes, call the splits train and "
+            "test, or give one of them as root",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _folders_of_all(folders: list[Path]) -> list[str]:
+    """The names of the folders that all of these have and that hold images, where none has anything else to offer."""
+    first: set[str] | None = None
+    for folder in folders if len(folders) > 1 else ():
+        entries = list(entries_of(folder))
+        below = {entry.name for entry in entries if is_folder(entry)}
+        if len(below) < 2 or below != (first or below) or any(is_image(entry.name) for entry in entries):
+            return []
+        first = below
+    if not all(_holds_images(folder / name) for folder in folders for name in first or ()):
+        return []
+    return sorted(first or ())
+
+
+def _first(names: Iterable[str], most: int = 3) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
 
 
 def _tell_of_images_beside(root: Path, folders: list[Path]) -> None:
