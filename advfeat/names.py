@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,19 @@ def function_name(function: Callable) -> str:
     bound += (function.__kwdefaults__ or {}).items()
     bound += zip(code.co_freevars, (_content(cell) for cell in function.__closure__ or ()), strict=True)
     return name + _arguments(bound)
+
+
+def parameters_for(function: Callable, count: int) -> str | None:
+    """The parameters of a function that cannot be called with so many arguments, as text; None for one that can."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of C, which does not say
+        return None
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return str(signature)
+    return None
 
 
 def _own_name(function: Callable) -> str:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advfeat.forward import class_logits
-from advfeat.names import function_name
+from advfeat.names import function_name, parameters_for
 
 
 class Objective:
@@ -123,7 +123,8 @@ class Margin(Objective):
 
     def __post_init__(self) -> None:
         if self.temperature is not None:
-            if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < float("inf")):
+            number = isinstance(self.temperature, (int, float)) and not isinstance(self.temperature, bool)
+            if not (number and 0 < self.temperature < float("inf")):
                 raise ValueError(f"temperature should be a positive number or None, got {self.temperature!r}")
             object.__setattr__(self, "temperature", float(self.temperature))
 
@@ -249,7 +250,11 @@ class Representation(Objective):
     relative: bool = False
 
     def value(self, model, x, target):
-        features = model.representation if self.features is None else self.features
+        features = getattr(model, "representation", None) if self.features is None else self.features
+        if features is None:
+            raise ValueError(
+                "features should be given, a function of images, for a model that has no method representation(x)"
+            )
         f = wide(features(x)).reshape(x.shape[0], -1)
         if f.shape != target.shape:
             raise ValueError(f"target should be features of shape {tuple(f.shape)}, got {tuple(target.shape)}")
@@ -283,6 +288,12 @@ def as_objective(objective: Objective | Callable) -> Objective:
     if is_torch_loss(objective):
         return TorchLoss(objective)
     if callable(objective) and not isinstance(objective, type):
+        parameters = parameters_for(objective, 3)
+        if parameters is not None:
+            raise TypeError(
+                f"objective should take (model, x, target), got {function_name(objective)}, which takes {parameters}: "
+                "a loss of logits and labels becomes one as lambda model, x, target: loss(model(x), target)"
+            )
         return Function(objective)
     what = f"the class {objective.__name__}: give an instance" if isinstance(objective, type) else repr(objective)
     raise TypeError(

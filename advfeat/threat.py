@@ -35,7 +35,7 @@ class Threat:
 
     def __post_init__(self) -> None:
         for name in ("eps", "lo", "hi", "unit"):
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
+            object.__setattr__(self, name, as_number(name, getattr(self, name)))
         if not isinstance(self.eps, Tensor) and not self.eps >= 0:
             raise ValueError(f"eps should be at least 0, got {self.eps}")
         if isinstance(self.eps, Tensor) and self.eps.dim() > 1:
@@ -65,7 +65,7 @@ class Threat:
         back, lies in the ball but for the rounding of both ways.
         Errors: ValueError for a std that is not positive, or lists of different lengths.
         """
-        mean, std = _number("mean", mean), _number("std", std)
+        mean, std = as_number("mean", mean), as_number("std", std)
         mean, std = (torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(-1) for value in (mean, std))
         if not bool((torch.isfinite(std) & (std > 0)).all()):
             raise ValueError(f"std should be finite and above 0, got {std.tolist()}")
@@ -168,7 +168,7 @@ class Threat:
         return settings | ({"unit": plain(self.unit)} if self.has_unit else {})
 
 
-def _number(name: str, value: object) -> Number:
+def as_number(name: str, value: object) -> Number:
     """A number as Python's float, as JSON has it; a list or an array as a tensor in float64; a tensor as it is.
 
     Errors: TypeError for anything else, a text such as "8/255" among them.
@@ -180,6 +180,8 @@ def _number(name: str, value: object) -> Number:
             return torch.as_tensor(value, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name} should hold numbers, got {value!r}") from error
+    if isinstance(value, bool):
+        raise TypeError(f"{name} should be a number or a tensor, got {value}")
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{name} should be a number or a tensor, got the text {value!r}: give it as in 8 / 255")
     try:

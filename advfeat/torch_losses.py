@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advfeat.forward import class_logits
-from advfeat.names import function_name
+from advfeat.names import function_name, parameters_for
 from advfeat.objectives import Objective, wide
 
+# A target of labels, or of the shape of the logits, is theirs to look at.
+_OF_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 _FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss, F.binary_cross_entropy_with_logits)
 
 
@@ -30,11 +32,20 @@ def is_torch_loss(loss: object) -> bool:
 class TorchLoss(Objective):
     """A loss of torch on the logits, sample by sample whatever its ``reduction``; of several values, their mean.
 
-    Labels of a loss for one logit (``BCEWithLogitsLoss``) are 0 and 1; any other one sees two logits for one.
-    Errors: ValueError for a loss that gives no value for each sample.
+    Labels of a loss for one logit (``BCEWithLogitsLoss``) are 0 and 1; any other one sees two logits for one. A loss
+    that compares value by value (``MSELoss``) takes a target like the logits.
+    Errors: TypeError for a loss of more than logits and target; ValueError for a target that the loss would broadcast,
+    and a loss that gives no value for each sample.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        parameters = parameters_for(getattr(self.loss, "forward", self.loss), 2)
+        if parameters is not None:
+            raise TypeError(
+                f"objective should be a loss of (logits, target), got {self.name}, which takes {parameters}"
+            )
 
     def value(self, model, x, target):
         logits = wide(model(x))
@@ -45,10 +56,21 @@ class TorchLoss(Objective):
             target = target.to(logits.dtype)
         else:
             logits = class_logits(logits)
+        if target.shape != logits.shape and not self._takes_labels:
+            raise ValueError(
+                f"target should be like the logits, {tuple(logits.shape)}, for {self.name}, got {tuple(target.shape)}: "
+                "labels are for losses such as torch.nn.CrossEntropyLoss"
+            )
         values = self._each(logits, target)
         if values.dim() == 0 or values.shape[0] != x.shape[0]:
             raise ValueError(f"{self.name} should give a value for each of {x.shape[0]} samples, got {values.shape}")
         return values if values.dim() == 1 else values.flatten(1).mean(dim=1)
+
+    @property
+    def _takes_labels(self) -> bool:
+        if isinstance(self.loss, nn.Module):
+            return isinstance(self.loss, _OF_LABELS)
+        return getattr(self.loss, "func", self.loss) is not F.binary_cross_entropy_with_logits
 
     def _each(self, logits: Tensor, target: Tensor) -> Tensor:
         if not isinstance(self.loss, nn.Module):

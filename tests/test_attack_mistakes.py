@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import advfeat
-from advfeat import L2, PGD, Linf
+from advfeat import APGD, L2, PGD, Auto, Ensemble, Linf, Margin
 
 X = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(4)
@@ -53,6 +53,18 @@ ATTACK = PGD(Linf(0.03), steps=2)
         (lambda: Linf([[0.1]]), ValueError, r"eps should be a float or a tensor \[B\], got shape \(1, 1\)"),
         (lambda: ATTACK.replace(objective=nn.CrossEntropyLoss), TypeError, "class CrossEntropyLoss: give an instance"),
         (lambda: ATTACK.replace(objective="ce"), TypeError, "objective should be an Objective, a loss of torch or a"),
+        # A text is true, whatever it says.
+        (lambda: ATTACK.replace(targeted="no"), TypeError, "targeted should be True or False, got 'no'"),
+        (lambda: ATTACK.replace(random_start="yes"), TypeError, "random_start should be True or False, got 'yes'"),
+        (lambda: APGD(L2(0.1), graph=0), TypeError, "graph should be True or False, got 0"),
+        (lambda: ATTACK.replace(step_size="0.1"), TypeError, "step_size should be a number .* got the text '0.1'"),
+        (lambda: ATTACK.replace(step_size=True), TypeError, "step_size should be a number or a tensor, got True"),
+        (lambda: ATTACK.replace(autocast="bf16"), TypeError, "autocast should be torch.bfloat16, .* got 'bf16'"),
+        (lambda: Auto(L2(0.1), autocast=torch.float32), TypeError, "autocast should be .* got torch.float32"),
+        (lambda: ATTACK.replace(steps=True), ValueError, "steps should be an integer, at least 0, got True"),
+        (lambda: Linf(True), TypeError, "eps should be a number or a tensor, got True"),
+        (lambda: Margin(True), ValueError, "temperature should be a positive number or None, got True"),
+        (lambda: Ensemble(ATTACK), TypeError, "attacks should be a list of attacks, got PGD"),
     ],
 )
 def test_first_mistakes_get_a_sentence(call, error, message):
@@ -159,3 +171,11 @@ def test_losses_that_differ_have_names_that_differ():
     losses += [nn.CrossEntropyLoss(weight=weights.flip(0)), nn.MultiMarginLoss(), nn.MultiMarginLoss(margin=0.5)]
     names = [ATTACK.replace(objective=loss).to_dict()["objective"] for loss in losses]
     assert len(set(names)) == len(names) and names[0] == "CrossEntropyLoss()"
+
+
+def test_flags_and_step_sizes_of_numpy_are_taken():
+    flagged = PGD(Linf(0.1), steps=2, targeted=np.bool_(True), random_start=torch.tensor(False))
+    assert flagged.targeted is True and flagged.random_start is False
+    wanted = PGD(Linf(0.1), steps=2, step_size=torch.tensor([0.01, 0.02, 0.03, 0.04]))(_model(), X, Y)
+    for size in ([0.01, 0.02, 0.03, 0.04], np.array([0.01, 0.02, 0.03, 0.04])):
+        assert torch.equal(PGD(Linf(0.1), steps=2, step_size=size)(_model(), X, Y), wanted)

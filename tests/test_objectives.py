@@ -205,22 +205,22 @@ def test_functions_that_differ_have_names_that_differ():
         return lambda model, x, target: k * model(x)[:, 0]
 
     def named(k=1, *, weight=None):
-        def loss(model, x, target):
-            return k * model(x)[:, 0] if weight is None else weight
+        def loss(model, x, target, scale=1):
+            return scale * k * model(x)[:, 0] if weight is None else weight
 
         return loss
 
-    def recursive(depth=2):
-        return recursive(depth - 1) if depth else None
+    def recursive(model, x, target, depth=2):
+        return recursive(model, x, target, depth - 1) if depth else None
 
-    bound = functools.partial(named(3), target=1)
+    bound = functools.partial(named(3), scale=1)
     functions = [made(1), made(2), lambda model, x, target, k=1: k, lambda model, x, target, k=2: k, named(1), named(2)]
     functions += [named(1, weight=torch.ones(2)), named(1, weight=torch.zeros(2)), bound, named(3), named(made(2))]
-    functions += [recursive, functools.partial(named(3), target=2)]
+    functions += [recursive, functools.partial(named(3), scale=2)]
     names = [as_objective(function).name for function in functions]
     assert len(set(names)) == len(names), names
     assert names[:2] == [as_objective(made(1)).name, as_objective(made(2)).name]
-    assert as_objective(named(2)).name == "loss(k=2, weight=None)" and "0x" not in "".join(names)
+    assert as_objective(named(2)).name == "loss(scale=1, k=2, weight=None)" and "0x" not in "".join(names)
     plain = as_objective(_plain)
     assert plain.name == "_plain"
 
@@ -426,3 +426,40 @@ def test_success_is_no_stop_where_it_is_not_known():
     # The last batch has a single sample, whose own pass could be taken for that of the batch.
     attack = PGD(L2(0.1), steps=2, stop=Converged(patience=1), objective=sample_by_sample)
     assert all(r.success is None for r in attack.over(model, [(x, y), (x[:1], y[:1])]))
+
+
+X, Y = torch.rand(4, 12), torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("objective", "error", "message"),
+    [
+        (
+            lambda z, y: F.cross_entropy(z, y),
+            TypeError,
+            r"should take \(model, x, target\), got .*which takes \(z, y\)",
+        ),
+        (lambda m, x, y: F.cross_entropy(m(x), y), ValueError, r"one value a sample.*got \(\).*reduction=.none"),
+        (lambda m, x, y: 1.0, TypeError, "the objective should give a tensor, one value a sample, got float"),
+        (torch.nn.TripletMarginLoss(), TypeError, r"a loss of \(logits, target\), got Triplet.*which takes .anchor"),
+        # Of three samples and three classes these would be compared crosswise.
+        (torch.nn.MSELoss(), ValueError, r"target should be like the logits, \(4, 4\), for MSELoss.*got \(4,\)"),
+        (torch.nn.SoftMarginLoss(), ValueError, "labels are for losses such as torch.nn.CrossEntropyLoss"),
+        (functools.partial(F.binary_cross_entropy_with_logits, weight=None), ValueError, "should be like the logits"),
+        (
+            Representation(),
+            ValueError,
+            "features should be given, .* for a model that has no method",
+        ),
+    ],
+)
+def test_what_is_no_objective_gets_a_sentence(objective, error, message):
+    model = torch.nn.Linear(12, 4)
+    with pytest.raises(error, match=message):
+        PGD(L2(0.1), steps=2, objective=objective)(model, X, Y)
+
+
+def test_losses_by_value_take_targets_like_the_logits():
+    model = torch.nn.Linear(12, 4)
+    result = PGD(L2(0.1), steps=2, objective=torch.nn.MSELoss()).run(model, X, torch.zeros(4, 4))
+    torch.testing.assert_close(result.value, (model(result.x_adv) ** 2).mean(1))

@@ -173,7 +173,7 @@ def take_integer(attack: Attack, name: str, least: int | None) -> None:
     """Makes a setting a Python integer, as JSON has them, or refuses it."""
     given = getattr(attack, name)
     try:
-        value = operator.index(given)
+        value = None if isinstance(given, bool) else operator.index(given)
     except TypeError:
         value = None
     if value is None or (least is not None and value < least):
@@ -182,20 +182,40 @@ def take_integer(attack: Attack, name: str, least: int | None) -> None:
     object.__setattr__(attack, name, value)
 
 
-def check_settings(attack: GradientAttack) -> None:
-    """Refuses what no attack can take: threat, steps, restarts, seed, a random start without a ball, and an objective
-    that would lead a targeted attack away from its target. Integers of any kind, numpy's too, become Python's."""
+def _take_flag(attack: Attack, name: str) -> None:
+    """Makes a setting True or False, or refuses it: a text such as "no" would count as true."""
+    given = getattr(attack, name)
+    if isinstance(given, bool):
+        return
+    try:  # numpy's, or of a tensor of one value
+        value = given.item()
+    except (AttributeError, ValueError, RuntimeError):
+        value = None
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be True or False, got {given!r}")
+    object.__setattr__(attack, name, value)
+
+
+def check_settings(attack: Attack) -> None:
+    """Refuses what no attack can take: threat, flags, steps, restarts, seed, autocast, a random start without a ball,
+    and an objective that would lead a targeted attack away from its target. Integers and flags of any kind, numpy's
+    too, become Python's."""
     if not isinstance(attack.threat, Threat):
         raise TypeError(f"threat should be advfeat.L2(eps) or advfeat.Linf(eps), got {attack.threat!r}")
+    for flag in ("targeted", "random_start", "graph"):
+        _take_flag(attack, flag)
+    if attack.autocast not in (None, torch.bfloat16, torch.float16):
+        raise TypeError(f"autocast should be torch.bfloat16, torch.float16 or None, got {attack.autocast!r}")
     take_integer(attack, "steps", 0)
     take_integer(attack, "restarts", 1)
     if attack.restarts > 1 and not attack.random_start:
         raise ValueError(f"restarts={attack.restarts} needs random_start=True: all restarts would be the same")
     if attack.seed is not None:
         take_integer(attack, "seed", None)
-    if attack.targeted and attack.objective.untargeted_only:
-        raise ValueError(
-            f"targeted should be False for {attack.objective.name}, which an untargeted attack pushes up, got True"
-        )
+    for objective in attack.objectives:
+        if attack.targeted and objective.untargeted_only:
+            raise ValueError(
+                f"targeted should be False for {objective.name}, which an untargeted attack pushes up, got True"
+            )
     if attack.random_start and not isinstance(attack.threat.eps, Tensor) and not math.isfinite(attack.threat.eps):
         raise ValueError("random_start needs a finite eps")

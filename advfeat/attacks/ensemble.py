@@ -42,6 +42,8 @@ class Ensemble(Attack):
     attacks: tuple[Attack, ...]
 
     def __post_init__(self) -> None:
+        if isinstance(self.attacks, Attack) or not hasattr(self.attacks, "__iter__"):
+            raise TypeError(f"attacks should be a list of attacks, got {type(self.attacks).__name__}")
         attacks = tuple(self.attacks)
         object.__setattr__(self, "attacks", attacks)
         if not attacks:

@@ -56,8 +56,13 @@ def value_and_grad(
 
 
 def _check_value(value: Tensor, x: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"the objective should give a tensor, one value a sample, got {type(value).__name__}")
     if value.shape != x.shape[:1]:
-        raise ValueError(f"the objective should give one value a sample, ({x.shape[0]},), got {tuple(value.shape)}")
+        hint = ': losses of torch.nn.functional take reduction="none"' if value.dim() == 0 else ""
+        raise ValueError(
+            f"the objective should give one value a sample, ({x.shape[0]},), got {tuple(value.shape)}{hint}"
+        )
 
 
 def _gradient(output: Tensor, x: Tensor, slope: Tensor) -> Tensor:

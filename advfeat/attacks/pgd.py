@@ -23,7 +23,7 @@ from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
 from advfeat.ops import Number
 from advfeat.seeds import fresh_seed
-from advfeat.threat import Threat
+from advfeat.threat import Threat, as_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,8 @@ class PGD(GradientAttack):
 
     threat: :class:`advfeat.L2` or :class:`advfeat.Linf`, the ball and the box.
     steps: number of gradient steps; 0 evaluates the start.
-    step_size: length of a step (L2) or per value (L-inf), a float or a tensor [B]; None is ``2.5 * eps / steps``
-        (Madry et al. 2018).
+    step_size: length of a step (L2) or per value (L-inf), a float or a tensor, array or list [B]; None is
+        ``2.5 * eps / steps`` (Madry et al. 2018).
     objective: what is pushed up, or with ``targeted`` down; see :mod:`advfeat.objectives`. The default never saturates.
     random_start: start at a random point of the ball instead of at x.
     restarts: that many random starts; the best iterate over all of them is kept, successes first.
@@ -80,8 +80,10 @@ class PGD(GradientAttack):
         if self.step_size is None:
             if not isinstance(self.threat.eps, Tensor) and not math.isfinite(self.threat.eps):
                 raise ValueError("step_size should be given when eps is infinite")
-        elif not isinstance(self.step_size, Tensor) and not (self.step_size >= 0 and math.isfinite(self.step_size)):
-            raise ValueError(f"step_size should be finite and at least 0, got {self.step_size}")
+        else:
+            object.__setattr__(self, "step_size", as_number("step_size", self.step_size))
+            if not isinstance(self.step_size, Tensor) and not 0 <= self.step_size < math.inf:
+                raise ValueError(f"step_size should be finite and at least 0, got {self.step_size}")
         if self.keep not in ("last", "best"):
             raise ValueError(f'keep should be "last" or "best", got {self.keep!r}')
         if not (self.stop in (None, "success") or isinstance(self.stop, Converged)):
