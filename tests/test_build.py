@@ -310,6 +310,25 @@ def test_who_builds_a_set_that_is_being_built_waits_and_says_for_whom(tmp_path, 
     assert len(waited) == 1 and f"is being built in by process {os.getpid()} on" in waited[0]
 
 
+def test_who_builds_another_set_where_one_is_being_built_is_refused_at_once(tmp_path, digits, model):
+    refused = []
+
+    def meanwhile():
+        with pytest.raises(ValueError, match="holds another set .*batch_size is 10 there, 20 here"):
+            build(DET, model, digits, tmp_path / "set", batch_size=20, shard_size=20)
+        refused.append(True)
+
+    other = threading.Thread(target=meanwhile, daemon=True)
+
+    def start(done, total):
+        if done == 20:
+            other.start()
+            other.join(10)
+            assert refused  # while this one still has the folder
+
+    build(DET, model, digits, tmp_path / "set", batch_size=10, shard_size=20, progress=start)
+
+
 def test_a_finished_set_is_opened_where_nothing_can_be_written(tmp_path, digits, model, monkeypatch):
     first = build(DET, model, digits, tmp_path / "set")
 

@@ -55,7 +55,8 @@ def build(
     as torch's kernels are deterministic. What is attacked is :func:`advfeat.models.attack_copy`'s copy, the same
     function without its BatchNorm. While a shard is written the next one is attacked. Under ``torchrun`` each rank
     builds its own shards; of two other processes that build one set, the second one waits, with a warning that says for
-    which, and finds it finished, or goes on if the first one was killed.
+    which, and finds it finished, or goes on if the first one was killed. One that builds another set there is refused
+    at once.
 
     recipe: see :func:`advfeat.datasets.recipes.preset`. model: gives logits [B, classes]; a
     :class:`MatchRepresentation` also needs ``model.representation``. batch_size: images attacked at once (fixes the
@@ -106,11 +107,13 @@ def build(
             return ConstructedSet.open(out, verify=False)
 
     def waiting(holder: str) -> None:
+        SetWriter.check(out, manifest, n=len(source), shard_size=shard_size)  # it may have begun just now
         warnings.warn(
             f"{out} is being built in by {holder}; waiting for it (if it is stopped, this process goes on)",
             stacklevel=5,
         )
 
+    SetWriter.check(out, manifest, n=len(source), shard_size=shard_size)  # not after hours of waiting for another one
     check_writable_folder(out)
     with hold(out, f"build-{rank}-of-{ranks}", waiting):  # the ranks of one build work at once
         writer = SetWriter(out, manifest, n=len(source), shard_size=shard_size)

@@ -70,6 +70,21 @@ class SetWriter:
     """
 
     def __init__(self, out: str | Path, manifest: dict, n: int, shard_size: int) -> None:
+        self._describe(out, manifest, n, shard_size)
+        self._open()
+
+    @classmethod
+    def check(cls, out: str | Path, manifest: dict, n: int, shard_size: int) -> None:
+        """Raises ValueError if another set is there, as the constructor does; writes nothing."""
+        writer = cls.__new__(cls)
+        writer._describe(out, manifest, n, shard_size)
+        try:
+            found = read_json(writer.out / MANIFEST)
+        except (FileNotFoundError, ValueError):  # none, or a damaged one: whoever has the folder to itself says so
+            return
+        writer._compare(found)
+
+    def _describe(self, out: str | Path, manifest: dict, n: int, shard_size: int) -> None:
         if n < 1 or shard_size < 1:
             raise ValueError(f"n and shard_size should be at least 1, got n={n} and shard_size={shard_size}")
         missing = [key for key in _REQUIRED if key not in manifest]
@@ -84,7 +99,6 @@ class SetWriter:
         # Through JSON, so that what is compared with a file went through the same.
         self._identify(json.loads(json.dumps({**fixed, **plain(manifest)}, allow_nan=False)))
         self._dtype = DTYPES[manifest["dtype"]]
-        self._open()
 
     def rows(self, shard: int) -> range:
         """The positions of a shard's samples."""
@@ -178,6 +192,10 @@ class SetWriter:
         if found is None:
             write_json(self.out / MANIFEST, {**self._identity, "shards": [], "complete": False})
             return
+        self._compare(found)
+
+    def _compare(self, found: dict) -> None:
+        """Raises ValueError naming the keys in which the manifest that is there differs."""
         # Its source may be a constructed set, which is named after its folder and may have moved.
         if isinstance(found.get("source"), dict) and isinstance(self._identity["source"], dict):
             self._identify(
