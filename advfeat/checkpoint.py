@@ -6,7 +6,8 @@
 ``checkpoint-*.safetensors``
 ``model.safetensors``, ``model.json``    the trained model; while they are missing, the training is not finished
 
-One process writes into it at a time, see :mod:`advfeat.locks`.
+One process writes into it at a time, see :mod:`advfeat.locks`. A link of one of these names is replaced, not followed:
+what it points to may be another run's.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class RunFolder:
                 tensors[f"momentum.{name}"] = momentum
         data = to_bytes(tensors)
         file = self.file(f"checkpoint-{epoch:05d}.safetensors")
-        write_bytes(file, data)
+        write_bytes(file, data, follow=False)
         self._write_state(history, {"file": file.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
         self._drop_tensors(but=file.name)
 

@@ -31,17 +31,19 @@ _KINDS = (
 )
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes, *, follow: bool = True) -> None:
     """Writes a file atomically: beside it, synced to the disk, then renamed over it.
 
-    A link stays, and what it points to is written; the permissions of a file that is there stay, too. Errors: OSError
+    follow: a link stays, and what it points to is written; for a name that a person chose. Without, a link is replaced:
+    for the names of a run's or a set's own files, behind which somebody else's file may lie. The permissions of a file
+    that is there stay. Errors: OSError
     naming the file (a full disk, say); ValueError for a folder, a device or a pipe; the old file stays and no half of
     the new one is left.
     """
-    write_together([(Path(path), data)])
+    write_together([(Path(path), data)], follow=follow)
 
 
-def write_together(files: list[tuple[Path, bytes]]) -> None:
+def write_together(files: list[tuple[Path, bytes]], *, follow: bool = True) -> None:
     """Writes files of one folder: all beside their places first, so that a full disk changes none, then renamed.
 
     The last one describes the others: it is removed before the first rename and comes last, so that it never stands
@@ -53,7 +55,7 @@ def write_together(files: list[tuple[Path, bytes]]) -> None:
         targets = []
         for path, _ in files:
             current = path
-            targets.append(_file_behind(path))
+            targets.append(path if not follow and path.is_symlink() else _file_behind(path))
             make_folder(targets[-1].parent)
             beside.append(temporary_name(targets[-1]))
         sweep(targets[0].parent, {target.name for target in targets})
@@ -82,10 +84,11 @@ def write_together(files: list[tuple[Path, bytes]]) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends a line of text; on a full disk no half of it stays. Errors: OSError naming the file."""
+    """Appends a line of text; on a full disk no half of it stays. Errors: OSError naming the file; a link is one, for
+    the file is a run's own."""
     data = (line + "\n").encode()
     try:
-        with open(path, "ab", buffering=0) as file:
+        with open(path, "ab", buffering=0, opener=_open_itself) as file:
             before = os.fstat(file.fileno()).st_size
             try:
                 if file.write(data) != len(data):
@@ -243,6 +246,13 @@ def _file_behind(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+def _open_itself(path: str, flags: int) -> int:
+    """For ``open``: what a link points to is not opened."""
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, f"it is a link to {os.readlink(path)}")
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def _status(path: Path) -> os.stat_result | None:
     """What is there, behind links; None if nothing is. Errors: OSError for a name that cannot be (too long, a loop)."""
     if "\0" in str(path):
@@ -275,7 +285,7 @@ def _probe(folder: Path) -> None:
 
 
 def _keep_mode(target: Path, temporary: Path) -> None:
-    found = _status(target)
+    found = None if target.is_symlink() else _status(target)
     if found is not None:
         with suppress(OSError):  # a file system without permissions
             os.chmod(temporary, stat.S_IMODE(found.st_mode))

@@ -48,13 +48,13 @@ def to_json(value: object) -> bytes:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes :func:`to_json` of a value atomically."""
-    write_bytes(path, to_json(value))
+    """Writes :func:`to_json` of a value atomically, to a run's or a set's own file: a link is replaced."""
+    write_bytes(path, to_json(value), follow=False)
 
 
 def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
-    """Writes one JSON object a line, atomically."""
-    write_bytes(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
+    """Writes one JSON object a line, atomically, to a run's own file: a link is replaced."""
+    write_bytes(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode(), follow=False)
 
 
 def append_json_line(path: Path, row: dict) -> None:

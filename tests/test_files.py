@@ -11,8 +11,16 @@ import time
 import pytest
 
 from advfeat import files, locks
-from advfeat.files import check_writable_file, check_writable_folder, sweep, temporary_name, write_bytes, write_together
-from advfeat.runs import append_json_line
+from advfeat.files import (
+    append_line,
+    check_writable_file,
+    check_writable_folder,
+    sweep,
+    temporary_name,
+    write_bytes,
+    write_together,
+)
+from advfeat.runs import append_json_line, write_json_lines
 
 
 def _names(folder):
@@ -34,6 +42,28 @@ def test_a_link_stays_and_its_target_is_written(tmp_path):
     write_together([(tmp_path / "weights", b"w"), (link, b"again")])
     assert link.is_symlink() and target.read_bytes() == b"again"
     assert _names(tmp_path) == ["elsewhere", "link.json", "weights"] and _names(tmp_path / "elsewhere") == ["real.json"]
+
+
+def test_a_link_of_a_run_s_own_name_is_replaced_and_its_target_stays(tmp_path):
+    other, run = tmp_path / "other", tmp_path / "run"
+    for folder in (other, run):
+        folder.mkdir()
+    names = ("weights", "about.json", "rows.jsonl", "gone")
+    for name in names:
+        if name != "gone":
+            (other / name).write_text("another run's")
+            (other / name).chmod(0o444)  # as sets are kept
+        (run / name).symlink_to(other / name)
+    with pytest.raises(OSError, match="could not write .*rows.jsonl: it is a link to .*other/rows.jsonl"):
+        append_line(run / "rows.jsonl", "{}")
+    write_together([(run / "weights", b"w"), (run / "about.json", b"{}")], follow=False)
+    write_bytes(run / "gone", b"g", follow=False)
+    write_json_lines(run / "rows.jsonl", [{}])
+    append_line(run / "rows.jsonl", "{}")
+    assert [(run / name).read_text() for name in names] == ["w", "{}", "{}\n{}\n", "g"]
+    assert not any((run / name).is_symlink() for name in names)
+    assert _names(other) == sorted(names[:3])
+    assert all((other / name).read_text() == "another run's" for name in names[:3])
 
 
 @pytest.mark.parametrize("through_a_link", [False, True])

@@ -46,6 +46,24 @@ def test_the_run_folder_says_what_was_done(tmp_path):
     assert models.load_extra(folder)["metrics"] == result.history[-1]
 
 
+def test_links_in_a_run_s_folder_are_replaced(tmp_path):
+    first, names = tmp_path / "first", ("model.json", "model.safetensors", "metrics.jsonl", "checkpoint.json")
+    one = QUICK.replace(epochs=1)
+    train(one, blobs(30), out=first)
+    before = {name: (first / name).read_bytes() for name in names}
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "config.json").write_bytes((first / "config.json").read_bytes())
+    for name in ("model.safetensors", "metrics.jsonl"):
+        (second / name).symlink_to(first / name)
+    for name in ("model.json", "checkpoint.json"):
+        (second / name).symlink_to(tmp_path / "nowhere" / name)
+    train(one, blobs(30), out=second)
+    assert not any(file.is_symlink() for file in second.iterdir()) and not (tmp_path / "nowhere").exists()
+    models.load(second)
+    assert {name: (first / name).read_bytes() for name in names} == before
+
+
 class _Killed(Exception):
     pass
 

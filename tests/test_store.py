@@ -54,6 +54,18 @@ def test_a_set_is_a_source(tmp_path):
     assert ConstructedSet.open(tmp_path / "other").fingerprint != made.fingerprint
 
 
+def test_links_in_a_set_s_folder_are_replaced(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("of somebody else")
+    (tmp_path / "set").mkdir()
+    for name in ("shard-00000.safetensors", "shard-00001.json"):
+        (tmp_path / "set" / name).symlink_to(elsewhere)
+    build(tmp_path / "set")
+    assert elsewhere.read_text() == "of somebody else"
+    assert not any(file.is_symlink() for file in (tmp_path / "set").iterdir())
+    ConstructedSet.open(tmp_path / "set")
+
+
 def test_images_are_the_callers_own(tmp_path):
     build(tmp_path)
     made = ConstructedSet.open(tmp_path)

@@ -60,7 +60,8 @@ class SetWriter:
     out: a folder; made if missing. manifest: JSON values (dataclasses, infinities and paths are put into words) with
     recipe, source, model, seed, image_shape, classes, dtype and whatever else the bytes of the set depend on; the rest
     (format, code version, n, shard_size, shards, complete) is filled in. n: samples. shard_size: samples of a shard,
-    but the last. Several processes may write one set, each its own shards.
+    but the last. Several processes may write one set, each its own shards. A link of the name of one of its files is
+    replaced, not followed.
 
     Attribute ``damaged``: file name -> what was wrong, of finished shards that have to be made again; each is warned of
     once.
@@ -135,7 +136,7 @@ class SetWriter:
             "set": self._id,
         }
         try:
-            write_bytes(self.out / shard_name(shard), data)
+            write_bytes(self.out / shard_name(shard), data, follow=False)
             write_json(self.out / record_name(shard), record)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -165,7 +166,7 @@ class SetWriter:
         shards = [{"file": r["file"], "rows": r["rows"], "sha256": r["sha256"]} for r in records]
         data = to_json({**self._identity, "shards": shards, "complete": True})
         if (self.out / MANIFEST).read_bytes() != data:  # a set that is finished may lie where nothing can be written
-            write_bytes(self.out / MANIFEST, data)
+            write_bytes(self.out / MANIFEST, data, follow=False)
         return True
 
     def _open(self) -> None:

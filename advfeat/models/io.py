@@ -45,6 +45,7 @@ _FORM = {
 
 def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
     """Writes a model to a folder, atomically: afterwards it is there and whole, or :func:`load` says that it is not.
+    Links of the names of its files are replaced.
 
     model: from :func:`create` or :func:`adapt`. One whose layers were changed after :func:`create`, with a
     RuntimeWarning, is saved as a module of the user's own, for no name says how to build it.
@@ -77,7 +78,7 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
         "fingerprint": fingerprint(model),
         "extra": plain(extra or {}),
     }
-    write_together([(folder / _WEIGHTS, data), (folder / _DESCRIPTION, to_json(description))])
+    write_together([(folder / _WEIGHTS, data), (folder / _DESCRIPTION, to_json(description))], follow=False)
 
 
 def load(folder: str | Path, model: Model | None = None) -> Model:
