@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from typing import Any
 
 import torch
@@ -20,6 +21,19 @@ def whole_number(name: str, given: Any, least: int = 1) -> int:
     if value is None or isinstance(given, bool) or value < least:
         raise ValueError(f"{name} should be an integer, at least {least}, got {given!r}")
     return value
+
+
+def from_environment(name: str, default: int) -> int:
+    """The integer, at least 0, in an environment variable; ``default`` where it is not set or empty.
+
+    Errors: ValueError naming the variable.
+    """
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise ValueError(f"the environment variable {name} should be an integer, at least 0, got {text!r}")
+    return int(text)
 
 
 def check_images(images: Tensor, ids: Tensor, name: str) -> None:

@@ -106,7 +106,8 @@ OptionalCount = Annotated[int | None, _INTEGER, Within(1, 10**9), _QUIET]
 CountOrNone = Annotated[int, _INTEGER, Within(0, 10**9)]
 OptionalCountOrNone = Annotated[int | None, _INTEGER, Within(0, 10**9), _QUIET]
 OptionalMinutes = Annotated[float | None, _number(optional=True), Within(0, 10**7), _QUIET]
-Seed = Annotated[int, _INTEGER, Within(0, 2**63 - 1)]
+# Some seeds are made of others by adding a few; all have to be what torch takes.
+Seed = Annotated[int, _INTEGER, Within(0, 2**62)]
 
 
 def root_from_environment() -> Path | None:
@@ -169,7 +170,9 @@ def torch_device(name: str | None):
     """
     import torch
 
-    own = int(os.environ.get("LOCAL_RANK", 0))  # torchrun gives each process a GPU
+    from advfeat.checks import from_environment  # with torch, which the options alone do without
+
+    own = from_environment("LOCAL_RANK", 0)  # torchrun gives each process a GPU
     if name is None:
         return torch.device("cuda", own) if torch.cuda.is_available() else torch.device("cpu")
     try:

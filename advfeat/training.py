@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,7 +19,7 @@ from advfeat.augment import Augmentation, check_label_safe
 from advfeat.batches import Batches, channel_statistics
 from advfeat.calling import check_module, taken_by
 from advfeat.checkpoint import RunFolder
-from advfeat.checks import check_pair
+from advfeat.checks import check_pair, from_environment
 from advfeat.datasets.torch_dataset import as_source
 from advfeat.eval_mode import trained_here
 from advfeat.evaluation import evaluate
@@ -138,7 +137,7 @@ def train(
         folder.check(description)
         if folder.is_finished() and folder.is_tidy():
             return finished()
-    elif (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+    elif (processes := from_environment("WORLD_SIZE", 1)) > 1:
         raise ValueError(f"resume=False (--restart) needs a single process, got {processes} of torchrun's")
     check_writable_folder(folder.path)
     with folder.alone(resume), _own_random_state(device):

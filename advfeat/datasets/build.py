@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from advfeat import calling
 from advfeat.attacks.no_trace import unwrapped
-from advfeat.checks import whole_number
+from advfeat.checks import from_environment, whole_number
 from advfeat.datasets.base import Source
 from advfeat.datasets.construction import Construction
 from advfeat.datasets.fitness import check_fitness, is_deterministic, warn_of_chance
@@ -101,7 +100,7 @@ def build(
     if not deterministic:
         manifest["deterministic"] = False
     out = Path(out).absolute()  # a script may change its folder meanwhile
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, ranks = from_environment("RANK", 0), from_environment("WORLD_SIZE", 1)
     if is_complete(out):  # it may lie where nothing can be written, and all may be there
         if not SetWriter(out, manifest, n=len(source), shard_size=shard_size).missing_shards():
             return ConstructedSet.open(out, verify=False)
