@@ -1,0 +1,230 @@
+"""What the operators of :mod:`advfeat.ops` refuse where plain torch does their work: the same as the kernels do, which
+look for themselves (csrc/check.cpp). Plain torch would broadcast, or go on with a negative radius.
+
+Errors: RuntimeError naming the argument, what was expected and what was seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+Number = float | Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+_FLOATING = (torch.float32, torch.float64, *_HALF)
+
+
+def check_step(
+    x: Tensor,
+    x0: Tensor,
+    eps: Number,
+    lo: Number | None,
+    hi: Number | None,
+    grad: Tensor | None = None,
+    step_size: Number = 0.0,
+    grad_status: Tensor | None = None,
+    *,
+    steps: bool,
+    look: bool,
+) -> None:
+    """Of a step, or with ``steps=False`` of a projection. look: whether the values of tensors can be looked at, as
+    under a transform of torch.func or in a compiled function they cannot."""
+    _check_batch("x", x)
+    _check_like("x0", x0, "x", x)
+    if x0.dtype != x.dtype:
+        raise RuntimeError(f"x0 should have the dtype of x, {_name(x)}, got {_name(x0)}")
+    if steps:
+        _check_like("grad", grad, "x", x)
+        _check_floating("grad", grad)
+        if grad.dtype != x.dtype and not (x.dtype == torch.float32 and grad.dtype in _HALF):
+            raise RuntimeError(
+                "grad should have the dtype of x, or be float16 or bfloat16 when x is float32; x is "
+                f"{_name(x)} and grad {_name(grad)}"
+            )
+        largest = math.inf if x.dtype == torch.float64 else torch.finfo(torch.float32).max
+        _check_by_row(
+            "step_size",
+            step_size,
+            x,
+            "finite in the arithmetic type",
+            lambda v: (abs(v) <= largest) & (abs(v) < math.inf),
+            look,
+        )
+    _check_ball_and_box(x, eps, lo, hi, look)
+    if grad_status is not None:
+        _check_tensor("grad_status", grad_status)
+        if grad_status.dtype != torch.int32 or tuple(grad_status.shape) != (x.shape[0], 2):
+            raise RuntimeError(
+                f"grad_status should be a contiguous int32 tensor [B, 2] = ({x.shape[0]}, 2), got "
+                f"{_name(grad_status)} of shape {tuple(grad_status.shape)}"
+            )
+        _check_device("grad_status", grad_status, "x", x)
+
+
+def check_random_start(
+    x0: Tensor, eps: Number, sample_ids: Tensor, lo: Number | None, hi: Number | None, *, look: bool
+) -> None:
+    """Of a random start; the seed is :func:`check_seed`'s."""
+    _check_batch("x0", x0)
+    if sample_ids.dtype != torch.int64 or sample_ids.shape != x0.shape[:1]:
+        raise RuntimeError(
+            f"sample_ids should be an int64 tensor [B] = ({x0.shape[0]},), got {_name(sample_ids)} of shape "
+            f"{tuple(sample_ids.shape)}"
+        )
+    _check_device("sample_ids", sample_ids, "x0", x0)
+    _check_ball_and_box(x0, eps, lo, hi, look)
+    _check_by_row("eps", eps, x0, "finite for a random start", lambda v: abs(v) < math.inf, look)
+
+
+def check_seed(seed: int, sample_ids: Tensor) -> None:
+    """Of a random start by a kernel too: what is no integer of 64 bits, and ids that are no tensor, are refused where
+    they are handed over, in words that do not say why."""
+    _check_tensor("sample_ids", sample_ids)
+    if isinstance(seed, int) and -(2**63) <= seed < 2**63:
+        return
+    if not hasattr(type(seed), "__index__") or isinstance(seed, (int, Tensor)):
+        raise RuntimeError(f"seed should be an integer of 64 bits, got {seed!r}")
+
+
+def check_update(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> None:
+    """Of :func:`advfeat.ops.update_best_`."""
+    _check_tensor("x", x)
+    if x.dim() < 1:
+        raise RuntimeError("x should be a batch [B, ...], got a tensor without dimensions")
+    _check_like("best_x", best_x, "x", x)
+    if best_x.dtype != x.dtype:
+        raise RuntimeError(f"best_x should have the dtype of x, {_name(x)}, got {_name(best_x)}")
+    for name, given in (("best_value", best_value), ("value", value)):
+        _check_tensor(name, given)
+        if given.shape != x.shape[:1]:
+            raise RuntimeError(f"{name} should be a tensor [B] = ({x.shape[0]},), got shape {tuple(given.shape)}")
+        if given.dtype not in (torch.float32, torch.float64):
+            raise RuntimeError(f"{name} should be float32 or float64, got {_name(given)}")
+        _check_device(name, given, "x", x)
+    if best_value.dtype != value.dtype:
+        raise RuntimeError(f"best_value should have the dtype of value, {_name(value)}, got {_name(best_value)}")
+
+
+def no_tensor(name: str, given: object) -> RuntimeError:
+    """The error for what is no tensor."""
+    return RuntimeError(
+        f"{name} should be a torch tensor, got {type(given).__name__}: torch.as_tensor() makes one of arrays and lists"
+    )
+
+
+def _check_tensor(name: str, given: object) -> None:
+    if not isinstance(given, Tensor):
+        raise no_tensor(name, given)
+
+
+def _check_floating(name: str, t: Tensor) -> None:
+    if t.dtype not in _FLOATING:
+        raise RuntimeError(f"{name} should be float32, float64, float16 or bfloat16, got {_name(t)}")
+
+
+def _check_batch(name: str, x: Tensor) -> None:
+    _check_tensor(name, x)
+    if x.dim() < 1:
+        raise RuntimeError(f"{name} should be a batch [B, ...], got a tensor without dimensions")
+    _check_floating(name, x)
+
+
+def _check_device(name: str, t: Tensor, of: str, x: Tensor) -> None:
+    if t.device != x.device:
+        raise RuntimeError(f"{name} should be on the device of {of}, {x.device}, got {t.device}")
+
+
+def _check_like(name: str, t: Tensor, of: str, x: Tensor) -> None:
+    _check_tensor(name, t)
+    if t.shape != x.shape:
+        raise RuntimeError(f"{name} should have the shape of {of} {tuple(x.shape)}, got {tuple(t.shape)}")
+    _check_device(name, t, of, x)
+
+
+def _check_ball_and_box(x: Tensor, eps: Number, lo: Number | None, hi: Number | None, look: bool) -> None:
+    _check_by_row("eps", eps, x, "at least 0", lambda v: v >= 0, look)
+    bounds = {"lo": -math.inf if lo is None else lo, "hi": math.inf if hi is None else hi}
+    for name, bound in bounds.items():
+        _check_number(name, bound, "C")
+        if not isinstance(bound, Tensor):
+            continue
+        _check_floating(name, bound)
+        if bound.dim() == 0:
+            continue
+        if x.dim() < 2:
+            raise RuntimeError(f"lo and hi by channel need a batch [B, C, ...], got shape {tuple(x.shape)}")
+        if bound.numel() != x.shape[1]:
+            raise RuntimeError(
+                f"{name} should be a float or a tensor [C] = ({x.shape[1]},), got shape {tuple(bound.shape)}"
+            )
+    low, high = bounds.values()
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor):
+        if not low <= high:
+            raise RuntimeError(f"lo should be at most hi, got lo={low:g} and hi={high:g}")
+    elif look and all(_can_be_seen(bound) for bound in (low, high)):
+        low, high = (torch.as_tensor(bound, dtype=torch.float64, device="cpu").reshape(-1) for bound in (low, high))
+        low, high = torch.broadcast_tensors(low.detach(), high.detach())
+        wrong = (~(low <= high)).nonzero()
+        if len(wrong):
+            channel = int(wrong[0])
+            raise RuntimeError(
+                f"lo should be at most hi, got lo={float(low[channel]):g} and hi={float(high[channel]):g} for channel "
+                f"{channel}"
+            )
+
+
+def _check_number(name: str, value: object, letter: str) -> None:
+    if not isinstance(value, (Tensor, Real)):
+        raise RuntimeError(f"{name} should be a float or a tensor [{letter}], got {type(value).__name__}")
+
+
+def _check_by_row(
+    name: str, value: Number, x: Tensor, expected: str, good: Callable[[Number], bool | Tensor], look: bool
+) -> None:
+    _check_number(name, value, "B")
+    if not isinstance(value, Tensor):
+        if not good(value):
+            raise RuntimeError(f"{name} should be {expected}, got {value:g}")
+        return
+    if value.dim() > 0 and value.shape != x.shape[:1]:
+        raise RuntimeError(
+            f"{name} should be a float or a tensor [B] = ({x.shape[0]},), got shape {tuple(value.shape)}"
+        )
+    _check_floating(name, value)
+    if value.dim() > 0:
+        _check_device(name, value, "x", x)
+    if look and _can_be_seen(value):
+        values = value.detach().reshape(-1)
+        wrong = (~good(values)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise RuntimeError(f"{name} should be {expected}, got {float(values[row]):g} at index {row}")
+
+
+def _can_be_seen(value: Number) -> bool:
+    """Whether looking at values costs no waiting for a device; a subclass of Tensor may hold none."""
+    return not isinstance(value, Tensor) or (type(value) in (Tensor, torch.nn.Parameter) and value.is_cpu)
+
+
+# What the kernels call them.
+_NAMES = {
+    torch.float32: "Float",
+    torch.float64: "Double",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+    torch.int64: "Long",
+    torch.int32: "Int",
+    torch.int16: "Short",
+    torch.int8: "Char",
+    torch.uint8: "Byte",
+    torch.bool: "Bool",
+}
+
+
+def _name(t: Tensor) -> str:
+    return _NAMES.get(t.dtype, str(t.dtype).removeprefix("torch."))
