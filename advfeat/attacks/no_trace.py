@@ -151,8 +151,8 @@ def _reachable(model: object, depth: int = 3) -> list[object]:
         reached += [cell.cell_contents for cell in model.__closure__ or () if _filled(cell)]
         reached += [*(model.__defaults__ or ()), *(model.__kwdefaults__ or {}).values()]
     elif not isinstance(model, type):
-        reached += list(getattr(model, "__dict__", {}).values())
-    reached += [part for whole in reached if isinstance(whole, (list, tuple)) for part in whole]
+        reached += [*getattr(model, "__dict__", {}).values(), *_of_classes(type(model))]
+    reached = [part for whole in reached for part in _inside(whole)]
     found: dict[int, object] = {id(model): model}
     for other in reached:
         if other is None or isinstance(other, (type, types.ModuleType)):
@@ -160,6 +160,63 @@ def _reachable(model: object, depth: int = 3) -> list[object]:
         if isinstance(other, nn.Module) or callable(other) or other is owner:
             found.update((id(each), each) for each in _reachable(other, depth - 1))
     return list(found.values())
+
+
+def _with_those_aside(found: list[object]) -> list[object]:
+    """What was found, and what modules of the user's own classes hold where ``module.modules()`` does not look."""
+    seen = {id(each): each for each in found}
+    left = [each for each in found if isinstance(each, nn.Module)]
+    while left:
+        for held in _held_aside(left.pop()):
+            new = {id(each): each for each in _reachable(held) if id(each) not in seen}
+            left += [each for each in new.values() if isinstance(each, nn.Module)]
+            seen |= new
+    return list(seen.values())
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _held_aside(module: nn.Module) -> list[object]:
+    """Modules, functions and objects that can be called, in the plain attributes of a module and of its classes, in
+    lists, tuples, sets and dicts, too. Of torch's own classes, which hold none, nothing is looked at."""
+    if _is_of_torch(type(module)):
+        return []
+    held = [value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
+    held += _of_classes(type(module))
+    return [each for value in held for each in _inside(value) if _may_call_modules(each)]
+
+
+def _of_classes(kind: type) -> list[object]:
+    """The attributes of a class and of those that it comes from, but methods and what is of torch or Python."""
+    owners = [owner for owner in kind.__mro__ if not _is_of_torch(owner)]
+    return [value for owner in owners for value in vars(owner).values() if not isinstance(value, types.FunctionType)]
+
+
+# A container with more is one of data, and looking through it would take time at every batch.
+_MOST, _MOST_WITHIN = 1000, 100
+
+
+def _inside(value: object, most: int = _MOST) -> list[object]:
+    """The value itself, or what a container holds, and the containers in it."""
+    if not isinstance(value, (list, tuple, set, frozenset, dict)):
+        return [value]
+    parts = (value.values() if isinstance(value, dict) else value) if len(value) <= most else ()
+    if most < _MOST:
+        return list(parts)
+    return [each for part in parts for each in _inside(part, _MOST_WITHIN)]
+
+
+def _may_call_modules(value: object) -> bool:
+    if isinstance(value, nn.Module):
+        return True
+    own = value if isinstance(value, types.FunctionType) else type(value)
+    return callable(value) and not isinstance(value, type) and not _is_of_torch(own)
+
+
+def _is_of_torch(own: object) -> bool:
+    of = getattr(own, "__module__", None) or ""
+    return of in ("builtins", "torch") or of.startswith("torch.")
 
 
 def _is_compiled(called: object) -> bool:
@@ -201,19 +258,26 @@ def _before_each_call(turn_off: Callable[[Iterable[nn.Module]], None]) -> Iterat
 
 
 @contextmanager
-def in_eval_mode(model: Callable, *objectives: Objective) -> Iterator[None]:
-    """The part of :func:`no_trace` without the random state: of code that draws numbers of its own, which would
-    repeat."""
+def held_in_eval_mode(model: Callable, *objectives: Objective) -> Iterator[None]:
+    """Inside, the modules that a model or an objective is, refers to or calls are in eval mode; afterwards, also after
+    an exception, each has its own flag back."""
     eval_mode = EvalMode()
-    reachable = [each for whole in (model, *objectives) for each in _reachable(whole)]
+    reachable = _with_those_aside([each for whole in (model, *objectives) for each in _reachable(whole)])
     no_hook = _all_in_sight(model, objectives) or any(_is_compiled(each) for each in reachable)
     try:
         eval_mode.take(each for each in reachable if isinstance(each, nn.Module))
         with contextlib.nullcontext() if no_hook else _before_each_call(eval_mode.take):
-            with torch.inference_mode(False), torch.enable_grad():
-                yield
+            yield
     finally:
         eval_mode.release()
+
+
+@contextmanager
+def in_eval_mode(model: Callable, *objectives: Objective) -> Iterator[None]:
+    """The part of :func:`no_trace` without the random state: of code that draws numbers of its own, which would
+    repeat."""
+    with held_in_eval_mode(model, *objectives), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager
@@ -222,9 +286,10 @@ def no_trace(model: Callable, device: torch.device, *objectives: Objective) -> I
 
     Afterwards, also after an exception: the training flag of every submodule, the global random state (CPU and this
     device) and the grad and inference modes are as before. Parameters' ``.grad`` and ``requires_grad`` and BatchNorm's
-    statistics are never touched in between. A function's modules are found through what it is bound to, its closure,
-    its defaults and the global names it uses, and all others when this thread first calls them. Where code is compiled
-    only the former are: a hook would have it compiled anew for every attack.
+    statistics are never touched in between. A module's modules are found in the attributes of it and of its classes, in
+    plain lists and dicts too; a function's through what it is bound to, its closure, its defaults and the global names
+    it uses, and all others when this thread first calls them. Where code is compiled only the former are: a hook would
+    have it compiled anew for every attack.
 
     Several threads may attack one model: it is in eval mode until the last of them is done. The random state is put
     back only where this thread is the only one. It belongs to all threads, and numbers that another one has drawn
