@@ -20,6 +20,9 @@ _ROUNDING, _ROUNDING_ELSEWHERE = 1e-5, 1e-3
 # The same for batches of another size, for which libraries choose other algorithms; half types round more coarsely.
 _ROUNDING_BY_SIZE, _ROUNDING_BY_SIZE_IN_HALF = 2e-3, 5e-2
 
+# Rows that a sum of 1 is looked for in, and by how much it may be missed.
+_ENOUGH_ROWS, _SUM = 4, 1e-4
+
 
 def check_model(model: object) -> None:
     """Raises TypeError for what cannot be called with images."""
@@ -134,6 +137,29 @@ def agree(first: Tensor, second: Tensor, rounding: float | None = None) -> bool:
     if rounding is None:
         rounding = _ROUNDING if first.device.type == "cpu" else _ROUNDING_ELSEWHERE
     return bool((same | ((first - second).abs() <= rounding * largest)).all())
+
+
+def are_probabilities(found: Tensor) -> bool:
+    """Whether logits [B, classes] look like a softmax: at least 0 with a sum of 1 in every row.
+
+    Of less than four rows, of rows that are all the same and of a single logit, which stands for (0, z), this says
+    nothing: true logits could be so by chance.
+    """
+    single = found.shape[1] == 2 and not bool(found[:, 0].any())
+    if single or len(found) < _ENOUGH_ROWS or bool((found == found[:1]).all()):
+        return False
+    return bool(((found >= 0).all(dim=1) & ((found.sum(dim=1) - 1).abs() <= _SUM)).all())
+
+
+def warn_of_probabilities(stacklevel: int = 3) -> None:
+    """A warning that a model gives probabilities."""
+    warnings.warn(
+        "the model seems to give probabilities: its values are at least 0 and sum to 1 for each image. Attacks need "
+        "logits: the margin of probabilities saturates, and its gradients vanish. Take the softmax out of the model, "
+        "or give the logarithm of what it gives",
+        RuntimeWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def warn_of_randomness(what: str, stacklevel: int = 3) -> None:

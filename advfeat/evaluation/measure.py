@@ -57,6 +57,7 @@ def evaluate(
     Only correctly classified samples are attacked; what is misclassified is not robust. Radius 0 gives clean accuracy.
     Results do not depend on the batch size, but for rounding inside the model; where the model's answers do, a warning
     and the result say so.
+    A model that gives probabilities is warned of: attacks need logits.
     A logit of -inf says that a class is out. A sample whose logits hold NaN, or +inf several times, has no prediction
     and counts as wrong.
     Errors: ValueError for a model that does not fit the data or has other classes, a targeted attack, labels out of
@@ -76,6 +77,8 @@ def evaluate(
         calling.warn_of_randomness(f"{DRAWS}; {AVERAGE}", 2)
     if answers.depend_on_batch:
         calling.warn_of_batches(BATCHES, 2)
+    if answers.probabilities:
+        calling.warn_of_probabilities(2)
     rows = correct.nonzero()[:, 0]
 
     alone: dict[str, Tensor] = {}
@@ -189,10 +192,12 @@ def _select(model: Callable, source: Any, limit: int | None, same_classes: bool)
 
 
 class _Answers(NamedTuple):
-    """Whether a model says the same twice, and whether it says other things of an image in other batches."""
+    """Whether a model says the same twice, whether it says other things of an image in other batches, and whether it
+    seems to give probabilities."""
 
     deterministic: bool = True
     depend_on_batch: bool = False
+    probabilities: bool = False
 
 
 def _clean(
@@ -213,7 +218,8 @@ def _clean(
         logits = calling.logits(asked, x if parts else x.clone(), classes).cpu()  # a model may change what it is given
         if not parts:
             same = calling.is_deterministic(model, x, classes)
-            answers = _Answers(same, same and calling.depends_on_batch(model, x, classes))
+            by_batch = same and calling.depends_on_batch(model, x, classes)
+            answers = _Answers(same, by_batch, calling.are_probabilities(logits))
         parts.append((predicted_classes(logits), class_margins(logits, source.labels[ids])))
         report.advance(len(ids))
     prediction, margins = (torch.cat(part) for part in zip(*parts, strict=True))
