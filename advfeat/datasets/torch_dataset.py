@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from advfeat.checks import evenly_spaced
 from advfeat.class_names import class_names, known
 from advfeat.datasets.base import Indices, Source, as_indices
 
@@ -29,7 +30,7 @@ class TorchDataset(Source):
 
     def __init__(self, dataset: Dataset, classes: Sequence[str], name: str = "") -> None:
         self.dataset, self.classes = dataset, tuple(classes)
-        self.name = name or type(dataset).__name__
+        self.name = name or type(dataset.dataset if isinstance(dataset, Subset) else dataset).__name__
         self.labels = labels_of(dataset)
         self.image_shape = tuple(self._item(0)[0].shape) if len(self.labels) else (0, 0, 0)
         self._fingerprint: str | None = None
@@ -75,6 +76,16 @@ def labels_of(dataset: Any) -> Tensor:
             return found.detach().cpu().to(torch.int64)
     name = type(dataset).__name__
     return torch.tensor([_item(dataset, i, name)[1] for i in range(len(dataset))], dtype=torch.int64, device="cpu")
+
+
+def some_of(data: Any, limit: int | None) -> tuple[Any, Tensor | None]:
+    """A dataset of torch as ``limit`` evenly spaced samples of it, and their positions; anything else as it is, and
+    None. A dataset gives its labels with its images: all of them would be read for a few."""
+    is_of_torch = isinstance(data, Dataset) and not isinstance(data, IterableDataset) and not hasattr(data, "images")
+    if limit is None or not is_of_torch or not hasattr(data, "__len__") or len(data) <= limit:
+        return data, None
+    positions = evenly_spaced(len(data), limit)
+    return Subset(data, positions.tolist()), positions
 
 
 def as_source(data: Any, model: Callable | None = None) -> Any:

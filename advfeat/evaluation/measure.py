@@ -14,7 +14,7 @@ from advfeat.attacks import Attack
 from advfeat.attacks.no_trace import unwrapped
 from advfeat.checks import check_images, check_labels, evenly_spaced, whole_number
 from advfeat.datasets.base import read_images
-from advfeat.datasets.torch_dataset import TorchDataset, as_source
+from advfeat.datasets.torch_dataset import TorchDataset, as_source, some_of
 from advfeat.evaluation.given import named_attacks
 from advfeat.evaluation.results import AVERAGE, BATCHES, DRAWS, Evaluation, Robustness
 from advfeat.evaluation.under_attack import Judged, attacked_samples, mean
@@ -64,6 +64,8 @@ def evaluate(
     range, images outside [0, 1], two attacks of one name; TypeError for what is no model, data set or list of attacks;
     RuntimeError if an attack leaves its ball.
     """
+    limit = None if limit is None else whole_number("limit", limit)
+    source, positions = some_of(source, limit)
     model, source, batch_size = _checked(model, source, batch_size)
     asked = averaged(model, draws)
     named = named_attacks(attacks, norm)
@@ -116,7 +118,7 @@ def evaluate(
         draws=int(draws),
         model_fingerprint=_fingerprint(model),
         data_fingerprint=_data_fingerprint(source, index),
-        index=index,
+        index=index if positions is None else positions[index],
         labels=source.labels[index],
         prediction=prediction,
         correct=correct,
@@ -150,6 +152,8 @@ def label_agreement(
     y + 1).
     Returns "label", "relabelled" and "other". Errors as for :func:`evaluate`.
     """
+    limit = None if limit is None else whole_number("limit", limit)
+    source, _ = some_of(source, limit)
     model, source, batch_size = _checked(model, source, batch_size)
     index = _select(model, source, limit, same_classes)
     n, labels, classes = len(index), source.labels[index], len(source.classes)
@@ -184,7 +188,7 @@ def _select(model: Callable, source: Any, limit: int | None, same_classes: bool)
     """The positions of the samples to evaluate on; checks that the model fits the data."""
     if len(source) == 0:
         raise ValueError(f"there should be at least one sample to evaluate on, {source.name!r} has none")
-    index = evenly_spaced(len(source), None if limit is None else whole_number("limit", limit))
+    index = evenly_spaced(len(source), limit)
     name = getattr(source, "name", "data")
     check_fits(model, source.classes, source.image_shape, f"data set {name!r}", same_classes)
     check_labels(source.labels, len(source.classes), name)
