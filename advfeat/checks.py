@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from typing import Any
 
@@ -10,17 +9,6 @@ import torch
 from torch import Tensor
 
 from advfeat.class_names import check_same_classes
-
-
-def whole_number(name: str, given: Any, least: int = 1) -> int:
-    """An integer of any kind, numpy's too, as Python's. Errors: ValueError for anything else and for less."""
-    try:
-        value = operator.index(given)
-    except TypeError:
-        value = None
-    if value is None or isinstance(given, bool) or value < least:
-        raise ValueError(f"{name} should be an integer, at least {least}, got {given!r}")
-    return value
 
 
 def from_environment(name: str, default: int) -> int:

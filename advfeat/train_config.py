@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from advfeat.arguments import check_norm, flag, meant, number, numbers, whole_number
 from advfeat.attacks import PGD
 from advfeat.augment import AUGMENTATIONS
 from advfeat.objectives import Margin
@@ -63,20 +65,33 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("eval_every", 0), ("checkpoint_every", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} should be an integer, at least {least}, got {value!r}")
+            self._set(name, whole_number(name, getattr(self, name), least))
+        for name in ("width", "eval_limit"):
+            if getattr(self, name) is not None:
+                self._set(name, whole_number(name, getattr(self, name)))
+        for name in ("nesterov", "allow_flip", "channels_last"):
+            self._set(name, flag(name, getattr(self, name)))
+        for name in ("lr", "momentum", "weight_decay", "gamma", "peak", "label_smoothing"):
+            self._set(name, number(name, getattr(self, name)))
         for name, low, high in (
-            ("lr", 0.0, float("inf")),
+            ("lr", 0.0, math.inf),
             ("momentum", 0.0, 1.0),
-            ("weight_decay", 0.0, float("inf")),
+            ("weight_decay", 0.0, math.inf),
+            ("gamma", 0.0, math.inf),
             ("label_smoothing", 0.0, 1.0),
         ):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"{name} should be in [{low:g}, {high:g}), got {getattr(self, name)!r}")
+        if not isinstance(self.arch, str):
+            raise TypeError(f"arch should be a name, see advfeat.models.archs(), got {self.arch!r}")
+        self._set("milestones", _epochs("milestones", self.milestones))
+        for name in ("mean", "std"):
+            if getattr(self, name) is not None:
+                self._set(name, numbers(name, getattr(self, name)))
         for name, options in (("schedule", SCHEDULES), ("augment", AUGMENTATIONS), ("amp", ("none", "bf16"))):
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name} should be one of {', '.join(options)}, got {getattr(self, name)!r}")
+            given = getattr(self, name)
+            if given not in options:
+                raise ValueError(f"{name} should be one of {', '.join(options)}, got {given!r}{meant(given, options)}")
         if not 0 < self.peak < 1:
             raise ValueError(f"peak should lie between 0 and 1, got {self.peak!r}")
         if self.nesterov and self.momentum == 0:
@@ -88,6 +103,9 @@ class TrainConfig:
             if attack is not None and attack.targeted:
                 raise ValueError(f"{name} should not be targeted: its target is the label to get away from")
 
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # frozen for all others
+
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some settings changed."""
         return dataclasses.replace(self, **changes)
@@ -97,14 +115,20 @@ class TrainConfig:
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
+def _epochs(name: str, given: Any) -> tuple[int, ...]:
+    if isinstance(given, str) or not hasattr(given, "__iter__"):
+        raise TypeError(f"{name} should be a list of epochs, as in (50, 100), got {given!r}")
+    return tuple(whole_number(f"{name}[{i}]", epoch, 0) for i, epoch in enumerate(given))
+
+
 def paper_attack(eps: float = 0.5, norm: str = "l2", steps: int = 7) -> PGD:
     """The attack of the paper's adversarial training: 7 normalised steps of eps / 5 from the image itself.
 
     eps: 0.5 for CIFAR-10, 3 for Restricted ImageNet (Table 4, Appendix C.3). Errors: ValueError for an unknown norm.
     """
-    if norm not in ("l2", "linf"):
-        raise ValueError(f'norm should be "l2" or "linf", got {norm!r}')
-    threat = L2(float(eps)) if norm == "l2" else Linf(float(eps))
+    check_norm(norm)
+    eps = float(number("eps", eps))
+    threat = L2(eps) if norm == "l2" else Linf(eps)
     return PGD(threat, steps=steps, step_size=eps / 5, objective=Margin(1.0))  # the direction of cross-entropy
 
 

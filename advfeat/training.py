@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advfeat import arguments
+from advfeat.arguments import check_path, flag
 from advfeat.attacks import PGD
 from advfeat.attacks.no_trace import logits_of
 from advfeat.augment import Augmentation, check_label_safe
@@ -82,24 +84,32 @@ def train(
         number for the same. The trained model's ``classes`` are those of the training data.
     device: None takes CUDA where there is one. progress: see :class:`advfeat.progress.Reporter`; counts steps.
 
-    Errors, before anything is written: ValueError for labels out of range, images outside [0, 1], a test set or model
-    of other classes or shape, flips of digits, a folder with another run. While it runs: FloatingPointError naming
+    Errors, before anything is written: TypeError naming an argument of another kind; ValueError for labels out of
+    range, images outside [0, 1], a test set or model of other classes or shape, flips of digits, a device that is not
+    there, a folder with another run. While it runs: FloatingPointError naming
     epoch and step for a loss that is not finite; RuntimeError for a model that another thread uses; OSError naming the
     file for a full disk (the last checkpoint stays), a place that cannot be written, another process at work there
     without ``resume``.
     """
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config should be an advfeat.training.TrainConfig, got {type(config).__name__}")
+    resume, same_classes = flag("resume", resume), flag("same_classes", same_classes)
+    device = arguments.device("device", device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if out is not None:
+        check_path("out", out)
     if model is not None:
         check_module(model)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("model should have parameters to train, got none that requires a gradient")
         if out is not None and not isinstance(model, Model):  # now, and not when it is to be saved
             raise TypeError(
                 f"model should come from advfeat.models.create or adapt where it is to be saved in out, got "
                 f"{type(model).__name__}"
             )
-    train_source = as_source(train_source, model)
-    test_source = None if test_source is None else as_source(test_source, train_source)
+    train_source = as_source(train_source, model, "train_source")
+    test_source = None if test_source is None else as_source(test_source, train_source, "test_source")
     check_pair(train_source, test_source, same_classes)
     check_label_safe(config.augment, f"data set {train_source.name!r}", train_source.classes, config.allow_flip)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = _with_statistics(config, train_source)
     shape, classes = tuple(train_source.image_shape), len(train_source.classes)
     description = {

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from advfeat import calling
+from advfeat.arguments import whole_number
 from advfeat.attacks.no_trace import unwrapped
-from advfeat.checks import from_environment, whole_number
+from advfeat.checks import from_environment
 from advfeat.datasets.base import Source
 from advfeat.datasets.construction import Construction
 from advfeat.datasets.fitness import check_fitness, is_deterministic, warn_of_chance

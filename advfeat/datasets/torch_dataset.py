@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
@@ -88,17 +89,18 @@ def some_of(data: Any, limit: int | None) -> tuple[Any, Tensor | None]:
     return Subset(data, positions.tolist()), positions
 
 
-def as_source(data: Any, model: Callable | None = None) -> Any:
+def as_source(data: Any, model: Callable | None = None, name: str = "source") -> Any:
     """A data set as it is, or one of ``torch.utils.data`` as a :class:`TorchDataset`.
 
-    model: its names of classes count where the dataset has none; else classes are called "0", "1", ...
+    model: its names of classes count where the dataset has none; else classes are called "0", "1", ... name: of the
+        argument, in messages.
     Errors: TypeError for anything else, saying what is missing.
     """
     if isinstance(data, DataLoader):
-        raise TypeError("source should be a data set, got a DataLoader: give its dataset, loader.dataset")
+        raise TypeError(f"{name} should be a data set, got a DataLoader: give its dataset, loader.dataset")
     if isinstance(data, IterableDataset):
-        raise TypeError(f"source should have samples by position, got the iterable dataset {type(data).__name__}")
-    missing = [name for name in _NEEDS if not hasattr(data, name)]
+        raise TypeError(f"{name} should have samples by position, got the iterable dataset {type(data).__name__}")
+    missing = [need for need in _NEEDS if not hasattr(data, need)]
     if not missing and not hasattr(data, "__len__"):
         missing = ["__len__"]
     if isinstance(data, Dataset) or (missing and _is_map_style(data)):
@@ -107,7 +109,7 @@ def as_source(data: Any, model: Callable | None = None) -> Any:
     if missing or not callable(getattr(data, "images", None)):
         lacks = f", which has no {', '.join(missing)}" if missing else ""
         how = f"advfeat.datasets.sources.load({str(data)!r}) opens one by name" if _is_path(data) else _HOW
-        raise TypeError(f"source should be a data set, got {type(data).__name__}{lacks}: {how}")
+        raise TypeError(f"{name} should be a data set, got {type(data).__name__}{lacks}: {how}")
     return data
 
 
@@ -116,7 +118,7 @@ def _is_path(data: Any) -> bool:
 
 
 def _is_map_style(data: Any) -> bool:
-    builtin = isinstance(data, (str, bytes, list, tuple, dict, Tensor))
+    builtin = isinstance(data, (str, bytes, list, tuple, dict, Tensor, np.ndarray))
     return not builtin and hasattr(type(data), "__getitem__") and hasattr(type(data), "__len__") and len(data) > 0
 
 

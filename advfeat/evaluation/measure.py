@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from advfeat import calling
+from advfeat.arguments import whole_number
 from advfeat.attacks import Attack
 from advfeat.attacks.no_trace import unwrapped
-from advfeat.checks import check_images, check_labels, evenly_spaced, whole_number
+from advfeat.checks import check_images, check_labels, evenly_spaced
 from advfeat.datasets.base import read_images
 from advfeat.datasets.torch_dataset import TorchDataset, as_source, some_of
 from advfeat.evaluation.given import named_attacks
