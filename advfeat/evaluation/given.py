@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advfeat.arguments import check_norm, number, whole_number
 from advfeat.attacks import PGD, Attack, Auto, Ensemble
 from advfeat.objectives import Margin, Objective
 from advfeat.threat import L2, Linf
@@ -50,14 +51,14 @@ def pgd_attack(
     ``restarts`` > 1 at that many random points. The best iterate counts, not the last.
     Errors: ValueError for a norm that is neither "l2" nor "linf".
     """
-    if norm not in ("l2", "linf"):
-        raise ValueError(f'norm should be "l2" or "linf", got {norm!r}')
-    threat = L2(float(eps)) if norm == "l2" else Linf(float(eps))
+    check_norm(norm)
+    eps, restarts = float(number("eps", eps)), whole_number("restarts", restarts)
+    threat = L2(eps) if norm == "l2" else Linf(eps)
     return PGD(
         threat,
         steps=steps,
         step_size=step_size,
-        objective=objective or Margin(),
+        objective=Margin() if objective is None else objective,
         random_start=restarts > 1,
         restarts=restarts,
         keep="best",
@@ -68,8 +69,10 @@ def pgd_attack(
 def named_attacks(attacks: Any, norm: str) -> list[tuple[str, Attack]]:
     """Each attack with its name.
 
-    Errors: TypeError for anything else, ValueError for two of one name, a targeted attack and radii by sample.
+    Errors: TypeError for anything else, ValueError for another norm, two of one name, a targeted attack and radii by
+    sample.
     """
+    check_norm(norm)
     wanted = "a list of radii, attacks or pairs of a name and an attack"
     if isinstance(attacks, (str, bytes, dict, Attack, Number)) or not hasattr(attacks, "__iter__"):
         raise TypeError(f"attacks should be {wanted}, as in attacks=[0.5], got {attacks!r}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advfeat import calling
-from advfeat.arguments import whole_number
+from advfeat.arguments import flag, whole_number
 from advfeat.attacks import Attack
 from advfeat.attacks.no_trace import unwrapped
 from advfeat.checks import check_images, check_labels, evenly_spaced
@@ -67,7 +67,7 @@ def evaluate(
     """
     limit = None if limit is None else whole_number("limit", limit)
     source, positions = some_of(source, limit)
-    model, source, batch_size = _checked(model, source, batch_size)
+    model, source, batch_size, same_classes = _checked(model, source, batch_size, same_classes)
     asked = averaged(model, draws)
     named = named_attacks(attacks, norm)
     index = _select(model, source, limit, same_classes)
@@ -153,9 +153,11 @@ def label_agreement(
     y + 1).
     Returns "label", "relabelled" and "other". Errors as for :func:`evaluate`.
     """
+    if relabel is not None and not callable(relabel):
+        raise TypeError(f"relabel should be a function of labels, got {type(relabel).__name__}")
     limit = None if limit is None else whole_number("limit", limit)
     source, _ = some_of(source, limit)
-    model, source, batch_size = _checked(model, source, batch_size)
+    model, source, batch_size, same_classes = _checked(model, source, batch_size, same_classes)
     index = _select(model, source, limit, same_classes)
     n, labels, classes = len(index), source.labels[index], len(source.classes)
     other = (labels + 1) % classes if relabel is None else relabel(labels)
@@ -163,6 +165,10 @@ def label_agreement(
         raise TypeError(f"relabel should give a tensor of labels, got {type(other).__name__}")
     if other.shape != labels.shape:
         raise ValueError(f"relabel should give labels of shape {tuple(labels.shape)}, got {tuple(other.shape)}")
+    if other.is_floating_point() or other.is_complex() or other.dtype == torch.bool:
+        raise TypeError(f"relabel should give labels, int64, got {other.dtype}")
+    if other.device != labels.device:
+        raise ValueError(f"relabel should give labels on the device of its own, {labels.device}, got {other.device}")
     prediction, _, answers = _clean(model, source, index, batch_size, Reporter(None, "", 0), model)
     if not answers.deterministic:
         calling.warn_of_randomness("a prediction is a single draw", 2)
@@ -176,13 +182,14 @@ def label_agreement(
     }
 
 
-def _checked(model: Any, source: Any, batch_size: Any) -> tuple[Callable, Any, int]:
-    """Model and data set as they are used."""
+def _checked(model: Any, source: Any, batch_size: Any, same_classes: Any) -> tuple[Callable, Any, int, bool]:
+    """Model, data set and settings as they are used."""
+    same_classes = flag("same_classes", same_classes)
     calling.check_model(model)
     calling.check_values(model)
     batch_size = whole_number("batch_size", batch_size)
     model = unwrapped(model)
-    return model, as_source(source, model), batch_size
+    return model, as_source(source, model), batch_size, same_classes
 
 
 def _select(model: Callable, source: Any, limit: int | None, same_classes: bool) -> Tensor:
@@ -192,6 +199,8 @@ def _select(model: Callable, source: Any, limit: int | None, same_classes: bool)
     index = evenly_spaced(len(source), limit)
     name = getattr(source, "name", "data")
     check_fits(model, source.classes, source.image_shape, f"data set {name!r}", same_classes)
+    if isinstance(source.labels, Tensor) and source.labels.device.type != "cpu":
+        raise ValueError(f"labels of {name!r} should be on the CPU, got them on {source.labels.device}")
     check_labels(source.labels, len(source.classes), name)
     return index
 
