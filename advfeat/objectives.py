@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advfeat.arguments import flag
 from advfeat.forward import class_logits
 from advfeat.names import function_name, parameters_for
 
@@ -248,6 +249,11 @@ class Representation(Objective):
 
     features: Callable[[Tensor], Tensor] | None = None
     relative: bool = False
+
+    def __post_init__(self) -> None:
+        if self.features is not None and not callable(self.features):
+            raise TypeError(f"features should be a function of images, or None, got {self.features!r}")
+        object.__setattr__(self, "relative", flag("relative", self.relative))
 
     def value(self, model, x, target):
         features = getattr(model, "representation", None) if self.features is None else self.features

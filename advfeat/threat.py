@@ -40,7 +40,7 @@ class Threat:
             raise ValueError(f"eps should be at least 0, got {self.eps}")
         if isinstance(self.eps, Tensor) and self.eps.dim() > 1:
             raise ValueError(f"eps should be a float or a tensor [B], got shape {tuple(self.eps.shape)}")
-        if not isinstance(self.lo, Tensor) and not isinstance(self.hi, Tensor) and not self.lo <= self.hi:
+        if not _in_order(self.lo, self.hi):
             raise ValueError(f"lo should be at most hi, got lo={self.lo} and hi={self.hi}")
         least, most = _extremes(self.unit)
         if not 0 < least <= most < math.inf:
@@ -69,6 +69,8 @@ class Threat:
         mean, std = (torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(-1) for value in (mean, std))
         if not bool((torch.isfinite(std) & (std > 0)).all()):
             raise ValueError(f"std should be finite and above 0, got {std.tolist()}")
+        if not bool(torch.isfinite(mean).all()):
+            raise ValueError(f"mean should be finite, got {mean.tolist()}")
         if len({len(mean), len(std)} - {1}) > 1:
             raise ValueError(f"mean and std should have one value a channel, got {len(mean)} and {len(std)}")
         bounds = ((0 - mean) / std, (1 - mean) / std, 1 / std)
@@ -186,8 +188,26 @@ def as_number(name: str, value: object) -> Number:
         raise TypeError(f"{name} should be a number or a tensor, got the text {value!r}: give it as in 8 / 255")
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} should be a number or a tensor, got {type(value).__name__}") from error
+
+
+def _in_order(lo: Number, hi: Number) -> bool:
+    """Whether lo is at most hi, in every channel; True where to look would wait for a device, or the numbers of
+    channels are for the attack to compare with its input."""
+    if not isinstance(lo, Tensor) and not isinstance(hi, Tensor):
+        return lo <= hi
+    bounds = [
+        torch.as_tensor(bound, dtype=torch.float64, device="cpu") for bound in (lo, hi) if not _is_elsewhere(bound)
+    ]
+    if len(bounds) < 2 or len({bound.numel() for bound in bounds} - {1}) > 1:
+        return True
+    low, high = (bound.detach().reshape(-1) for bound in bounds)
+    return bool((low <= high).all())
+
+
+def _is_elsewhere(bound: Number) -> bool:
+    return isinstance(bound, Tensor) and bound.device.type != "cpu"
 
 
 def _extremes(value: Number) -> tuple[float, float]:

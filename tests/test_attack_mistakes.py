@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import advfeat
-from advfeat import APGD, L2, PGD, Auto, Ensemble, Linf, Margin
+from advfeat import APGD, L2, PGD, Auto, Converged, Ensemble, Linf, Margin, Representation
 
 X = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(4)
@@ -65,6 +65,21 @@ ATTACK = PGD(Linf(0.03), steps=2)
         (lambda: Linf(True), TypeError, "eps should be a number or a tensor, got True"),
         (lambda: Margin(True), ValueError, "temperature should be a positive number or None, got True"),
         (lambda: Ensemble(ATTACK), TypeError, "attacks should be a list of attacks, got PGD"),
+        (lambda: PGD(advfeat.threat.Threat(0.5), steps=1), TypeError, r"threat should be advfeat.L2\(eps\)"),
+        (lambda: Linf(10**400), TypeError, "eps should be a number or a tensor, got int"),
+        (lambda: Linf(0.1, lo=torch.ones(3) * 2, hi=torch.ones(3)), ValueError, "lo should be at most hi"),
+        (lambda: Linf(0.1, lo=[0.0, float("nan"), 0.0]), ValueError, "lo should be at most hi"),
+        (lambda: L2.normalised(0.5, float("nan"), 1), ValueError, r"mean should be finite, got \[nan\]"),
+        (lambda: Converged(True), ValueError, "patience should be an integer, at least 1, got True"),
+        (lambda: Converged(5, "0.1"), TypeError, "tolerance should be a number, got '0.1'"),
+        (lambda: Representation("fc"), TypeError, "features should be a function of images, or None, got 'fc'"),
+        (lambda: Representation(relative="no"), TypeError, "relative should be True or False, got 'no'"),
+        (
+            lambda: ATTACK(_model().to("meta"), X, Y),
+            ValueError,
+            "x should be on the device of the model, meta, got cpu",
+        ),
+        (lambda: ATTACK(_model(), X, Y.to("meta")), ValueError, "target should be on the device of x, cpu, got meta"),
     ],
 )
 def test_first_mistakes_get_a_sentence(call, error, message):

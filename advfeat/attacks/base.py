@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from advfeat.arguments import check_autocast, flag, whole_number
 from advfeat.attacks.context import Run, undisturbed
 from advfeat.attacks.inputs import check_inputs, check_tensor
 from advfeat.attacks.result import AttackResult
@@ -171,41 +171,18 @@ def numbered(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, Te
 
 def take_integer(attack: Attack, name: str, least: int | None) -> None:
     """Makes a setting a Python integer, as JSON has them, or refuses it."""
-    given = getattr(attack, name)
-    try:
-        value = None if isinstance(given, bool) else operator.index(given)
-    except TypeError:
-        value = None
-    if value is None or (least is not None and value < least):
-        wanted = "an integer" if least is None else f"an integer, at least {least}"
-        raise ValueError(f"{name} should be {wanted}, got {given!r}")
-    object.__setattr__(attack, name, value)
-
-
-def _take_flag(attack: Attack, name: str) -> None:
-    """Makes a setting True or False, or refuses it: a text such as "no" would count as true."""
-    given = getattr(attack, name)
-    if isinstance(given, bool):
-        return
-    try:  # numpy's, or of a tensor of one value
-        value = given.item()
-    except (AttributeError, ValueError, RuntimeError):
-        value = None
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} should be True or False, got {given!r}")
-    object.__setattr__(attack, name, value)
+    object.__setattr__(attack, name, whole_number(name, getattr(attack, name), least))
 
 
 def check_settings(attack: Attack) -> None:
     """Refuses what no attack can take: threat, flags, steps, restarts, seed, autocast, a random start without a ball,
     and an objective that would lead a targeted attack away from its target. Integers and flags of any kind, numpy's
     too, become Python's."""
-    if not isinstance(attack.threat, Threat):
+    if not isinstance(attack.threat, Threat) or type(attack.threat) is Threat:
         raise TypeError(f"threat should be advfeat.L2(eps) or advfeat.Linf(eps), got {attack.threat!r}")
-    for flag in ("targeted", "random_start", "graph"):
-        _take_flag(attack, flag)
-    if attack.autocast not in (None, torch.bfloat16, torch.float16):
-        raise TypeError(f"autocast should be torch.bfloat16, torch.float16 or None, got {attack.autocast!r}")
+    for name in ("targeted", "random_start", "graph"):
+        object.__setattr__(attack, name, flag(name, getattr(attack, name)))
+    check_autocast(attack.autocast)
     take_integer(attack, "steps", 0)
     take_integer(attack, "restarts", 1)
     if attack.restarts > 1 and not attack.random_start:

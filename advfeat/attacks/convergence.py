@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from advfeat.arguments import number, whole_number
+
 
 @dataclass(frozen=True)
 class Converged:
@@ -22,7 +24,7 @@ class Converged:
     tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        if not isinstance(self.patience, int) or self.patience < 1:
-            raise ValueError(f"patience should be an integer, at least 1, got {self.patience!r}")
+        object.__setattr__(self, "patience", whole_number("patience", self.patience))
+        object.__setattr__(self, "tolerance", number("tolerance", self.tolerance))
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance should be in [0, 1), got {self.tolerance!r}")

@@ -87,7 +87,7 @@ class Watched:
         raise ValueError(f"target holds label {self._largest_label}, but the model has {self._classes} classes")
 
     def __call__(self, x: Tensor) -> Tensor:
-        with _refusing_changes_of(x):
+        with _refusing_changes_of(x, self._model):
             logits = logits_of(self._model(cast(x, self._dtype)))
         if logits.shape == x.shape[:1]:  # one logit a sample, of a binary model
             logits = logits[:, None]
@@ -112,8 +112,9 @@ class Watched:
 
 
 @contextmanager
-def _refusing_changes_of(x: Tensor) -> Iterator[None]:
-    """Raises ValueError where a model changes its input in place: the iterate would be another one afterwards."""
+def _refusing_changes_of(x: Tensor, model: Callable) -> Iterator[None]:
+    """Raises ValueError where a model changes its input in place: the iterate would be another one afterwards; and for
+    one that fails as it is on another device."""
     message = "the model should not change its input in place: let it work on a copy, x.clone()"
     version = x._version
     try:
@@ -121,6 +122,9 @@ def _refusing_changes_of(x: Tensor) -> Iterator[None]:
     except RuntimeError as error:
         if "a leaf Variable that requires grad is being used in an in-place operation" in str(error) and x.is_leaf:
             raise ValueError(message) from error
+        place = next((p.device for p in model.parameters()), x.device) if isinstance(model, nn.Module) else x.device
+        if place != x.device and "device" in str(error):
+            raise ValueError(f"x should be on the device of the model, {place}, got {x.device}") from error
         raise
     if x._version != version:
         raise ValueError(message)
