@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from advfeat.arguments import check_autocast, flag
 from advfeat.models.model import Classifier
 
 # Of the largest feature: what rounding may change. Another function is off by much more.
@@ -30,6 +31,10 @@ def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compil
 
     autocast: the attack's. compile: torch.compile the body of a Classifier, or another module as a whole.
     """
+    if not callable(model) or isinstance(model, type):
+        raise TypeError(f"model should be a torch.nn.Module, got {model!r}")
+    check_autocast(autocast)
+    compile = flag("compile", compile)
     if not isinstance(model, Classifier):
         return torch.compile(model) if compile else model
     try:

@@ -30,8 +30,10 @@ def averaged(model: Callable, draws: int) -> Callable:
     An attack on it follows the gradient of that mean, as expectation over transformation does (Athalye et al. 2018):
     of a single pass it would follow the noise. A pass costs ``draws`` of the model, and so does its memory where a
     gradient is taken. The model is used, not copied; of a function comes a function.
-    Errors: ValueError for draws that are not an integer, at least 1.
+    Errors: ValueError for draws that are not an integer, at least 1; TypeError for what is no model.
     """
+    if not callable(model) or isinstance(model, type):
+        raise TypeError(f"model should be a module or a function that gives logits, got {model!r}")
     draws = whole_number("draws", draws)
     if draws == 1:
         return model

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from advfeat.arguments import check_path
 from advfeat.class_names import check_same_classes
 from advfeat.json_fields import SHA256
 from advfeat.models.memory import check_ties, fill, lay_out
@@ -55,7 +56,10 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
     """
     if not isinstance(model, Model):
         raise TypeError(f"model should come from advfeat.models.create or adapt, got {type(model).__name__}")
+    check_path("folder", folder)
     folder = Path(folder)
+    if extra is not None and not isinstance(extra, dict):
+        raise TypeError(f"extra should be a dict of JSON values, got {type(extra).__name__}")
     data = to_bytes(tensors_of(model))
     known = model.arch is not None and is_as_created(model)
     if model.arch is not None and not known:
@@ -94,6 +98,7 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
     """
     if model is not None and not isinstance(model, Model):
         raise TypeError(f"model should come from advfeat.models.create or adapt, got {type(model).__name__}")
+    check_path("folder", folder)
     folder = Path(folder)
     path, description = folder / _DESCRIPTION, read_description(folder)
     file, data = folder / description["weights"]["file"], read_weights(folder, description)
@@ -130,6 +135,7 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
 
 def load_extra(folder: str | Path) -> dict:
     """What was saved with a model as ``extra``. Errors as :func:`load` has them."""
+    check_path("folder", folder)
     return read_description(Path(folder))["extra"]
 
 

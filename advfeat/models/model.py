@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from advfeat.arguments import image_shape, whole_number
 from advfeat.attacks.no_trace import logits_of
 from advfeat.class_names import check_same_classes, class_names, known
 from advfeat.models.state import tensors_of
@@ -39,12 +40,8 @@ class Model(nn.Module):
         super().__init__()
         self._classes: tuple[str, ...] | None = None
         self.trained_with: dict | None = None
-        if not isinstance(num_classes, int) or num_classes < 2:
-            raise ValueError(f"num_classes should be an integer, at least 2, got {num_classes!r}")
-        if len(input_shape) != 3 or any(int(side) < 1 for side in input_shape):
-            raise ValueError(f"input_shape should be (channels, height, width), got {tuple(input_shape)}")
-        self.num_classes = num_classes
-        self.input_shape = tuple(int(side) for side in input_shape)
+        self.num_classes = whole_number("num_classes", num_classes, 2)
+        self.input_shape = image_shape("input_shape", input_shape)
         self.normalises = mean is not None or std is not None
         self.register_buffer("mean", _per_channel("mean", mean, 0.0, self.input_shape[0]))
         self.register_buffer("std", _per_channel("std", std, 1.0, self.input_shape[0]))
@@ -61,13 +58,15 @@ class Model(nn.Module):
         if names is None:
             self._classes = None
             return
-        given = [] if isinstance(names, str) else list(names)
+        given = [] if isinstance(names, str) or not hasattr(names, "__iter__") else list(names)
         if len(given) != self.num_classes or not all(isinstance(name, str) for name in given):
             raise ValueError(f"classes should be {self.num_classes} names, one for each logit, got {names!r}")
         self._classes = tuple(given)
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / std per channel, in the dtype of the model; x [B, C, H, W] in [0, 1]."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x should be a torch tensor [B, C, H, W], got {type(x).__name__}")
         if tuple(x.shape[1:]) != self.input_shape:
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(f"x should be [B, {expected}], got shape {tuple(x.shape)}")
@@ -132,6 +131,10 @@ class Adapted(Model):
         super().__init__(num_classes, input_shape, mean, std)
         self.module = module
         names = dict(module.named_modules())
+        if not (representation is None or isinstance(representation, str) or callable(representation)):
+            raise TypeError(f"representation should be a submodule's name or a function, got {representation!r}")
+        if not (head is None or isinstance(head, str)):
+            raise TypeError(f"head should be a submodule's name, got {type(head).__name__}")
         for argument, name in (("representation", representation), ("head", head)):
             if isinstance(name, str) and name not in names:
                 raise ValueError(f"{argument} should name a submodule, got {name!r}; there are {_some(names)}")
@@ -200,7 +203,7 @@ def adapt(
         outputs; if there is not exactly one, ``representation`` raises ValueError and everything else works.
     mean, std: per channel, where the module expects normalised images; None where it takes pixels in [0, 1].
     classes: the names of the classes by label, compared with those of the data; None where they are not known.
-    Errors: ValueError for a name that the module lacks.
+    Errors: ValueError for a name that the module lacks; TypeError naming an argument of another kind.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module should be a torch.nn.Module, got {type(module).__name__}")
@@ -213,6 +216,8 @@ def adapt(
 
 def pooled(features: Tensor) -> Tensor:
     """Feature maps [B, k, H, W] averaged over the image, [B, k]; anything else flattened to [B, k]."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"representation should give a tensor [B, k], got {type(features).__name__}")
     return features.mean((2, 3)) if features.dim() == 4 else features.flatten(1)
 
 
@@ -256,7 +261,10 @@ def check_fits(
 def _per_channel(name: str, values: Sequence[float] | None, default: float, channels: int) -> Tensor:
     if values is None:
         return torch.full((channels,), default, dtype=torch.float32, device="cpu")
-    tensor = torch.as_tensor(values, dtype=torch.float32, device="cpu").clone()
+    try:
+        tensor = torch.as_tensor(values, dtype=torch.float32, device="cpu").clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} should be {channels} numbers, one a channel, got {values!r}") from error
     if tensor.shape != (channels,) or not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} should be {channels} finite numbers, one a channel, got {values!r}")
     return tensor

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from advfeat.arguments import image_shape, meant, whole_number
 from advfeat.models import families
 from advfeat.models.model import Classifier
 from advfeat.torch_defaults import Float32OnCPU
@@ -41,6 +42,7 @@ def create(
     Errors: ValueError for an unknown arch, a width that it does not take or an image too small for it; ImportError for
     all but small-convnet where torchvision is missing.
     """
+    seed = whole_number("seed", seed, None)
     # Not torch.manual_seed: that would also reseed the generators of every GPU, which fork_rng([]) does not put back.
     with torch.random.fork_rng(devices=[]), Float32OnCPU():
         torch.default_generator.manual_seed(seed)
@@ -81,13 +83,14 @@ def _made(
     std: Sequence[float] | None = None,
     width: int | None = None,
 ) -> Classifier:
-    if arch not in _ARCHS:
-        raise ValueError(f"arch should be one of {', '.join(archs())}, got {arch!r}")
+    if not isinstance(arch, str) or arch not in _ARCHS:
+        raise ValueError(f"arch should be one of {', '.join(archs())}, got {arch!r}{meant(arch, archs())}")
+    num_classes, input_shape = whole_number("num_classes", num_classes, 2), image_shape("input_shape", input_shape)
     make, full_width, step, smallest = _ARCHS[arch]
-    if width is not None and (not isinstance(width, int) or width < 1 or width % step):
+    if width is not None and (not isinstance(width, int) or isinstance(width, bool) or width < 1 or width % step):
         kind = "an integer" if step == 1 else "an even integer"
         raise ValueError(f"width should be {kind}, at least {step}, for {arch}, got {width!r}")
-    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
+    if min(input_shape[1:]) < smallest:
         expected = f"(channels, height, width) of at least {smallest}x{smallest} for {arch}"
         raise ValueError(f"input_shape should be {expected}, got {tuple(input_shape)}")
     body, features = make(input_shape, full_width if width is None else width)

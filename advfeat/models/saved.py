@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from advfeat.arguments import check_path
 from advfeat.models.io import how_to_load, read_description, read_weights
 from advfeat.models.state import is_extra
 from advfeat.models.tensors import from_bytes
@@ -59,6 +60,7 @@ def describe(folder: str | Path) -> SavedModel:
 
     Errors, each naming the file: FileNotFoundError; ValueError for a damaged folder.
     """
+    check_path("folder", folder)
     folder = Path(folder)
     description = read_description(folder)
     tensors = from_bytes(read_weights(folder, description), folder / description["weights"]["file"])

@@ -22,6 +22,8 @@ def tensors_of(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
 
     Errors: TypeError naming the entry and what it holds besides dense tensors and JSON values.
     """
+    if not isinstance(model, (nn.Module, Mapping)):
+        raise TypeError(f"model should be a torch.nn.Module or a state dict, got {type(model).__name__}")
     state = model.state_dict() if isinstance(model, nn.Module) else model
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
