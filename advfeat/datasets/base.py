@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advfeat.arguments import whole_number
 from advfeat.checks import check_images, check_labels
 from advfeat.seeds import derive_seed
 
@@ -93,8 +94,7 @@ class Source:
 
     def batches(self, batch_size: int, order: Indices = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(positions, images, labels) of ``batch_size`` samples at a time, in ``order`` or as they come."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size should be at least 1, got {batch_size}")
+        batch_size = whole_number("batch_size", batch_size)
         for index in as_indices(order, len(self), self.name).split(batch_size):
             yield index, read_images(self, index), self.labels[index]
 
@@ -207,6 +207,8 @@ def _as_images(images: Tensor) -> Tensor:
 
 
 def _as_classes(classes: Sequence[str] | int) -> tuple[str, ...]:
+    if isinstance(classes, (str, bytes, bool)) or not (isinstance(classes, Integral) or hasattr(classes, "__iter__")):
+        raise TypeError(f"classes should be a list of names, or how many there are, got {classes!r}")
     if isinstance(classes, Integral):
         if classes < 1:
             raise ValueError(f"classes should be names, or how many there are, at least 1, got {classes}")
@@ -279,7 +281,7 @@ def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:
     The smaller of two subsets with one seed lies inside the larger. All positions if there are no more than n. Errors:
     ValueError for n < 1.
     """
-    if not isinstance(n, Integral) or n < 1:
+    if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
         raise ValueError(f"limit should be a number of samples, at least 1, got {n!r}")
     if n >= len(labels):
         return torch.arange(len(labels), device="cpu")

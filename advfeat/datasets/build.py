@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advfeat import calling
-from advfeat.arguments import whole_number
+from advfeat import arguments, calling
+from advfeat.arguments import check_autocast, check_path, flag, whole_number
 from advfeat.attacks.no_trace import unwrapped
 from advfeat.checks import from_environment
 from advfeat.datasets.base import Source
 from advfeat.datasets.construction import Construction
 from advfeat.datasets.fitness import check_fitness, is_deterministic, warn_of_chance
-from advfeat.datasets.recipes import MatchRepresentation, Recipe
+from advfeat.datasets.recipes import MatchRepresentation, Recipe, meant_recipe
 from advfeat.datasets.store import ConstructedSet, SetWriter, is_complete
 from advfeat.datasets.torch_dataset import as_source
 from advfeat.locks import hold
@@ -69,18 +69,26 @@ def build(
 
     Warnings, RuntimeWarning: a model that gets the source's images right no more often than chance does (images that
     are normalised twice, or not at all); one that is random in eval mode, which the manifest says too.
-    Errors: ValueError for a model that does not fit the source or the recipe, an ``out`` that holds another set, a
+    Errors: TypeError naming an argument of another kind; ValueError for a model that does not fit the source or the
+    recipe, a device that is not there, an ``out`` that holds another set, a
     damaged shard that cannot be rebuilt; OSError for a full disk. What is finished stays, nothing half-written does.
     """
     if not isinstance(recipe, Recipe):
+        got = f"the text {recipe!r}{meant_recipe(recipe)}" if isinstance(recipe, str) else type(recipe).__name__
         raise TypeError(
-            "recipe should be one of advfeat.datasets.recipes, such as preset('cifar10', 'det'), got "
-            f"{type(recipe).__name__}"
+            f"recipe should be one of advfeat.datasets.recipes, such as preset('cifar10', 'det'), got {got}"
         )
+    seed, shard_size = whole_number("seed", seed, None), whole_number("shard_size", shard_size)
+    compile, same_classes = flag("compile", compile), flag("same_classes", same_classes)
+    any_source = flag("any_source", any_source)
+    check_autocast(autocast)
+    check_path("out", out)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress should be a function (done, total), got {type(progress).__name__}")
     calling.check_module(model)  # a set is known by the hash of its weights
     source = as_source(source, model)
     batch_size = whole_number("batch_size", batch_size)
-    device = torch.device(device) if device is not None else calling.device_of(model)
+    device = calling.device_of(model) if device is None else arguments.device("device", device)
     model = unwrapped(model).to(device)
     check_fitness(recipe, model, source, device, same_classes, any_source)
     deterministic = is_deterministic(model, source, device)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from advfeat.arguments import check_path, flag
 from advfeat.checks import check_images, check_labels
 from advfeat.datasets.base import Indices, Source, as_indices, to_float
 from advfeat.datasets.layout import FIELDS, FORMAT, MANIFEST, VERSION, file_sha256, shard_name
@@ -65,7 +66,8 @@ class ConstructedSet(Source):
         Errors: FileNotFoundError for a missing file; ValueError naming the file that is truncated or altered, and for a
         set that is not finished, of another format, with labels out of range or images not in [0, 1].
         """
-        return cls(Path(path), verify)
+        check_path("path", path)
+        return cls(Path(path), flag("verify", verify))
 
     def __init__(self, path: Path, verify: bool) -> None:
         self.path, self.manifest = path, _read_manifest(path)

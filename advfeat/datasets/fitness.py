@@ -12,12 +12,11 @@ from advfeat.attacks.no_trace import no_trace
 from advfeat.checks import evenly_spaced
 from advfeat.class_names import known
 from advfeat.datasets.base import Source
-from advfeat.datasets.recipes import MatchRepresentation, Recipe
+from advfeat.datasets.recipes import SETS, MatchRepresentation, Recipe
 from advfeat.forward import class_logits, predicted_classes
 from advfeat.intervals import wilson
 from advfeat.models import check_fits
 
-_SETS = {"robust": "D_R", "nonrobust": "D_NR", "rand": "D_rand", "det": "D_det"}
 _SAMPLES = 500  # on which the accuracy of the source model is measured
 _SHOWN_TWICE = 32
 
@@ -65,7 +64,7 @@ def _check_training(recipe: Recipe, model: nn.Module) -> None:
     adversarial = isinstance(attack, dict) and attack.get("eps") != 0 and attack.get("steps") != 0
     if adversarial == (recipe.source_model == "robust"):
         return
-    name = _SETS.get(recipe.name, recipe.name)
+    name = SETS.get(recipe.name, recipe.name)
     if adversarial:
         trained = f"an adversarially trained one ({attack.get('norm')}, eps {attack.get('eps')})"
         wanted, instead = "a standard model", "D_R" if recipe.name == "nonrobust" else "another set"

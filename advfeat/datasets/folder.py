@@ -88,8 +88,8 @@ class FolderSource(Source):
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split should be train or test, got {split!r}")
-        if channels not in (None, 1, 3):
-            raise ValueError(f"channels should be 1 or 3, got {channels}")
+        if channels not in (None, 1, 3) or isinstance(channels, bool):
+            raise ValueError(f"channels should be 1 or 3, got {channels!r}")
         self.name, self.split, self.size = name, split, _sides(size)
         root = Path(root).expanduser()
         splits = find_splits(root)
@@ -197,7 +197,9 @@ def _sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, Integral) and side >= 1 for side in sides):
+    if len(sides) != 2 or not all(
+        isinstance(side, Integral) and not isinstance(side, bool) and side >= 1 for side in sides
+    ):
         raise ValueError(f"size should be at least 1, a side or (height, width), got {size!r}")
     return int(sides[0]), int(sides[1])
 
@@ -211,7 +213,7 @@ def _headers(files: list[Path]) -> Iterator[Header]:
 def _split_folder(root: Path, splits: dict[str, Path], split: str, holdout: float | None) -> Path:
     if holdout is not None:
         if not isinstance(holdout, Real) or not 0 < holdout < 1:
-            raise ValueError(f"holdout should be in (0, 1), the share of the test images, got {holdout}")
+            raise ValueError(f"holdout should be in (0, 1), the share of the test images, got {holdout!r}")
         if "test" in splits:
             raise ValueError(f"holdout is for a root without test images: there is {printable(splits['test'])}")
         return splits.get("train", root)
@@ -252,11 +254,13 @@ def _held_out(source: FolderSource, share: float, seed: int) -> Tensor:
 def _grouped(folders: list[ClassFolder], ranges: Mapping[str, tuple[int, int]] | None) -> dict[str, list[ClassFolder]]:
     if ranges is None:
         return {folder.name: [folder] for folder in folders}
+    if not isinstance(ranges, Mapping):
+        raise TypeError(f"class_ranges should be a dict of name: (first, last), got {ranges!r}")
     if not ranges:
         raise ValueError("class_ranges should have at least one class, got none")
     owner: dict[int, str] = {}
     for name, both in ranges.items():
-        if len(both) != 2 or not all(isinstance(place, Integral) for place in both):
+        if not isinstance(both, Sequence) or len(both) != 2 or not all(isinstance(place, Integral) for place in both):
             raise ValueError(f"class_ranges[{name!r}] should be (first, last), two places in the folders, got {both}")
         first, last = both
         if not 0 <= first <= last < len(folders):

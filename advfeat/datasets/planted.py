@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from advfeat.arguments import image_shape, number, whole_number
 from advfeat.datasets.base import ArraySource, Indices, as_indices, keyed_order
 from advfeat.seeds import generator
 
@@ -44,12 +45,16 @@ class PlantedConfig:
     noise: float = 0.03
 
     def __post_init__(self) -> None:
-        channels, height, width = self.shape
+        channels, height, width = image_shape("shape", self.shape)
+        whole_number("classes", self.classes, 2)
         if channels not in (1, 3) or height % 2 or width % 2 or min(height, width) < 8:
             raise ValueError(f"shape should be 1 or 3 channels and even sides from 8 on, got {tuple(self.shape)}")
         most = 3 if channels == 1 else 4
         if not 2 <= self.classes <= most:
             raise ValueError(f"classes should be in 2 .. {most} for {channels} channel(s), got {self.classes}")
+        for name in ("slow_norm", "fast_norm", "slow_base", "fast_base", "p_robust", "noise"):
+            if not math.isfinite(number(name, getattr(self, name))):
+                raise ValueError(f"{name} should be finite, got {getattr(self, name)}")
         if not 0 < self.p_robust <= 1:
             raise ValueError(f"p_robust should be in (0, 1], got {self.p_robust}")
         for name in ("slow_norm", "fast_norm"):
@@ -100,9 +105,10 @@ class Planted(ArraySource):
         config = config or PlantedConfig()
         if split not in _SAMPLES:
             raise ValueError(f"split should be train or test, got {split!r}")
-        n = _SAMPLES[split] if n is None else n
-        if n < 1:
-            raise ValueError(f"n should be at least 1, got {n}")
+        n = _SAMPLES[split] if n is None else whole_number("n", n)
+        seed = whole_number("seed", seed, None)
+        if not isinstance(config, PlantedConfig):
+            raise TypeError(f"config should be a PlantedConfig, got {type(config).__name__}")
         labels = keyed_order(n, seed, "planted label", split) % config.classes
         slow_label = labels.clone()
         astray = keyed_order(n, seed, "planted slow", split)[round(config.p_robust * n) :]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from advfeat import reference
+from advfeat.arguments import meant
 from advfeat.attacks import PGD, Converged
 from advfeat.objectives import Margin, Representation
 from advfeat.threat import L2, Linf
@@ -104,9 +106,19 @@ class PerturbTowardsTarget:
 Recipe = MatchRepresentation | PerturbTowardsTarget
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, choices: tuple[str, ...], others: Mapping[str, str] | None = None) -> None:
     if value not in choices:
-        raise ValueError(f"{name} should be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} should be one of {', '.join(choices)}, got {value!r}{meant(value, choices, others)}")
+
+
+# What the paper calls the set of each.
+SETS = {"robust": "D_R", "nonrobust": "D_NR", "rand": "D_rand", "det": "D_det"}
+_RECIPES = {name: recipe for recipe, name in SETS.items()}
+
+
+def meant_recipe(text: str) -> str:
+    """The recipe that a text may stand for, the name of its set too, as the end of a message; "" for none."""
+    return meant(text, SETS, _RECIPES)
 
 
 def random_integers(n: int, seed: int, sample_ids: Tensor, stream: int) -> Tensor:
@@ -150,7 +162,7 @@ PRESETS: dict[str, dict[str, Recipe]] = {
 
 def preset(name: str, recipe: str) -> Recipe:
     """The recipe "robust", "nonrobust", "rand" or "det" of a preset: "cifar10", "restricted-imagenet" (the paper's),
-    "digits" or "cifar10-cpu"."""
+    "digits" or "cifar10-cpu". Errors: ValueError for another name."""
     _check_choice("preset", name, tuple(PRESETS))
-    _check_choice("recipe", recipe, tuple(PRESETS[name]))
+    _check_choice("recipe", recipe, tuple(PRESETS[name]), _RECIPES)
     return PRESETS[name][recipe]

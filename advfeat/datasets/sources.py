@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from advfeat.arguments import check_path, meant, whole_number
 from advfeat.datasets.base import ArraySource, Source, Subset, balanced_subset, keyed_order
 from advfeat.names import printable
 
@@ -79,7 +80,11 @@ def load(
     """
     if split not in ("train", "test"):
         raise ValueError(f"split should be train or test, got {split!r}")
-    name = str(name)
+    if not isinstance(name, (str, Path)):
+        raise TypeError(f"name should be that of a data set, or a path, got {name!r}")
+    if root is not None:
+        check_path("root", root)
+    name, seed = str(name), whole_number("seed", seed, None)
     if size is not None and not takes(name, "size"):
         raise ValueError(f"size is for image folders and planted: {name} has a size of its own, got size={size}")
     for option, value in (("channels", channels), ("holdout", holdout), ("class_ranges", class_ranges)):
@@ -113,7 +118,7 @@ def _load(name: str, split: str, root: str | Path | None, seed: int, size: int |
     if name == "planted":
         from advfeat.datasets.planted import Planted, PlantedConfig
 
-        sides = (size, size) if isinstance(size, int) else size
+        sides = _two_sides(size)
         return Planted(split, seed=seed, config=PlantedConfig() if sides is None else PlantedConfig((3, *sides)))
     if name in ("cifar10", "cifar10.1", "mnist", "fashion-mnist"):
         from advfeat.datasets import official
@@ -123,6 +128,15 @@ def _load(name: str, split: str, root: str | Path | None, seed: int, size: int |
             return official.load_cifar10(path, split)
         return official.load_cifar10_1(path, split) if name == "cifar10.1" else official.load_idx(name, path, split)
     return _constructed(name, split)
+
+
+def _two_sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(sides) != 2 or any(not isinstance(side, Integral) or isinstance(side, bool) for side in sides):
+        raise ValueError(f"size should be an integer, a side or (height, width), got {size!r}")
+    return sides
 
 
 def _load_folder(
@@ -152,9 +166,9 @@ def _constructed(name: str, split: str) -> Source:
 
     path = Path(name).expanduser()
     if not name or not path.exists():
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown data set {name!r}: should be {', '.join(NAMES)} or the folder of a built set{hint}")
+        raise ValueError(
+            f"unknown data set {name!r}: should be {', '.join(NAMES)} or the folder of a built set{meant(name, NAMES)}"
+        )
     if path.is_dir() and not (path / "manifest.json").is_file():
         if (path / "CIFAR_ims").is_file() or (path / "CIFAR_lab").is_file():
             return _released(path, split)
