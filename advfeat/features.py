@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from advfeat import calling
+from advfeat.arguments import check_norm, number, whole_number
 from advfeat.attacks import PGD
+from advfeat.attacks.inputs import check_tensor
 from advfeat.calling import taken_by
 from advfeat.files import write_bytes
 from advfeat.names import printable
@@ -56,20 +58,28 @@ def linear_ranges(
     L1). box: (lo, hi) that x + delta keeps, exactly, for "linf"; an L2 ball cut by a box has no closed form and is
     refused.
     """
-    weights, x = weights.to(torch.float64), x.to(torch.float64).flatten(1)
+    check_tensor("weights", weights, "[k, D]")
+    check_tensor("x", x, "[N, ...]")
+    if x.dim() < 1:
+        raise ValueError("x should be [N, ...], got a tensor without dimensions")
+    eps = number("eps", eps)
+    weights, x = weights.to(torch.float64), x.to(torch.float64).reshape(len(x), math.prod(x.shape[1:]))
     if weights.dim() != 2 or weights.shape[1] != x.shape[1]:
         raise ValueError(f"weights should be [k, {x.shape[1]}] for x of that size, got shape {tuple(weights.shape)}")
     if not (eps >= 0 and math.isfinite(eps)):
         raise ValueError(f"eps should be finite and at least 0, got {eps}")
-    if norm not in ("l2", "linf"):
-        raise ValueError(f'norm should be "l2" or "linf", got {norm!r}')
+    check_norm(norm)
     value = x @ weights.T
     if box is None:
         reach = eps * torch.linalg.vector_norm(weights, 2 if norm == "l2" else 1, dim=1)
         return Ranges(value, value - reach, value + reach)
     if norm == "l2":
         raise ValueError("box should be None with norm='l2': no closed form there; use attacked_ranges")
-    lo, hi = box
+    if not isinstance(box, (tuple, list)) or len(box) != 2:
+        raise TypeError(f"box should be (lo, hi), got {box!r}")
+    lo, hi = (number("box", bound) for bound in box)
+    if not lo <= hi:
+        raise ValueError(f"box should be (lo, hi) with lo at most hi, got {box!r}")
     if not bool(((x >= lo) & (x <= hi)).all()):
         raise ValueError(f"x should lie in the box [{lo}, {hi}], got values from {x.min():.4g} to {x.max():.4g}")
     down, up = (x - eps).clamp(min=lo), (x + eps).clamp(max=hi)
@@ -94,7 +104,7 @@ def attacked_ranges(
     x: Tensor,
     attack: PGD,
     *,
-    select: list[int] | None = None,
+    select: Sequence[int] | None = None,
     batch_size: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ranges:
@@ -111,12 +121,18 @@ def attacked_ranges(
     """
     if not isinstance(attack, PGD):
         raise TypeError(f"attack should be advfeat.PGD, got {type(attack).__name__}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size should be at least 1, got {batch_size}")
+    if not callable(features) or isinstance(features, type):
+        raise TypeError(f"features should be a module or a function of images, got {features!r}")
+    check_tensor("x", x, "floating point [N, ...]")
+    batch_size = whole_number("batch_size", batch_size)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress should be a function (done, total), got {type(progress).__name__}")
+    if not x.is_floating_point() or x.device.type == "meta":
+        raise ValueError(f"x should be floating point with values, got {x.dtype} on the device {x.device}")
     if x.dim() < 2 or x.shape[0] == 0:
         raise ValueError(f"x should be [N, ...] with N at least 1, got shape {tuple(x.shape)}")
     total = _width(features, x[:1])
-    chosen = list(range(total)) if select is None else [int(j) for j in select]
+    chosen = list(range(total)) if select is None else _selected(select)
     if not chosen or not all(0 <= j < total for j in chosen):
         raise ValueError(f"select should be features between 0 and {total - 1}, got {select}")
     _warn_of_randomness(features, x[:_SHOWN_TWICE])
@@ -146,6 +162,17 @@ def attacked_ranges(
     low, high = torch.minimum(ends[0].view(n, k), value), torch.maximum(ends[1].view(n, k), value)
     # With no steps every attack counts as one that saw no gradient; there was none to see.
     return Ranges(value, low, high, stuck / (2 * n) if attack.steps else torch.zeros_like(stuck))
+
+
+def _selected(select: Sequence[int]) -> list[int]:
+    """Features by number. Errors: TypeError for anything else: of a mask, or a text, each entry would count as one."""
+    given = select.tolist() if hasattr(select, "tolist") else select
+    try:
+        if isinstance(given, str):
+            raise TypeError
+        return [whole_number("select", j, None) for j in given]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"select should be a list of numbers of features, as in [0, 2], got {select!r}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,7 +324,14 @@ def usefulness(ranges: Ranges, labels: Tensor, *, significance: float = 3.0) -> 
     Means and variances are those of the N samples. A constant feature has rho = gamma = 0 (it cannot be scaled to
     variance 1). With C classes and one against the rest at share p, no rho exceeds 2 sqrt(p (1 - p)).
     """
-    labels = torch.as_tensor(labels, device="cpu")
+    significance = number("significance", significance)
+    if not significance >= 0:
+        raise ValueError(f"significance should be at least 0, got {significance}")
+    _check_ranges(ranges)
+    try:
+        labels = torch.as_tensor(labels, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"labels should be integers [N], got {type(labels).__name__}") from error
     n, k = ranges.value.shape
     if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels should be integers [{n}], got {labels.dtype} of shape {tuple(labels.shape)}")
@@ -328,6 +362,16 @@ def usefulness(ranges: Ranges, labels: Tensor, *, significance: float = 3.0) -> 
     return Usefulness(rho, rho_error, gamma, gamma_error, sign, tuple(columns), n, stuck, significance)
 
 
+def _check_ranges(ranges: Ranges) -> None:
+    if not isinstance(ranges, Ranges):
+        raise TypeError(f"ranges should be the Ranges of linear_ranges or attacked_ranges, got {type(ranges).__name__}")
+    for name in ("value", "low", "high"):
+        part = getattr(ranges, name)
+        check_tensor(f"ranges.{name}", part, "[N, k]")
+        if part.dim() != 2 or part.shape != ranges.value.shape:
+            raise ValueError(f"ranges.{name} should be [N, k], as ranges.value is, got shape {tuple(part.shape)}")
+
+
 def containment(first: tuple[float, float], second: tuple[float, float], alpha: float) -> tuple[float, float]:
     """(robustness, usefulness) of alpha f_1 + (1 - alpha) f_2 for two linear features along singular vectors (Goh's
     R3).
@@ -340,6 +384,14 @@ def containment(first: tuple[float, float], second: tuple[float, float], alpha: 
 
     A useful feature mixed into a useless non-robust one gives a feature that is useful and non-robust.
     """
+    for name, pair in (("first", first), ("second", second)):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"{name} should be (robustness, usefulness), got {pair!r}")
+    first, second = (
+        tuple(number(f"{name}[{i}]", v) for i, v in enumerate(pair))
+        for name, pair in (("first", first), ("second", second))
+    )
+    alpha = number("alpha", alpha)
     for name, value in (("first robustness", first[0]), ("second robustness", second[0])):
         if not value > 0:
             raise ValueError(f"{name} should be > 0, got {value}")
