@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from advfeat import ops
+from advfeat.attacks.inputs import check_tensor
 from advfeat.seeds import fresh_seed
-from advfeat.threat import L2, Linf, Threat
+from advfeat.threat import L2, Linf, Threat, as_number
 
 
 class _Step:
@@ -18,10 +19,14 @@ class _Step:
     _threat: type[Threat]
 
     def __init__(self, orig_input: Tensor, eps: float, step_size: float, use_grad: bool = True) -> None:
+        check_tensor("orig_input", orig_input, "images [B, C, H, W]")
+        eps = as_number("eps", eps)
+        step_size = None if step_size is None else as_number("step_size", step_size)  # of one that projects alone
         self.orig_input, self.eps, self.step_size, self.use_grad = orig_input, eps, step_size, use_grad
 
     def random_perturb(self, x: Tensor) -> Tensor:
         """A random point of the ball around x, in [0, 1]."""
+        check_tensor("x", x, "images [B, C, H, W]")
         ids = torch.arange(x.shape[0], device=x.device)
         return self._threat(self.eps).random_start(x, fresh_seed(), ids)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from advfeat.arguments import check_path, numbers, whole_number
 from advfeat.files import write_bytes
 
 _IMAGES = ("adv_inputs", "clean_inputs")
@@ -21,11 +23,28 @@ def as_type(images: Tensor, kind: str) -> Tensor:
     Rounded to nearest (torchattacks cuts off): no value moves by more than half a level, and none leaves an L-inf ball
     of whole levels around an image of whole levels.
     """
-    if kind not in TYPES:
-        raise ValueError(f"type should be one of {', '.join(TYPES)}, got {kind!r}")
     if kind == "int":
         return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
     return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def check_type(name: str, kind: object) -> None:
+    """Raises ValueError for another type of images."""
+    if kind not in TYPES:
+        raise ValueError(f"{name} should be one of {', '.join(TYPES)}, got {kind!r}")
+
+
+def by_channel(mean: object, std: object) -> dict[str, Tensor]:
+    """A mean and a standard deviation a channel, float32 [1, C, 1, 1] each. Errors: TypeError for what are no lists of
+    numbers, ValueError for lists of different lengths and for a std that is not above 0."""
+    values = {"mean": numbers("mean", mean), "std": numbers("std", std)}
+    if len(values["mean"]) != len(values["std"]):
+        raise ValueError(
+            f"mean and std should have one value a channel, got {len(values['mean'])} and {len(values['std'])}"
+        )
+    if not min(values["std"], default=0) > 0:
+        raise ValueError(f"std should be above 0 in every channel, got {std!r}")
+    return {name: torch.tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1) for name, value in values.items()}
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], kind: str) -> None:
@@ -50,7 +69,14 @@ def load(
     normalize: ``{"mean": [C], "std": [C]}`` for images that come out normalised. Nothing in the file is run.
     Errors: ValueError for a file that holds something else, or lacks what is asked for.
     """
-    content = torch.load(load_path, weights_only=True, map_location="cpu")
+    check_path("load_path", load_path)
+    batch_size = whole_number("batch_size", batch_size)
+    if normalize is not None and not (isinstance(normalize, dict) and {"mean", "std"} <= normalize.keys()):
+        raise TypeError(f"normalize should be a dict with mean and std, got {normalize!r}")
+    try:
+        content = torch.load(load_path, weights_only=True, map_location="cpu")
+    except (EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{load_path} should be a file that save wrote: {error!r}") from error
     keys = ["adv_inputs", "labels"] + ["preds"] * load_predictions + ["clean_inputs"] * load_clean_inputs
     if not isinstance(content, dict) or content.get("save_type") not in TYPES:
         raise ValueError(f"{load_path} should be a file that save wrote")
@@ -60,6 +86,9 @@ def load(
         raise ValueError(f"{load_path} holds no {lacking[0]}{options.get(lacking[0], '')}")
     tensors = {key: as_type(content[key], "float") if key in _IMAGES else content[key] for key in keys}
     if normalize is not None:
-        mean, std = (torch.as_tensor(normalize[key]).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+        mean, std = by_channel(normalize["mean"], normalize["std"]).values()
+        channels = tensors["adv_inputs"].shape[1]
+        if mean.shape[1] not in (1, channels):
+            raise ValueError(f"normalize should have one value for each of {channels} channels, got {mean.shape[1]}")
         tensors |= {key: (tensors[key] - mean) / std for key in keys if key in _IMAGES}
     return DataLoader(TensorDataset(*tensors.values()), batch_size=batch_size, shuffle=shuffle)

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from advfeat import attacks
+from advfeat.arguments import check_path, whole_number
+from advfeat.attacks.inputs import check_tensor
 from advfeat.attacks.no_trace import in_eval_mode, logits_of, no_trace, unwrapped
+from advfeat.calling import check_model
 from advfeat.compat import saved
 from advfeat.files import check_writable_file
 from advfeat.forward import class_logits, predicted_classes
@@ -28,6 +31,7 @@ class _TorchAttack:
     load = staticmethod(saved.load)
 
     def __init__(self, model: Callable) -> None:
+        check_model(model)
         self.attack = type(self).__name__
         self.supported_mode = ["default", "targeted"]
         self.normalization_used: dict[str, Tensor] | None = None
@@ -45,11 +49,7 @@ class _TorchAttack:
 
     def set_normalization_used(self, mean: list[float], std: list[float]) -> None:
         """Inputs and outputs are normalised images; eps stays in pixel scale."""
-        shape = (1, len(mean), 1, 1)
-        self.normalization_used = {
-            "mean": torch.as_tensor(mean, dtype=torch.float32).reshape(shape),
-            "std": torch.as_tensor(std, dtype=torch.float32).reshape(shape),
-        }
+        self.normalization_used = saved.by_channel(mean, std)
 
     def set_model_training_mode(
         self, model_training: bool = False, batchnorm_training: bool = False, dropout_training: bool = False
@@ -59,7 +59,7 @@ class _TorchAttack:
 
     def set_return_type(self, type: str) -> None:
         """ "float", or "int": results are uint8 images in pixel scale, rounded to nearest."""
-        saved.as_type(torch.empty(0), type)
+        saved.check_type("type", type)
         self.return_type = type
 
     def get_mode(self) -> str:
@@ -91,8 +91,7 @@ class _TorchAttack:
         self._set_mode("targeted(random)", targets, quiet)
 
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
-        if kth_min < 1:
-            raise ValueError(f"kth_min should be at least 1, got {kth_min}")
+        kth_min = whole_number("kth_min", kth_min)
 
         def targets(inputs: Tensor, labels: Tensor | None) -> Tensor:
             logits = self._clean_logits(inputs)
@@ -113,7 +112,11 @@ class _TorchAttack:
         if self._targets is None:
             raise ValueError("a target needs a targeted mode: call set_mode_targeted_by_label() or the like before")
         # A copy: a function of the script's may fill its argument in place.
-        return self._targets(inputs, None if labels is None else labels.clone()).to(inputs.device)
+        targets = self._targets(inputs, None if labels is None else labels.clone())
+        if targets is None:
+            raise ValueError("labels should be given where they are the targets, got None")
+        check_tensor("targets", targets, "int64 [B], as the function of set_mode_targeted_by_function gives them")
+        return targets.to(inputs.device)
 
     def _clean_logits(self, inputs: Tensor) -> Tensor:
         with no_trace(self.model, inputs.device), torch.no_grad():
@@ -130,6 +133,9 @@ class _TorchAttack:
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Adversarial images for images [B, C, H, W] (in [0, 1], or normalised as told) and labels int64 [B]."""
+        check_tensor("inputs", inputs, "images [B, C, H, W]")
+        if labels is not None:
+            check_tensor("labels", labels, "int64 [B]")
         # Copies: what a subclass or a target function writes may work in place.
         inputs = inputs.detach().to(self.device or inputs.device).clone()
         labels = None if labels is None else labels.detach().to(inputs.device).clone()
@@ -165,12 +171,21 @@ class _TorchAttack:
         return_verbose: returns (robust accuracy in per cent, mean L2 distance of the samples that are misclassified,
         seconds of the last batch). save_type: "float" or "int", see :meth:`set_return_type`.
         """
-        saved.as_type(torch.empty(0), save_type)
+        saved.check_type("save_type", save_type)
         if save_path is not None:
+            check_path("save_path", save_path)
             check_writable_file(save_path)
+        if not hasattr(data_loader, "__len__") or isinstance(data_loader, (Dataset, Tensor)):
+            raise TypeError(
+                f"data_loader should be a DataLoader or a list of (inputs, labels), got {type(data_loader).__name__}"
+            )
         kept: dict[str, list[Tensor]] = {}
         right, distances, batches = [], [], len(data_loader)
-        for done, (inputs, labels) in enumerate(data_loader, 1):
+        for done, batch in enumerate(data_loader, 1):
+            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+                what = f"{type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+                raise TypeError(f"data_loader should give (inputs, labels), got a {what}")
+            inputs, labels = batch
             start = time.perf_counter()
             pixels, adversarial = self._attacked(inputs, labels)
             predicted = predicted_classes(self._clean_logits(adversarial))
@@ -315,9 +330,14 @@ class MultiAttack(_TorchAttack):
     """
 
     def __init__(self, attacks: Sequence[Callable], verbose: bool = False) -> None:
+        if isinstance(attacks, _TorchAttack) or not hasattr(attacks, "__iter__"):
+            raise TypeError(f"attacks should be a list of attacks, got {type(attacks).__name__}")
         attacks = list(attacks)
         if len(attacks) < 2:
             raise ValueError(f"attacks should be two or more, got {len(attacks)}")
+        for attack in attacks:
+            if not (callable(attack) and hasattr(attack, "model")):
+                raise TypeError(f"attacks should be attacks with a model, got {type(attack).__name__}")
         if len({id(attack.model) for attack in attacks}) != 1:
             raise ValueError("attacks should be of one model, got several")
         super().__init__(attacks[0].model)
