@@ -171,3 +171,18 @@ def test_what_is_no_covariance_is_said(tmp_path):
     for text in ("isotropic:1e300", "1e60,1"):
         with pytest.raises(ValueError, match="at most 1e"):
             make_task(TheoryConfig(covariance=text))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"covariance": "1e13"}, r"covariance should be at most 1e\+12, got 1e\+13"),
+        ({"eps": 2000.0}, "eps should be at most 1732.05, 1000 standard deviations of the task, got 2000"),
+        ({"eps": 0.8, "covariance": "1e-8"}, "eps should be at most 0.1, 1000 standard deviations"),
+    ],
+)
+def test_tasks_that_float64_cannot_tell_are_refused(tmp_path, options, message):
+    """Their claims failed by rounding alone, as if the theorems were wrong."""
+    with pytest.raises(ValueError, match=message):
+        run(TheoryConfig(out=str(tmp_path / "theory"), **options))
+    assert not (tmp_path / "theory").exists()

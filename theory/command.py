@@ -18,7 +18,8 @@ from .gaussian import GaussianTask
 
 # The accuracy rows need classes that overlap somewhat: this Mahalanobis length of the mean gives 97.7 % clean accuracy.
 MEAN_LENGTH = 2.0
-_LARGEST = 1e50
+_LARGEST = 1e12  # variances: beyond, the minimisations stop short, and claims fail by that
+_FARTHEST = 1000  # radii, in standard deviations: beyond, float64 loses what the claims compare
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class TheoryReport:
 def make_task(config: TheoryConfig) -> GaussianTask:
     """The task of a config: its covariance, and a mean drawn from the seed with Mahalanobis length 2."""
     covariance = parse_covariance(config.covariance, config.dim)
-    if not np.all(np.abs(covariance) <= _LARGEST):  # beyond, squares of float64 overflow, and claims fail by that
+    if not np.all(np.abs(covariance) <= _LARGEST):
         raise ValueError(f"covariance should be at most {_LARGEST:g}, got {np.abs(covariance).max():g}")
     dim = covariance.shape[0]
     task = GaussianTask(np.zeros(dim), covariance)
@@ -126,6 +127,11 @@ def run(config: TheoryConfig, console=None) -> TheoryReport:
     samples = _checks.integer("samples", config.samples, minimum=1000)
     seed = _checks.integer("seed", config.seed, minimum=0)
     task = make_task(config)
+    farthest = _FARTHEST * float(np.sqrt(task.variances.max()))
+    if eps > farthest:
+        raise ValueError(
+            f"eps should be at most {farthest:g}, {_FARTHEST} standard deviations of the task, got {eps:g}"
+        )
     out = check_writable_folder(config.out)
     console = usual if console is None else console
 
