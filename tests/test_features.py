@@ -281,7 +281,7 @@ def test_bad_arguments_are_named():
         attacked_ranges(network, x, advfeat.L2(0.5))
     with pytest.raises(ValueError, match=r"select should be features between 0 and 4, got \[5\]"):
         attacked_ranges(network, x, attack, select=[5])
-    with pytest.raises(ValueError, match="batch_size should be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size should be an integer, at least 1, got 0"):
         attacked_ranges(network, x, attack, batch_size=0)
     with pytest.raises(ValueError, match=r"x should be \[N, ...\] with N at least 1, got shape \(0, 1, 4, 4\)"):
         attacked_ranges(network, x[:0], attack)

@@ -149,7 +149,7 @@ def test_by_name():
         ({"fast_norm": 0.0}, "fast_norm should be above 0"),
         ({"noise": -0.1}, "noise should be at least 0"),
         ({"slow_norm": 9.0}, r"planted images should lie in \[0, 1\], got"),
-        ({"n": 0}, "n should be at least 1"),
+        ({"n": 0}, "n should be an integer, at least 1, got 0"),
         ({"split": "valid"}, "split should be train or test, got 'valid'"),
     ],
 )

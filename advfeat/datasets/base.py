@@ -207,7 +207,7 @@ def _as_images(images: Tensor) -> Tensor:
 
 
 def _as_classes(classes: Sequence[str] | int) -> tuple[str, ...]:
-    if isinstance(classes, (str, bytes, bool)) or not (isinstance(classes, Integral) or hasattr(classes, "__iter__")):
+    if isinstance(classes, bool) or not (isinstance(classes, Integral) or hasattr(classes, "__iter__")):
         raise TypeError(f"classes should be a list of names, or how many there are, got {classes!r}")
     if isinstance(classes, Integral):
         if classes < 1:

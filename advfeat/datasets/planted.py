@@ -46,7 +46,7 @@ class PlantedConfig:
 
     def __post_init__(self) -> None:
         channels, height, width = image_shape("shape", self.shape)
-        whole_number("classes", self.classes, 2)
+        whole_number("classes", self.classes, None)
         if channels not in (1, 3) or height % 2 or width % 2 or min(height, width) < 8:
             raise ValueError(f"shape should be 1 or 3 channels and even sides from 8 on, got {tuple(self.shape)}")
         most = 3 if channels == 1 else 4
