@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advfeat import L2, PGD, models
-from advfeat.datasets import planted, recipes, sources, store
+from advfeat.datasets import exchange, planted, recipes, sources, store
 from advfeat.datasets.base import ArraySource
 from advfeat.datasets.build import build
 
@@ -46,6 +46,10 @@ SOURCE = ArraySource(X, Y, 3)
         (lambda: planted.PlantedConfig(slow_norm=math.inf), ValueError, "slow_norm should be finite, got inf"),
         (lambda: planted.Planted(n="10"), ValueError, "n should be an integer, at least 1, got '10'"),
         (lambda: planted.Planted(config=5), TypeError, "config should be a PlantedConfig, got int"),
+        (lambda: exchange.export_lists("x", SOURCE), TypeError, "source should be an .*Source, got str"),
+        (lambda: exchange.export_lists(SOURCE, 3), TypeError, "path should be a path, got 3"),
+        (lambda: exchange.import_lists(3), TypeError, "path should be a path, got 3"),
+        (lambda: exchange.export_folder(X, "x"), TypeError, "source should be an .*Source, got Tensor"),
         (lambda: store.ConstructedSet.open(None), TypeError, "path should be a path, got None"),
         (lambda: store.ConstructedSet.open("x", "no"), TypeError, "verify should be True or False, got 'no'"),
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from advfeat.arguments import check_path
 from advfeat.datasets.base import ArraySource, Source
 from advfeat.datasets.class_folders import CLASSES_FILE
 from advfeat.datasets.official import CIFAR10_CLASSES
@@ -44,6 +45,8 @@ def export_lists(source: Source, path: str | Path, prefix: str = "CIFAR") -> Non
     them by ``torch.cat(torch.load(file))``. Source and start indices have no place there, and 8-bit images become
     float32. Both files are written whole or not at all, and new images never stand beside the labels of older ones.
     """
+    _check_source(source)
+    check_path("path", path)
     check_writable_folder(path)
     images, labels = [], []
     for _, x, y in source.batches(_BATCH):
@@ -74,6 +77,7 @@ def import_lists(
     Errors: FileNotFoundError saying what is there; ValueError naming a file that is damaged, holds anything but a list
     of tensors, or does not fit the other one.
     """
+    check_path("path", path)
     folder = Path(path)
     files = [folder / f"{prefix}_{kind}" for kind in ("ims", "lab")]
     before = [_state(file) for file in files]
@@ -94,6 +98,14 @@ def import_lists(
     made = ArraySource(images.float(), labels.long(), classes, name or str(folder))
     made.built_from = built_from
     return made
+
+
+def _check_source(source: object) -> None:
+    if not hasattr(source, "batches"):
+        raise TypeError(
+            f"source should be an advfeat.datasets.base.Source, got {type(source).__name__}: "
+            "ArraySource(images, labels, classes) makes one of tensors"
+        )
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
@@ -142,6 +154,8 @@ def export_folder(source: Source, path: str | Path) -> None:
     """
     from PIL import Image
 
+    _check_source(source)
+    check_path("path", path)
     channels = source.image_shape[0]
     if channels not in (1, 3):
         raise ValueError(f"an image file has 1 or 3 channels, {source.name!r} has {channels}")
