@@ -121,7 +121,7 @@ def test_an_own_model_is_trained_in_train_mode_and_its_dropout_is_reproducible()
         results.append(train(QUICK.replace(attack=paper_attack()), blobs(32), blobs(8), model=model).model)
         assert results[-1] is model and not model.training
         step = [False] * 7 + [True]  # the attack, then the update
-        test = [False] * 3  # the predictions, and two passes that should agree
+        test = [False] * 5  # the predictions, two passes that should agree, and two of another number of images
         assert modes == (2 * step + test) * 3  # 3 epochs of 2 steps and a test
     assert models.fingerprint(results[0]) == models.fingerprint(results[1])
 
