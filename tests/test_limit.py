@@ -2,8 +2,9 @@
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
+from advfeat.datasets.torch_dataset import as_source
 from advfeat.evaluation import evaluate, label_agreement
 
 
@@ -40,3 +41,5 @@ def test_only_the_samples_that_count_are_read():
     label_agreement(model, data, limit=10)
     assert len(data.asked) == 10
     assert evaluate(model, data, limit=1000).clean.n == 90
+    # A subset of the user's own keeps its name, by which finished trainings on it are found.
+    assert as_source(Subset(data, [0, 1, 2])).name == "Subset"

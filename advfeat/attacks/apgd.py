@@ -173,7 +173,7 @@ class _Start:
         """The value at x, and (with ``grad``) the gradient; keeps what is better."""
         attack, batch, record = self.attack, self.batch, self.record
         value, logits, gradient = value_and_grad(attack, batch.model, self.x, batch.target, grad)
-        success = record.told(successes(attack, logits, batch.target))
+        success = record.as_successes(successes(attack, logits, batch.target))
         record.see(success, self.step)
         record.keep(record.is_better(value, success), self.x, value, success)
         value = self.sign * value.to(self.best.dtype)

@@ -196,7 +196,7 @@ class _Loop:
         attack, batch, record = self.attack, self.batch, self.record
         value, logits, grad = value_and_grad(attack, batch.model, self.at, batch.target, True)
         if self.track:
-            success = record.told(successes(attack, logits, batch.target))
+            success = record.as_successes(successes(attack, logits, batch.target))
             record.see(success, self.step)
             if attack.keep == "best":
                 record.keep(record.is_better(value, success), self.at, value, success)
@@ -206,7 +206,7 @@ class _Loop:
     def _last_look(self, restart: int) -> None:
         attack, batch, record = self.attack, self.batch, self.record
         value, logits, _ = value_and_grad(attack, batch.model, self.at, batch.target, False)
-        success = record.told(successes(attack, logits, batch.target))
+        success = record.as_successes(successes(attack, logits, batch.target))
         record.see(success, self.step)
         better = record.is_better(value, success)
         if attack.keep == "last" and restart == 0:

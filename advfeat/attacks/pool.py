@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 _WAITING = 32
 
 
-def run(attack: PGD, run: Run) -> AttackResult:
+def run(attack: PGD, samples: Run) -> AttackResult:
     """The result for one batch, each sample until its own stop; the batch shrinks."""
-    batch = _Batch(run, attack)
-    pool = _Pool(attack, run)
+    batch = _Batch(samples, attack)
+    pool = _Pool(attack, samples)
     pool.packs = True
-    if len(run):
+    if len(samples):
         pool.add(batch)
     while batch.left:
         pool.advance()
@@ -230,7 +230,7 @@ class _Pool:
                 'stop="success" needs labels as target, and an objective that asks the model for the logits of x '
                 "itself, or for logits once"
             )
-        success = record.told(success)
+        success = record.as_successes(success)
         live = s["live"]
         s["passes"].add_(live)
         record.see(success & live, s["step"])

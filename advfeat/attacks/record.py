@@ -35,8 +35,8 @@ class Record:
         self.status = torch.zeros(n, 2, dtype=torch.int32, device=device)
         self.knows_success = True
 
-    def told(self, success: Tensor | None) -> Tensor:
-        """Successes as bool [n]; where they cannot be told, none, and the record says so from now on."""
+    def as_successes(self, success: Tensor | None) -> Tensor:
+        """Successes, bool [n]: as they are, or for None all False, and ``knows_success`` is False from now on."""
         if success is None:
             self.knows_success = False
             return torch.zeros_like(self.success)

@@ -31,7 +31,7 @@ class TorchDataset(Source):
 
     def __init__(self, dataset: Dataset, classes: Sequence[str], name: str = "") -> None:
         self.dataset, self.classes = dataset, tuple(classes)
-        self.name = name or type(dataset.dataset if isinstance(dataset, Subset) else dataset).__name__
+        self.name = name or type(dataset.dataset if isinstance(dataset, _Some) else dataset).__name__
         self.labels = labels_of(dataset)
         self.image_shape = tuple(self._item(0)[0].shape) if len(self.labels) else (0, 0, 0)
         self._fingerprint: str | None = None
@@ -79,6 +79,10 @@ def labels_of(dataset: Any) -> Tensor:
     return torch.tensor([_item(dataset, i, name)[1] for i in range(len(dataset))], dtype=torch.int64, device="cpu")
 
 
+class _Some(Subset):
+    """Samples that an evaluation was limited to; called by the name of the whole."""
+
+
 def some_of(data: Any, limit: int | None) -> tuple[Any, Tensor | None]:
     """A dataset of torch as ``limit`` evenly spaced samples of it, and their positions; anything else as it is, and
     None. A dataset gives its labels with its images: all of them would be read for a few."""
@@ -86,7 +90,7 @@ def some_of(data: Any, limit: int | None) -> tuple[Any, Tensor | None]:
     if limit is None or not is_of_torch or not hasattr(data, "__len__") or len(data) <= limit:
         return data, None
     positions = evenly_spaced(len(data), limit)
-    return Subset(data, positions.tolist()), positions
+    return _Some(data, positions.tolist()), positions
 
 
 def as_source(data: Any, model: Callable | None = None, name: str = "source") -> Any:
