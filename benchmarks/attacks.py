@@ -147,7 +147,7 @@ def evaluation(
 def kept_full(attack: PGD, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """As an evaluation of a whole data set runs: four batches, the next one's samples in the places of those done."""
     size = max(1, -(-len(x) // 4))
-    return torch.cat([found.x_adv for found in attack.over(model, zip(x.split(size), y.split(size), strict=True))])
+    return torch.cat([found.x_adv for _, found in attack.over(model, zip(x.split(size), y.split(size), strict=True))])
 
 
 def restarting(job: Job, restarts: int, missing: dict[str, str]) -> dict[str, Attack]:

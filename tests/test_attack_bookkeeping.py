@@ -248,7 +248,7 @@ def test_a_full_batch_finds_what_each_batch_finds(norm, keep, starts, targeted, 
             yield part[:2]
 
     with torch.no_grad():
-        results = list(attack.over(net, batches()))
+        results = [result for _, result in attack.over(net, batches())]
     assert pulled == [False] * len(sizes)  # the loader runs in the caller's own modes
     assert [len(r.x_adv) for r in results] == list(sizes)
     for result, (x_part, target_part, ids) in zip(results, parts, strict=True):
@@ -290,9 +290,9 @@ def test_passes_are_full_until_the_data_run_out():
 )
 def test_a_default_device_changes_nothing(attack):
     net, x, y = model_and_data()
-    wanted = [r.x_adv for r in attack.over(net, zip(x.split(3), y.split(3), strict=True))]
+    wanted = [r.x_adv for _, r in attack.over(net, zip(x.split(3), y.split(3), strict=True))]
     with torch.device("meta"):
-        found = [r.x_adv for r in attack.over(net, zip(x.split(3), y.split(3), strict=True))]
+        found = [r.x_adv for _, r in attack.over(net, zip(x.split(3), y.split(3), strict=True))]
     assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
@@ -311,7 +311,7 @@ def test_a_slow_sample_holds_few_batches_up():
             yield x[part], y[part]
 
     waiting = []
-    for k, result in enumerate(attack.over(net, batches())):
+    for k, (_, result) in enumerate(attack.over(net, batches())):
         waiting.append(len(pulled) - k)
         part = rows.split(3)[k]
         torch.testing.assert_close(result.x_adv, alone.x_adv[part], rtol=0, atol=1e-12)

@@ -298,11 +298,11 @@ def test_over_a_data_set():
     attack = PGD(L2(0.4), steps=3, random_start=True, seed=0, keep="best")
     whole = attack.run(net, x, y)
     for cut in (1, 4, 10):
-        results = list(attack.over(net, ((x[i : i + cut], y[i : i + cut]) for i in range(0, 10, cut))))
+        results = [r for _, r in attack.over(net, ((x[i : i + cut], y[i : i + cut]) for i in range(0, 10, cut)))]
         torch.testing.assert_close(torch.cat([r.x_adv for r in results]), whole.x_adv, rtol=0, atol=1e-12)
         assert torch.equal(torch.cat([r.success for r in results]), whole.success)
     ids = torch.arange(10).flip(0)
-    named = torch.cat([r.x_adv for r in attack.over(net, [(x[:5], y[:5], ids[:5]), (x[5:], y[5:], ids[5:])])])
+    named = torch.cat([r.x_adv for _, r in attack.over(net, [(x[:5], y[:5], ids[:5]), (x[5:], y[5:], ids[5:])])])
     torch.testing.assert_close(named, attack(net, x, y, sample_ids=ids), rtol=0, atol=1e-12)
     assert not torch.allclose(named, whole.x_adv)
 

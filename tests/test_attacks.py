@@ -130,7 +130,7 @@ def test_random_starts_do_not_depend_on_the_split(cut, seed):
     whole = attack(model, x, y, sample_ids=ids)
     parts = [attack(model, x[a:b], y[a:b], sample_ids=ids[a:b]) for a, b in ((0, cut), (cut, 8))]
     assert torch.equal(torch.cat(parts), whole)
-    over = list(attack.over(model, [(x[:cut], y[:cut]), (x[cut:], y[cut:])]))
+    over = [r for _, r in attack.over(model, [(x[:cut], y[:cut]), (x[cut:], y[cut:])])]
     assert torch.equal(torch.cat([r.x_adv for r in over]), attack(model, x, y))
 
 
@@ -306,7 +306,7 @@ def test_a_centre_outside_the_box_by_rounding_is_clipped(attack):
     x, y = batch(8)
     x = torch.where(x < 0.5, -5e-5, 1 + 5e-5)
     clipped, net = x.clamp(0, 1), network()
-    for result in attack.over(net, [(x, y), (x, y)]):  # the second in the tensors of the first
+    for _, result in attack.over(net, [(x, y), (x, y)]):  # the second in the tensors of the first
         assert torch.equal(result.x_adv, attack(net, clipped, y))
         assert (result.x_adv - clipped).abs().max() <= attack.threat.eps * (1 + 1e-6)
         assert result.distance.max() <= attack.threat.eps * (1 + 1e-6)

@@ -57,7 +57,7 @@ def test_batches_of_a_kind(net, autocast, stop):
     attack = PGD(L2(0.5), steps=30, autocast=autocast, stop=stop)
     alone = [attack.replace(graph=False).run(net, a, b) for a, b in zip(x.split(N), y.split(N), strict=True)]
     results = []
-    for result in attack.over(net, zip(x.split(N), y.split(N), strict=True)):
+    for _, result in attack.over(net, zip(x.split(N), y.split(N), strict=True)):
         results.append(result)
         for size in (1000, 10_000, 100_000, 1_000_000):
             torch.full((size,), float("nan"), device="cuda", dtype=torch.bfloat16)

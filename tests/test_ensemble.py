@@ -76,7 +76,7 @@ def test_over_a_data_set_it_is_the_same_whatever_the_batches(sizes, kind):
     net, x, y = model_and_data(sum(sizes))
     attack = pair(L2(0.3), kind).replace(seed=0)
     whole = attack.run(net, x, y)
-    results = list(attack.over(net, zip(x.split(sizes), y.split(sizes), strict=True)))
+    results = [r for _, r in attack.over(net, zip(x.split(sizes), y.split(sizes), strict=True))]
     assert [len(r.x_adv) for r in results] == sizes
     for name in ("x_adv", "value", "success", "distance", "first_success", "zero_grad_steps"):
         joined = torch.cat([getattr(r, name) for r in results])
@@ -131,7 +131,7 @@ def test_images_of_several_sizes():
     net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4)).to(F64)
     batches = [(torch.rand(5, 3, n, n, generator=g, dtype=F64), torch.arange(5) % 4) for n in (8, 8, 10, 12, 12, 8)]
     attack = pair(L2(0.3), "best")
-    for r, (x, y) in zip(attack.over(net, batches), batches, strict=True):
+    for (x, y), r in attack.over(net, batches):
         torch.testing.assert_close(r.x_adv, attack(net, x, y), rtol=0, atol=1e-9)
 
 
@@ -168,7 +168,7 @@ def test_a_loader_may_fill_the_same_tensor_again():
         for i in range(0, 40, 8):
             yield buffer.copy_(x[i : i + 8]), labels.copy_(y[i : i + 8])
 
-    found = torch.cat([r.x_adv for r in attack.over(net, reused())])
+    found = torch.cat([r.x_adv for _, r in attack.over(net, reused())])
     torch.testing.assert_close(found, attack(net, x, y), rtol=0, atol=1e-9)
 
 
@@ -254,7 +254,7 @@ def test_random_starts_are_new_at_every_call_without_ids():
     attack = PGD(Linf(0.1), steps=0, random_start=True)
     both = Ensemble((attack, attack.replace(objective=CW())))
     ids = torch.arange(6)
-    for call in (lambda: both(model, x, y), lambda: next(both.over(model, [(x, y)])).x_adv):
+    for call in (lambda: both(model, x, y), lambda: next(both.over(model, [(x, y)]))[1].x_adv):
         assert not torch.equal(call(), call())
         torch.manual_seed(3)
         first = call()
@@ -262,6 +262,6 @@ def test_random_starts_are_new_at_every_call_without_ids():
         assert torch.equal(call(), first)
     keyed = both(model, x, y, sample_ids=ids)
     assert torch.equal(both(model, x, y, sample_ids=ids), keyed)
-    assert torch.equal(next(both.over(model, [(x, y, ids)])).x_adv, keyed)
+    assert torch.equal(next(both.over(model, [(x, y, ids)]))[1].x_adv, keyed)
     seeded = both.replace(seed=5)
     assert torch.equal(seeded(model, x, y), seeded(model, x, y))

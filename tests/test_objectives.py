@@ -425,7 +425,7 @@ def test_success_is_no_stop_where_it_is_not_known():
         PGD(L2(0.1), steps=2, stop="success", objective=sample_by_sample)(model, x, y)
     # The last batch has a single sample, whose own pass could be taken for that of the batch.
     attack = PGD(L2(0.1), steps=2, stop=Converged(patience=1), objective=sample_by_sample)
-    assert all(r.success is None for r in attack.over(model, [(x, y), (x[:1], y[:1])]))
+    assert all(r.success is None for _, r in attack.over(model, [(x, y), (x[:1], y[:1])]))
 
 
 X, Y = torch.rand(4, 12), torch.tensor([0, 1, 2, 0])

@@ -145,7 +145,7 @@ def test_random_starts_over_a_loader_are_new_each_time_and_by_sample():
 
     def over(size, *ids):
         batches = zip(*(part.split(size) for part in (x, y, *ids)), strict=True)
-        return torch.cat([r.x_adv for r in attack.over(MODEL, batches)])
+        return torch.cat([r.x_adv for _, r in attack.over(MODEL, batches)])
 
     torch.manual_seed(0)
     first, second = over(3), over(3)

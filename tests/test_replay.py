@@ -92,7 +92,7 @@ def test_a_full_batch_replayed_and_read_late(graphs, monkeypatch, net, keep, sta
     eager = [attack.replace(graph=False).run(net, a, b, sample_ids=ids) for a, b, ids in batches]
     monkeypatch.setattr(pool, "_lag_on", lambda device: lag)
     monkeypatch.setattr(pool, "_pack_at", lambda device: pack_at)
-    for got, want in zip(attack.replace(graph=replays).over(net, batches), eager, strict=True):
+    for (_, got), want in zip(attack.replace(graph=replays).over(net, batches), eager, strict=True):
         same(got, want)
     assert bool(graphs) == replays and len(graphs) < 10
 
@@ -105,7 +105,7 @@ def test_batches_of_a_kind_share_one_graph(graphs, net, keep, starts):
     batches = list(zip(x.split(12), y.split(12), torch.arange(40).split(12), strict=True))
     batches[1:1] = [(x[:0], y[:0], torch.arange(0))]
     alone = [attack.replace(graph=False).run(net, a, b, sample_ids=ids) for a, b, ids in batches]
-    results = list(attack.over(net, batches))  # all held: none may change when the next comes
+    results = [result for _, result in attack.over(net, batches)]  # all held: none may change when the next comes
     for got, want in zip(results, alone, strict=True):
         same(got, want)
     assert len(graphs) == 3  # before and after the empty batch, and for the last four samples
@@ -125,7 +125,7 @@ def test_counts_of_bad_gradients_are_each_batchs_own(net, stop):
     model_of = net(x).argmax(1)  # nobody is wrong from the start
     attack = PGD(L2(0.02), steps=6, stop=stop)
     batches = list(zip(x.split(12), model_of.split(12), strict=True))
-    first, *others = attack.over(model, batches)
+    first, *others = (result for _, result in attack.over(model, batches))
     assert (first.zero_grad_steps > 0).sum() >= 11
     for got, (a, b) in zip(others, batches[1:], strict=True):
         assert torch.equal(got.zero_grad_steps, attack.run(model, a, b).zero_grad_steps)
@@ -174,7 +174,7 @@ def test_nothing_of_a_batch_is_left_in_the_next(net):
     broken = nn.Sequential(net, nn.Threshold(-1e9, 0))
     broken.forward = lambda v: net(v) * torch.where(v[:, :1, 0, 0] == x[12, 0, 0, 0], float("nan"), 1.0)
     for attack in (PGD(L2(0.3), steps=3, keep="best"), PGD(L2(0.3), steps=3)):
-        results = list(attack.over(broken, [(x[:12], y[:12]), (x[12:], y[12:])]))
+        results = [r for _, r in attack.over(broken, [(x[:12], y[:12]), (x[12:], y[12:])])]
         assert torch.equal(results[1].x_adv[0], x[12])
         same(results[1], attack.run(broken, x[12:], y[12:]))
 

@@ -124,7 +124,7 @@ def test_under_inference_mode_with_any_stop(stop, kind):
     want = attack(model, x, y)
     with torch.inference_mode():
         made = (x + 0).clone()
-        got = attack(model, made, y) if kind == "call" else next(iter(attack.over(model, [(made, y)]))).x_adv
+        got = attack(model, made, y) if kind == "call" else next(attack.over(model, [(made, y)]))[1].x_adv
     assert torch.equal(got, want)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,14 +11,16 @@ from torch import Tensor
 from advfeat.attacks.apgd import APGD
 from advfeat.attacks.base import Attack, check_settings, take_integer
 from advfeat.attacks.context import Run
+from advfeat.attacks.ensemble import InTurn
 from advfeat.attacks.pgd import PGD
+from advfeat.attacks.record import Record
 from advfeat.attacks.result import AttackResult
-from advfeat.objectives import TargetedDLR
+from advfeat.objectives import Objective, TargetedDLR
 from advfeat.threat import Threat
 
 
 @dataclass(frozen=True, eq=False)
-class Auto(Attack):
+class Auto(InTurn):
     """APGD on the margin, then APGD towards each of the strongest other classes by the targeted DLR.
 
         result = advfeat.Auto(advfeat.L2(0.5)).run(model, x, y)
@@ -29,7 +32,8 @@ class Auto(Attack):
     threat: with a finite eps. steps: of each run. target_classes: at most this many targets, the strongest first at x.
     restarts: of the first attack. seed, autocast, graph: as for :class:`advfeat.APGD`. Every run attacks only samples
     that none before has broken, and none those that the model has wrong at x: they stay as they are, with
-    ``first_success`` 0. Costs up to ``steps * (restarts + target_classes)`` gradients a sample.
+    ``first_success`` 0. ``value`` is the margin's where that broke the sample or none did, else the targeted DLR's.
+    Costs up to ``steps * (restarts + target_classes)`` gradients a sample.
     """
 
     threat: Threat
@@ -42,6 +46,7 @@ class Auto(Attack):
 
     random_start = True
     targeted = False
+    objectives = ()  # none that a user wrote
     takes_start = False
 
     def __post_init__(self) -> None:
@@ -61,46 +66,46 @@ class Auto(Attack):
             "autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None,
         }
 
+    @cached_property
+    def attacks(self) -> tuple[Attack, ...]:
+        """A look at x, APGD on the margin, and APGD towards the strongest other class, the second, and so on."""
+        common = {"steps": self.steps, "autocast": self.autocast, "graph": self.graph}
+        return (
+            PGD(self.threat, steps=0, autocast=self.autocast),
+            APGD(self.threat, restarts=self.restarts, seed=self.seed, **common),
+            *(RankedAPGD(self.threat, rank=k, seed=self.seed + 1 + k, **common) for k in range(self.target_classes)),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RankedAPGD(APGD):
+    """APGD towards one other class of each sample, by the targeted DLR loss.
+
+    rank: 0 for the other class with the largest logit at x, 1 for the second, and so on. Samples that have no such
+    class, or fewer than the four classes that the loss compares, stay as they are.
+    """
+
+    objective: Objective = field(default_factory=TargetedDLR)
+    rank: int = 0
+
+    def to_dict(self) -> dict:
+        return {**super().to_dict(), "attack": "RankedAPGD", "rank": self.rank}
+
     def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
-        """As :meth:`advfeat.attacks.Attack.check`."""
-        if start is not None:
-            raise ValueError("start should be None: every run has random starts of its own")
-        return self._look().check(x, target, start, sample_ids)
+        """As :meth:`advfeat.attacks.Attack.check`; ``target`` holds labels, and the loss's pairs come of them."""
+        of_labels = APGD(self.threat, steps=self.steps, random_start=self.random_start, restarts=self.restarts)
+        return of_labels.check(x, target, start, sample_ids)
 
     def _run(self, run: Run) -> AttackResult:
-        """``value`` is the margin's where that broke the sample, and the targeted DLR's elsewhere if that did."""
-        common = {"steps": self.steps, "autocast": self.autocast, "graph": self.graph}
-        found = self._look().part_of(run)
-        rows = (~found.success).nonzero()[:, 0]
-        if rows.numel() == 0:
+        logits, forwarded = run.logits_at_x()
+        found = run.result(Record(run.x0, self.targeted), forwarded=forwarded, backwarded=0)
+        if self.rank >= logits.shape[1]:
             return found
-        first = APGD(self.threat, restarts=self.restarts, seed=self.seed, **common)
-        found.why_eager = None  # nothing to say of a look at x
-        found.take_over(rows, first.part_of(run.rows(rows)), failures=True)
-        classes = self._classes(run)
-        for rank in range(classes.shape[1]):
-            rows = (~found.success & (classes[:, rank] >= 0)).nonzero()[:, 0]
-            if rows.numel() == 0:
-                continue
-            attack = APGD(self.threat, objective=TargetedDLR(), seed=self.seed + 1 + rank, **common)
-            pairs = torch.stack([run.target[rows], classes[rows, rank]], dim=1)
-            found.take_over(rows, attack.part_of(run.rows(rows, pairs)))
+        values, classes = logits.scatter(1, run.target[:, None], float("-inf")).sort(dim=1, descending=True)
+        # A class whose logit is -inf is out.
+        has_one = (values[:, self.rank] != -torch.inf) & ((logits > -torch.inf).sum(dim=1) >= 4)
+        rows = has_one.nonzero()[:, 0]
+        if rows.numel():
+            pairs = torch.stack([run.target[rows], classes[rows, self.rank]], dim=1)
+            found.take_over(rows, super()._run(run.rows(rows, pairs)), failures=True)
         return found
-
-    def _look(self) -> PGD:
-        """The attack that only looks at x."""
-        return PGD(self.threat, steps=0, autocast=self.autocast)
-
-    def _classes(self, run: Run) -> Tensor:
-        """The other classes by their logits at x, the largest first: int64 [B, target_classes or fewer].
-
-        -1 for classes that are out (-inf), and for samples with fewer than the four that the targeted DLR compares.
-        """
-        with torch.no_grad():
-            logits = run.model(run.x0).float()
-        if logits.shape[1] < 4:
-            return torch.empty(len(run), 0, dtype=torch.int64, device=logits.device)
-        others = logits.scatter(1, run.target[:, None], float("-inf"))
-        values, classes = others.sort(dim=1, descending=True)
-        out = (values == -torch.inf) | ((logits > -torch.inf).sum(dim=1, keepdim=True) < 4)
-        return classes.masked_fill(out, -1)[:, : min(self.target_classes, logits.shape[1] - 1)]

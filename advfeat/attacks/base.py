@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,17 +106,41 @@ class Attack:
         per_sample = isinstance(self.threat.eps, Tensor) and self.threat.eps.dim() > 0
         return (self.replace(threat=run.threat) if per_sample else self)._run(run)
 
-    def _seeded(self, fresh: bool) -> Attack:
-        """The attack of one call; with ``fresh``, random starts without a seed of their own get a new one."""
+    @property
+    def lacks_seed(self) -> bool:
+        """Whether it has random starts without a seed of their own."""
+        return False
+
+    def with_seed(self, seed: int) -> Attack:
+        """A copy whose random starts without a seed of their own have this one."""
         return self
 
-    def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
-        """The results for each batch ``(x, target)`` or ``(x, target, sample_ids)`` of a data set, in order.
+    def _seeded(self, fresh: bool) -> Attack:
+        """The attack of one call; with ``fresh``, random starts without a seed of their own get a new one."""
+        return self.with_seed(fresh_seed()) if fresh and self.lacks_seed else self
 
-        Without ids samples are numbered through, so that the random starts do not depend on the batch size.
+    def over(self, model: Callable, batches: Iterable[Any]) -> Iterator[tuple[Any, AttackResult]]:
+        """Attacks a whole data set; yields each batch, as it was given, with its result, in order.
+
+            for (x, y), result in attack.over(model, loader):
+                ...
+
+        model: as for :meth:`run`; it should not change before the last result. batches: tuples or lists
+        ``(x, target)``, ``(x, target, sample_ids)`` or ``(x, target, sample_ids, ...)``; what follows the ids is only
+        handed back. ``sample_ids`` may be None: samples are then numbered through, so that random starts do not depend
+        on the batch size. Some attacks begin several batches before the first result comes.
+
+        Errors: TypeError for a batch of another form; else as for :meth:`run`.
         """
-        for x, target, sample_ids in numbered(batches):
-            yield self.run(model, x, target, sample_ids=sample_ids)
+        queued = _numbered(batches)
+        for first in queued:
+            attack = self._seeded(fresh=not first.has_ids)
+            yield from attack._over(model, itertools.chain([first], queued))
+
+    def _over(self, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
+        """:meth:`over`, of an attack that has its seeds."""
+        for batch in batches:
+            yield batch.given, self.run(model, batch.x, batch.target, sample_ids=batch.ids)
 
 
 class GradientAttack(Attack):
@@ -144,28 +170,43 @@ class GradientAttack(Attack):
         """As :meth:`Attack.check`."""
         return check_inputs(self, x, target, start, sample_ids)
 
-    def _seeded(self, fresh: bool) -> GradientAttack:
-        if self.seed is not None or not self.random_start or not fresh:
-            return self
-        return self.replace(seed=fresh_seed())
+    @property
+    def lacks_seed(self) -> bool:
+        """As :attr:`Attack.lacks_seed`."""
+        return self.random_start and self.seed is None
+
+    def with_seed(self, seed: int) -> GradientAttack:
+        """As :meth:`Attack.with_seed`."""
+        return self.replace(seed=seed) if self.lacks_seed else self
 
 
-def numbered(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches (x, target, sample_ids) from those that may lack ids: samples are numbered through."""
+class Batch(NamedTuple):
+    """A batch of a data set under attack. has_ids: whether the ids are the caller's. given: what the caller gave."""
+
+    x: Tensor
+    target: Tensor
+    ids: Tensor
+    has_ids: bool
+    given: Any
+
+
+def _numbered(batches: Iterable[Any]) -> Iterator[Batch]:
+    """The batches with ids, from those that may lack them: samples are numbered through."""
     seen = 0
-    for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-            what = f"{type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
-            keys = f" with {', '.join(map(repr, batch))}" if isinstance(batch, dict) else ""
-            raise TypeError(f"batches should be (x, target) or (x, target, sample_ids), got a {what}{keys}")
-        x, target, *ids = batch
+    for given in batches:
+        if not isinstance(given, (tuple, list)) or len(given) < 2:
+            what = f"{type(given).__name__}" + (f" of {len(given)}" if isinstance(given, (tuple, list)) else "")
+            keys = f" with {', '.join(map(repr, given))}" if isinstance(given, dict) else ""
+            raise TypeError(f"batches should be (x, target) or (x, target, sample_ids, ...), got a {what}{keys}")
+        x, target, ids = given[0], given[1], given[2] if len(given) > 2 else None
         check_tensor("x", x, "a floating-point batch [B, ...]")
-        if ids and not isinstance(ids[0], Tensor):
+        if ids is not None and not isinstance(ids, Tensor):
             raise TypeError(
-                f"the third of a batch should be sample_ids, an int64 tensor [B], got {type(ids[0]).__name__}: give "
-                "(x, target) where there are none"
+                f"the third of a batch should be sample_ids, an int64 tensor [B], got {type(ids).__name__}: give "
+                "(x, target) where there are none, or (x, target, None, ...)"
             )
-        yield x, target, ids[0] if ids else torch.arange(seen, seen + x.shape[0], device=x.device)
+        numbers = torch.arange(seen, seen + x.shape[0], device=x.device) if ids is None else ids
+        yield Batch(x, target, numbers, ids is not None, given)
         seen += x.shape[0]
 
 

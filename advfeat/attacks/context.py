@@ -73,6 +73,8 @@ class Run:
             self.target = self.target.to(torch.int64)
         self.ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids.clone()
         self.start = None if start is None else torch.empty_like(self.x0).copy_(start.detach())
+        self._whole: tuple[Run, Tensor | slice] | None = None  # of a part: what it is a part of, and its rows there
+        self._logits_at_x: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x0.shape[0]
@@ -87,6 +89,7 @@ class Run:
         self._into_box()
         self.target.copy_(target.detach())
         self.ids = sample_ids.clone()
+        self._logits_at_x = None
         return True
 
     def rows(self, rows: Tensor | slice, target: Tensor | None = None) -> Run:
@@ -97,7 +100,22 @@ class Run:
         part.target = self.target[rows] if target is None else target
         part.start = None if self.start is None else self.start[rows]
         part._kind, part._strides = _kind(part.x0, part.target), part.x0.stride()
+        part._whole, part._logits_at_x = (self, rows), None
         return part
+
+    def logits_at_x(self) -> tuple[Tensor, int]:
+        """The logits at x0 [n, classes], float32 and without autocast, and how many samples went through the model for
+        them: 0 from the second time on, for all parts of a run together."""
+        if self._whole is not None:
+            whole, rows = self._whole
+            logits, forwarded = whole.logits_at_x()
+            return logits[rows], forwarded
+        forwarded = 0
+        if self._logits_at_x is None:
+            forwarded = len(self)
+            with torch.no_grad():
+                self._logits_at_x = self.model(self.x0).float()
+        return self._logits_at_x, forwarded
 
     def first_iterate(self, attack: GradientAttack, restart: int = 0) -> Tensor:
         """Where a start begins, in the ball: at what was given, at a random point, or at the centre."""

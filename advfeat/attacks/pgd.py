@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from advfeat.attacks import pool
-from advfeat.attacks.base import GradientAttack, check_settings, numbered
+from advfeat.attacks.base import Batch, GradientAttack, check_settings
 from advfeat.attacks.context import Run, undisturbed
 from advfeat.attacks.convergence import Converged
 from advfeat.attacks.gradient import successes, value_and_grad
@@ -22,7 +21,6 @@ from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
 from advfeat.ops import Number
-from advfeat.seeds import fresh_seed
 from advfeat.threat import Threat, as_number
 
 
@@ -114,44 +112,30 @@ class PGD(GradientAttack):
     def _run(self, run: Run) -> AttackResult:
         return pool.run(self, run) if self.stop is not None else _Loop(self, run).run()
 
-    def over(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
-        """The results for each batch ``(x, target)`` or ``(x, target, sample_ids)`` of a data set, in order.
-
-        Without ids samples are numbered through, so that the random starts do not depend on the batch size; without a
-        ``seed`` too they are new at every call. With ``stop`` the passes through the model stay full: samples that are
-        done leave, the next batches' take their places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`,
-        and comes a little later, with up to 32 batches begun. The model should not change before the last result.
-        """
+    def _over(self, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
+        """With ``stop`` the passes through the model stay full: samples that are done leave, the next batches' take
+        their places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later, with up
+        to 32 batches begun."""
         if type(self)._run is not PGD._run:  # a subclass with a loop of its own
-            return super().over(model, batches)
-        if self.seed is None and self.random_start:
-            return self._over_with_seed(model, batches)
+            return super()._over(model, batches)
         if self.stop is None:
-            return _over(self, model, numbered(batches))
+            return _in_step(self, model, batches)
         if any(isinstance(v, Tensor) and v.dim() > 0 for v in (self.threat.eps, self.step_size)):
-            return super().over(model, batches)
-        return pool.over(self, model, numbered(batches))
-
-    def _over_with_seed(self, model: Callable, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[AttackResult]:
-        """:meth:`over` with a seed of its own, or with 0 where the first batch has sample ids."""
-        rest = iter(batches)
-        for first in rest:
-            has_ids = isinstance(first, (tuple, list)) and len(first) > 2
-            attack = self.replace(seed=0 if has_ids else fresh_seed())
-            yield from attack.over(model, itertools.chain([first], rest))
+            return super()._over(model, batches)
+        return pool.over(self, model, batches)
 
 
-def _over(attack: PGD, model: Callable, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Iterator[AttackResult]:
-    """The results of each batch ``(x, target, sample_ids)``, all samples in step with each other; batches of one shape
-    share their buffers, and so one captured graph."""
+def _in_step(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
+    """Each batch with its result, all samples of a batch in step with each other; batches of one shape share their
+    buffers, and so one captured graph."""
     loop: _Loop | None = None
-    for x, target, ids in batches:
+    for x, target, ids, _, given in batches:
         with undisturbed(attack, model, x.device):
             if loop is None or not loop.batch.take(attack, x, target, ids):
                 watched = None if loop is None else loop.batch.model
                 loop = _Loop(attack, Run(attack, model, x, target, None, ids, watched=watched), again=True)
             result = loop.run()
-        yield result
+        yield given, result
 
 
 class _Loop:

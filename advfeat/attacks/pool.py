@@ -9,8 +9,8 @@ batches wait for a slow sample of the first one as may.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
 
 if TYPE_CHECKING:
+    from advfeat.attacks.base import Batch
     from advfeat.attacks.pgd import PGD
 
 # Batches that are begun and not yet yielded, at most: behind a slow sample they wait, each with its images and its
@@ -44,14 +45,13 @@ def run(attack: PGD, samples: Run) -> AttackResult:
     return batch.result(pool)
 
 
-def over(attack: PGD, model: Callable, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Iterator[AttackResult]:
-    """The results of ``attack``, one a batch ``(x, target, sample_ids)`` and in order, with the model's passes kept
-    full.
+def over(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
+    """Each batch with its result, in order, with the model's passes kept full.
 
     For an attack with a ``stop``, and numbers that are not per sample. A pass has as many samples as the first batch.
     Each sample's result is that of ``attack.run``, but for rounding that depends on the batch inside the model.
     """
-    source, ended = iter(batches), False
+    ended = False
     waiting: deque[_Batch] = deque()  # pulled and not yet yielded
     pool: _Pool | None = None
     watched = Watched(model)
@@ -63,7 +63,7 @@ def over(attack: PGD, model: Callable, batches: Iterable[tuple[Tensor, Tensor, T
         # Pulled outside of what leaves no trace: a loader may draw random numbers, and they are its own.
         while pulls():
             try:
-                x, target, ids = next(source)
+                x, target, ids, _, given = next(batches)
             except StopIteration:
                 ended = True
                 if pool is not None:
@@ -73,11 +73,12 @@ def over(attack: PGD, model: Callable, batches: Iterable[tuple[Tensor, Tensor, T
                 run = Run(attack, model, x, target, None, ids, watched=watched)
                 if pool is None and len(run):
                     pool = _Pool(attack, run)
-            waiting.append(_Batch(run, attack))
+            waiting.append(_Batch(run, attack, given))
             if len(run):
                 pool.add(waiting[-1])
         while waiting and waiting[0].left == 0:
-            yield waiting.popleft().result(pool)
+            batch = waiting.popleft()
+            yield batch.given, batch.result(pool)
         if not waiting and ended:
             return
         if pool is not None:
@@ -99,10 +100,10 @@ def _pack_at(device: torch.device) -> float:
 
 
 class _Batch:
-    """A batch and the results of its samples as they come."""
+    """A batch and the results of its samples as they come. given: what the caller gets back with them."""
 
-    def __init__(self, run: Run, attack: PGD) -> None:
-        self.run, self.attack, self.number = run, attack, -1
+    def __init__(self, run: Run, attack: PGD, given: Any = None) -> None:
+        self.run, self.attack, self.given, self.number = run, attack, given, -1
         self.left, self.taken = len(run), 0
         self.record: Record | None = None  # once the first of its samples is done
         self.passes = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,17 +38,15 @@ class Construction:
 
     def samples(self, batches_of_ids: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
         """For each batch of positions, int64 [B], what :class:`advfeat.datasets.store.SetWriter` takes for them."""
-        under_attack: deque[_Batch] = deque()
 
-        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor, _Batch]]:
             for batch in reading:
                 batch.to(self.device)
-                under_attack.append(batch)
-                yield batch.centre, self._target(batch), batch.index.to(self.device)
+                yield batch.centre, self._target(batch), batch.index.to(self.device), batch
 
         with contextlib.closing(read_ahead(self._read, batches_of_ids)) as reading:
-            for result in self.attack.over(self.model, batches()):
-                yield self._finished(under_attack.popleft(), result)
+            for (*_, batch), result in self.attack.over(self.model, batches()):
+                yield self._finished(batch, result)
 
     def _read(self, index: Tensor) -> _Batch:
         """The images of a batch; runs in the reading thread."""
@@ -92,8 +89,12 @@ class Construction:
             target = batch.stored_labels.to(self.device) if batch.target is None else batch.target
             look = self.attack.replace(steps=0, stop=None)
             result = look.run(self.model, batch.centre, target, start=to_float(stored).to(self.device))
-        with no_trace(self.model, self.device), torch.no_grad():
-            says_label = predicted_classes(output(self.model, result.x_adv)).cpu() == batch.stored_labels
+        labels_known = result.success is not None and batch.target is None and self.attack.targeted
+        if labels_known and self.attack.autocast is None:
+            says_label = result.success.cpu()  # of the last look at this very image
+        else:
+            with no_trace(self.model, self.device), torch.no_grad():
+                says_label = predicted_classes(output(self.model, result.x_adv)).cpu() == batch.stored_labels
         return {
             "images": stored,
             "label": batch.stored_labels,

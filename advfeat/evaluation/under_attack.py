@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +54,6 @@ def attacked_samples(
     attacked = attack_copy(model, autocast=attack.autocast) if returned_counts and not itself else model
     # Of a random model an iterate that was once taken for another class may be a lucky draw.
     every_iterate_counts = attacked is model and attack.autocast is None and eps > 0 and judged.deterministic
-    held: deque[tuple[Tensor, Tensor]] = deque()
 
     def read(batch: Tensor) -> Tensor:  # in a thread of its own
         images = read_images(source, batch)
@@ -65,13 +63,10 @@ def attacked_samples(
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch, images in zip(chunks, reading, strict=True):
-            x, y = images.to(device, dtype, non_blocking=True), source.labels[batch].to(device)
-            held.append((x, y))
-            yield x, y, batch.to(device)
+            yield images.to(device, dtype, non_blocking=True), source.labels[batch].to(device), batch.to(device)
 
     with contextlib.closing(read_ahead(read, chunks)) as reading:
-        for result in attack.over(attacked, batches()):
-            x, y = held.popleft()
+        for (x, y, _), result in attack.over(attacked, batches()):
             logits = judged.logits(result.x_adv)
             hit = predicted_classes(logits) != y
             if every_iterate_counts and result.first_success is not None:

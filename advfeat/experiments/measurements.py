@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -46,17 +45,14 @@ class Transferred(Measurement):
         models = [lab.open(step) for step in (self.source, *self.targets)]
         counts = torch.zeros(len(models), 3, dtype=torch.int64, device="cpu")
         progress = Reporter(report, "transfer", len(data))
-        under_attack: deque[tuple[Tensor, Tensor]] = deque()
 
-        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
             for index in torch.arange(len(data), device="cpu").split(self.batch_size):
                 x, y = data.images(index).to(lab.device), data.labels[index].to(lab.device)
-                under_attack.append((x, y))
-                yield x, (y + 1) % len(data.classes) if self.attack.targeted else y, index.to(lab.device)
+                yield x, (y + 1) % len(data.classes) if self.attack.targeted else y, index.to(lab.device), y
 
         copied = attack_copy(models[0], autocast=self.attack.autocast)
-        for result in self.attack.over(copied, batches()):
-            x, y = under_attack.popleft()
+        for (x, _, _, y), result in self.attack.over(copied, batches()):
             for row, model in enumerate(models):
                 right, said = predictions(model, x) == y, predictions(model, result.x_adv)
                 found = (right, right & (said != y), right & (said == (y + 1) % len(data.classes)))
@@ -94,7 +90,7 @@ class StepSweep(Measurement):
         for attack in self.attacks:
             batches = ((images[part], labels[part], part) for part in ids.split(self.batch_size))
             first = []
-            for result in attack.over(model, batches):
+            for _, result in attack.over(model, batches):
                 first.append(result.first_success.cpu())
                 progress.advance(len(first[-1]))
             first = torch.cat(first)
