@@ -278,14 +278,14 @@ def test_logits_that_are_not_finite_are_not_correct():
 
 def test_an_attack_that_leaves_its_ball_is_an_error(trained, monkeypatch):
     model, test = trained
-    over = advfeat.PGD.over
+    over = advfeat.PGD._over
 
-    def cheating(self, *args, **settings):
-        for result in over(self, *args, **settings):
+    def cheating(self, *args):
+        for batch, result in over(self, *args):
             result.x_adv = (result.x_adv + 0.1).clamp(0, 1)
-            yield result
+            yield batch, result
 
-    monkeypatch.setattr(advfeat.PGD, "over", cheating)
+    monkeypatch.setattr(advfeat.PGD, "_over", cheating)
     with pytest.raises(RuntimeError, match="the attack left its ball: an example is .* away, eps is 0.1"):
         evaluate(model, test, attacks=[0.1])
 
