@@ -1,14 +1,22 @@
 """Modules in eval mode for a while, each with its own flag back afterwards, also where threads share a model; and
-modules that one thread trains."""
+modules that one thread trains.
+
+A peer's usual ``model.eval(); attack; model.train()`` un-freezes frozen BatchNorm layers, is skipped when an exception
+passes, and fails under ``torch.no_grad()``. Here each submodule's own flag is put back, whatever happens.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import nn
+
+from advfeat._modules import reachable, with_those_aside
 
 
 @dataclass
@@ -98,3 +106,74 @@ class EvalMode:
                     if held.module.training != held.training:
                         held.module.training = held.training
             self._mine.clear()
+
+
+# Where objectives are whose modules a search finds; by name, for they are a floor above.
+_OWN_OBJECTIVES = "advfeat.objectives"
+
+
+def _all_in_sight(model: Callable, objectives: Iterable[object]) -> bool:
+    """Whether a search finds every module that will be called: code of the user's own may name them in any way."""
+    return isinstance(model, nn.Module) and all(
+        type(objective).__module__ == _OWN_OBJECTIVES and not any(callable(v) for v in vars(objective).values())
+        for objective in objectives
+    )
+
+
+def _is_compiled(called: object) -> bool:
+    names = ("_orig_mod", "_torchdynamo_orig_callable", "_compiled_call_impl")
+    return any(getattr(called, name, None) is not None for name in names)
+
+
+@contextmanager
+def _before_each_call(turn_off: Callable[[Iterable[nn.Module]], None]) -> Iterator[None]:
+    """Inside, a module that this thread calls in train mode is turned off first, with all that it holds."""
+    thread = threading.get_ident()
+
+    def before_call(module: nn.Module, inputs: tuple) -> None:
+        if torch.compiler.is_compiling() or threading.get_ident() != thread:
+            return
+        if getattr(module, "training", False):
+            turn_off(module.modules())  # some may be used without being called
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(before_call)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def held_in_eval_mode(model: Callable, *objectives: object) -> Iterator[None]:
+    """Inside, the modules that a model or an objective is, refers to or calls are in eval mode; afterwards, also after
+    an exception, each has its own flag back."""
+    eval_mode = EvalMode()
+    reachable = with_those_aside([each for whole in (model, *objectives) for each in reachable(whole)])
+    no_hook = _all_in_sight(model, objectives) or any(_is_compiled(each) for each in reachable)
+    try:
+        eval_mode.take(each for each in reachable if isinstance(each, nn.Module))
+        with contextlib.nullcontext() if no_hook else _before_each_call(eval_mode.take):
+            yield
+    finally:
+        eval_mode.release()
+
+
+@contextmanager
+def in_eval_mode(model: Callable, *objectives: object) -> Iterator[None]:
+    """The part of :func:`advfeat.attacks.no_trace.no_trace` without the random state: of code that draws numbers of its
+    own, which would repeat."""
+    with held_in_eval_mode(model, *objectives), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def evaluating(model: Callable) -> Iterator[None]:
+    """Inside, every submodule is in eval mode; afterwards, also after an exception, each has its own flag back.
+
+    Of a function, the modules that it refers to, and those that this thread calls: as an attack finds them, see
+    :func:`advfeat.attacks.no_trace.no_trace`.
+
+    ``model.eval(); ...; model.train()`` would un-freeze a BatchNorm layer that the user keeps in eval mode.
+    """
+    with held_in_eval_mode(model):
+        yield

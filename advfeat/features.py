@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advfeat import calling
-from advfeat.arguments import check_norm, number, whole_number
+from advfeat import _model_checks
+from advfeat._arguments import check_norm, number, whole_number
+from advfeat._names import printable
 from advfeat.attacks import PGD
 from advfeat.attacks.inputs import check_tensor
-from advfeat.calling import taken_by
 from advfeat.files import write_bytes
-from advfeat.names import printable
+from advfeat.forward import taken_by
 from advfeat.objectives import Objective
 
 ROBUST, UNDECIDED, NON_ROBUST, USELESS = "robust", "undecided", "non-robust", "useless"
@@ -412,8 +412,8 @@ def _warn_of_randomness(features: Callable, x: Tensor) -> None:
 
     with no_trace(features, x.device), torch.no_grad():  # once for both: it puts the random state back
         first, second = taken_by(features, x.clone()), taken_by(features, x.clone())
-    if isinstance(first, Tensor) and first.is_floating_point() and not calling.agree(first, second):
-        calling.warn_of_randomness("usefulness and its ranges are of single draws", 3)
+    if isinstance(first, Tensor) and first.is_floating_point() and not _model_checks.agree(first, second):
+        _model_checks.warn_of_randomness("usefulness and its ranges are of single draws", 3)
 
 
 def _clean_values(features: Callable, x: Tensor, batch_size: int) -> Tensor:

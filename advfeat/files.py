@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from advfeat.locks import Owner, hold
+from advfeat._locks import Owner, hold
 
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)\.(?P<owner>{Owner.PATTERN})\.(tmp|lock)", re.DOTALL)
 # Of earlier versions, which had the number of the process alone: of the files of runs, sets and steps, for others' may

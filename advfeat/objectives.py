@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advfeat.arguments import flag
+from advfeat._arguments import flag
+from advfeat._names import function_name, parameters_for
 from advfeat.forward import class_logits
-from advfeat.names import function_name, parameters_for
 
 
 class Objective:
@@ -287,7 +287,7 @@ class Function(Objective):
 
 def as_objective(objective: Objective | Callable) -> Objective:
     """An objective as it is; a function, or a loss of torch, wrapped."""
-    from advfeat.torch_losses import TorchLoss, is_torch_loss
+    from advfeat._torch_losses import TorchLoss, is_torch_loss
 
     if isinstance(objective, Objective):
         return objective

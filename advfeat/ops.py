@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from advfeat import operands, reference
+from advfeat import _operands, reference
 
 try:
     from advfeat import _C
@@ -112,7 +112,7 @@ def _has_kernel(x: Tensor, name: str = "x") -> bool:
     if on_cpu and _C is not None:  # the usual case first: these lines run at every call
         return True
     if on_cpu is None:
-        raise operands.no_tensor(name, x)
+        raise _operands.no_tensor(name, x)
     device = x.device.type
     if device in _kernel_devices:
         return True
@@ -239,7 +239,7 @@ def linf_step(
     """
     _refuse_autograd("linf_step", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
-        operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
+        _operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
         return reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
     if grad_status is not None:
         return linf_step_(x.clone(), grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
@@ -260,7 +260,7 @@ def linf_step_(
     """:func:`linf_step` in place on ``x``, which must not share memory with ``x0`` or ``grad``; returns ``x``."""
     _refuse_autograd("linf_step_", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
-        operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
+        _operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
         return x.copy_(reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status))
     _linf_step_(x, grad, x0, *_numbers(x, step_size, eps, lo, hi), grad_status)
     return _written(x)
@@ -289,7 +289,7 @@ def l2_step(
     """
     _refuse_autograd("l2_step", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
-        operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
+        _operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
         return reference.l2_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
     if grad_status is not None:
         return l2_step_(x.clone(), grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
@@ -310,7 +310,7 @@ def l2_step_(
     """:func:`l2_step` in place on ``x``, which must not share memory with ``x0`` or ``grad``; returns ``x``."""
     _refuse_autograd("l2_step_", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
-        operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
+        _operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
         return x.copy_(reference.l2_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status))
     _l2_step_(x, grad, x0, *_numbers(x, step_size, eps, lo, hi), grad_status)
     return _written(x)
@@ -324,7 +324,7 @@ def project_linf(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Numbe
     Differentiable in x, x0 and tensors eps, lo, hi (then in plain torch).
     """
     if _wants_grad(x, x0, eps, lo, hi) or not _has_kernel(x):
-        operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
+        _operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
         return reference.project_linf(x, x0, eps, lo, hi)
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x, 0.0, eps, lo, hi)
     return _project_linf(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
@@ -334,7 +334,7 @@ def project_linf_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Numb
     """:func:`project_linf` in place on ``x``; returns ``x``."""
     _refuse_autograd("project_linf_", x, x0, eps, lo, hi)
     if not _has_kernel(x):
-        operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
+        _operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
         return x.copy_(reference.project_linf(x, x0, eps, lo, hi))
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x, 0.0, eps, lo, hi)
     _project_linf_(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
@@ -351,7 +351,7 @@ def project_l2(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number 
     Differentiable in x, x0 and tensors eps, lo, hi (then in plain torch).
     """
     if _wants_grad(x, x0, eps, lo, hi) or not _has_kernel(x):
-        operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
+        _operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
         return reference.project_l2(x, x0, eps, lo, hi)
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x, 0.0, eps, lo, hi)
     return _project_l2(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
@@ -361,7 +361,7 @@ def project_l2_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number
     """:func:`project_l2` in place on ``x``; returns ``x``."""
     _refuse_autograd("project_l2_", x, x0, eps, lo, hi)
     if not _has_kernel(x):
-        operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
+        _operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
         return x.copy_(reference.project_l2(x, x0, eps, lo, hi))
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x, 0.0, eps, lo, hi)
     _project_l2_(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
@@ -377,9 +377,9 @@ def random_start_linf(
     for any batch size, order, memory layout and device. x0: [B, ...]. eps: float or [B]. seed: int. sample_ids: int64
     [B].
     """
-    operands.check_seed(seed, sample_ids)
+    _operands.check_seed(seed, sample_ids)
     if not _has_kernel(x0, "x0"):
-        operands.check_random_start(x0, eps, sample_ids, lo, hi, look=_can_look())
+        _operands.check_random_start(x0, eps, sample_ids, lo, hi, look=_can_look())
         return reference.random_start_linf(x0.detach(), eps, seed, sample_ids, lo, hi)
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x0, 0.0, eps, lo, hi)
     return _random_start_linf(x0.detach(), e, seed, sample_ids, lo, hi, e_rows, lo_channels, hi_channels)
@@ -393,9 +393,9 @@ def random_start_l2(
     ``x0 + eps * u^(1/D) * n/||n||`` with u uniform and n normal; random numbers as in :func:`random_start_linf`.
     x0: [B, ...]. eps: float or [B]. seed: int. sample_ids: int64 [B].
     """
-    operands.check_seed(seed, sample_ids)
+    _operands.check_seed(seed, sample_ids)
     if not _has_kernel(x0, "x0"):
-        operands.check_random_start(x0, eps, sample_ids, lo, hi, look=_can_look())
+        _operands.check_random_start(x0, eps, sample_ids, lo, hi, look=_can_look())
         return reference.random_start_l2(x0.detach(), eps, seed, sample_ids, lo, hi)
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x0, 0.0, eps, lo, hi)
     return _random_start_l2(x0.detach(), e, seed, sample_ids, lo, hi, e_rows, lo_channels, hi_channels)
@@ -411,7 +411,7 @@ def update_best_(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -
     """
     _refuse_autograd("update_best_", best_x, best_value, x, value)
     if not _has_kernel(x):
-        operands.check_update(best_x, best_value, x, value)
+        _operands.check_update(best_x, best_value, x, value)
         new_x, new_value = reference.update_best(best_x, best_value, x, value)
         return best_x.copy_(new_x), best_value.copy_(new_value)
     _update_best_(best_x, best_value, x, value)

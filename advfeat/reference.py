@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-Number = float | Tensor
+from advfeat.random import normals, uniform_numbers, uniforms
 
-_WORD = 0xFFFFFFFF
+Number = float | Tensor
 
 
 def _arithmetic(x: Tensor) -> torch.dtype:
@@ -148,60 +148,14 @@ def l2_step(
     return _clip(y, _channels(lo, x, -math.inf), _channels(hi, x, math.inf)).to(x.dtype)
 
 
-def _mul32(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
-    """High and low word of the 64-bit product of 32-bit words held in int64, without overflowing int64."""
-    low, high = a * (b & 0xFFFF), a * (b >> 16)
-    middle = high + (low >> 16)
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
-
-
-def philox(seed: int, sample_ids: Tensor, quads: Tensor, stream: int) -> Tensor:
-    """Philox4x32-10 (Salmon et al., SC 2011): four 32-bit words, as int64 [B, Q, 4], for each sample and quad of
-    positions.
-
-    sample_ids: int64 [B]; quads: int64 [Q]; stream: 0 for the values of a random start, 1 for its radius.
-    """
-    ids = sample_ids.reshape(-1, 1).expand(-1, quads.numel())
-    c0 = quads.reshape(1, -1).expand_as(ids)
-    c1 = torch.full_like(c0, stream)
-    c2, c3 = ids & _WORD, (ids >> 32) & _WORD
-    k0, k1 = seed & _WORD, (seed >> 32) & _WORD
-    for _ in range(10):
-        hi0, lo0 = _mul32(c0, 0xD2511F53)
-        hi1, lo1 = _mul32(c2, 0xCD9E8D57)
-        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
-        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
-    return torch.stack([c0, c1, c2, c3], dim=-1)
-
-
-def _open_unit(words: Tensor) -> Tensor:
-    # float64 where the device has it (mps has not)
-    dtype = torch.float32 if words.device.type == "mps" else torch.float64
-    return (words.to(dtype) + 0.5) * 2.0**-32
-
-
-def _uniform(x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
-    dim = math.prod(x0.shape[1:])
-    quads = torch.arange((dim + 3) // 4, device=x0.device)
-    return _open_unit(philox(seed, sample_ids, quads, 0)).reshape(x0.shape[0], 4 * quads.numel())
-
-
 def random_start_linf(
     x0: Tensor, eps: Number, seed: int, sample_ids: Tensor, lo: Number = 0.0, hi: Number = 1.0
 ) -> Tensor:
     """See :func:`advfeat.ops.random_start_linf`."""
     dim = math.prod(x0.shape[1:])
-    offset = (2 * _uniform(x0, seed, sample_ids)[:, :dim] - 1).reshape(x0.shape) * _rows(eps, x0)
+    offset = (2 * uniforms(x0, seed, sample_ids)[:, :dim] - 1).reshape(x0.shape) * _rows(eps, x0)
     y = x0.to(_arithmetic(x0)) + offset.to(_arithmetic(x0))
     return _clip(y, _channels(lo, x0, -math.inf), _channels(hi, x0, math.inf)).to(x0.dtype)
-
-
-def normals(x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
-    """Standard normal numbers [B, D] by Box-Muller, keyed like the random starts: two words give two normals."""
-    dim = math.prod(x0.shape[1:])
-    u = _uniform(x0, seed, sample_ids)
-    radius, angle = (-2 * u[:, 0::2].log()).sqrt(), 2 * math.pi * u[:, 1::2]
-    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).reshape(u.shape)[:, :dim]
 
 
 def random_start_l2(
@@ -217,13 +171,6 @@ def random_start_l2(
     offset = (unit * u ** (1 / dim)).reshape(x0.shape) * _rows(eps, x0)
     y = x0.to(_arithmetic(x0)) + offset.to(_arithmetic(x0))
     return _clip(y, _channels(lo, x0, -math.inf), _channels(hi, x0, math.inf)).to(x0.dtype)
-
-
-def uniform_numbers(seed: int, sample_ids: Tensor, stream: int) -> Tensor:
-    """One number in (0, 1) for each sample, [B]; ``stream`` names independent draws (0 and 1 belong to random
-    starts)."""
-    quad = torch.zeros(1, dtype=torch.int64, device=sample_ids.device)
-    return _open_unit(philox(seed, sample_ids, quad, stream))[:, 0, 0]
 
 
 def update_best(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advfeat.runs import git_revision, write_together
+from advfeat.files import write_together
+from advfeat.provenance import git_revision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,7 +29,8 @@ from pathlib import Path
 import numpy as np
 
 from advfeat.datasets import official
-from advfeat.runs import read_checked, read_json, to_json, write_bytes, write_together
+from advfeat.files import read_checked, write_bytes, write_together
+from advfeat.json_files import read_json, to_json
 
 FORMAT = "advfeat-pack-1"
 PART_MB = 40.0

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tensor_source import TensorSource, blobs
 from torch import nn
 
-from advfeat.augment import Augmentation, check_label_safe, flip, translate
-from advfeat.batches import Batches, channel_statistics
-from advfeat.checks import check_labels
-from advfeat.schedules import SCHEDULES, learning_rate
-from advfeat.seeds import derive_seed, generator
+from advfeat._checks import check_labels
+from advfeat.random import derive_seed, generator
+from advfeat.training.augment import Augmentation, check_label_safe, flip, translate
+from advfeat.training.batches import Batches, channel_statistics
+from advfeat.training.schedules import SCHEDULES, learning_rate
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:

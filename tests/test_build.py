@@ -278,7 +278,7 @@ def test_builds_of_one_set_at_once_make_one_set(tmp_path, whole, places):
     """Also in containers that share the folder and do not see each other, where each is process 7."""
     shared = tmp_path / "shared"
     in_a_container = (
-        "import os, sys\nfrom advfeat import locks\nlocks.place = lambda: '0000000' + sys.argv[2]\n"
+        "import os, sys\nfrom advfeat import _locks\n_locks.place = lambda: '0000000' + sys.argv[2]\n"
         "os.getpid = lambda: 7\nlocks._BEAT, locks._PATIENCE = 0.2, 30.0\n"
     )
     processes = [

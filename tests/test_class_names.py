@@ -10,7 +10,7 @@ from tensor_source import TensorSource, blobs
 from torch import nn
 
 from advfeat import models
-from advfeat.class_names import check_same_classes
+from advfeat._class_names import check_same_classes
 from advfeat.datasets import sources
 from advfeat.datasets.build import build
 from advfeat.datasets.constructed import ConstructedSet

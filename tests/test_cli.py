@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from advfeat import cli, models
+from advfeat.cli import commands
 from advfeat.datasets import sources
 from advfeat.datasets.recipes import PerturbTowardsTarget
 from advfeat.datasets.store import ConstructedSet
@@ -50,7 +51,7 @@ def test_train_writes_a_run(folder):
 
 
 def test_training_has_the_defaults_of_its_config(folder):
-    asked, usual = cli.Train(folder), TrainConfig()
+    asked, usual = commands.Train(folder), TrainConfig()
     for field in ("arch", "width", "epochs", "lr", "weight_decay", "augment", "seed", "amp"):
         assert getattr(asked, field) == getattr(usual, field), field
     assert asked.train_batch_size == usual.batch_size

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 import advfeat
-from advfeat import cli, commands, options, plots
+from advfeat import cli, plots
+from advfeat.cli import files, options
 from advfeat.models import adapt, create, save
 
 
@@ -118,7 +119,7 @@ def test_a_device_that_is_not_there(model, tmp_path, capsys, command, device, wh
 
 
 def test_places_that_cannot_be_written_are_found_before_the_work(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "load", lambda _: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(files, "load", lambda _: pytest.fail("the model was loaded first"))
     (tmp_path / "file").write_text("")
     for command, out, what in (
         (["evaluate"], tmp_path, "should be a file, got a folder"),
@@ -211,7 +212,7 @@ def test_memory_that_is_not_there_is_told_with_what_needs_less(model, capsys, mo
         def fail(*_, error=error, **__):
             raise error
 
-        monkeypatch.setattr(commands, "load", fail)
+        monkeypatch.setattr(files, "load", fail)
         assert "less is needed with smaller values of --batch-size, --limit" in fails(
             capsys, "evaluate", "--model", model
         )
@@ -221,6 +222,6 @@ def test_an_interrupted_command_says_how_it_goes_on(model, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "load", interrupt)
+    monkeypatch.setattr(files, "load", interrupt)
     assert "starts again" in fails(capsys, "evaluate", "--model", model, status=130)
     assert "goes on" in fails(capsys, "build", "det", "--model", model, "--out", "unused", status=130)

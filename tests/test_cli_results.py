@@ -11,7 +11,9 @@ import matplotlib
 import pytest
 import torch
 
-from advfeat import cli, commands, runs
+from advfeat import cli, provenance
+from advfeat.cli import attack, features, files
+from advfeat.datasets import sources
 from advfeat.models import create, save
 from advfeat.plots import sample_grid
 
@@ -71,7 +73,8 @@ def test_a_part_of_a_set_is_not_replaced_by_a_result(model, tmp_path, capsys, na
 def test_a_result_that_cannot_be_written_is_said_before_the_work(model, tmp_path, capsys, monkeypatch, command, name):
     out = tmp_path / "out"
     (out / name).mkdir(parents=True)
-    monkeypatch.setattr(commands, "_load", lambda _: pytest.fail("the work had begun"))
+    for module in (attack, features):
+        monkeypatch.setattr(module, "load_model", lambda _: pytest.fail("the work had begun"))
     assert f"{name} should be a file, got a folder" in fails(
         capsys, command, "--model", model, *QUICK[command], "--out", out
     )
@@ -82,7 +85,7 @@ def test_a_disk_that_fills_up_does_not_lose_what_can_be_shown(model, tmp_path, c
     def full(files):
         raise OSError(errno.ENOSPC, f"could not write {files[0][0]}: {os.strerror(errno.ENOSPC)}")
 
-    monkeypatch.setattr(commands, "write_together", full)
+    monkeypatch.setattr(files, "write_together", full)
     with pytest.raises(SystemExit) as stopped:
         run(command, "--model", model, *QUICK[command], "--out", tmp_path / "out")
     told = capsys.readouterr()
@@ -91,17 +94,15 @@ def test_a_disk_that_fills_up_does_not_lose_what_can_be_shown(model, tmp_path, c
 
 
 def test_features_of_one_class_are_refused_before_the_attacks(model, tmp_path, capsys, monkeypatch):
-    from advfeat import features
-
     monkeypatch.setattr(features, "attacked_ranges", lambda *_, **__: pytest.fail("the attacks had begun"))
-    real = commands.sources.load
+    real = sources.load
 
     def one_class(*args, **options):
         source = real(*args, **options)
         source.labels = torch.zeros_like(source.labels)
         return source
 
-    monkeypatch.setattr(commands.sources, "load", one_class)
+    monkeypatch.setattr(sources, "load", one_class)
     message = fails(capsys, "features", "--model", model, *QUICK["features"])
     assert "should hold at least two classes, got [0]" in message
 
@@ -133,7 +134,7 @@ def test_what_is_done_may_lie_where_nothing_can_be_written(tmp_path, capsys, mon
     out = tmp_path / "run"
     quick = ("--dataset", "digits", "--limit", "40", "--epochs", "1", "--width", "4")
     run("train", "--out", out, *quick)
-    monkeypatch.setattr(commands, "check_writable_folder", lambda _: pytest.fail("looked at"))
+    monkeypatch.setattr(files, "check_writable_folder", lambda _: pytest.fail("looked at"))
     run("train", "--out", out, *quick)
     assert capsys.readouterr().out.count("test accuracy on digits") == 2
     for name in ("metrics.jsonl", "checkpoint.json"):
@@ -176,15 +177,15 @@ def test_pictures_do_not_depend_on_the_users_style(monkeypatch):
 def test_git_is_not_asked_about_a_strangers_repository(tmp_path, monkeypatch):
     package = tmp_path / "venv" / "site-packages" / "advfeat"
     package.mkdir(parents=True)
-    (package / "runs.py").touch()
+    (package / "provenance.py").touch()
     (tmp_path / ".git").mkdir()
-    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
-    monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: pytest.fail("git was asked"))
-    assert runs.git_revision() is None
+    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    monkeypatch.setattr(provenance.subprocess, "run", lambda *_, **__: pytest.fail("git was asked"))
+    assert provenance.git_revision() is None
 
 
 def test_a_name_tells_the_terminal_nothing(capsys):
-    from advfeat import ending
+    from advfeat.cli import ending
 
     with pytest.raises(SystemExit), ending.in_order("advfeat"):
         raise ValueError("class '\x1b]0;owned\x07\u202e\u009b2J caf\u00e9 \udcff' is missing")

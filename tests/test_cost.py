@@ -7,7 +7,7 @@ import torch
 from tiny_preset import tiny_preset
 
 from advfeat.experiments import catalogue, cost, presets
-from advfeat.experiments.leakage_control import Without
+from advfeat.experiments.discussion.leakage_control import Without
 from advfeat.experiments.pieces import constructed, data, evaluated, evaluated_as_paper, model
 from advfeat.experiments.steps import Data
 

@@ -11,9 +11,9 @@ import torch
 from constructed_set import SHARD, N, build, manifest
 
 from advfeat import models
-from advfeat.checkpoint import RunFolder
 from advfeat.datasets.store import ConstructedSet, SetWriter
 from advfeat.experiments.run import read_page
+from advfeat.training.checkpoint import RunFolder
 
 WRONG = [None, True, -1, 1.5, 10**30, "x", [], {}, ["x"], {"a": {}}]
 

@@ -3,8 +3,8 @@
 import pytest
 from tensor_source import blobs
 
-from advfeat.checks import from_environment
-from advfeat.options import torch_device
+from advfeat._checks import from_environment
+from advfeat.cli.options import torch_device
 from advfeat.training import TrainConfig, train
 
 

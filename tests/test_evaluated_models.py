@@ -19,7 +19,7 @@ from advfeat import models
 from advfeat.datasets.build import build
 from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget
 from advfeat.evaluation import accuracy, evaluate, label_agreement
-from advfeat.runs import to_json
+from advfeat.json_files import to_json
 
 NAMES = tuple("abcdefghij")
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from advfeat import files, locks
+from advfeat import _locks, files
 from advfeat.files import (
     append_line,
     check_writable_file,
@@ -20,7 +20,7 @@ from advfeat.files import (
     write_bytes,
     write_together,
 )
-from advfeat.runs import append_json_line, write_json_lines
+from advfeat.json_files import append_json_line, write_json_lines
 
 
 def _names(folder):
@@ -164,7 +164,7 @@ def test_files_of_two_writers_are_not_mixed(tmp_path, monkeypatch):
 
 
 def test_names_are_as_long_as_the_file_system_lets_them_be(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks.Owner, "is_gone", lambda _: True)
+    monkeypatch.setattr(_locks.Owner, "is_gone", lambda _: True)
     for name in ("n" * 255, "é" * 127, os.fsdecode(b"\xff" * 255)):
         write_bytes(tmp_path / name, b"x")
         assert (tmp_path / name).read_bytes() == b"x"
@@ -183,7 +183,7 @@ def test_two_writes_never_share_a_temporary(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 7)
     names = set()
     for where in ("aaaaaaaa", "bbbbbbbb"):
-        monkeypatch.setattr(locks, "place", lambda where=where: where)
+        monkeypatch.setattr(_locks, "place", lambda where=where: where)
         names.add(temporary_name(path).name.rsplit("-", 1)[0])
     assert len(names) == 2
 
@@ -202,7 +202,7 @@ def test_temporaries_of_the_dead_go_and_those_of_the_living_stay(tmp_path, monke
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    here, now = locks.place(), locks.Owner.new()
+    here, now = _locks.place(), _locks.Owner.new()
     dead = left("a", f"{here}-{child}-1-00000000")
     again = left("a", f"{here}-{os.getpid()}-{now.started - 1}-00000000")  # the number was given to this process
     living = left("a", now, age=2 * files._DAY)

@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from advfeat import runs
-from advfeat.json_fields import SHA256
-from advfeat.runs import read_json, write_json
+from advfeat import json_files
+from advfeat._json_fields import SHA256
+from advfeat.json_files import read_json, write_json
 
 FORM = {
     "name": str,
@@ -98,7 +98,7 @@ def test_what_is_no_json_is_named(tmp_path, content, said):
 
 
 def test_a_huge_file_and_a_folder_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_LARGEST", 1 << 20)
+    monkeypatch.setattr(json_files, "_LARGEST", 1 << 20)
     with open(tmp_path / "a.json", "wb") as file:
         file.truncate(3 << 20)
     with pytest.raises(ValueError, match=r"a\.json is too large for a description: 3 MiB, at most 1"):

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from advfeat import locks
-from advfeat.locks import Lock, LostLock, Owner, hold
+from advfeat import _locks
+from advfeat._locks import Lock, LostLock, Owner, hold
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Signs of life every 20 ms, and a fifth of a second of silence is enough."""
-    monkeypatch.setattr(locks, "_BEAT", 0.02)
-    monkeypatch.setattr(locks, "_PATIENCE", 0.2)
-    monkeypatch.setattr(locks, "_POLL", 0.01)
+    monkeypatch.setattr(_locks, "_BEAT", 0.02)
+    monkeypatch.setattr(_locks, "_PATIENCE", 0.2)
+    monkeypatch.setattr(_locks, "_POLL", 0.01)
 
 
 def _claim(folder, owner, name="work"):
@@ -42,7 +42,7 @@ def _dead():
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    return Owner(locks.place(), child, 1, "00000001")
+    return Owner(_locks.place(), child, 1, "00000001")
 
 
 def test_one_holds_it_and_the_next_one_gets_it(tmp_path):
@@ -92,13 +92,13 @@ from pathlib import Path
 spec = importlib.util.spec_from_file_location("locks", sys.argv[3])  # alone: it needs no torch
 locks = sys.modules["locks"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(locks)
-locks._POLL, place = 0.02, sys.argv[2]
-locks._BEAT, locks._PATIENCE = 0.1, 5.0
+_locks._POLL, place = 0.02, sys.argv[2]
+_locks._BEAT, _locks._PATIENCE = 0.1, 5.0
 if place:
-    locks.place = lambda: place
+    _locks.place = lambda: place
 folder = Path(sys.argv[1])
 for _ in range(5):
-    with locks.hold(folder):
+    with _locks.hold(folder):
         with open(folder / "log", "a") as log:
             log.write(f"in {os.getpid()}\\n"); log.flush()
             time.sleep(0.005)
@@ -112,12 +112,20 @@ def test_containers_take_turns(tmp_path):
     apart = ["unshare", "--pid", "--fork", "--mount-proc"]
     if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("needs the right to make process namespaces")
-    command = [*apart, sys.executable, "-c", _WORK + "print(os.getpid(), locks.place())", tmp_path, "", locks.__file__]
+    command = [
+        *apart,
+        sys.executable,
+        "-c",
+        _WORK + "print(os.getpid(), _locks.place())",
+        tmp_path,
+        "",
+        _locks.__file__,
+    ]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=60)[0].splitlines() for process in processes]
     assert [lines[0] for lines in said] == ["done", "done"]
     (first, here), (second, there) = (lines[1].split() for lines in said)
-    assert first == second and len({here, there, locks.place()}) == 3
+    assert first == second and len({here, there, _locks.place()}) == 3
     lines = (tmp_path / "log").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["in", "out"] * 10
 
@@ -127,7 +135,7 @@ def test_processes_take_turns(tmp_path, places):
     """Also those that cannot see each other, as in two containers with numbers of their own."""
     command = [sys.executable, "-c", _WORK, tmp_path]
     processes = [
-        subprocess.Popen([*command, place, locks.__file__], stdout=subprocess.PIPE, text=True) for place in places
+        subprocess.Popen([*command, place, _locks.__file__], stdout=subprocess.PIPE, text=True) for place in places
     ]
     assert all(p.communicate(timeout=60)[0] == "done\n" and p.returncode == 0 for p in processes)
     lines = (tmp_path / "log").read_text().splitlines()
@@ -139,7 +147,7 @@ def test_processes_take_turns(tmp_path, places):
 
 def test_a_killed_holder_lets_go_at_once(tmp_path):
     code = (
-        "import sys, time; from advfeat.locks import Lock; "
+        "import sys, time; from advfeat._locks import Lock; "
         "Lock(sys.argv[1]).acquire(); print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
@@ -198,7 +206,7 @@ def test_who_was_taken_for_dead_does_not_write(tmp_path, quick, monkeypatch):
     lock = Lock(tmp_path)
     assert lock.acquire()
     lock.check()
-    monkeypatch.setattr(locks, "_beat", lambda *_: None)
+    monkeypatch.setattr(_locks, "_beat", lambda *_: None)
     (mine,) = tmp_path.iterdir()
     mine.unlink()  # as another one does after minutes of silence
     with hold(tmp_path):
@@ -266,7 +274,7 @@ def test_who_is_interrupted_while_taking_it_has_not_got_it(tmp_path, monkeypatch
 
 def test_a_full_disk_still_has_room_for_a_lock(tmp_path, monkeypatch):
     """A record that does not fit is no reason: the name says whose it is."""
-    monkeypatch.setattr(locks.json, "dumps", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(_locks.json, "dumps", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with hold(tmp_path):
         other = Lock(tmp_path)
         assert not other.acquire() and other.holder() == f"process {os.getpid()}"

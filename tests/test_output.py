@@ -8,10 +8,11 @@ import sys
 import pytest
 from rich.text import Text
 
-from advfeat import cli, ending
-from advfeat.console import bar, say, table
+from advfeat import cli
+from advfeat.cli import ending
+from advfeat.cli.console import bar, say, table
+from advfeat.cli.output import stdout
 from advfeat.models import create, save
-from advfeat.output import stdout
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_without_a_standard_output_there_is_nothing_to_print_to(monkeypatch):
 
 
 def test_a_mean_margin_that_is_none_or_infinite(capsys):
-    from advfeat.commands import _margin
+    from advfeat.cli.evaluate import _margin
 
     assert [_margin(value) for value in (None, float("inf"), float("nan"), 0.125)] == ["-", "-", "-", "0.12"]
 

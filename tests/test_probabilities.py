@@ -8,7 +8,7 @@ from tensor_source import TensorSource
 from torch import nn
 
 from advfeat import L2, PGD
-from advfeat.calling import are_probabilities
+from advfeat._model_checks import are_probabilities
 from advfeat.evaluation import evaluate
 
 IMAGES = torch.rand(20, 3, 2, 2, generator=torch.Generator().manual_seed(0))

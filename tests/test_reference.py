@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from strategies import BF16, F16, F32, F64
 
 from advfeat import reference
+from advfeat.random import philox
 
 mpmath = pytest.importorskip("mpmath")
 mpmath.mp.dps = 50
@@ -161,14 +162,14 @@ def test_box_by_channel_and_numbers_by_row():
 
 def test_random_numbers_of_whole_words():
     """The first four values of a start, spelled out from Philox words by the definition in numpy."""
-    words = reference.philox(99, torch.tensor([7]), torch.tensor([0]), 0)[0, 0].numpy().astype(np.float64)
+    words = philox(99, torch.tensor([7]), torch.tensor([0]), 0)[0, 0].numpy().astype(np.float64)
     u = (words + 0.5) / 2**32
     x0 = torch.full((1, 4), 0.5, dtype=F64)
     linf = reference.random_start_linf(x0, 0.25, 99, torch.tensor([7]))[0].numpy()
     np.testing.assert_allclose(linf, 0.5 + 0.25 * (2 * u - 1), rtol=0, atol=1e-15)
     radius = np.sqrt(-2 * np.log(u[0::2]))
     normal = np.stack([radius * np.cos(2 * np.pi * u[1::2]), radius * np.sin(2 * np.pi * u[1::2])], 1).ravel()
-    v = (float(reference.philox(99, torch.tensor([7]), torch.tensor([0]), 1)[0, 0, 0]) + 0.5) / 2**32
+    v = (float(philox(99, torch.tensor([7]), torch.tensor([0]), 1)[0, 0, 0]) + 0.5) / 2**32
     l2 = reference.random_start_l2(x0, 0.25, 99, torch.tensor([7]))[0].numpy()
     np.testing.assert_allclose(l2, 0.5 + 0.25 * v**0.25 * normal / np.linalg.norm(normal), rtol=0, atol=1e-15)
 
@@ -185,7 +186,7 @@ def test_philox_in_whole_numbers(seed, sample_id, quad, stream):
         p, q = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
         c = [(q >> 32) ^ c[1] ^ k[0], q & word, (p >> 32) ^ c[3] ^ k[1], p & word]
         k = [(k[0] + 0x9E3779B9) & word, (k[1] + 0xBB67AE85) & word]
-    got = reference.philox(seed, torch.tensor([sample_id]), torch.tensor([quad]), stream)
+    got = philox(seed, torch.tensor([sample_id]), torch.tensor([quad]), stream)
     assert got.flatten().tolist() == c
 
 

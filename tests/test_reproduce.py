@@ -13,11 +13,11 @@ from advfeat import L2, PGD, cli
 from advfeat.datasets.exchange import export_lists
 from advfeat.datasets.sources import RESTRICTED_IMAGENET
 from advfeat.experiments import catalogue, presets
-from advfeat.experiments.leakage_control import Patterned, Without, patterns
+from advfeat.experiments.discussion.leakage_control import Patterned, Without, patterns
 from advfeat.experiments.measurements import StepSweep, Transferred, predictions
+from advfeat.experiments.paper.released import find
 from advfeat.experiments.pieces import constructed, data, model
 from advfeat.experiments.presets import SETS
-from advfeat.experiments.released import find
 from advfeat.experiments.run import read_page, run_experiment
 from advfeat.objectives import CW, Margin
 from advfeat.report.markdown import write_markdown

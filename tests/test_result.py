@@ -8,8 +8,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advfeat.experiments import figure2, figure3, figure8, table1
 from advfeat.experiments.claims import Measured, more_robust
+from advfeat.experiments.paper import figure2, figure3, figure8, table1
 from advfeat.experiments.result import Cell, Finding, Number, Plain, Table, compare, worst
 from advfeat.intervals import wilson
 

@@ -13,8 +13,8 @@ import torch
 from tensor_source import blobs
 
 from advfeat import models
-from advfeat.batches import channel_statistics
 from advfeat.training import TrainConfig, paper_attack, train
+from advfeat.training.batches import channel_statistics
 
 QUICK = TrainConfig(width=4, epochs=3, batch_size=16, lr=0.05)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from advfeat import APGD, L2, PGD, Converged, Representation
 from advfeat.attacks.no_trace import no_trace
-from advfeat.models.modes import evaluating
+from advfeat.eval_mode import evaluating
 from advfeat.objectives import Objective
 
 

@@ -16,7 +16,7 @@ from constructed_set import SHAPE, SHARD, N, build, contents, manifest, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advfeat import locks
+from advfeat import _locks
 from advfeat.datasets import base, sources
 from advfeat.datasets.layout import FIELDS
 from advfeat.datasets.store import ConstructedSet, SetWriter
@@ -178,8 +178,8 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
 
 def test_leftovers_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path):
     SetWriter(tmp_path, manifest(), N, SHARD)
-    dead = tmp_path / f".shard-00003.json.{locks.place()}-{2**22 - 1}-1-00000000.tmp"
-    living = tmp_path / f".shard-00000.safetensors.{locks.Owner.new()}.tmp"
+    dead = tmp_path / f".shard-00003.json.{_locks.place()}-{2**22 - 1}-1-00000000.tmp"
+    living = tmp_path / f".shard-00000.safetensors.{_locks.Owner.new()}.tmp"
     for path in (dead, living):
         path.write_bytes(b"half")
     build(tmp_path)

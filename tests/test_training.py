@@ -12,13 +12,13 @@ from torch import nn
 
 import advfeat
 from advfeat import models
-from advfeat.augment import Augmentation
-from advfeat.batches import channel_statistics
 from advfeat.datasets import sources
 from advfeat.evaluation import evaluate
-from advfeat.schedules import SCHEDULES, learning_rate
-from advfeat.seeds import derive_seed, generator
+from advfeat.random import derive_seed, generator
 from advfeat.training import TrainConfig, paper_attack, paper_cifar10, train
+from advfeat.training.augment import Augmentation
+from advfeat.training.batches import channel_statistics
+from advfeat.training.schedules import SCHEDULES, learning_rate
 
 QUICK = TrainConfig(width=4, epochs=3, batch_size=16, lr=0.05)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tensor_source import blobs
 
-from advfeat import cli, locks, models
-from advfeat.checkpoint import RunFolder
+from advfeat import _locks, cli, models
 from advfeat.training import TrainConfig, train
+from advfeat.training.checkpoint import RunFolder
 
 QUICK = TrainConfig(width=4, epochs=3, batch_size=16, lr=0.05)
 HERE = Path(__file__).parent
@@ -122,7 +122,7 @@ def test_what_a_run_that_was_killed_at_its_end_left_goes(tmp_path, monkeypatch):
         patch.setattr(RunFolder, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(QUICK, blobs(60), out=tmp_path)
-    left = tmp_path / f".metrics.jsonl.{locks.place()}-{2**22 - 1}-1-00000000.tmp"
+    left = tmp_path / f".metrics.jsonl.{_locks.place()}-{2**22 - 1}-1-00000000.tmp"
     left.touch()
     assert list(tmp_path.glob("checkpoint-*"))
     read = train(QUICK, blobs(60), out=tmp_path)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_preset import tiny_preset
 
-from advfeat.experiments import catalogue, released, settings
+from advfeat.experiments import catalogue
+from advfeat.experiments.paper import released, sensitivity
 from advfeat.experiments.pieces import LABELS
 from advfeat.experiments.result import Finding
 from advfeat.experiments.steps import Constructed, Data, Evaluated
@@ -225,7 +226,7 @@ def test_released(tmp_path):
 
 
 def test_settings():
-    attacks = settings.ATTACKS
+    attacks = sensitivity.ATTACKS
 
     def of(d=5, d_r=48, auto=40, low=60, eight=40, before=(45, 20), clean=84):
         answers = {f"standard, {a}": (95, 0, d) for a in attacks} | {f"robust, {a}": (clean, 0, d_r) for a in attacks}

@@ -120,7 +120,7 @@ def run(config: TheoryConfig, console=None) -> TheoryReport:
     """
     from rich.text import Text
 
-    from advfeat.console import console as usual
+    from advfeat.cli.console import console as usual
 
     started = time.perf_counter()
     eps = _checks.real("eps", config.eps, minimum=0.0, strict=True)

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from advfeat.arguments import check_autocast, flag, whole_number
+from advfeat._arguments import check_autocast, flag, whole_number
 from advfeat.attacks.context import Run, undisturbed
 from advfeat.attacks.inputs import check_inputs, check_tensor
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Objective
 from advfeat.ops import Number
-from advfeat.seeds import fresh_seed
+from advfeat.random import fresh_seed
 from advfeat.threat import Threat
 
 

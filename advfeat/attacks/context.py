@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from advfeat.attacks.attacked_model import AttackedModel
 from advfeat.attacks.inputs import memory_format_for
-from advfeat.attacks.no_trace import Watched, no_trace
+from advfeat.attacks.no_trace import no_trace
 from advfeat.attacks.record import Record
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import are_labels
@@ -57,11 +58,11 @@ class Run:
         start: Tensor | None = None,
         sample_ids: Tensor | None = None,
         *,
-        watched: Watched | None = None,
+        watched: AttackedModel | None = None,
         statistics: bool = True,
     ) -> None:
         largest = attack.check(x, target, start, sample_ids)
-        self.model = Watched(model) if watched is None else watched
+        self.model = AttackedModel(model) if watched is None else watched
         self.model.expect_label(largest)
         self.threat, self.statistics = attack.threat.to(x.device), statistics
         self._kind, self._strides = _kind(x, target), _strides(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from advfeat.arguments import number, whole_number
+from advfeat._arguments import number, whole_number
 
 
 @dataclass(frozen=True)

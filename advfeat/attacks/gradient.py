@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from advfeat.attacks.no_trace import Watched
+from advfeat.attacks.attacked_model import AttackedModel
 from advfeat.forward import predicted_classes
 from advfeat.objectives import wide
 
@@ -26,7 +26,7 @@ def successes(attack: GradientAttack, logits: Tensor | None, target: Tensor) -> 
 
 
 def value_and_grad(
-    attack: GradientAttack, model: Watched, x: Tensor, target: Tensor, grad: bool
+    attack: GradientAttack, model: AttackedModel, x: Tensor, target: Tensor, grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The objective [B], the logits of x where it asked for them, and (with ``grad``) its gradient by x; one pass
     through the model."""

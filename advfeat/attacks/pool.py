@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from advfeat.attacks.attacked_model import AttackedModel
 from advfeat.attacks.context import Run, random_iterate, undisturbed
 from advfeat.attacks.convergence import Converged
 from advfeat.attacks.gradient import successes, value_and_grad
-from advfeat.attacks.no_trace import Watched
 from advfeat.attacks.record import Record
 from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
@@ -54,7 +54,7 @@ def over(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator[tup
     ended = False
     waiting: deque[_Batch] = deque()  # pulled and not yet yielded
     pool: _Pool | None = None
-    watched = Watched(model)
+    watched = AttackedModel(model)
 
     def pulls() -> bool:
         return not ended and len(waiting) < _WAITING and (pool is None or pool.wants_more())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advfeat import ops
 from advfeat.attacks.inputs import check_tensor
-from advfeat.seeds import fresh_seed
+from advfeat.random import fresh_seed
 from advfeat.threat import L2, Linf, Threat, as_number
 
 

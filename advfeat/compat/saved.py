@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from advfeat.arguments import check_path, numbers, whole_number
+from advfeat._arguments import check_path, numbers, whole_number
 from advfeat.files import write_bytes
 
 _IMAGES = ("adv_inputs", "clean_inputs")

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from advfeat import attacks
-from advfeat.arguments import check_path, whole_number
+from advfeat._arguments import check_path, whole_number
+from advfeat._model_checks import check_model
 from advfeat.attacks.inputs import check_tensor
-from advfeat.attacks.no_trace import in_eval_mode, logits_of, no_trace, unwrapped
-from advfeat.calling import check_model
+from advfeat.attacks.no_trace import no_trace
 from advfeat.compat import saved
+from advfeat.eval_mode import in_eval_mode
 from advfeat.files import check_writable_file
-from advfeat.forward import class_logits, predicted_classes
+from advfeat.forward import class_logits, logits_of, predicted_classes, unwrapped
 from advfeat.objectives import Margin
-from advfeat.seeds import fresh_seed
+from advfeat.random import fresh_seed
 from advfeat.threat import L2, Linf, Threat
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advfeat.arguments import whole_number
-from advfeat.checks import check_images, check_labels
-from advfeat.seeds import derive_seed
+from advfeat._arguments import whole_number
+from advfeat._checks import check_images, check_labels
+from advfeat.random import derive_seed
 
 Indices = Tensor | np.ndarray | Sequence[int] | range | slice | None
 

@@ -11,19 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advfeat import arguments, calling
-from advfeat.arguments import check_autocast, check_path, flag, whole_number
-from advfeat.attacks.no_trace import unwrapped
-from advfeat.checks import from_environment
+from advfeat import _arguments, _model_checks, forward
+from advfeat._arguments import check_autocast, check_path, flag, whole_number
+from advfeat._checks import from_environment
+from advfeat._locks import hold
 from advfeat.datasets.base import Source
 from advfeat.datasets.construction import Construction
 from advfeat.datasets.fitness import check_fitness, is_deterministic, warn_of_chance
 from advfeat.datasets.recipes import MatchRepresentation, Recipe, meant_recipe
 from advfeat.datasets.store import ConstructedSet, SetWriter, is_complete
 from advfeat.datasets.torch_dataset import as_source
-from advfeat.locks import hold
+from advfeat.files import check_writable_folder
+from advfeat.forward import unwrapped
 from advfeat.models import Adapted, attack_copy, fingerprint
-from advfeat.runs import check_writable_folder
 
 Progress = Callable[[int, int], None]
 
@@ -85,10 +85,10 @@ def build(
     check_path("out", out)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress should be a function (done, total), got {type(progress).__name__}")
-    calling.check_module(model)  # a set is known by the hash of its weights
+    _model_checks.check_module(model)  # a set is known by the hash of its weights
     source = as_source(source, model)
     batch_size = whole_number("batch_size", batch_size)
-    device = calling.device_of(model) if device is None else arguments.device("device", device)
+    device = forward.device_of(model) if device is None else _arguments.device("device", device)
     model = unwrapped(model).to(device)
     check_fitness(recipe, model, source, device, same_classes, any_source)
     deterministic = is_deterministic(model, source, device)

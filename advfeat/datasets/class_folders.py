@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from advfeat._names import printable
 from advfeat.datasets.image_file import SUFFIXES
 from advfeat.datasets.reading import open_regular, what_is_in
-from advfeat.names import printable
 
 # In lower case, the first one first; "val" is what ImageNet calls the images that everybody tests on.
 SPLITS = {

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from advfeat._names import printable
 from advfeat.datasets.class_folders import CLASSES_FILE, ClassFolder, check_link, entries_of, is_folder, is_image
 from advfeat.datasets.image_file import SUFFIXES
 from advfeat.datasets.reading import what_is_in
 from advfeat.files import kind_of
-from advfeat.names import printable
 
 
 def find_images(split: Path, classes: list[ClassFolder], others: dict[str, Path]) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from advfeat.arguments import check_path, flag
-from advfeat.checks import check_images, check_labels
+from advfeat._arguments import check_path, flag
+from advfeat._checks import check_images, check_labels
+from advfeat._json_fields import SHA256
 from advfeat.datasets.base import Indices, Source, as_indices, to_float
 from advfeat.datasets.layout import FIELDS, FORMAT, MANIFEST, VERSION, file_sha256, shard_name
 from advfeat.datasets.rounding import DTYPES
 from advfeat.datasets.shards import Shard
-from advfeat.json_fields import SHA256
-from advfeat.runs import read_json
+from advfeat.json_files import read_json
 
 _REPAIR = "run the build again with the same settings: it makes just this shard anew"
 _COUNT = range(1, 2**53)

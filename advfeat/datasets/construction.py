@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from advfeat._read_ahead import read_ahead
 from advfeat.attacks import PGD, AttackResult
 from advfeat.attacks.no_trace import no_trace
-from advfeat.calling import output, taken_by
 from advfeat.datasets.base import Source, read_images, to_float
 from advfeat.datasets.recipes import MatchRepresentation, Recipe, noise_start, start_indices
 from advfeat.datasets.rounding import quantise
-from advfeat.forward import predicted_classes
-from advfeat.read_ahead import read_ahead
+from advfeat.forward import output, predicted_classes, taken_by
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from advfeat.arguments import check_path
+from advfeat._arguments import check_path
 from advfeat.datasets.base import ArraySource, Source
 from advfeat.datasets.class_folders import CLASSES_FILE
 from advfeat.datasets.official import CIFAR10_CLASSES
 from advfeat.datasets.reading import what_is_in
-from advfeat.files import new_folder
-from advfeat.runs import check_writable_folder, write_bytes, write_json, write_together
+from advfeat.files import check_writable_folder, new_folder, write_bytes, write_together
+from advfeat.json_files import write_json
 
 _BATCH = 1000
 # What torch's reader raises for files with a byte changed or cut off.

@@ -7,10 +7,10 @@ import warnings
 import torch
 from torch import nn
 
-from advfeat import calling
+from advfeat import _model_checks, forward
+from advfeat._checks import evenly_spaced
+from advfeat._class_names import known
 from advfeat.attacks.no_trace import no_trace
-from advfeat.checks import evenly_spaced
-from advfeat.class_names import known
 from advfeat.datasets.base import Source
 from advfeat.datasets.recipes import SETS, MatchRepresentation, Recipe
 from advfeat.forward import class_logits, predicted_classes
@@ -37,7 +37,7 @@ def check_fitness(
     image = source.images(torch.tensor([0], device="cpu")).to(device)
     with no_trace(model, device), torch.no_grad():
         try:
-            logits = calling.output(model, image)
+            logits = forward.output(model, image)
         except RuntimeError as error:
             raise ValueError(
                 f"model does not take images of shape {tuple(source.image_shape)} as {source.name} has: {error}"
@@ -81,12 +81,12 @@ def is_deterministic(model: nn.Module, source: Source, device: torch.device) -> 
     says depends on the batch."""
     x = source.images(torch.arange(min(_SHOWN_TWICE, len(source)), device="cpu")).to(device)
     with no_trace(model, device):  # the random state is put back afterwards, not in between
-        same = calling.is_deterministic(model, x, len(source.classes))
-        by_batch = same and calling.depends_on_batch(model, x, len(source.classes))
+        same = _model_checks.is_deterministic(model, x, len(source.classes))
+        by_batch = same and _model_checks.depends_on_batch(model, x, len(source.classes))
     if by_batch:
-        calling.warn_of_batches("an image of the set depends on batch_size and on those built beside it", 3)
+        _model_checks.warn_of_batches("an image of the set depends on batch_size and on those built beside it", 3)
     if not same:
-        calling.warn_of_randomness("a build that is stopped and goes on gives other images", 3)
+        _model_checks.warn_of_randomness("a build that is stopped and goes on gives other images", 3)
     return same
 
 
@@ -99,7 +99,7 @@ def warn_of_chance(model: nn.Module, source: Source, device: torch.device, batch
     index, predicted = evenly_spaced(len(source), _SAMPLES), []
     with no_trace(model, device):
         for ids in index.split(batch_size):
-            predicted.append(predicted_classes(calling.output(model, source.images(ids).to(device))).cpu())
+            predicted.append(predicted_classes(forward.output(model, source.images(ids).to(device))).cpu())
     labels, predicted = source.labels[index], torch.cat(predicted)
     right, n, chance = int((predicted == labels).sum()), len(index), 1 / len(source.classes)
     # Of a few images every share lies within its interval of chance: then it has to be below the middle, too.

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from advfeat._names import printable
 from advfeat.datasets.base import Indices, Source, as_indices
 from advfeat.datasets.class_folders import (
     SPLITS,
@@ -24,8 +25,7 @@ from advfeat.datasets.class_folders import (
 from advfeat.datasets.class_images import find_images, images_wanted
 from advfeat.datasets.image_file import Header, read_header, read_pixels
 from advfeat.datasets.reading import open_regular, size_of, what_is_in
-from advfeat.names import printable
-from advfeat.seeds import derive_seed
+from advfeat.random import derive_seed
 
 _THREADS = min(8, os.cpu_count() or 1)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import torch
 from torch import Tensor
 
+from advfeat._names import printable
 from advfeat.datasets.reading import open_regular
-from advfeat.names import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advfeat.arguments import image_shape, number, whole_number
+from advfeat._arguments import image_shape, number, whole_number
 from advfeat.datasets.base import ArraySource, Indices, as_indices, keyed_order
-from advfeat.seeds import generator
+from advfeat.random import generator
 
 _SAMPLES = {"train": 2000, "test": 500}
 # Cycles over the image, (down, across): four orientations.

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from advfeat._names import printable
 from advfeat.files import kind_of
-from advfeat.names import printable
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advfeat import reference
-from advfeat.arguments import meant
+from advfeat._arguments import meant
 from advfeat.attacks import PGD, Converged
 from advfeat.objectives import Margin, Representation
+from advfeat.random import normals, uniform_numbers
 from advfeat.threat import L2, Linf
 
 # Streams of random numbers of their own, beside those of random starts (0 and 1).
@@ -123,7 +123,7 @@ def meant_recipe(text: str) -> str:
 
 def random_integers(n: int, seed: int, sample_ids: Tensor, stream: int) -> Tensor:
     """Uniform integers in [0, n), int64 [B], a function of (seed, sample id, stream) alone."""
-    u = reference.uniform_numbers(seed, sample_ids, stream)
+    u = uniform_numbers(seed, sample_ids, stream)
     return (u * n).to(torch.int64).clamp_(max=n - 1)
 
 
@@ -137,7 +137,7 @@ def start_indices(n: int, seed: int, sample_ids: Tensor) -> Tensor:
 def noise_start(images: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
     """Noise images N(0.5, 1/20) clipped to [0, 1], of the shape of ``images``, a function of (seed, sample id)
     alone."""
-    noise = reference.normals(images, seed, sample_ids).reshape(images.shape)
+    noise = normals(images, seed, sample_ids).reshape(images.shape)
     return (0.5 + noise / 20).clamp(0, 1).to(images.dtype)
 
 

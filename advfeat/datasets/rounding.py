@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from advfeat.checks import check_images
+from advfeat._checks import check_images
 from advfeat.threat import Threat
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from advfeat.json_fields import check_depth, check_fields
+from advfeat._json_fields import check_depth, check_fields
 
 _DTYPES = {
     "F32": torch.float32,

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advfeat.arguments import check_path, meant, whole_number
+from advfeat._arguments import check_path, meant, whole_number
+from advfeat._names import printable
 from advfeat.datasets.base import ArraySource, Source, Subset, balanced_subset, keyed_order
-from advfeat.names import printable
 
 __all__ = ["NAMES", "RESTRICTED_IMAGENET", "ArraySource", "Source", "Subset", "load", "options_for", "takes"]
 

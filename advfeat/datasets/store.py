@@ -24,14 +24,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from advfeat._checks import check_images, check_labels
+from advfeat._json_fields import SHA256
 from advfeat._version import __version__
-from advfeat.checks import check_images, check_labels
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.layout import FIELDS, FORMAT, MANIFEST, VERSION, file_sha256, record_name, shard_name
 from advfeat.datasets.rounding import DTYPES, quantise
-from advfeat.files import make_folder, sweep
-from advfeat.json_fields import SHA256
-from advfeat.runs import plain, read_json, to_json, write_bytes, write_json
+from advfeat.files import make_folder, sweep, write_bytes
+from advfeat.json_files import read_json, to_json, write_json
+from advfeat.settings import as_json
 
 __all__ = ["ConstructedSet", "SetWriter", "quantise"]
 
@@ -98,7 +99,7 @@ class SetWriter:
         self.damaged: dict[str, str] = {}
         fixed = {"format": FORMAT, "version": VERSION, "code": __version__, "n": n, "shard_size": shard_size}
         # Through JSON, so that what is compared with a file went through the same.
-        self._identify(json.loads(json.dumps({**fixed, **plain(manifest)}, allow_nan=False)))
+        self._identify(json.loads(json.dumps({**fixed, **as_json(manifest)}, allow_nan=False)))
         self._dtype = DTYPES[manifest["dtype"]]
 
     def rows(self, shard: int) -> range:

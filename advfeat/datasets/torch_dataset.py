@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from advfeat.checks import evenly_spaced
-from advfeat.class_names import class_names, known
+from advfeat._checks import evenly_spaced
+from advfeat._class_names import class_names, known
 from advfeat.datasets.base import Indices, Source, as_indices
 
 _NEEDS = ("images", "labels", "classes", "image_shape")
@@ -157,7 +157,7 @@ def _asked(model: Callable | None, data: Any) -> int | None:
     """How many classes the model says, for the first image."""
     if model is None or len(data) == 0:
         return None
-    from advfeat.calling import device_of, output
+    from advfeat.forward import device_of, output
 
     image = _item(data, 0, type(data).__name__)[0]
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()

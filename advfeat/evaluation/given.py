@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advfeat.arguments import check_norm, number, whole_number
+from advfeat._arguments import check_norm, number, whole_number
 from advfeat.attacks import PGD, Attack, Auto, Ensemble
 from advfeat.objectives import Margin, Objective
 from advfeat.threat import L2, Linf

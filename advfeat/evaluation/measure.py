@@ -9,17 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from advfeat import calling
-from advfeat.arguments import flag, whole_number
+from advfeat import _model_checks, forward
+from advfeat._arguments import flag, whole_number
+from advfeat._checks import check_images, check_labels, evenly_spaced
 from advfeat.attacks import Attack
-from advfeat.attacks.no_trace import unwrapped
-from advfeat.checks import check_images, check_labels, evenly_spaced
 from advfeat.datasets.base import read_images
 from advfeat.datasets.torch_dataset import TorchDataset, as_source, some_of
 from advfeat.evaluation.given import named_attacks
 from advfeat.evaluation.results import AVERAGE, BATCHES, DRAWS, Evaluation, Robustness
 from advfeat.evaluation.under_attack import Judged, attacked_samples, mean
-from advfeat.forward import class_margins, predicted_classes
+from advfeat.forward import class_margins, predicted_classes, unwrapped
 from advfeat.intervals import Share
 from advfeat.models import averaged, check_fits, fingerprint
 from advfeat.progress import Reporter
@@ -77,11 +76,11 @@ def evaluate(
     correct = prediction == source.labels[index]
     deterministic = answers.deterministic
     if not deterministic and draws == 1:
-        calling.warn_of_randomness(f"{DRAWS}; {AVERAGE}", 2)
+        _model_checks.warn_of_randomness(f"{DRAWS}; {AVERAGE}", 2)
     if answers.depend_on_batch:
-        calling.warn_of_batches(BATCHES, 2)
+        _model_checks.warn_of_batches(BATCHES, 2)
     if answers.probabilities:
-        calling.warn_of_probabilities(2)
+        _model_checks.warn_of_probabilities(2)
     rows = correct.nonzero()[:, 0]
 
     alone: dict[str, Tensor] = {}
@@ -171,9 +170,9 @@ def label_agreement(
         raise ValueError(f"relabel should give labels on the device of its own, {labels.device}, got {other.device}")
     prediction, _, answers = _clean(model, source, index, batch_size, Reporter(None, "", 0), model)
     if not answers.deterministic:
-        calling.warn_of_randomness("a prediction is a single draw", 2)
+        _model_checks.warn_of_randomness("a prediction is a single draw", 2)
     if answers.depend_on_batch:
-        calling.warn_of_batches(BATCHES, 2)
+        _model_checks.warn_of_batches(BATCHES, 2)
     same, moved = prediction == labels, prediction == other
     return {
         "label": Share(int(same.sum()), n),
@@ -185,8 +184,8 @@ def label_agreement(
 def _checked(model: Any, source: Any, batch_size: Any, same_classes: Any) -> tuple[Callable, Any, int, bool]:
     """Model, data set and settings as they are used."""
     same_classes = flag("same_classes", same_classes)
-    calling.check_model(model)
-    calling.check_values(model)
+    _model_checks.check_model(model)
+    _model_checks.check_values(model)
     batch_size = whole_number("batch_size", batch_size)
     model = unwrapped(model)
     return model, as_source(source, model), batch_size, same_classes
@@ -222,18 +221,18 @@ def _clean(
     asked: what predicts, the model or its average.
     """
     parts: list[tuple[Tensor, Tensor]] = []
-    device, classes, answers = calling.device_of(model), len(source.classes), _Answers()
+    device, classes, answers = forward.device_of(model), len(source.classes), _Answers()
     for ids in index.split(batch_size):
         images = read_images(source, ids)
         check_images(images, ids, getattr(source, "name", "data"))
         if not parts and isinstance(source, TorchDataset):
             _check_still(images, read_images(source, ids), source.name)
         x = images.to(device)
-        logits = calling.logits(asked, x if parts else x.clone(), classes).cpu()  # a model may change what it is given
+        logits = forward.logits(asked, x if parts else x.clone(), classes).cpu()  # a model may change what it is given
         if not parts:
-            same = calling.is_deterministic(model, x, classes)
-            by_batch = same and calling.depends_on_batch(model, x, classes)
-            answers = _Answers(same, by_batch, calling.are_probabilities(logits))
+            same = _model_checks.is_deterministic(model, x, classes)
+            by_batch = same and _model_checks.depends_on_batch(model, x, classes)
+            answers = _Answers(same, by_batch, _model_checks.are_probabilities(logits))
         parts.append((predicted_classes(logits), class_margins(logits, source.labels[ids])))
         report.advance(len(ids))
     prediction, margins = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from advfeat.intervals import Share
-from advfeat.runs import plain
+from advfeat.settings import as_json
 
 RANDOM = "the model is random in eval mode"
 DRAWS = "a prediction is a single draw, and what an attack meets is luck"
@@ -64,7 +64,7 @@ class Robustness:
 
     def to_dict(self) -> dict:
         carried = None if self.converged else f"attack not converged: {self.carried} samples broke at a smaller radius"
-        return plain(
+        return as_json(
             {
                 "name": self.name,
                 "eps": self.eps,
@@ -139,7 +139,7 @@ class Evaluation:
                 "index": index,
                 "label": label,
                 "prediction": None if prediction < 0 else prediction,
-                "margin": plain(margin),
+                "margin": as_json(margin),
                 "robust": {name: kept[row] for name, kept in robust.items()},
             }
             for row, (index, label, prediction, margin) in enumerate(columns)
@@ -153,7 +153,7 @@ class Evaluation:
             "model_fingerprint": self.model_fingerprint,
             "n": self.clean.n,
             "clean_accuracy": self.clean.to_dict(),
-            "mean_margin": plain(self.margin),
+            "mean_margin": as_json(self.margin),
             "nonfinite_logits_samples": self.nonfinite_logits,
             "deterministic": self.deterministic,
             "depends_on_batch": self.depends_on_batch,

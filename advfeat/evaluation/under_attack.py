@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advfeat import calling
+from advfeat import forward
+from advfeat._read_ahead import read_ahead
 from advfeat.attacks import PGD, Attack
 from advfeat.datasets.base import read_images
 from advfeat.forward import class_margins, predicted_classes
 from advfeat.models import attack_copy
 from advfeat.progress import Reporter
-from advfeat.read_ahead import read_ahead
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Judged:
     deterministic: bool
 
     def logits(self, x: Tensor) -> Tensor:
-        return calling.logits(self.model, x, self.classes)
+        return forward.logits(self.model, x, self.classes)
 
 
 def attacked_samples(
@@ -40,7 +40,7 @@ def attacked_samples(
     itself: attack the model itself, in its own precision.
     """
     model, eps = judged.model, float(attack.threat.eps)
-    device, dtype = calling.device_of(model), calling.image_dtype(model)
+    device, dtype = forward.device_of(model), forward.image_dtype(model)
     broken, claimed, margins, farthest, zero, nonfinite = [], [], [], 0.0, 0, 0
     forward = backward = 0
     if itself:

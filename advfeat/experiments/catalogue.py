@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import difflib
 
-from advfeat.experiments import (
+from advfeat.experiments.discussion import leakage_control
+from advfeat.experiments.experiment import Experiment
+from advfeat.experiments.paper import (
     cats_vs_dogs,
     cifar10_1,
     cross_architecture,
     figure2,
     figure3,
     figure8,
-    leakage_control,
     main_experiment,
     released,
     restricted_imagenet,
-    settings,
+    sensitivity,
     table1,
     table7,
     table8,
     table9,
     table10,
 )
-from advfeat.experiments.experiment import Experiment
 
 _MODULES = (
     table1,
@@ -34,7 +34,7 @@ _MODULES = (
     figure8,
     cats_vs_dogs,
     cross_architecture,
-    settings,
+    sensitivity,
     figure3,
     table7,
     released,

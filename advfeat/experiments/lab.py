@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
+from advfeat._json_fields import SHA256
+from advfeat._locks import Lock
 from advfeat.datasets.layout import file_sha256
 from advfeat.experiments.steps import Data, DataStep, Step, all_steps
 from advfeat.files import sweep
-from advfeat.json_fields import SHA256
-from advfeat.locks import Lock
+from advfeat.json_files import read_json, write_json
 from advfeat.progress import Progress
-from advfeat.runs import plain, provenance, read_json, write_json
+from advfeat.provenance import provenance
+from advfeat.settings import as_json
 
 _POLL = 0.2  # seconds between two looks at what another process is at
 _RECORD = {
@@ -47,7 +49,7 @@ class Lab:
     with a warning.
 
     root: where named data sets lie. device: where models run. bar: gives a progress report for a title and a unit, as
-        :func:`advfeat.console.bar`.
+        :func:`advfeat.cli.console.bar`.
     deadline: of ``time.monotonic()``; afterwards :class:`Pause` is raised where little is lost: before a step, after an
         epoch of a training or a shard of a set. A measurement that has begun is finished.
     """
@@ -185,7 +187,7 @@ class Lab:
             if step.key in self._locks:
                 self._locks[step.key].check()
             record["seconds"] = round(record.get("seconds", 0.0) + time.monotonic() - began, 2)
-            record |= {"done": done, **plain(provenance(self.device))}
+            record |= {"done": done, **as_json(provenance(self.device))}
             if done or any(folder.glob("*.json")):  # else nothing was begun, and a set wants an empty folder
                 write_json(folder / "step.json", record)
 

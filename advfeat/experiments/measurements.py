@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from advfeat.attacks import PGD
-from advfeat.calling import output
 from advfeat.experiments.steps import DataStep, Measurement, Trained
-from advfeat.forward import predicted_classes
+from advfeat.forward import output, predicted_classes
 from advfeat.models import attack_copy
 from advfeat.progress import Progress, Reporter
 

@@ -14,7 +14,7 @@ from advfeat.experiments.presets import SETS, Preset
 from advfeat.experiments.result import Cell, Number
 from advfeat.experiments.steps import Constructed, Data, DataStep, Evaluated, Trained
 from advfeat.objectives import Margin
-from advfeat.seeds import derive_seed
+from advfeat.random import derive_seed
 from advfeat.training import TrainConfig
 
 MODELS = ("standard", "adversarial", *SETS)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from advfeat.attacks import Converged
 from advfeat.datasets.recipes import PRESETS as RECIPES
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
-from advfeat.runs import plain
+from advfeat.settings import as_json
 from advfeat.training import TrainConfig, paper_attack
 
 SETS = ("robust", "nonrobust", "rand", "det")
@@ -85,7 +85,7 @@ class Preset:
 
     def to_dict(self) -> dict:
         """The settings as JSON values."""
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {f.name: as_json(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def with_arch(self, arch: str) -> Preset:
         """The same with another network, at its full width, in the place of the preset's own."""

@@ -17,7 +17,9 @@ from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Picture, Result, Verdict
 from advfeat.experiments.steps import Data, Step, Trained
-from advfeat.runs import provenance, read_json, to_json, write_together
+from advfeat.files import write_together
+from advfeat.json_files import read_json, to_json
+from advfeat.provenance import provenance
 
 _FORMAT = "advfeat-experiment-1"
 _PAGE = {

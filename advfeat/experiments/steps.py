@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from advfeat.attacks import Attack
-from advfeat.checkpoint import RunFolder
 from advfeat.datasets import build, sources
 from advfeat.datasets.base import ArraySource, Source, balanced_subset
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import Recipe
 from advfeat.evaluation import evaluate
+from advfeat.json_files import read_json, write_json
 from advfeat.models import Model, fingerprint, load
 from advfeat.progress import Progress
-from advfeat.runs import plain, read_json, write_json
+from advfeat.settings import as_json
 from advfeat.training import TrainConfig, train
+from advfeat.training.checkpoint import RunFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,7 +99,7 @@ def _described(value: object) -> object:
         return value.describe()
     if isinstance(value, tuple):
         return [_described(item) for item in value]
-    return plain(value)
+    return as_json(value)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Models: small and CIFAR-style networks with a representation apart from the head, a user's own, and files."""
 
+from advfeat.eval_mode import evaluating
 from advfeat.models.attack_copy import attack_copy
 from advfeat.models.averaged import Averaged, averaged
 from advfeat.models.io import load, load_extra, save
 from advfeat.models.model import Adapted, Classifier, Model, adapt, check_fits, fingerprint
-from advfeat.models.modes import evaluating
 from advfeat.models.networks import archs, create
 from advfeat.models.saved import SavedModel, describe
 

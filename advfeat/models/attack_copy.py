@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advfeat.arguments import check_autocast, flag
+from advfeat._arguments import check_autocast, flag
 from advfeat.models.model import Classifier
 
 # Of the largest feature: what rounding may change. Another function is off by much more.

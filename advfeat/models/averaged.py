@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from advfeat.arguments import whole_number
-from advfeat.attacks.no_trace import logits_of
+from advfeat._arguments import whole_number
+from advfeat.forward import logits_of
 
 
 class Averaged(nn.Module):

@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from advfeat.arguments import check_path
-from advfeat.class_names import check_same_classes
-from advfeat.json_fields import SHA256
+from advfeat._arguments import check_path
+from advfeat._class_names import check_same_classes
+from advfeat._json_fields import SHA256
+from advfeat.files import read_checked, write_together
+from advfeat.json_files import read_json, to_json
 from advfeat.models.memory import check_ties, fill, lay_out
 from advfeat.models.model import Adapted, Model, fingerprint
 from advfeat.models.networks import is_as_created, outline
 from advfeat.models.state import is_extra, state_of, tensors_of
 from advfeat.models.tensors import from_bytes, to_bytes, wide
-from advfeat.runs import plain, read_checked, read_json, to_json, write_together
+from advfeat.settings import as_json
 
 _FORMAT = "advfeat-model-1"
 _LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -80,7 +82,7 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
         "weights": {"file": _WEIGHTS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         "memory_format": _memory_format(model),
         "fingerprint": fingerprint(model),
-        "extra": plain(extra or {}),
+        "extra": as_json(extra or {}),
     }
     write_together([(folder / _WEIGHTS, data), (folder / _DESCRIPTION, to_json(description))], follow=False)
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from advfeat.arguments import image_shape, whole_number
-from advfeat.attacks.no_trace import logits_of
-from advfeat.class_names import check_same_classes, class_names, known
+from advfeat._arguments import image_shape, whole_number
+from advfeat._class_names import check_same_classes, class_names, known
+from advfeat._names import function_name
+from advfeat._precision import cast, dtype_of
+from advfeat.forward import logits_of
 from advfeat.models.state import tensors_of
 from advfeat.models.tensors import resolved
-from advfeat.names import function_name
-from advfeat.precision import cast, dtype_of
 
 
 class Model(nn.Module):

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from advfeat.arguments import image_shape, meant, whole_number
+from advfeat._arguments import image_shape, meant, whole_number
+from advfeat._torch_defaults import Float32OnCPU
 from advfeat.models import families
 from advfeat.models.model import Classifier
-from advfeat.torch_defaults import Float32OnCPU
 
 _LARGE = 24  # pixels; from here on the stem halves the image
 

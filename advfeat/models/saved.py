@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from advfeat.arguments import check_path
+from advfeat._arguments import check_path
 from advfeat.models.io import how_to_load, read_description, read_weights
 from advfeat.models.state import is_extra
 from advfeat.models.tensors import from_bytes

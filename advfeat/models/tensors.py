@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from advfeat.names import printable
+from advfeat._names import printable
 
 # What safetensors writes and reads again; some of what it writes it does not read.
 _DTYPES = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from advfeat.files import write_bytes
 from advfeat.report.page import VERDICTS, command, duration, interval, machine
-from advfeat.runs import write_bytes
 
 
 def write_markdown(results: list[dict], path: Path) -> Path:

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from advfeat.experiments import presets
 from advfeat.experiments.run import Page
-from advfeat.runs import write_bytes
+from advfeat.files import write_bytes
 
 VERDICTS = {
     "seen": "seen",

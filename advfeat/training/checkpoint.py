@@ -6,7 +6,7 @@
 ``checkpoint-*.safetensors``
 ``model.safetensors``, ``model.json``    the trained model; while they are missing, the training is not finished
 
-One process writes into it at a time, see :mod:`advfeat.locks`. A link of one of these names is replaced, not followed:
+One process writes into it at a time, see :mod:`advfeat._locks`. A link of one of these names is replaced, not followed:
 what it points to may be another run's.
 """
 
@@ -23,13 +23,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advfeat.files import sweep
-from advfeat.json_fields import SHA256, check_fields
-from advfeat.locks import Busy, Lock, hold
+from advfeat._json_fields import SHA256, check_fields
+from advfeat._locks import Busy, Lock, hold
+from advfeat.files import read_checked, sweep, write_bytes
+from advfeat.json_files import append_json_line, read_json, write_json, write_json_lines
 from advfeat.models.memory import fill
 from advfeat.models.state import state_of, tensors_of
 from advfeat.models.tensors import from_bytes, to_bytes
-from advfeat.runs import append_json_line, read_checked, read_json, write_bytes, write_json, write_json_lines
 
 _FORMAT = "advfeat-checkpoint-1"
 # Of the config, what does not change the result and may differ when a run goes on.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advfeat.seeds import generator
+from advfeat.random import generator
 
 AUGMENTATIONS = ("none", "shift", "crop-flip")
 

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from advfeat.datasets.base import ArraySource, Source
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.measurements import predictions
+from advfeat.experiments.paper.table9 import on_robust_source
 from advfeat.experiments.pieces import TITLES, clean, constructed, data, evaluated, guessing, model, outcomes, trained
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds
 from advfeat.experiments.steps import Constructed, DataStep, Trained
-from advfeat.experiments.table9 import on_robust_source
-from advfeat.seeds import generator
+from advfeat.random import generator
 
 if TYPE_CHECKING:
     from advfeat.experiments.lab import Lab

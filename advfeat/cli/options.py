@@ -170,7 +170,7 @@ def torch_device(name: str | None):
     """
     import torch
 
-    from advfeat.checks import from_environment  # with torch, which the options alone do without
+    from advfeat._checks import from_environment  # with torch, which the options alone do without
 
     own = from_environment("LOCAL_RANK", 0)  # torchrun gives each process a GPU
     if name is None:

@@ -13,28 +13,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advfeat import arguments
-from advfeat.arguments import check_path, flag
+from advfeat import _arguments
+from advfeat._arguments import check_path, flag
+from advfeat._checks import check_pair, from_environment
+from advfeat._model_checks import check_module
 from advfeat.attacks import PGD
-from advfeat.attacks.no_trace import logits_of
-from advfeat.augment import Augmentation, check_label_safe
-from advfeat.batches import Batches, channel_statistics
-from advfeat.calling import check_module, taken_by
-from advfeat.checkpoint import RunFolder
-from advfeat.checks import check_pair, from_environment
 from advfeat.datasets.torch_dataset import as_source
 from advfeat.eval_mode import trained_here
 from advfeat.evaluation import evaluate
-from advfeat.forward import class_logits
+from advfeat.files import check_writable_folder
+from advfeat.forward import class_logits, logits_of, taken_by
 from advfeat.models import Model, check_fits, create, fingerprint, load, save
 from advfeat.models.memory import lay_out
 from advfeat.progress import Reporter
-from advfeat.runs import check_writable_folder, plain, provenance
-from advfeat.schedules import learning_rate
-from advfeat.seeds import derive_seed
-from advfeat.train_config import TrainConfig, paper_attack, paper_cifar10
-
-__all__ = ["TrainConfig", "TrainResult", "paper_attack", "paper_cifar10", "train"]
+from advfeat.provenance import provenance
+from advfeat.random import derive_seed
+from advfeat.settings import as_json
+from advfeat.training.augment import Augmentation, check_label_safe
+from advfeat.training.batches import Batches, channel_statistics
+from advfeat.training.checkpoint import RunFolder
+from advfeat.training.config import TrainConfig
+from advfeat.training.schedules import learning_rate
 
 # How often, in steps, the loss is looked at. On the CPU looking is free; elsewhere it waits for the device.
 _LOOK_EVERY = {"cpu": 1}
@@ -73,11 +72,11 @@ def train(
 
     train_source, test_source: ``images(indices)``, ``labels``, ``classes``, ``image_shape``, ``name``, ``fingerprint``;
         or ``torch.utils.data`` datasets of (image, label), read as they are: without transforms that draw.
-    out: the run folder, see :mod:`advfeat.checkpoint`. With ``resume`` a run that was stopped goes on from its last
-        checkpoint and ends with the same weights as if it had not been (bit for bit on the CPU, with the same number of
-        threads), and a finished one is read; a folder of a run with other settings is refused. Without, it is replaced.
-        A training runs in one process: another one in the same folder, as each but one of ``torchrun``'s, waits for it
-        with a warning that says which it is, and reads what it made, or goes on if it was killed.
+    out: the run folder, see :mod:`advfeat.training.checkpoint`. With ``resume`` a run that was stopped goes on from its
+        last checkpoint and ends with the same weights as if it had not been (bit for bit on the CPU, with the same
+        number of threads), and a finished one is read; a folder of a run with other settings is refused. Without, it is
+        replaced. A training runs in one process: another one in the same folder, as each but one of ``torchrun``'s,
+        waits for it with a warning that says which it is, and reads what it made, or goes on if it was killed.
     model: a model to train instead of a fresh one; its weights change, and ``arch`` and ``width`` are not used. With
         ``out`` it comes from :func:`advfeat.models.create` or ``adapt``. One with a single logit learns two classes.
     same_classes: classes are compared by name, of the two data sets and of ``model``; True takes those of the same
@@ -94,7 +93,7 @@ def train(
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config should be an advfeat.training.TrainConfig, got {type(config).__name__}")
     resume, same_classes = flag("resume", resume), flag("same_classes", same_classes)
-    device = arguments.device("device", device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _arguments.device("device", device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if out is not None:
         check_path("out", out)
     if model is not None:
@@ -168,7 +167,7 @@ def train(
 def _note(model: nn.Module, description: dict) -> None:
     """So that a set is not built with a model of another training without a word."""
     if isinstance(model, Model):
-        model.trained_with = plain(description)
+        model.trained_with = as_json(description)
 
 
 class _Loop:

@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from advfeat.arguments import check_norm, flag, meant, number, numbers, whole_number
+from advfeat._arguments import check_norm, flag, meant, number, numbers, whole_number
 from advfeat.attacks import PGD
-from advfeat.augment import AUGMENTATIONS
 from advfeat.objectives import Margin
-from advfeat.runs import plain
-from advfeat.schedules import SCHEDULES
+from advfeat.settings import as_json
 from advfeat.threat import L2, Linf
+from advfeat.training.augment import AUGMENTATIONS
+from advfeat.training.schedules import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class TrainConfig:
         scale; None takes the training images' own.
     epochs, batch_size, lr, momentum, nesterov, weight_decay: SGD. The paper has momentum 0.9, weight decay 5e-4, batch
         128 and lr 0.1 or 0.01 (Table 3).
-    schedule, milestones, gamma, peak: see :func:`advfeat.schedules.learning_rate`.
-    augment: "none", "shift" or "crop-flip", see :class:`advfeat.augment.Augmentation`; flips are refused for digits
-        unless ``allow_flip``.
+    schedule, milestones, gamma, peak: see :func:`advfeat.training.schedules.learning_rate`.
+    augment: "none", "shift" or "crop-flip", see :class:`advfeat.training.augment.Augmentation`; flips are refused for
+        digits unless ``allow_flip``.
     label_smoothing: share of the label spread over all classes.
     attack: adversarial training: each batch is replaced by the attack's examples, made in eval mode (Madry et al.
         2018); see :func:`paper_attack`. A random start differs between epochs.
@@ -112,7 +112,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict:
         """The settings as JSON values."""
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {f.name: as_json(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
 def _epochs(name: str, given: Any) -> tuple[int, ...]:

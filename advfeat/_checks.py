@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advfeat.class_names import check_same_classes
+from advfeat._class_names import check_same_classes
 
 
 def from_environment(name: str, default: int) -> int:

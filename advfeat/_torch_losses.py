@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advfeat._names import function_name, parameters_for
 from advfeat.forward import class_logits
-from advfeat.names import function_name, parameters_for
 from advfeat.objectives import Objective, wide
 
 # A target of labels, or of the shape of the logits, is theirs to look at.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
+from advfeat.experiments.paper.table9 import on_robust_source
 from advfeat.experiments.pieces import clean, evaluated, follows, model, outcomes
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds
-from advfeat.experiments.table9 import on_robust_source
 
 PAPER = {"standard": (43.7, 16.2), "robust": (5.8, 65.5)}
 

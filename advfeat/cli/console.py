@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from advfeat.output import stdout
+from advfeat.cli.output import stdout
 
 console = Console(file=stdout)
 

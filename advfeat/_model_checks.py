@@ -1,5 +1,4 @@
-"""Models called with images: where they lie, in which dtype they take images, what they say, and whether they say it
-twice and of each image alone."""
+"""What a model has to be, and what is said of one that says other things twice, in other batches, or probabilities."""
 
 from __future__ import annotations
 
@@ -9,10 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from advfeat.attacks.no_trace import logits_of, modules_of
-from advfeat.forward import class_logits
-from advfeat.models.modes import evaluating
-from advfeat.precision import cast, dtype_of
+from advfeat._modules import modules_of
+from advfeat._precision import dtype_of
+from advfeat.forward import device_of, logits
 
 _LOOKED_AT = 32  # images that are shown to a model twice
 # Of the largest logit: what another order of sums may change, on the CPU and where TensorFloat-32 is used.
@@ -59,47 +57,6 @@ def check_values(model: Callable) -> None:
         raise ValueError("model should have weights, got one on the meta device: load its state dict with assign=True")
 
 
-def device_of(model: Callable) -> torch.device:
-    """Where the model's first parameter or buffer lies; the CPU where there is none."""
-    for module in _modules(model):
-        for tensor in (*module.parameters(), *module.buffers()):
-            return tensor.device
-    return torch.device("cpu")
-
-
-def image_dtype(model: Callable) -> torch.dtype:
-    """In which images are attacked: float64 for a model in float64, else float32, also for one in a half type."""
-    return torch.float64 if dtype_of(_modules(model)) == torch.float64 else torch.float32
-
-
-def taken_by(model: Callable, x: Tensor, method: Callable | None = None) -> object:
-    """What a model, or a method or function of one, says of images in its own dtype; ``method`` if it is given."""
-    return (method or model)(cast(x, dtype_of(_modules(model))))
-
-
-def output(model: Callable, x: Tensor) -> Tensor:
-    """The logits [B, ...] of images as the model gives them, in eval mode and without a gradient; [B, 1] for [B]."""
-    with evaluating(model), torch.no_grad():
-        found = logits_of(taken_by(model, x))
-    return found[:, None] if found.shape == x.shape[:1] else found
-
-
-def logits(model: Callable, x: Tensor, classes: int) -> Tensor:
-    """The logits [B, classes] of images, in eval mode and without a gradient; float64 for a model in float64, else
-    float32.
-
-    A single logit stands for two classes, see :func:`advfeat.forward.class_logits`.
-    Errors: ValueError for another number of classes.
-    """
-    found = output(model, x)
-    found = found if found.dtype == torch.float64 else found.float()
-    if classes == 2 and found.shape == (len(x), 1):
-        found = class_logits(found)
-    if found.shape != (len(x), classes):
-        raise ValueError(f"the model should give logits {(len(x), classes)} for this data, got {tuple(found.shape)}")
-    return found
-
-
 def is_deterministic(model: Callable, x: Tensor, classes: int) -> bool:
     """Whether two passes over the first images of a batch give the same logits but for rounding."""
     x = x[:_LOOKED_AT]
@@ -120,7 +77,10 @@ def depends_on_batch(model: Callable, x: Tensor, classes: int) -> bool:
         alone = logits(model, x[:2].clone(), classes)  # not one: a batch of one has no variance
     except (RuntimeError, ValueError):  # a model that takes batches of one size alone, as a traced one may
         return False
-    half_type = dtype_of(_modules(model)) in (torch.float16, torch.bfloat16)
+    half_type = dtype_of([model] if isinstance(model, nn.Module) else modules_of(model)) in (
+        torch.float16,
+        torch.bfloat16,
+    )
     return not agree(together, alone, _ROUNDING_BY_SIZE_IN_HALF if half_type else _ROUNDING_BY_SIZE)
 
 
@@ -179,7 +139,3 @@ def warn_of_batches(what: str, stacklevel: int = 3) -> None:
         RuntimeWarning,
         stacklevel=stacklevel + 1,
     )
-
-
-def _modules(model: Callable) -> list[nn.Module]:
-    return [model] if isinstance(model, nn.Module) else modules_of(model)

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-from advfeat.output import discard, stdout
+from advfeat.cli.output import discard, stdout
 
 # What a user can cause and mend; anything else is a defect and shows its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, OverflowError, RuntimeError)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.figure2 import findings
 from advfeat.experiments.lab import Lab
+from advfeat.experiments.paper.figure2 import findings
 from advfeat.experiments.pieces import (
     LABELS,
     at_every_radius,

@@ -11,9 +11,9 @@ import torch
 from advfeat import plots
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import MatchRepresentation
-from advfeat.experiments import figure2, table1, table7
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
+from advfeat.experiments.paper import figure2, table1, table7
 from advfeat.experiments.pieces import (
     LABELS,
     MODELS,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from advfeat import plots
 from advfeat.datasets.recipes import PRESETS as RECIPES
-from advfeat.experiments import figure2, table1
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.lab import Lab
+from advfeat.experiments.paper import figure2, table1
 from advfeat.experiments.pieces import (
     LABELS,
     at_every_radius,

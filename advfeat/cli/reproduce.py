@@ -12,20 +12,20 @@ import torch
 from rich.padding import Padding
 from rich.text import Text
 
-from advfeat.console import bar, console, say, table
+from advfeat.cli.console import bar, console, say, table
+from advfeat.cli.options import torch_device
 from advfeat.experiments import catalogue, cost, pieces
 from advfeat.experiments.lab import Lab, Pause
 from advfeat.experiments.presets import Preset, preset
 from advfeat.experiments.run import Page, read_page, run_experiment
 from advfeat.experiments.steps import MissingData, Step
 from advfeat.experiments.times import CAPTION, MINUTES
-from advfeat.options import torch_device
+from advfeat.files import check_writable_folder
 from advfeat.report.markdown import write_markdown
 from advfeat.report.page import VERDICTS, command, duration, write_experiment, write_overview
-from advfeat.runs import check_writable_folder
 
 if TYPE_CHECKING:
-    from advfeat import cli
+    from advfeat.cli import commands
 
 # Says to a script that the time was over and the same command goes on; beside 0 (all done) and 1 (an error).
 PAUSED = 75
@@ -39,7 +39,7 @@ _COLOURS = {
 }
 
 
-def demo(c: cli.Demo) -> None:
+def demo(c: commands.Demo) -> None:
     chosen = preset(c.preset).replace(seeds=(c.seed,))
     lab = Lab(check_writable_folder(c.out), bar=bar, root=c.root)
     began = time.monotonic()
@@ -50,7 +50,7 @@ def demo(c: cli.Demo) -> None:
     say("report: ", (str(path), "bold"), (f"  ({time.monotonic() - began:.0f} s)", "dim"))
 
 
-def reproduce(c: cli.Reproduce) -> None:
+def reproduce(c: commands.Reproduce) -> None:
     if c.list or c.measure or c.name is None:
         _list(c)
         return
@@ -97,7 +97,7 @@ def _steps(names: list[str], chosen: Preset) -> list[Step]:
     return [step for found in experiments if found.concerns(chosen) for step in found.steps(chosen).values()]
 
 
-def _preset(c: cli.Reproduce) -> Preset:
+def _preset(c: commands.Reproduce) -> Preset:
     chosen = preset(c.preset)
     if c.arch:
         chosen = chosen.with_arch(c.arch)
@@ -106,7 +106,7 @@ def _preset(c: cli.Reproduce) -> Preset:
     return chosen
 
 
-def _out(c: cli.Reproduce, chosen: Preset) -> Path:
+def _out(c: commands.Reproduce, chosen: Preset) -> Path:
     return c.out or Path("reproduction") / chosen.name
 
 
@@ -130,7 +130,7 @@ def _overview(out: Path, chosen: Preset, states: dict[str, str]) -> Path:
     return write_overview(rows, chosen.name, out / "index.html")
 
 
-def _list(c: cli.Reproduce) -> None:
+def _list(c: commands.Reproduce) -> None:
     expected = _expected(c) if c.measure else None
     for name, found in catalogue.EXPERIMENTS.items():
         if expected is None:
@@ -147,7 +147,7 @@ def _list(c: cli.Reproduce) -> None:
     say("advfeat reproduce NAME --preset digits | cifar10-cpu | cifar10")
 
 
-def _expected(c: cli.Reproduce) -> dict[str, str]:
+def _expected(c: commands.Reproduce) -> dict[str, str]:
     """The time that each experiment will take on this machine: alone, and with what is done already."""
     chosen = _preset(c)
     device = torch_device(c.device)

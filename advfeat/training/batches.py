@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advfeat.augment import Augmentation
-from advfeat.checks import check_images, evenly_spaced
+from advfeat._checks import check_images, evenly_spaced
+from advfeat._read_ahead import read_ahead
 from advfeat.datasets.base import read_images
-from advfeat.read_ahead import read_ahead
-from advfeat.seeds import generator
+from advfeat.random import generator
+from advfeat.training.augment import Augmentation
 
 
 class Batches:

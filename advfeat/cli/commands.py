@@ -1,26 +1,18 @@
-"""The command line: ``advfeat train | build | evaluate | attack | features | demo | reproduce | theory | info``.
+"""The options of each command, as dataclasses; what a command does is in the module of its name.
 
-Settings come from dataclasses, so ``advfeat COMMAND --help`` shows every one of them with its default. Nothing heavy is
-imported before a command runs.
+Nothing heavy is imported before a command runs, so that ``advfeat --help`` need not wait for torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import os
-import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional, subcommand
+from tyro.conf import Positional, subcommand
 
-from advfeat import ending, options
-from advfeat._version import __version__
-from advfeat.options import (
+from advfeat.cli.options import (
     Count,
     CountOrNone,
     Data,
@@ -80,9 +72,9 @@ class Train:
     """Run the model in bfloat16."""
 
     def run(self) -> None:
-        from advfeat import commands
+        from advfeat.cli import train
 
-        commands.train(self)
+        train.run(self)
 
 
 @dataclass(frozen=True)
@@ -118,9 +110,9 @@ class Build:
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:
-        from advfeat import commands
+        from advfeat.cli import build
 
-        commands.build(self)
+        build.run(self)
 
 
 @dataclass(frozen=True)
@@ -153,9 +145,9 @@ class Evaluate:
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:
-        from advfeat import commands
+        from advfeat.cli import evaluate
 
-        commands.evaluate(self)
+        evaluate.run(self)
 
 
 @dataclass(frozen=True)
@@ -182,9 +174,9 @@ class Attack:
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:
-        from advfeat import commands
+        from advfeat.cli import attack
 
-        commands.attack(self)
+        attack.run(self)
 
 
 @dataclass(frozen=True)
@@ -211,9 +203,9 @@ class Features:
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:
-        from advfeat import commands
+        from advfeat.cli import features
 
-        commands.features(self)
+        features.run(self)
 
 
 @dataclass(frozen=True)
@@ -229,7 +221,7 @@ class Demo:
     seed: Seed = 0
 
     def run(self) -> None:
-        from advfeat import reproduce
+        from advfeat.cli import reproduce
 
         reproduce.demo(self)
 
@@ -261,7 +253,7 @@ class Reproduce:
     """cpu, cuda, cuda:1, ...; the first GPU if there is one."""
 
     def run(self) -> None:
-        from advfeat import reproduce
+        from advfeat.cli import reproduce
 
         reproduce.reproduce(self)
 
@@ -274,9 +266,9 @@ class Info:
     """A run folder or the folder of a constructed set."""
 
     def run(self) -> None:
-        from advfeat import commands
+        from advfeat.cli import info
 
-        commands.info(self)
+        info.run(self)
 
 
 @dataclass(frozen=True)
@@ -314,65 +306,3 @@ Command = (
     | Annotated[Theory, subcommand("theory")]
     | Annotated[Info, subcommand("info")]
 )
-
-_COMMANDS = ("train", "build", "evaluate", "attack", "features", "demo", "reproduce", "theory", "info")
-_NARROWEST = 20  # columns
-_GOING_ON = ("train", "build", "demo", "reproduce")
-_EXTRA_OPTIONS = {Train: {"batch_size": "train_batch_size", "attack": "adversarial", "resume": "restart"}}
-_DESCRIPTION = """Robust and non-robust features: attacks, data sets, training, evaluation.
-
-advfeat COMMAND --help shows the options of a command; advfeat --version; advfeat --completion bash | zsh prints what a
-shell needs to complete them. Exit status: 0 done, 1 an error, 2 a wrong command line, 75 the time is over and the same
-command goes on, 130 interrupted."""
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The ``advfeat`` command; how it ends is in :mod:`advfeat.ending`."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    names: dict[str, str] = {}
-    first = arguments[0] if arguments else ""
-    with ending.in_order(f"advfeat {first}" if first in _COMMANDS else "advfeat", names, _after(first)):
-        if first in ("--version", "-V"):
-            ending.stdout.write(f"advfeat {__version__}\n")
-            return
-        if first == "--completion":
-            if arguments[1:] not in (["bash"], ["zsh"], ["tcsh"]):
-                raise ValueError(
-                    f"--completion should be bash, zsh or tcsh, got {' '.join(arguments[1:]) or 'nothing'}"
-                )
-            arguments[0] = "--tyro-print-completion"
-        elif first and not first.startswith("-") and first not in _COMMANDS:
-            _unknown(first)
-        _widen()
-        command = tyro.cli(OmitArgPrefixes[Command], prog="advfeat", description=_DESCRIPTION, args=arguments)
-        names |= _option_names(command)
-        options.settled(command).run()
-
-
-def _widen() -> None:
-    """The help needs some columns: tyro never comes to an end in five or fewer."""
-    if shutil.get_terminal_size().columns < _NARROWEST:
-        os.environ["COLUMNS"] = str(_NARROWEST)
-
-
-def _after(command: str) -> str:
-    if command not in _COMMANDS:
-        return ""
-    again = "goes on where it stopped" if command in _GOING_ON else "starts again"
-    return f"; the same command {again}"
-
-
-def _unknown(command: str) -> None:
-    near = difflib.get_close_matches(command, _COMMANDS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}, and advfeat --help"
-    print(f"advfeat: there is no command {command!r}; {hint}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _option_names(command: object) -> dict[str, str]:
-    """What the library's arguments are called on the command line."""
-    names: dict[str, str] = {}
-    for f in dataclasses.fields(command):
-        value = getattr(command, f.name)
-        names |= _option_names(value) if dataclasses.is_dataclass(value) else {f.name: options.option_of(f.name)}
-    return names | {k: options.option_of(v) for k, v in _EXTRA_OPTIONS.get(type(command), {}).items()}

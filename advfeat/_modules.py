@@ -1,0 +1,109 @@
+"""The modules that a callable is, refers to or holds, wherever it keeps them."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+
+from torch import nn
+
+
+def modules_of(model: Callable) -> list[nn.Module]:
+    """The modules that a callable is, or refers to."""
+    return [each for each in reachable(model) if isinstance(each, nn.Module)]
+
+
+def reachable(model: object, depth: int = 3) -> list[object]:
+    """Every module and function that a callable can reach: itself, what a method, partial or lambda is bound to, and
+    what it names."""
+    if isinstance(model, nn.Module):
+        return list(model.modules())
+    compiled = getattr(model, "_torchdynamo_orig_callable", None)
+    if compiled is not None:
+        return [model, *reachable(compiled, depth)]
+    if depth == 0:
+        return []
+    owner = getattr(model, "__self__", None)
+    reached: list[object] = [owner, getattr(model, "__wrapped__", None)]
+    if isinstance(model, functools.partial):
+        reached += [model.func, *model.args, *model.keywords.values()]
+    if isinstance(model, types.FunctionType):
+        names = model.__code__.co_names
+        reached += [model.__globals__[name] for name in names if name in model.__globals__]
+        reached += [cell.cell_contents for cell in model.__closure__ or () if _filled(cell)]
+        reached += [*(model.__defaults__ or ()), *(model.__kwdefaults__ or {}).values()]
+    elif not isinstance(model, type):
+        reached += [*getattr(model, "__dict__", {}).values(), *_of_classes(type(model))]
+    reached = [part for whole in reached for part in _inside(whole)]
+    found: dict[int, object] = {id(model): model}
+    for other in reached:
+        if other is None or isinstance(other, (type, types.ModuleType)):
+            continue
+        if isinstance(other, nn.Module) or callable(other) or other is owner:
+            found.update((id(each), each) for each in reachable(other, depth - 1))
+    return list(found.values())
+
+
+def with_those_aside(found: list[object]) -> list[object]:
+    """What was found, and what modules of the user's own classes hold where ``module.modules()`` does not look."""
+    seen = {id(each): each for each in found}
+    left = [each for each in found if isinstance(each, nn.Module)]
+    while left:
+        for held in _held_aside(left.pop()):
+            new = {id(each): each for each in reachable(held) if id(each) not in seen}
+            left += [each for each in new.values() if isinstance(each, nn.Module)]
+            seen |= new
+    return list(seen.values())
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _held_aside(module: nn.Module) -> list[object]:
+    """Modules, functions and objects that can be called, in the plain attributes of a module and of its classes, in
+    lists, tuples, sets and dicts, too. Of torch's own classes, which hold none, nothing is looked at."""
+    if _is_of_torch(type(module)):
+        return []
+    held = [value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
+    held += _of_classes(type(module))
+    return [each for value in held for each in _inside(value) if _may_call_modules(each)]
+
+
+def _of_classes(kind: type) -> list[object]:
+    """The attributes of a class and of those that it comes from, but methods and what is of torch or Python."""
+    owners = [owner for owner in kind.__mro__ if not _is_of_torch(owner)]
+    return [value for owner in owners for value in vars(owner).values() if not isinstance(value, types.FunctionType)]
+
+
+# A container with more is one of data, and looking through it would take time at every batch.
+_MOST, _MOST_WITHIN = 1000, 100
+
+
+def _inside(value: object, most: int = _MOST) -> list[object]:
+    """The value itself, or what a container holds, and the containers in it."""
+    if not isinstance(value, (list, tuple, set, frozenset, dict)):
+        return [value]
+    parts = (value.values() if isinstance(value, dict) else value) if len(value) <= most else ()
+    if most < _MOST:
+        return list(parts)
+    return [each for part in parts for each in _inside(part, _MOST_WITHIN)]
+
+
+def _may_call_modules(value: object) -> bool:
+    if isinstance(value, nn.Module):
+        return True
+    own = value if isinstance(value, types.FunctionType) else type(value)
+    return callable(value) and not isinstance(value, type) and not _is_of_torch(own)
+
+
+def _is_of_torch(own: object) -> bool:
+    of = getattr(own, "__module__", None) or ""
+    return of in ("builtins", "torch") or of.startswith("torch.")
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that is not assigned yet
+        return False

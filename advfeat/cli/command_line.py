@@ -1,0 +1,78 @@
+"""The command line: ``advfeat train | build | evaluate | attack | features | demo | reproduce | theory | info``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import shutil
+import sys
+
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+from advfeat._version import __version__
+from advfeat.cli import ending, options
+from advfeat.cli.commands import Command, Train
+
+_COMMANDS = ("train", "build", "evaluate", "attack", "features", "demo", "reproduce", "theory", "info")
+_NARROWEST = 20  # columns
+_GOING_ON = ("train", "build", "demo", "reproduce")
+_EXTRA_OPTIONS = {Train: {"batch_size": "train_batch_size", "attack": "adversarial", "resume": "restart"}}
+_DESCRIPTION = """Robust and non-robust features: attacks, data sets, training, evaluation.
+
+advfeat COMMAND --help shows the options of a command; advfeat --version; advfeat --completion bash | zsh prints what a
+shell needs to complete them. Exit status: 0 done, 1 an error, 2 a wrong command line, 75 the time is over and the same
+command goes on, 130 interrupted."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The ``advfeat`` command; how it ends is in :mod:`advfeat.cli.ending`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    names: dict[str, str] = {}
+    first = arguments[0] if arguments else ""
+    with ending.in_order(f"advfeat {first}" if first in _COMMANDS else "advfeat", names, _after(first)):
+        if first in ("--version", "-V"):
+            ending.stdout.write(f"advfeat {__version__}\n")
+            return
+        if first == "--completion":
+            if arguments[1:] not in (["bash"], ["zsh"], ["tcsh"]):
+                raise ValueError(
+                    f"--completion should be bash, zsh or tcsh, got {' '.join(arguments[1:]) or 'nothing'}"
+                )
+            arguments[0] = "--tyro-print-completion"
+        elif first and not first.startswith("-") and first not in _COMMANDS:
+            _unknown(first)
+        _widen()
+        command = tyro.cli(OmitArgPrefixes[Command], prog="advfeat", description=_DESCRIPTION, args=arguments)
+        names |= _option_names(command)
+        options.settled(command).run()
+
+
+def _widen() -> None:
+    """The help needs some columns: tyro never comes to an end in five or fewer."""
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
+
+
+def _after(command: str) -> str:
+    if command not in _COMMANDS:
+        return ""
+    again = "goes on where it stopped" if command in _GOING_ON else "starts again"
+    return f"; the same command {again}"
+
+
+def _unknown(command: str) -> None:
+    near = difflib.get_close_matches(command, _COMMANDS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}, and advfeat --help"
+    print(f"advfeat: there is no command {command!r}; {hint}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _option_names(command: object) -> dict[str, str]:
+    """What the library's arguments are called on the command line."""
+    names: dict[str, str] = {}
+    for f in dataclasses.fields(command):
+        value = getattr(command, f.name)
+        names |= _option_names(value) if dataclasses.is_dataclass(value) else {f.name: options.option_of(f.name)}
+    return names | {k: options.option_of(v) for k, v in _EXTRA_OPTIONS.get(type(command), {}).items()}

@@ -1,0 +1,130 @@
+"""``advfeat evaluate``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from advfeat.attacks import APGD, Attack, Auto
+from advfeat.cli.console import bar, table
+from advfeat.cli.files import load_model, say_written, write_results
+from advfeat.cli.options import radii, radius_text
+from advfeat.evaluation import Evaluation, evaluate, pgd_attack, strong_attack
+from advfeat.files import check_writable_file
+from advfeat.json_files import to_json
+from advfeat.provenance import provenance
+from advfeat.threat import L2, Linf
+
+if TYPE_CHECKING:
+    from advfeat.cli import commands
+
+# What evaluate's --out could replace, and make a model, a set, an export or a result unreadable.
+_OWN_FILES = re.compile(
+    r"(model|config|manifest|checkpoint|step|outcome|attack|features|advfeat-classes)\.json|metrics\.jsonl|metadata\.csv|"
+    r"(shard|checkpoint)-\d+\..*|.*\.safetensors"
+)
+
+
+def run(c: commands.Evaluate) -> None:
+    samples, failed = None, None
+    if c.out is not None:
+        behind = Path(os.path.realpath(c.out))
+        if _OWN_FILES.fullmatch(behind.name) and behind.exists():
+            raise ValueError(
+                f"--out should be a file of its own, got {c.out}, which is part of a run, a set or a result"
+            )
+        # Of the whole name: radii have a point in them, and what stands behind it is no ending.
+        samples = check_writable_file(c.out).with_name(f"{c.out.name.removesuffix('.json')}.samples.jsonl")
+        check_writable_file(samples)
+    eps = radii("--eps", c.eps, c.norm, l2=(0.25, 0.5), linf=(4 / 255, 8 / 255))
+    attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in eps]
+    device = c.runtime.torch_device()
+    model = load_model(c.model).to(device)
+    source = c.data.load(c.split, model.input_shape)
+    with bar(f"evaluating {c.model} on {source.name}", "samples") as report:
+        result = evaluate(
+            model,
+            source,
+            attacks=attacks,
+            batch_size=c.runtime.batch_size,
+            same_classes=c.same_classes,
+            progress=report,
+        )
+    if c.out is not None:  # first: whatever happens to the terminal, the results are there
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.samples()).encode()
+        of_samples = {"samples": samples.name, "samples_sha256": hashlib.sha256(lines).hexdigest()}
+        results = {"model": str(c.model), **result.to_dict(), **of_samples, **provenance(device)}
+        failed = write_results([(samples, lines), (c.out, to_json(results))])
+    rows = [["clean", _percent(result.clean), _margin(result.margin), _clean_notes(result)]]
+    for r in result.robustness:
+        notes = [] if r.converged else [f"{r.carried} carried over from a smaller radius"]
+        notes += [f"{r.zero_gradient} with zero gradients"] if r.zero_gradient else []
+        notes += [f"{r.nonfinite_gradient} with gradients not finite"] if r.nonfinite_gradient else []
+        name = f"{c.norm} {radius_text(r.eps, c.norm)}"
+        rows.append([name, _percent(r.accuracy), _margin(r.margin), ", ".join(notes)])
+    caption = f"{result.clean.n:,} samples; 95 % Wilson intervals"
+    if attacks:
+        passes = sum(r.backward_passes for r in result.robustness) / max(sum(r.attacked for r in result.robustness), 1)
+        caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} gradient passes a sample attacked"
+    table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
+    say_written(c.out, failed, f"sample by sample to {samples.name}" if samples else "")
+
+
+def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
+    if c.attack == "pgd":
+        given = {
+            "steps": 40 if c.steps is None else c.steps,
+            "step_size": c.step_size,
+            "restarts": c.restarts,
+            "seed": c.seed,
+        }
+        stop = "success" if c.stop else None
+        return pgd_attack(eps, c.norm, **given).replace(autocast=c.runtime.autocast(), stop=stop)
+    if c.step_size is not None:
+        raise ValueError(f"--step-size has no meaning for --attack {c.attack}, which finds its own")
+    if c.stop:
+        raise ValueError(f"--stop has no meaning for --attack {c.attack}, which keeps the best iterate")
+    steps = 100 if c.steps is None else c.steps
+    if c.attack == "strong":
+        if c.restarts != 1:
+            raise ValueError("--restarts has no meaning for --attack strong, whose runs of Auto-PGD start anew each")
+        return strong_attack(eps, c.norm, steps=steps, seed=c.seed, autocast=c.runtime.autocast())
+    kind = APGD if c.attack == "apgd" else Auto
+    threat = L2(eps) if c.norm == "l2" else Linf(eps)
+    return kind(threat, steps=steps, restarts=c.restarts, seed=c.seed, autocast=c.runtime.autocast())
+
+
+def _attack_in_words(c: commands.Evaluate, attack: Attack) -> str:
+    if c.attack == "strong":
+        auto = attack.attacks[-1]
+        return (
+            f"20 steps of PGD, then Auto-PGD of {auto.steps} steps on the margin and towards each of "
+            f"{auto.target_classes} other classes, on what was left: the first two attacks of AutoAttack"
+        )
+    settings = attack.to_dict()
+    words = f"{settings['attack']}, {settings['steps']} steps"
+    words += " of 2.5 eps / steps unless given" if c.attack == "pgd" else ""
+    words += f", {settings['restarts']} start(s), {settings['objective']}, best iterate"
+    return words + ("; a stronger attack can leave much less" if c.attack == "pgd" else "")
+
+
+def _percent(share) -> Text:
+    low, high = share.interval
+    return Text.assemble(f"{100 * share.value:.1f} % ", (f"({100 * low:.1f} – {100 * high:.1f})", "dim"))
+
+
+def _margin(value: float | None) -> str:
+    """A mean margin: none where no sample was attacked, infinite where a model puts classes out."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def _clean_notes(result: Evaluation) -> str:
+    notes = [f"{result.nonfinite_logits} without a prediction"] if result.nonfinite_logits else []
+    return ", ".join(notes + ([result.note] if result.note else []))
