@@ -148,10 +148,10 @@ def held_in_eval_mode(model: Callable, *objectives: object) -> Iterator[None]:
     """Inside, the modules that a model or an objective is, refers to or calls are in eval mode; afterwards, also after
     an exception, each has its own flag back."""
     eval_mode = EvalMode()
-    reachable = with_those_aside([each for whole in (model, *objectives) for each in reachable(whole)])
-    no_hook = _all_in_sight(model, objectives) or any(_is_compiled(each) for each in reachable)
+    found = with_those_aside([each for whole in (model, *objectives) for each in reachable(whole)])
+    no_hook = _all_in_sight(model, objectives) or any(_is_compiled(each) for each in found)
     try:
-        eval_mode.take(each for each in reachable if isinstance(each, nn.Module))
+        eval_mode.take(each for each in found if isinstance(each, nn.Module))
         with contextlib.nullcontext() if no_hook else _before_each_call(eval_mode.take):
             yield
     finally:
