@@ -57,6 +57,7 @@ test-torch-versions:
 lint: $(MADE)/installed
 	$(PY) -m ruff check --output-format concise .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP) $(EMULATOR)
 
 format: $(MADE)/installed

@@ -109,13 +109,14 @@ class EvalMode:
 
 
 # Where objectives are whose modules a search finds; by name, for they are a floor above.
-_OWN_OBJECTIVES = "advfeat.objectives"
+_OWN_OBJECTIVES = "advfeat.objectives."
 
 
 def _all_in_sight(model: Callable, objectives: Iterable[object]) -> bool:
     """Whether a search finds every module that will be called: code of the user's own may name them in any way."""
     return isinstance(model, nn.Module) and all(
-        type(objective).__module__ == _OWN_OBJECTIVES and not any(callable(v) for v in vars(objective).values())
+        type(objective).__module__.startswith(_OWN_OBJECTIVES)
+        and not any(callable(v) for v in vars(objective).values())
         for objective in objectives
     )
 

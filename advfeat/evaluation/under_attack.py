@@ -42,7 +42,7 @@ def attacked_samples(
     model, eps = judged.model, float(attack.threat.eps)
     device, dtype = forward.device_of(model), forward.image_dtype(model)
     broken, claimed, margins, farthest, zero, nonfinite = [], [], [], 0.0, 0, 0
-    forward = backward = 0
+    forwarded = backwarded = 0
     if itself:
         attack = attack.replace(autocast=None)
     if eps == 0:  # nothing to search, and rounding in another batch must not look like an attack
@@ -81,7 +81,7 @@ def attacked_samples(
             margins.append(class_margins(logits, y).cpu())
             zero += int((result.zero_grad_steps > 0).sum())
             nonfinite += int((result.nonfinite_grad_steps > 0).sum())
-            forward, backward = forward + result.samples_forwarded, backward + result.samples_backwarded
+            forwarded, backwarded = forwarded + result.samples_forwarded, backwarded + result.samples_backwarded
             report.advance(len(x))
     broken = torch.cat(broken) if broken else torch.zeros(0, dtype=torch.bool, device="cpu")
     # What only the copy or low precision took for a success was left there, or preferred to a real one: such samples
@@ -94,14 +94,14 @@ def attacked_samples(
         broken[doubtful] = again
         farthest, zero = max(farthest, more["largest_distance"]), zero + more["zero_gradient"]
         nonfinite += more["nonfinite_gradient"]
-        forward, backward = forward + more["forward_passes"], backward + more["backward_passes"]
+        forwarded, backwarded = forwarded + more["forward_passes"], backwarded + more["backward_passes"]
     statistics = {
         "margin": mean(torch.cat(margins)) if margins else None,
         "zero_gradient": zero,
         "nonfinite_gradient": nonfinite,
         "largest_distance": farthest,
-        "forward_passes": forward,
-        "backward_passes": backward,
+        "forward_passes": forwarded,
+        "backward_passes": backwarded,
     }
     return broken, statistics
 

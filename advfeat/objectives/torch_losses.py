@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from advfeat._names import function_name, parameters_for
 from advfeat.forward import class_logits
-from advfeat.objectives import Objective, wide
+from advfeat.objectives.base import Objective, wide
 
 # A target of labels, or of the shape of the logits, is theirs to look at.
 _OF_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)

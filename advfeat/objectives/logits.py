@@ -1,61 +1,15 @@
-"""What an attack pushes up (untargeted) or down (targeted): one number a sample, larger when further from the target.
-
-An objective is one method, ``value(model, x, target) -> [B]``. It may call the model as it likes; the attack reads the
-predictions off the model's last call, so a custom objective costs no second forward pass.
-"""
+"""Objectives of the logits: margins, the cross-entropy, and differences of logits in units of their own spread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advfeat._arguments import flag
-from advfeat._names import function_name, parameters_for
 from advfeat.forward import class_logits
-
-
-class Objective:
-    """Base class; subclass it and write ``value``, or pass any function ``(model, x, target) -> [B]`` to an attack.
-
-    untargeted_only: whether an attack with ``targeted=True`` should refuse it.
-    """
-
-    untargeted_only = False
-
-    def value(self, model: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> Tensor:
-        """The objective of each sample, [B]. ``model(x)`` gives logits [B, classes]; other attributes are the model's
-        own."""
-        raise NotImplementedError
-
-    def slope_rule(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-        """A function from (logits, target) to the value [B] and its gradient by the logits [B, classes], or None.
-
-        For an objective that is a function of ``model(x)`` alone and has a short form of both. It spares the attack the
-        backward pass through the objective, which costs more than that of a small model.
-        """
-        return None
-
-    def labels(self, target: Tensor) -> Tensor | None:
-        """The labels [B] in ``target`` that tell whether a prediction is a success; None where it holds none."""
-        return target if are_labels(target) else None
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__
-
-
-def are_labels(target: Tensor) -> bool:
-    """Whether a target is one label a sample."""
-    return target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
-
-
-def wide(values: Tensor) -> Tensor:
-    """Half types as float32: the differences of logits are what matters, and they cancel."""
-    return values if values.dtype == torch.float64 else values.float()
+from advfeat.objectives.base import Objective, wide
 
 
 def _check_labels(target: Tensor) -> None:
@@ -235,73 +189,3 @@ class TargetedDLR(Objective):
     def labels(self, target):
         _check_pairs(target)
         return target[:, 0]
-
-
-@dataclass(frozen=True)
-class Representation(Objective):
-    """``||f(x) - target||_2`` for a feature map f: the paper's representation matching, Equation (5) (arXiv (6)).
-
-    The target is a tensor [B, k] of features; run it with ``targeted=True``, which descends. ``features``: a function
-    from inputs to [B, k]; None takes the model's own ``representation``. ``relative`` divides by ||target|| as the
-    authors' notebook does; for normalised steps that changes the reported value alone, and a target of zeros, which has
-    no length (every ReLU is dead), leaves the distance as it is. At distance 0 the gradient is 0.
-    """
-
-    features: Callable[[Tensor], Tensor] | None = None
-    relative: bool = False
-
-    def __post_init__(self) -> None:
-        if self.features is not None and not callable(self.features):
-            raise TypeError(f"features should be a function of images, or None, got {self.features!r}")
-        object.__setattr__(self, "relative", flag("relative", self.relative))
-
-    def value(self, model, x, target):
-        features = getattr(model, "representation", None) if self.features is None else self.features
-        if features is None:
-            raise ValueError(
-                "features should be given, a function of images, for a model that has no method representation(x)"
-            )
-        f = wide(features(x)).reshape(x.shape[0], -1)
-        if f.shape != target.shape:
-            raise ValueError(f"target should be features of shape {tuple(f.shape)}, got {tuple(target.shape)}")
-        distance = torch.linalg.vector_norm(f - target, dim=1)
-        if not self.relative:
-            return distance
-        length = torch.linalg.vector_norm(target, dim=1)
-        return distance / torch.where(length > 0, length, torch.ones_like(length))
-
-
-@dataclass(frozen=True)
-class Function(Objective):
-    """A plain function ``(model, x, target) -> [B]`` as an objective."""
-
-    function: Callable[[Callable, Tensor, Tensor], Tensor]
-
-    def value(self, model, x, target):
-        return self.function(model, x, target)
-
-    @property
-    def name(self) -> str:
-        return function_name(self.function)
-
-
-def as_objective(objective: Objective | Callable) -> Objective:
-    """An objective as it is; a function, or a loss of torch, wrapped."""
-    from advfeat._torch_losses import TorchLoss, is_torch_loss
-
-    if isinstance(objective, Objective):
-        return objective
-    if is_torch_loss(objective):
-        return TorchLoss(objective)
-    if callable(objective) and not isinstance(objective, type):
-        parameters = parameters_for(objective, 3)
-        if parameters is not None:
-            raise TypeError(
-                f"objective should take (model, x, target), got {function_name(objective)}, which takes {parameters}: "
-                "a loss of logits and labels becomes one as lambda model, x, target: loss(model(x), target)"
-            )
-        return Function(objective)
-    what = f"the class {objective.__name__}: give an instance" if isinstance(objective, type) else repr(objective)
-    raise TypeError(
-        f"objective should be an Objective, a loss of torch or a function (model, x, target) -> [B], got {what}"
-    )
