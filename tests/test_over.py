@@ -102,3 +102,12 @@ def test_what_auto_leaves_of_several_batches_shares_its_passes():
     for a, b in zip(x.split(8), y.split(8), strict=True):
         attack.run(model, a, b)
     assert together < 0.7 * len(seen)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_auto_on_few_classes_is_apgd_on_the_margin(classes):
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.rand(12, 4, generator=g, dtype=F64), torch.randn(4, classes, generator=g, dtype=F64)
+    y = (x @ w > 0)[:, 0].long() if classes == 1 else (x @ w).argmax(1)
+    found, margin = (attack.run(lambda v: v @ w, x, y) for attack in (Auto(THREAT, steps=8), APGD(THREAT, steps=8)))
+    assert torch.equal(found.success, margin.success) and torch.equal(found.x_adv, margin.x_adv)
