@@ -89,12 +89,6 @@ def _plain(text: str) -> str:
     return re.sub(r"[\W_]", "", text).lower()
 
 
-def check_norm(norm: Any) -> None:
-    """Raises ValueError for what is no norm."""
-    if norm not in ("l2", "linf"):
-        raise ValueError(f'norm should be "l2" or "linf", got {norm!r}{meant(norm, ("l2", "linf"))}')
-
-
 def check_autocast(autocast: Any) -> None:
     """Raises TypeError for what a model cannot be run in."""
     if autocast not in (None, torch.bfloat16, torch.float16):

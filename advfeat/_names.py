@@ -18,7 +18,7 @@ def function_name(function: Callable) -> str:
     """
     if isinstance(function, functools.partial):
         bound = [("", value) for value in function.args] + sorted(function.keywords.items())
-        return function_name(function.func) + _arguments(bound)
+        return function_name(function.func) + written_arguments(bound)
     name, code = _own_name(function), getattr(function, "__code__", None)
     if code is None or not (name.startswith("<lambda") or "<locals>" in function.__qualname__):
         return name  # the one function of its module that has this name
@@ -26,7 +26,7 @@ def function_name(function: Callable) -> str:
     bound = list(zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True))
     bound += (function.__kwdefaults__ or {}).items()
     bound += zip(code.co_freevars, (_content(cell) for cell in function.__closure__ or ()), strict=True)
-    return name + _arguments(bound)
+    return name + written_arguments(bound)
 
 
 def parameters_for(function: Callable, count: int) -> str | None:
@@ -51,7 +51,8 @@ def _own_name(function: Callable) -> str:
     return f"<lambda {_digest(text.encode())}>"
 
 
-def _arguments(bound: list[tuple[str, object]]) -> str:
+def written_arguments(bound: list[tuple[str, object]]) -> str:
+    """Arguments as text, ``(a=1)``, and "" for none; of functions their names, of tensors a hash."""
     parts = [f"{name}={_value(value)}" if name else _value(value) for name, value in bound]
     return f"({', '.join(parts)})" if parts else ""
 

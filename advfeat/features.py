@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from advfeat import _model_checks
-from advfeat._arguments import check_norm, number, whole_number
+from advfeat._arguments import number, whole_number
 from advfeat._names import printable
 from advfeat.attacks import PGD
 from advfeat.attacks.inputs import check_tensor
 from advfeat.files import write_bytes
 from advfeat.forward import taken_by
 from advfeat.objectives import Objective
+from advfeat.threat import NORMS, check_norm
 
 ROBUST, UNDECIDED, NON_ROBUST, USELESS = "robust", "undecided", "non-robust", "useless"
 _SHOWN_TWICE = 32  # samples, to see whether features are random
@@ -54,9 +55,9 @@ def linear_ranges(
 ) -> Ranges:
     """Ranges of the linear features w_j^T x in closed form: w_j^T x -+ eps ||w_j||_* (Goh's R3).
 
-    weights: [k, D]. x: [N, ...] with D values a sample. eps >= 0 in the units of x, norm "l2" (dual L2) or "linf" (dual
-    L1). box: (lo, hi) that x + delta keeps, exactly, for "linf"; an L2 ball cut by a box has no closed form and is
-    refused.
+    weights: [k, D]. x: [N, ...] with D values a sample. eps >= 0 in the units of x. norm: a name in
+    :data:`advfeat.threat.NORMS`. box: (lo, hi) that x + delta keeps, exactly, for "linf"; any other ball cut by a box
+    has no closed form and is refused.
     """
     check_tensor("weights", weights, "[k, D]")
     check_tensor("x", x, "[N, ...]")
@@ -71,10 +72,10 @@ def linear_ranges(
     check_norm(norm)
     value = x @ weights.T
     if box is None:
-        reach = eps * torch.linalg.vector_norm(weights, 2 if norm == "l2" else 1, dim=1)
+        reach = eps * torch.linalg.vector_norm(weights, NORMS[norm].dual_order, dim=1)
         return Ranges(value, value - reach, value + reach)
-    if norm == "l2":
-        raise ValueError("box should be None with norm='l2': no closed form there; use attacked_ranges")
+    if norm != "linf":  # whose ball is a box itself
+        raise ValueError(f"box should be None with norm={norm!r}: no closed form there; use attacked_ranges")
     if not isinstance(box, (tuple, list)) or len(box) != 2:
         raise TypeError(f"box should be (lo, hi), got {box!r}")
     lo, hi = (number("box", bound) for bound in box)

@@ -1,4 +1,8 @@
-"""Settings as JSON values, as they are written beside results and hashed to find them again."""
+"""Settings as JSON values, as they are written beside results and hashed to find them again.
+
+They are the fields of a dataclass, so that none can be forgotten: a field that changes no result says so by
+``field(metadata=CHANGES_NO_RESULT)``.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,18 @@ import math
 
 import torch
 
+CHANGES_NO_RESULT = {"changes_result": False}
+
+
+def settings_of(thing: object) -> dict[str, object]:
+    """The settings of a dataclass by name, in the order of its fields and as they are; those that change its result."""
+    fields = dataclasses.fields(thing)
+    return {f.name: getattr(thing, f.name) for f in fields if f.metadata.get("changes_result", True)}
+
 
 def as_json(value: object) -> object:
-    """A setting as JSON values: dataclasses and objects with ``to_dict`` as dicts, infinity as "inf", paths as text."""
+    """A setting as JSON values: dataclasses and objects with ``to_dict`` as dicts, infinity as "inf", paths as text, a
+    dtype by its name."""
     if hasattr(value, "to_dict") and not isinstance(value, type):
         return as_json(value.to_dict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -22,6 +35,8 @@ def as_json(value: object) -> object:
         return as_json(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)

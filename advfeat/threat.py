@@ -1,4 +1,7 @@
-"""Threat models: the ball around a sample and the box of valid inputs, and how an iterate moves in them."""
+"""Threat models: the ball of a norm around a sample and the box of valid inputs, and how an iterate moves in them.
+
+A norm is a subclass of :class:`Threat`, entered in :data:`NORMS`: whatever depends on it, here and elsewhere, asks it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from advfeat import ops
+from advfeat._arguments import meant
 from advfeat.ops import Number
 
 
@@ -24,14 +29,41 @@ class Threat:
     no ball. lo, hi: a float, or a tensor [C] with one bound a channel. unit: how much of the input one unit of eps, of
     a step and of a distance is, a float or a tensor [C]; inputs normalised by a standard deviation a channel have
     1 / std, see :meth:`normalised`.
+
+    Of the norm: norm, as it is called in settings and options; title, in text; order, p of L_p; dual_order, of the norm
+    that bounds a linear feature, 1/p + 1/q = 1; usual_radii, the ones that papers give, in pixel scale, small to large.
     """
+
+    norm: ClassVar[str]
+    title: ClassVar[str]
+    order: ClassVar[float]
+    dual_order: ClassVar[float]
+    usual_radii: ClassVar[tuple[float, ...]] = ()
 
     eps: Number
     lo: Number = 0.0
     hi: Number = 1.0
     unit: Number = 1.0
 
-    norm = ""  # "l2" or "linf"
+    @staticmethod
+    def of(norm: str, eps: Number, *bounds: Number, **settings: Number) -> Threat:
+        """The threat of a norm by its name, ``Threat.of("linf", 8 / 255)``; the rest as for the class itself.
+
+        Errors: ValueError for what is no norm.
+        """
+        check_norm(norm)
+        return NORMS[norm](eps, *bounds, **settings)
+
+    @classmethod
+    def write_radius(cls, eps: float) -> str:
+        """A radius in pixel scale as the field writes it for this norm: 0.5, or 8/255 for L-inf."""
+        return f"{eps:g}"
+
+    @classmethod
+    def holds_the_box(cls, width: float, dim: int) -> float:
+        """The radius from which on the ball around any point of a box holds all of it, of ``dim`` values each in an
+        interval of this width."""
+        return width * dim ** (1 / cls.order)
 
     def __post_init__(self) -> None:
         for name in ("eps", "lo", "hi", "unit"):
@@ -112,7 +144,14 @@ class Threat:
         difference = x.to(wide) - x0.to(wide)
         if self.has_unit:
             difference = difference / _by_channel(self.unit, difference)
-        return self._norm(difference.reshape(x.shape[0], math.prod(x.shape[1:])))
+        return self.length(difference.reshape(x.shape[0], math.prod(x.shape[1:])))
+
+    @classmethod
+    def length(cls, difference: Tensor) -> Tensor:
+        """The norm of each row of [B, D], [B]; 0 for rows without values."""
+        if difference.shape[1] == 0:
+            return difference.sum(dim=1)
+        return torch.linalg.vector_norm(difference, cls.order, dim=1)
 
     def _step_(self, x: Tensor, grad: Tensor, x0: Tensor, step_size: Number, grad_status: Tensor | None) -> None:
         """:meth:`step_` where the input is in units of eps, as in the following."""
@@ -122,9 +161,6 @@ class Threat:
         raise NotImplementedError
 
     def _random_start(self, x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _norm(self, difference: Tensor) -> Tensor:
         raise NotImplementedError
 
     @cached_property
@@ -230,7 +266,9 @@ def _by_channel(value: Number, x: Tensor) -> Tensor:
 class L2(Threat):
     """The L2 ball; a step is normalised, ``step_size * grad / ||grad||``. The paper's threat (Appendix C.3-C.5)."""
 
-    norm = "l2"
+    norm, title = "l2", "L2"
+    order = dual_order = 2.0
+    usual_radii = (0.25, 0.5)
 
     def _step_(self, x, grad, x0, step_size, grad_status):
         ops.l2_step_(x, grad, x0, step_size, self.eps, self.lo, self.hi, grad_status=grad_status)
@@ -241,9 +279,6 @@ class L2(Threat):
     def _random_start(self, x0, seed, sample_ids):
         return ops.random_start_l2(x0, self.eps, seed, sample_ids, self.lo, self.hi)
 
-    def _norm(self, difference):
-        return torch.linalg.vector_norm(difference, dim=1)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Linf(Threat):
@@ -252,7 +287,15 @@ class Linf(Threat):
     A RuntimeWarning says where a finite ``eps`` is more than the whole box, as 8 for 8 / 255 is.
     """
 
-    norm = "linf"
+    norm, title = "linf", "L-inf"
+    order, dual_order = math.inf, 1.0
+    usual_radii = (4 / 255, 8 / 255)
+
+    @classmethod
+    def write_radius(cls, eps: float) -> str:
+        """As :meth:`Threat.write_radius`."""
+        levels = eps * 255
+        return f"{levels:.0f}/255" if 1 <= levels < 255 and abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -274,6 +317,12 @@ class Linf(Threat):
     def _random_start(self, x0, seed, sample_ids):
         return ops.random_start_linf(x0, self.eps, seed, sample_ids, self.lo, self.hi)
 
-    def _norm(self, difference):
-        difference = difference.abs()
-        return difference.amax(dim=1) if difference.shape[1] else difference.sum(dim=1)
+
+NORMS: dict[str, type[Threat]] = {threat.norm: threat for threat in (L2, Linf)}
+
+
+def check_norm(norm: Any) -> None:
+    """Raises ValueError for what is the name of no norm."""
+    if not isinstance(norm, str) or norm not in NORMS:
+        names = " or ".join(f'"{name}"' for name in NORMS)
+        raise ValueError(f"norm should be {names}, got {norm!r}{meant(norm, NORMS)}")

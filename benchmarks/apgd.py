@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advfeat import APGD, DLR, L2, Auto, Linf, Margin
+from advfeat import APGD, DLR, Auto, Margin
+from advfeat.threat import NORMS, Threat
 from benchmarks import subjects
 from benchmarks.attacks import quality
 from benchmarks.measure import RESULTS, Kept, machine, say, take_turns, write_results
@@ -47,11 +48,11 @@ class ApgdJob:
 
     @property
     def capital(self) -> str:
-        return "L2" if self.norm == "l2" else "Linf"
+        return NORMS[self.norm].__name__
 
 
 def advfeat(job: ApgdJob) -> Attack:
-    threat = L2(job.eps) if job.norm == "l2" else Linf(job.eps)
+    threat = Threat.of(job.norm, job.eps)
     if job.targets:
         attack = Auto(threat, steps=job.steps, target_classes=job.targets, restarts=job.restarts)
     else:

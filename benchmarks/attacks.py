@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from advfeat import L2, PGD
 from advfeat.models import attack_copy
 from advfeat.objectives import Margin
+from advfeat.threat import NORMS
 from benchmarks import subjects
 from benchmarks.measure import RESULTS, Kept, machine, say, spread, take_turns, write_results
 from benchmarks.peers import Attack, Job, available, say_missing
@@ -56,8 +57,7 @@ def quality(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, job: Job) -> 
         logits = model(x_adv)
         margin = Margin(1.0).value(lambda _: logits, x_adv, y)
     hit = logits.argmax(1) == y if job.targeted else logits.argmax(1) != y
-    d = (x_adv - x).flatten(1)
-    distance = d.norm(dim=1) if job.norm == "l2" else d.abs().amax(1)
+    distance = NORMS[job.norm].length((x_adv - x).flatten(1))
     return {"success": float(hit.float().mean()), "margin": float(margin.mean()), "distance": float(distance.max())}
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advfeat import L2, PGD, Linf, Margin
+from advfeat import PGD, Margin
+from advfeat.threat import Threat
 from benchmarks.stand_ins import load
 
 # (x, labels) -> adversarial examples
@@ -40,7 +41,7 @@ class Job:
 
 
 def advfeat(job: Job) -> Attack:
-    threat = L2(job.eps) if job.norm == "l2" else Linf(job.eps)
+    threat = Threat.of(job.norm, job.eps)
     pgd = PGD(threat, steps=job.steps, step_size=job.step_size, targeted=job.targeted, objective=Margin(1.0))
     return lambda x, y: pgd(job.model, x, y)
 

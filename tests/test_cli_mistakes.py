@@ -85,8 +85,8 @@ def test_radii_are_those_of_the_norm_where_none_are_given():
     assert options.radii("--eps", None, "l2", l2=(0.25, 0.5), linf=8 / 255) == (0.25, 0.5)
     assert options.radii("--eps", (), "l2", l2=0.5, linf=8 / 255) == ()
     assert options.radii("--eps", 0.0, "l2", l2=0.5, linf=8 / 255) == 0.0
-    assert [options.radius_text(e, "linf") for e in (8 / 255, 0.3, 1 / 2550)] == ["8/255", "0.3", "0.000392157"]
-    assert options.radius_text(0.5, "l2") == "0.5"
+    assert [advfeat.Linf.write_radius(e) for e in (8 / 255, 0.3, 1 / 2550)] == ["8/255", "0.3", "0.000392157"]
+    assert advfeat.L2.write_radius(0.5) == "0.5"
 
 
 def test_no_steps_are_no_steps(model, tmp_path, capsys):

@@ -17,6 +17,7 @@ from advfeat.attacks.record import Record
 from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
+from advfeat.settings import CHANGES_NO_RESULT
 from advfeat.threat import Threat
 
 # Section 3.1 of the paper: the share of the momentum, and of the steps that should gain something.
@@ -51,7 +52,7 @@ class APGD(GradientAttack):
     targeted: bool = False
     seed: int = 0
     autocast: torch.dtype | None = None
-    graph: bool = True
+    graph: bool = field(default=True, metadata=CHANGES_NO_RESULT)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", as_objective(self.objective))
@@ -63,19 +64,6 @@ class APGD(GradientAttack):
     def step_length(self) -> float | Tensor:
         """The first step's, 2 eps."""
         return 2 * self.threat.eps
-
-    def to_dict(self) -> dict:
-        return {
-            "attack": "APGD",
-            **self.threat.to_dict(),
-            "steps": self.steps,
-            "objective": self.objective.name,
-            "random_start": self.random_start,
-            "restarts": self.restarts,
-            "targeted": self.targeted,
-            "seed": self.seed,
-            "autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None,
-        }
 
     def _run(self, run: Run) -> AttackResult:
         """A ``start`` is the first iterate of the one start, with ``random_start=False``."""

@@ -16,6 +16,7 @@ from advfeat.attacks.pgd import PGD
 from advfeat.attacks.record import Record
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Objective, TargetedDLR
+from advfeat.settings import CHANGES_NO_RESULT
 from advfeat.threat import Threat
 
 
@@ -38,33 +39,21 @@ class Auto(InTurn):
 
     threat: Threat
     steps: int = 100
+    objective: str = field(default="Margin, TargetedDLR", init=False)  # what is written beside a number
     target_classes: int = 9
     restarts: int = 1
+    targeted: bool = field(default=False, init=False)
     seed: int = 0
     autocast: torch.dtype | None = None
-    graph: bool = True
+    graph: bool = field(default=True, metadata=CHANGES_NO_RESULT)
 
     random_start = True
-    targeted = False
     objectives = ()  # none that a user wrote
     takes_start = False
 
     def __post_init__(self) -> None:
         check_settings(self)
         take_integer(self, "target_classes", 0)
-
-    def to_dict(self) -> dict:
-        return {
-            "attack": "Auto",
-            **self.threat.to_dict(),
-            "steps": self.steps,
-            "objective": "Margin, TargetedDLR",
-            "target_classes": self.target_classes,
-            "restarts": self.restarts,
-            "targeted": False,
-            "seed": self.seed,
-            "autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None,
-        }
 
     @cached_property
     def attacks(self) -> tuple[Attack, ...]:
@@ -87,9 +76,6 @@ class RankedAPGD(APGD):
 
     objective: Objective = field(default_factory=TargetedDLR)
     rank: int = 0
-
-    def to_dict(self) -> dict:
-        return {**super().to_dict(), "attack": "RankedAPGD", "rank": self.rank}
 
     def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
         """As :meth:`advfeat.attacks.Attack.check`; ``target`` holds labels, and the loss's pairs come of them."""

@@ -18,13 +18,15 @@ from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Objective
 from advfeat.ops import Number
 from advfeat.random import fresh_seed
+from advfeat.settings import as_json, settings_of
 from advfeat.threat import Threat
 
 
 class Attack:
     """Base class of the attacks: frozen dataclasses with a ``threat``, ``targeted`` and an ``autocast``.
 
-    A subclass writes :meth:`_run`, which gets its inputs checked and copied, and :meth:`to_dict`.
+    A subclass writes :meth:`_run`, which gets its inputs checked and copied. Its settings are the fields of the
+    dataclass; one that changes no result is ``field(metadata=advfeat.settings.CHANGES_NO_RESULT)``.
 
     takes_start: whether :meth:`run` goes from a ``start`` that it is given. objectives: those that a user may have
         written, which can hold modules of their own.
@@ -37,8 +39,14 @@ class Attack:
     objectives: tuple[Objective, ...] = ()
 
     def to_dict(self) -> dict:
-        """The settings as JSON values, as they are written beside every number."""
-        raise NotImplementedError
+        """The settings as JSON values, as they are written beside every number and results are found by."""
+        found: dict = {"attack": type(self).__name__}
+        for name, value in settings_of(self).items():
+            if isinstance(value, Threat):
+                found |= value.to_dict()
+            else:
+                found[name] = value.name if isinstance(value, Objective) else as_json(value)
+        return found
 
     def _run(self, run: Run) -> AttackResult:
         """The attack itself, on a batch whose tensors may not be changed; the model is in eval mode."""

@@ -172,12 +172,9 @@ class Ensemble(InTurn):
         return Ensemble(tuple(attack.replace(**changes) for attack in self.attacks))
 
     def to_dict(self) -> dict:
-        return {
-            "attack": "Ensemble",
-            **self.threat.to_dict(),
-            "targeted": self.targeted,
-            "attacks": [attack.to_dict() for attack in self.attacks],
-        }
+        """As :meth:`advfeat.attacks.Attack.to_dict`, with what all of its attacks have in common."""
+        own = super().to_dict()
+        return {"attack": own.pop("attack"), **self.threat.to_dict(), "targeted": self.targeted, **own}
 
     @property
     def lacks_seed(self) -> bool:

@@ -94,16 +94,16 @@ def check_inputs(
 
 
 def _warn_of_radius(threat: Threat, dim: int) -> None:
-    """Says where an L2 ball holds the whole box, as that of 128 for 128 / 255 does; :class:`advfeat.Linf` says so
+    """Says where a ball holds the whole box, as the L2 ball of 128 for 128 / 255 does; :class:`advfeat.Linf` says so
     itself, for it needs no dimension."""
     eps, lo, hi = threat.eps, threat.lo, threat.hi
-    if threat.norm != "l2" or any(isinstance(value, Tensor) for value in (eps, lo, hi)) or not math.isfinite(eps):
+    if math.isinf(threat.order) or any(isinstance(value, Tensor) for value in (eps, lo, hi)) or not math.isfinite(eps):
         return
-    if eps > (hi - lo) * math.sqrt(dim) > 0:
+    if eps > threat.holds_the_box(hi - lo, dim) > 0:
         warnings.warn(
             f"eps={eps:g} is more than the diagonal of the box [{lo:g}, {hi:g}] of {dim} values, "
-            f"{(hi - lo) * math.sqrt(dim):.3g}, so it bounds nothing: radii are in the units of the input, 128 / 255 "
-            "in pixel scale [0, 1]",
+            f"{threat.holds_the_box(hi - lo, dim):.3g}, so it bounds nothing: radii are in the units of the input, "
+            "128 / 255 in pixel scale [0, 1]",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from advfeat.attacks.replay import Step
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
 from advfeat.ops import Number
+from advfeat.settings import CHANGES_NO_RESULT, as_json
 from advfeat.threat import Threat, as_number
 
 
@@ -70,7 +70,7 @@ class PGD(GradientAttack):
     stop: Literal["success"] | Converged | None = None
     seed: int | None = None
     autocast: torch.dtype | None = None
-    graph: bool = True
+    graph: bool = field(default=True, metadata=CHANGES_NO_RESULT)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", as_objective(self.objective))
@@ -93,21 +93,8 @@ class PGD(GradientAttack):
         return 2.5 * self.threat.eps / max(self.steps, 1) if self.step_size is None else self.step_size
 
     def to_dict(self) -> dict:
-        size = self.step_length
-        return {
-            "attack": "PGD",
-            **self.threat.to_dict(),
-            "steps": self.steps,
-            "step_size": size.tolist() if isinstance(size, Tensor) else float(size),
-            "objective": self.objective.name,
-            "random_start": self.random_start,
-            "restarts": self.restarts,
-            "targeted": self.targeted,
-            "keep": self.keep,
-            "stop": dataclasses.asdict(self.stop) if isinstance(self.stop, Converged) else self.stop,
-            "seed": self.seed or 0,  # as in a call with sample ids
-            "autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None,
-        }
+        """As :meth:`advfeat.attacks.Attack.to_dict`, with the step size in force and the seed of a call with ids."""
+        return super().to_dict() | {"step_size": as_json(self.step_length), "seed": self.seed or 0}
 
     def _run(self, run: Run) -> AttackResult:
         return pool.run(self, run) if self.stop is not None else _Loop(self, run).run()

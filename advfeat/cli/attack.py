@@ -9,13 +9,14 @@ import torch
 
 from advfeat.cli.console import bar, say
 from advfeat.cli.files import check_results, load_model, of_what, say_written, write_results
-from advfeat.cli.options import radii, radius_text
+from advfeat.cli.options import radii
 from advfeat.evaluation import pgd_attack
 from advfeat.forward import output, predicted_classes
 from advfeat.json_files import to_json
 from advfeat.models import check_fits
 from advfeat.plots import label, sample_grid
 from advfeat.provenance import provenance
+from advfeat.threat import NORMS
 
 if TYPE_CHECKING:
     from advfeat.cli import commands
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def run(c: commands.Attack) -> None:
     check_results(c.out, "adversarial.safetensors", "samples.png", "attack.json")
-    eps = radii("--eps", c.eps, c.norm, l2=0.5, linf=8 / 255)
+    eps = radii("--eps", c.eps, NORMS[c.norm], NORMS[c.norm].usual_radii[-1])
     device = c.runtime.torch_device()
     model = load_model(c.model).to(device)
     source = c.data.load(c.split, model.input_shape)
@@ -69,5 +70,6 @@ def run(c: commands.Attack) -> None:
         ]
     )
     verb = "reached the next class" if targeted else "are misclassified"
-    say(f"{100 * summary['success']:.1f} % of {len(source):,} images {verb} at {c.norm} {radius_text(eps, c.norm)}")
+    radius = f"{c.norm} {NORMS[c.norm].write_radius(eps)}"
+    say(f"{100 * summary['success']:.1f} % of {len(source):,} images {verb} at {radius}")
     say_written(c.out, failed, "adversarial.safetensors, attack.json and samples.png")

@@ -17,6 +17,7 @@ from advfeat.cli.options import (
     CountOrNone,
     Data,
     NeededPath,
+    Norm,
     Number,
     OptionalCount,
     OptionalCountOrNone,
@@ -123,7 +124,7 @@ class Evaluate:
     """A run folder of advfeat train."""
     data: Data = field(default_factory=Data)
     split: Literal["train", "test"] = "test"
-    norm: Literal["l2", "linf"] = "l2"
+    norm: Norm = "l2"
     eps: OptionalRadii = None
     """Radii, in pixel scale [0, 1], also as 8/255; default 0.25 0.5 for l2, 4/255 8/255 for linf."""
     attack: Literal["strong", "pgd", "apgd", "auto"] = "strong"
@@ -160,7 +161,7 @@ class Attack:
     """A folder for adversarial.safetensors, attack.json and samples.png."""
     data: Data = field(default_factory=Data)
     split: Literal["train", "test"] = "test"
-    norm: Literal["l2", "linf"] = "l2"
+    norm: Norm = "l2"
     eps: OptionalRadius = None
     """Radius, in pixel scale [0, 1], also as 8/255; default 0.5 for l2, 8/255 for linf."""
     steps: CountOrNone = 40
@@ -187,7 +188,7 @@ class Features:
     """A run folder of advfeat train."""
     data: Data = field(default_factory=lambda: Data(limit=500))
     split: Literal["train", "test"] = "test"
-    norm: Literal["l2", "linf"] = "l2"
+    norm: Norm = "l2"
     eps: OptionalRadius = None
     """Radius, in pixel scale [0, 1], also as 8/255; default 0.25 for l2, 4/255 for linf."""
     steps: CountOrNone = 10

@@ -15,12 +15,12 @@ from rich.text import Text
 from advfeat.attacks import APGD, Attack, Auto
 from advfeat.cli.console import bar, table
 from advfeat.cli.files import load_model, say_written, write_results
-from advfeat.cli.options import radii, radius_text
+from advfeat.cli.options import radii
 from advfeat.evaluation import Evaluation, evaluate, pgd_attack, strong_attack
 from advfeat.files import check_writable_file
 from advfeat.json_files import to_json
 from advfeat.provenance import provenance
-from advfeat.threat import L2, Linf
+from advfeat.threat import NORMS, Threat
 
 if TYPE_CHECKING:
     from advfeat.cli import commands
@@ -43,7 +43,7 @@ def run(c: commands.Evaluate) -> None:
         # Of the whole name: radii have a point in them, and what stands behind it is no ending.
         samples = check_writable_file(c.out).with_name(f"{c.out.name.removesuffix('.json')}.samples.jsonl")
         check_writable_file(samples)
-    eps = radii("--eps", c.eps, c.norm, l2=(0.25, 0.5), linf=(4 / 255, 8 / 255))
+    eps = radii("--eps", c.eps, NORMS[c.norm], NORMS[c.norm].usual_radii)
     attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in eps]
     device = c.runtime.torch_device()
     model = load_model(c.model).to(device)
@@ -67,7 +67,7 @@ def run(c: commands.Evaluate) -> None:
         notes = [] if r.converged else [f"{r.carried} carried over from a smaller radius"]
         notes += [f"{r.zero_gradient} with zero gradients"] if r.zero_gradient else []
         notes += [f"{r.nonfinite_gradient} with gradients not finite"] if r.nonfinite_gradient else []
-        name = f"{c.norm} {radius_text(r.eps, c.norm)}"
+        name = f"{c.norm} {NORMS[c.norm].write_radius(r.eps)}"
         rows.append([name, _percent(r.accuracy), _margin(r.margin), ", ".join(notes)])
     caption = f"{result.clean.n:,} samples; 95 % Wilson intervals"
     if attacks:
@@ -97,8 +97,7 @@ def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
             raise ValueError("--restarts has no meaning for --attack strong, whose runs of Auto-PGD start anew each")
         return strong_attack(eps, c.norm, steps=steps, seed=c.seed, autocast=c.runtime.autocast())
     kind = APGD if c.attack == "apgd" else Auto
-    threat = L2(eps) if c.norm == "l2" else Linf(eps)
-    return kind(threat, steps=steps, restarts=c.restarts, seed=c.seed, autocast=c.runtime.autocast())
+    return kind(Threat.of(c.norm, eps), steps=steps, restarts=c.restarts, seed=c.seed, autocast=c.runtime.autocast())
 
 
 def _attack_in_words(c: commands.Evaluate, attack: Attack) -> str:

@@ -8,13 +8,14 @@ from rich.text import Text
 
 from advfeat.cli.console import bar, console
 from advfeat.cli.files import check_results, load_model, of_what, say_written, write_results
-from advfeat.cli.options import radii, radius_text
+from advfeat.cli.options import radii
 from advfeat.evaluation import pgd_attack
 from advfeat.features import attacked_ranges, check_labels, usefulness
 from advfeat.json_files import to_json
 from advfeat.models import check_fits
 from advfeat.plots import label
 from advfeat.provenance import provenance
+from advfeat.threat import NORMS
 
 if TYPE_CHECKING:
     from advfeat.cli import commands
@@ -24,7 +25,7 @@ def run(c: commands.Features) -> None:
     failed = None
     if c.out is not None:
         check_results(c.out, "features.png", "features.json")
-    eps = radii("--eps", c.eps, c.norm, l2=0.25, linf=4 / 255)
+    eps = radii("--eps", c.eps, NORMS[c.norm], NORMS[c.norm].usual_radii[0])
     device = c.runtime.torch_device()
     model = load_model(c.model).to(device)
     source = c.data.load(c.split, model.input_shape)
@@ -37,7 +38,7 @@ def run(c: commands.Features) -> None:
             model.representation, source.images().to(device), pgd, batch_size=c.runtime.batch_size, progress=report
         )
     found = usefulness(ranges, source.labels)
-    radius = f"{c.norm} {radius_text(eps, c.norm)}"
+    radius = f"{c.norm} {NORMS[c.norm].write_radius(eps)}"
     if c.out is not None:
         attack = {**pgd.to_dict(), "objective": "each feature, down and up", "targeted": True, "keep": "best"}
         settings = {"attack": attack, **of_what(model, source), "model": str(c.model)}

@@ -11,10 +11,17 @@ import os
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
+
+if TYPE_CHECKING:
+    from advfeat.threat import Threat
+
+Radii = TypeVar("Radii", float, tuple[float, ...])
+# advfeat.threat.NORMS, which would import torch.
+Norm = Literal["l2", "linf"]
 
 
 @dataclass(frozen=True)
@@ -232,27 +239,20 @@ def _path(option: str, path: Path) -> Path:
         raise ValueError(f"{option} should be a path, got {str(path)!r}: there is no such user") from None
 
 
-def radii(option: str, given: float | tuple[float, ...] | None, norm: str, **usual: float | tuple[float, ...]):
-    """The radius or radii of an option, or the usual ones of the norm.
+def radii(option: str, given: Radii | None, norm: type[Threat], usual: Radii | None = None) -> Radii:
+    """The radius or radii of an option, or the usual ones.
 
-    Errors: ValueError for a radius of L-inf above 1, which leaves nothing of an image in [0, 1]: an 8 that was meant as
-    8/255; and for one radius twice.
+    Errors: ValueError for a radius whose ball holds every image from each, as an 8 that was meant as 8/255, where that
+    does not hang on the size of the images; and for one radius twice.
     """
-    eps = usual[norm] if given is None else given
+    eps = usual if given is None else given
     several = eps if isinstance(eps, tuple) else (eps,)
     for one in several:
-        if norm == "linf" and one > 1:
+        if math.isinf(norm.order) and one > norm.holds_the_box(1, 1):
             raise ValueError(
-                f"{option} should be at most 1 for linf, as images lie in [0, 1], got {one:g}; is {one:g}/255 meant?"
+                f"{option} should be at most 1 for {norm.norm}, as images lie in [0, 1], got {one:g}; is {one:g}/255 "
+                "meant?"
             )
         if several.count(one) > 1:
             raise ValueError(f"{option} should be different radii, got {one:g} twice")
     return eps
-
-
-def radius_text(eps: float, norm: str) -> str:
-    """A radius as the field writes it: 8/255 for L-inf, 0.5 for L2."""
-    steps = eps * 255
-    return (
-        f"{steps:.0f}/255" if norm == "linf" and 1 <= steps < 255 and abs(steps - round(steps)) < 1e-6 else f"{eps:g}"
-    )

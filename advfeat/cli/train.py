@@ -9,6 +9,7 @@ from advfeat.cli.console import bar, say
 from advfeat.cli.files import check_place
 from advfeat.cli.options import option_of, radii, torch_device
 from advfeat.datasets import sources
+from advfeat.threat import NORMS
 from advfeat.training import TrainConfig, paper_attack, train
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def run(c: commands.Train) -> None:
     if c.adversarial != "none":
         if c.eps is None:
             raise ValueError("--eps should be given with --adversarial: the radius, in pixel scale [0, 1]")
-        radii("--eps", c.eps, c.adversarial)
+        radii("--eps", c.eps, NORMS[c.adversarial])
         config = config.replace(attack=_training_attack(c))
     else:
         for option in ("eps", "attack_steps", "attack_step_size"):

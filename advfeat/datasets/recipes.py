@@ -19,7 +19,7 @@ from advfeat._arguments import meant
 from advfeat.attacks import PGD, Converged
 from advfeat.objectives import Margin, Representation
 from advfeat.random import normals, uniform_numbers
-from advfeat.threat import L2, Linf
+from advfeat.threat import L2, Threat, check_norm
 
 # Streams of random numbers of their own, beside those of random starts (0 and 1).
 _STREAM_TARGET, _STREAM_START = 2, 3
@@ -79,18 +79,18 @@ class PerturbTowardsTarget:
     eps: float
     steps: int
     step_size: float
-    norm: Literal["l2", "linf"] = "l2"
+    norm: str = "l2"
 
     def __post_init__(self) -> None:
         _check_choice("name", self.name, ("rand", "det"))
-        _check_choice("norm", self.norm, ("l2", "linf"))
+        check_norm(self.norm)
 
     @property
     def source_model(self) -> str:
         return "standard"
 
     def attack(self) -> PGD:
-        threat = L2(self.eps) if self.norm == "l2" else Linf(self.eps)
+        threat = Threat.of(self.norm, self.eps)
         return PGD(threat, steps=self.steps, step_size=self.step_size, objective=Margin(1.0), targeted=True)
 
     def targets(self, labels: Tensor, classes: int, seed: int, sample_ids: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ _SHRINK_STEPS = 20
 def quantise(images: Tensor, x0: Tensor, threat: Threat, dtype: str | torch.dtype = "uint8") -> Tensor:
     """Rounds images to uint8 (k = 255 x) or float16 such that they stay in the box and in the ball around x0.
 
-    images, x0: float [B, ...] in [0, 1]. threat: :class:`advfeat.L2` or :class:`advfeat.Linf`; no ball for eps = inf.
+    images, x0: float [B, ...] in [0, 1]. threat: of any norm in :data:`advfeat.threat.NORMS`; no ball for eps = inf.
     Returns a tensor of the dtype; float32 images as they are.
 
-    Linf: each value goes to the nearest of the representable numbers in [x0 - eps, x0 + eps] and the box. L2: to the
-    nearest; in a row that then lies outside the ball, values that moved away from x0 go to their other neighbour
+    L-inf: each value goes to the nearest of the representable numbers in [x0 - eps, x0 + eps] and the box. Other norms:
+    to the nearest; in a row that then lies outside the ball, values that moved away from x0 go to their other neighbour
     instead, those that this costs least first and no more of them than are needed. (All of them would shorten an
     eps = 0.5 perturbation of a CIFAR-10 image by about a fifth; left outside, an L-inf attack of 8/255 saved as uint8
     is one of 9/255.) A value moves by less than one level.
@@ -53,14 +53,14 @@ def quantise(images: Tensor, x0: Tensor, threat: Threat, dtype: str | torch.dtyp
     lo, hi = _column(threat.lo, x, 1).clamp(min=0), _column(threat.hi, x, 1).clamp(max=1)
     # The box first: a neighbour outside it is replaced by the other one.
     down, up = torch.where(down < lo - TOLERANCE, up, down), torch.where(up > hi + TOLERANCE, down, up)
-    if threat.norm == "linf":
+    if math.isinf(threat.order):
         chosen = _nearest_in_reach(x, centre, down, up, eps)
     else:
-        chosen = _nearest_in_l2(x, centre, down, up, eps)
-        outside = _l2_outside(chosen, centre, eps)
+        chosen = _nearest_in_ball(threat, x, centre, down, up, eps)
+        outside = _is_outside(threat, chosen, centre, eps)
         if bool(outside.any()):
-            chosen[outside] = _shrunk(x[outside], centre[outside], _rows(eps, outside), name)
-    _check_inside(chosen, centre, eps, threat.norm, name)
+            chosen[outside] = _shrunk(threat, x[outside], centre[outside], _rows(eps, outside), name)
+    _check_inside(threat, chosen, centre, eps, name)
     return (chosen * 255).round().to(torch.uint8) if name == "uint8" else chosen.half()
 
 
@@ -91,18 +91,19 @@ def _nearest_in_reach(x: Tensor, x0: Tensor, down: Tensor, up: Tensor, eps: Tens
     return torch.where(((nearest - x0).abs() > reach) & ((other - x0).abs() <= reach), other, nearest)
 
 
-def _nearest_in_l2(x: Tensor, x0: Tensor, down: Tensor, up: Tensor, eps: Tensor) -> Tensor:
+def _nearest_in_ball(threat: Threat, x: Tensor, x0: Tensor, down: Tensor, up: Tensor, eps: Tensor) -> Tensor:
+    """For a norm whose p-th power is a sum over the values."""
     nearest = _nearest(x, down, up)
-    rows = _l2_outside(nearest, x0, eps)
+    rows = _is_outside(threat, nearest, x0, eps)
     if not bool(rows.any()):
         return nearest
     x, x0, down, up, near = (t[rows].flatten(1) for t in (x, x0, down, up, nearest))
     other = torch.where(near == down, up, down)
-    square = (near - x0).square()
-    gain = square - (other - x0).square()  # what the squared distance loses by taking the other neighbour
+    power = _power(near - x0, threat.order)
+    gain = power - _power(other - x0, threat.order)  # what the distance's power loses by taking the other neighbour
     cost = torch.where(gain > 0, (other - x).abs() - (near - x).abs(), math.inf)
     order = cost.argsort(dim=1, stable=True)
-    excess = square.sum(1, keepdim=True) - _rows(eps, rows).flatten(1).square()
+    excess = power.sum(1, keepdim=True) - _power(_rows(eps, rows).flatten(1), threat.order)
     before = gain.clamp(min=0).gather(1, order)
     before = before.cumsum(1) - before  # gained by cheaper values
     flip = torch.zeros_like(near, dtype=torch.bool).scatter_(1, order, before < excess) & (gain > 0)
@@ -110,7 +111,11 @@ def _nearest_in_l2(x: Tensor, x0: Tensor, down: Tensor, up: Tensor, eps: Tensor)
     return nearest
 
 
-def _shrunk(x: Tensor, x0: Tensor, eps: Tensor, name: str) -> Tensor:
+def _power(distance: Tensor, order: float) -> Tensor:
+    return distance.square() if order == 2 else distance.abs().pow(order)
+
+
+def _shrunk(threat: Threat, x: Tensor, x0: Tensor, eps: Tensor, name: str) -> Tensor:
     """Rounds x0 + t (x - x0) with the largest t, by bisection, that ends inside the ball; t = 0 if none does."""
     shape = (len(x),) + (1,) * (x.dim() - 1)
     low, high = (
@@ -122,25 +127,24 @@ def _shrunk(x: Tensor, x0: Tensor, eps: Tensor, name: str) -> Tensor:
         t = (low + high) / 2
         moved = x0 + t * (x - x0)
         tried = _nearest(moved, *_neighbours(moved, name))
-        inside = ~_l2_outside(tried, x0, eps).view(shape)
+        inside = ~_is_outside(threat, tried, x0, eps).view(shape)
         best = torch.where(inside, tried, best)
         low, high = torch.where(inside, t, low), torch.where(inside, high, t)
     return best
 
 
-def _l2_outside(x: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
-    return (x - x0).flatten(1).norm(dim=1) > eps.flatten() + TOLERANCE / 2
+def _is_outside(threat: Threat, x: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+    return threat.length((x - x0).flatten(1)) > eps.flatten() + TOLERANCE / 2
 
 
-def _check_inside(x: Tensor, x0: Tensor, eps: Tensor, norm: str, name: str) -> None:
-    difference = (x - x0).flatten(1)
-    distance = difference.abs().amax(1) if norm == "linf" else difference.norm(dim=1)
+def _check_inside(threat: Threat, x: Tensor, x0: Tensor, eps: Tensor, name: str) -> None:
+    distance = threat.length((x - x0).flatten(1))
     outside = (distance > eps.flatten() + TOLERANCE).nonzero()
     if len(outside):
         row = int(outside[0])
         radius = float(eps.flatten().expand(len(x))[row])
         raise ValueError(
-            f"no {name} image was found within {norm} {radius:g} of x0 in row {row}, the nearest lies at "
+            f"no {name} image was found within {threat.norm} {radius:g} of x0 in row {row}, the nearest lies at "
             f"{distance[row]:.3g}: store the set as float32"
         )
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advfeat._arguments import check_norm, number, whole_number
+from advfeat._arguments import number, whole_number
 from advfeat.attacks import PGD, Attack, Auto, Ensemble
 from advfeat.objectives import Margin, Objective
-from advfeat.threat import L2, Linf
+from advfeat.threat import Threat, check_norm
 
 
 def strong_attack(
@@ -53,9 +53,8 @@ def pgd_attack(
     """
     check_norm(norm)
     eps, restarts = float(number("eps", eps)), whole_number("restarts", restarts)
-    threat = L2(eps) if norm == "l2" else Linf(eps)
     return PGD(
-        threat,
+        Threat.of(norm, eps),
         steps=steps,
         step_size=step_size,
         objective=Margin() if objective is None else objective,

@@ -109,8 +109,7 @@ def attacked_samples(
 def _distance(attack: Attack, x_adv: Tensor, x: Tensor) -> float:
     """The largest distance, in float64 and by torch alone: the attack's own word is not taken for it."""
     difference = (x_adv.double() - x.double()).flatten(1)
-    order = 2 if attack.threat.norm == "l2" else math.inf
-    return float(torch.linalg.vector_norm(difference, order, dim=1).max())
+    return float(torch.linalg.vector_norm(difference, attack.threat.order, dim=1).max())
 
 
 def mean(values: Tensor) -> float | None:

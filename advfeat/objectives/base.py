@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from advfeat._names import written_arguments
 
 
 class Objective:
@@ -35,7 +38,20 @@ class Objective:
 
     @property
     def name(self) -> str:
-        return type(self).__name__
+        """Its class with its parameters, as in ``Mine(weight=2.0)``: results are found by it, so objectives that differ
+        should have names that do. Fields of a dataclass that have their defaults are left out."""
+        usual = {}
+        if dataclasses.is_dataclass(self):
+            usual = {f.name: f.default for f in dataclasses.fields(self)}
+        given = [(name, value) for name, value in vars(self).items() if not _is_same(value, usual.get(name, _NOTHING))]
+        return type(self).__name__ + written_arguments(given)
+
+
+_NOTHING = object()
+
+
+def _is_same(value: object, usual: object) -> bool:
+    return type(value) is type(usual) and not isinstance(value, Tensor) and bool(value == usual)
 
 
 def are_labels(target: Tensor) -> bool:

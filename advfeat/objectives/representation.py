@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from advfeat._arguments import flag
-from advfeat._names import function_name
 from advfeat.objectives.base import Objective, wide
 
 
@@ -30,12 +29,6 @@ class Representation(Objective):
         if self.features is not None and not callable(self.features):
             raise TypeError(f"features should be a function of images, or None, got {self.features!r}")
         object.__setattr__(self, "relative", flag("relative", self.relative))
-
-    @property
-    def name(self) -> str:
-        given = [f"features={function_name(self.features)}"] if self.features is not None else []
-        given += ["relative"] if self.relative else []
-        return f"{type(self).__name__}({', '.join(given)})" if given else type(self).__name__
 
     def value(self, model, x, target):
         features = getattr(model, "representation", None) if self.features is None else self.features

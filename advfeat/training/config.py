@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from advfeat._arguments import check_norm, flag, meant, number, numbers, whole_number
+from advfeat._arguments import flag, meant, number, numbers, whole_number
 from advfeat.attacks import PGD
 from advfeat.objectives import Margin
 from advfeat.settings import as_json
-from advfeat.threat import L2, Linf
+from advfeat.threat import Threat, check_norm
 from advfeat.training.augment import AUGMENTATIONS
 from advfeat.training.schedules import SCHEDULES
 
@@ -128,8 +128,9 @@ def paper_attack(eps: float = 0.5, norm: str = "l2", steps: int = 7) -> PGD:
     """
     check_norm(norm)
     eps = float(number("eps", eps))
-    threat = L2(eps) if norm == "l2" else Linf(eps)
-    return PGD(threat, steps=steps, step_size=eps / 5, objective=Margin(1.0))  # the direction of cross-entropy
+    return PGD(
+        Threat.of(norm, eps), steps=steps, step_size=eps / 5, objective=Margin(1.0)
+    )  # the direction of cross-entropy
 
 
 def paper_cifar10(**changes: Any) -> TrainConfig:
