@@ -81,10 +81,10 @@ def test_radii_are_taken_as_the_field_writes_them(model, tmp_path, capsys):
 
 
 def test_radii_are_those_of_the_norm_where_none_are_given():
-    assert options.radii("--eps", None, "linf", l2=0.5, linf=8 / 255) == 8 / 255
-    assert options.radii("--eps", None, "l2", l2=(0.25, 0.5), linf=8 / 255) == (0.25, 0.5)
-    assert options.radii("--eps", (), "l2", l2=0.5, linf=8 / 255) == ()
-    assert options.radii("--eps", 0.0, "l2", l2=0.5, linf=8 / 255) == 0.0
+    assert options.radii("--eps", None, advfeat.Linf, 8 / 255) == 8 / 255
+    assert options.radii("--eps", None, advfeat.L2, (0.25, 0.5)) == (0.25, 0.5)
+    assert options.radii("--eps", (), advfeat.L2, 0.5) == ()
+    assert options.radii("--eps", 0.0, advfeat.L2, 0.5) == 0.0
     assert [advfeat.Linf.write_radius(e) for e in (8 / 255, 0.3, 1 / 2550)] == ["8/255", "0.3", "0.000392157"]
     assert advfeat.L2.write_radius(0.5) == "0.5"
 

@@ -57,9 +57,8 @@ def test_length_and_dual(kind, rows, dim, seed):
     d, w = (torch.randn(rows, dim, generator=g, dtype=F64) for _ in range(2))
     assert 1 / kind.order + 1 / kind.dual_order == 1
     length = kind.length(d)
-    assert torch.allclose(
-        length, torch.tensor([float(torch.linalg.vector_norm(r, kind.order)) if dim else 0.0 for r in d])
-    )
+    own = [float(torch.linalg.vector_norm(row, kind.order)) if dim else 0.0 for row in d]
+    assert torch.allclose(length, torch.tensor(own, dtype=F64))
     dual = torch.linalg.vector_norm(w, kind.dual_order, dim=1) if dim else torch.zeros(rows, dtype=F64)
     assert ((w * d).sum(1).abs() <= dual * length + 1e-12).all()
     corners = torch.ones(1, max(dim, 1), dtype=F64) * 0.5
