@@ -1,5 +1,5 @@
 """What the operators of :mod:`advfeat.ops` refuse where plain torch does their work: the same as the kernels do, which
-look for themselves (csrc/check.cpp). Plain torch would broadcast, or go on with a negative radius.
+look for themselves (csrc/core/check.cpp and prepare.cpp). Plain torch would broadcast, or go on with a negative radius.
 
 Errors: RuntimeError naming the argument, what was expected and what was seen.
 """

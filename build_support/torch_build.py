@@ -159,8 +159,8 @@ def architectures(requested: str | None, supported: Sequence[str]) -> str:
 
 
 def source_files(cuda: bool, root: Path = ROOT) -> list[str]:
-    """The sources, relative to ``root``: the folder is the dispatch key, a build without CUDA leaves csrc/cuda out."""
-    patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp"] + (["csrc/cuda/*.cpp", "csrc/cuda/*.cu"] if cuda else [])
+    """The sources, relative to ``root``: a build without CUDA leaves the .cu files out, and nothing else differs."""
+    patterns = ["csrc/*.cpp", "csrc/*/*.cpp", *(["csrc/*/*.cu"] if cuda else [])]
     return sorted(path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern))
 
 

@@ -12,7 +12,7 @@ constexpr unsigned long long kStableAbiTarget = TORCH_TARGET_VERSION;
 #include <string>
 #include <vector>
 
-#include "cpu/rows.h"
+#include "core/rows.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/cuda on the CPU: compiled with the C++ compiler against the emulator in cuda_on_cpu/.
+"""The CUDA kernels of csrc on the CPU: compiled with the C++ compiler against the emulator in cuda_on_cpu/.
 
 Its operators are ``torch.ops.advfeat_emulated``, take tensors on the CPU and are checked like the others.
 """
@@ -31,8 +31,8 @@ CSRC = HERE.parent / "csrc"
 EMULATOR = HERE / "cuda_on_cpu"
 SOURCES = [
     *sorted(EMULATOR.glob("*.cpp")),
-    *(CSRC / name for name in ("ops.cpp", "check.cpp", "cuda/register.cpp")),
-    *sorted((CSRC / "cuda").glob("*.cu")),
+    *(CSRC / "core" / name for name in ("check.cpp", "prepare.cpp")),
+    *sorted((CSRC / "ops").glob("*.c*")),
 ]
 # Undefined behaviour (a pack that is not aligned, an index beyond an array) ends the process with a message; where the
 # compiler can put that check into a library.
@@ -106,7 +106,7 @@ def load(folder: Path) -> Emulator:
 
         def compile_one(source: Path) -> str:
             made = objects / f"{source.stem}.o"
-            own = checked if source.suffix == ".cu" else []
+            own = ["-DADVFEAT_CUDA_SOURCE", *checked] if source.suffix == ".cu" else []
             run([*compiler, *flags, *own, "-x", "c++", "-c", str(source), "-o", str(made)])
             return str(made)
 

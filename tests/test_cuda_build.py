@@ -19,7 +19,7 @@ from unittest import mock
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+SOURCES = sorted((ROOT / "csrc").rglob("*.cu"))
 HOPPER = "9.0"  # the architecture whose instructions are read
 
 # Argument reduction of sine and cosine, in CUDA's own library, indexes a table of the thread; once an attack.
@@ -159,7 +159,7 @@ def test_no_kernel_spills(compiled):
 
 
 def test_static_shared_memory_is_what_the_launches_leave_free(compiled):
-    tuning = (ROOT / "csrc" / "cuda" / "tuning.h").read_text()
+    tuning = (ROOT / "csrc" / "core" / "tuning.h").read_text()
     reserved = int(re.search(r"kStaticShared = (\d+);", tuning)[1])
     for result in compiled.values():
         rows = [kernel for kernel in result.kernels if kernel.name == "l2_rows"]

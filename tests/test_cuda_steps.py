@@ -20,7 +20,7 @@ from strategies import BF16, DTYPE_PAIRS, F16, F32, F64, PROJECTIONS, STEPS, sam
 
 from advfeat import ops, reference
 
-# csrc/cuda/tuning.h on an H100 or H200: blocks of a cluster, bytes of a row that each holds
+# csrc/core/tuning.h on an H100 or H200: blocks of a cluster, bytes of a row that each holds
 HOLDINGS = [(1, 113_664), (2, 113_664), (4, 113_664), (8, 113_664), (16, 113_664), (8, 230_400), (16, 230_400)]
 
 

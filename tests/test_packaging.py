@@ -235,11 +235,9 @@ def test_the_search_for_unpickling_finds_it(code):
 
 def test_cuda_sources_are_included_exactly_when_cuda_is_chosen():
     cpu, cuda = torch_build.source_files(False), torch_build.source_files(True)
-    in_cuda_folder = {
-        p.relative_to(ROOT).as_posix() for e in ("cu", "cpp") for p in (ROOT / "csrc/cuda").rglob(f"*.{e}")
-    }
-    assert in_cuda_folder and set(cuda) - set(cpu) == in_cuda_folder
-    assert {"csrc/ops.cpp", "csrc/module.cpp"} <= set(cpu) <= set(cuda)
+    kernels = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.cu")}
+    assert kernels and set(cuda) - set(cpu) == kernels
+    assert {"csrc/ops/l2_step.cpp", "csrc/core/check.cpp", "csrc/module.cpp"} <= set(cpu) <= set(cuda)
     all_sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".cu")}
     assert set(cuda) == all_sources, "a source that no build compiles"
 

@@ -1,5 +1,5 @@
 // Included before every source: csrc as a second library, "advfeat_emulated", whose CUDA kernels take tensors on the
-// CPU.
+// CPU. Of the .cpp files it has the operators and their checks; their CPU kernels are left out.
 #pragma once
 
 // First all of torch that the sources include, so that the names below change in the sources alone.
@@ -14,7 +14,14 @@
 #include <string>
 
 #define advfeat advfeat_emulated
+#ifdef ADVFEAT_CUDA_SOURCE
 #define CUDA CPU  // the dispatch key and the device of workspaces
+#else
+// Nothing calls this function, nor what only it refers to, so the compiler drops the CPU kernels of the file.
+#undef STABLE_TORCH_LIBRARY_IMPL
+#define STABLE_TORCH_LIBRARY_IMPL(ns, key, m) \
+  [[maybe_unused]] static void not_registered(torch::stable::detail::StableLibrary& m)
+#endif
 
 // What needs torch's CUDA library.
 namespace torch::stable::accelerator {

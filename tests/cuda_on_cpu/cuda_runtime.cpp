@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "../../csrc/cuda/tuning.h"
+#include "../../csrc/core/tuning.h"
 
 namespace emulator {
 namespace {

@@ -1,4 +1,4 @@
-// The part of CUDA that csrc/cuda uses, over the emulator.
+// The part of CUDA that the .cu files of csrc use, over the emulator.
 #pragma once
 
 #include <cmath>

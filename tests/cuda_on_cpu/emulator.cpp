@@ -20,7 +20,7 @@ namespace {
 constexpr size_t kMostShared = 256 * 1024;
 }
 
-// The array behind `extern __shared__` in csrc/cuda/values.cuh.
+// The array behind `extern __shared__` in csrc/core/values.cuh.
 namespace advfeat::cuda {
 alignas(16) thread_local unsigned char advfeat_dynamic_shared[kMostShared];
 }

@@ -6,8 +6,9 @@
 // random, memory that was not written holds NaNs, a copy arrives when it is waited for and not before. What it leaves
 // undefined ends the launch with an exception that says what was done, by which thread of which block.
 //
-// It knows only what csrc/cuda uses: one dimension, whole warps, clusters of a power of two. It says nothing about
-// speed, about what the compiler makes of a kernel (test_cuda_build.py reads that), or about races on global memory.
+// It knows only what the .cu files of csrc use: one dimension, whole warps, clusters of a power of two. It says nothing
+// about speed, about what the compiler makes of a kernel (test_cuda_build.py reads that), or about races on global
+// memory.
 #pragma once
 
 #include <cstddef>

@@ -10,9 +10,9 @@
 // limit on both. Only rows that come out of the cache of such a consumer card wait for the float64 units.
 #pragma once
 
-#include "../l2_math.h"
-#include "reduction.cuh"
-#include "values.cuh"
+#include "../core/l2_math.h"
+#include "../core/reduction.cuh"
+#include "../core/values.cuh"
 
 namespace advfeat::cuda {
 
@@ -80,25 +80,20 @@ __device__ L2Scales row_scales(const Reader& reader, const Span& mine, Blocks& b
   for_each_group(reader, mine, [&](const auto& v) {
 #pragma unroll
     for (int k = 0; k < kWidth<T>; ++k) {
-      const double g = fabs(gradient(v, k)), d = fabs(difference(v, k));
-      m[0] = g > m[0] || g != g ? g : m[0];
-      m[1] = d > m[1] || d != d ? d : m[1];
+      m[0] = larger(m[0], fabs(gradient(v, k)));
+      m[1] = larger(m[1], fabs(difference(v, k)));
     }
   });
   max_over(blocks, m);
   zero = m[0] == 0;
   not_finite = !finite(m[0]);
-  L2Scales scales;
-  scales.grad = inverse_power_of_two(exponent_of(m[0]), 1000);
-  scales.d = inverse_power_of_two(exponent_of(m[1]), 1000);
-  return scales;
+  return scales_for(m[0], m[1]);
 }
 
 // ||d + u|| measured on the values, where the sums cancel.
 template <typename T, typename Reader, typename Blocks>
 __device__ double measured_norm(const Reader& reader, const Span& mine, Blocks& blocks, const L2Move& move,
-                                double largest) {
-  const double scale = inverse_power_of_two(exponent_of(largest), 1000);
+                                double scale) {
   double sum[1] = {0};
   for_each_group(reader, mine, [&](const auto& v) {
 #pragma unroll
@@ -131,10 +126,8 @@ __device__ L2Move row_move(const StepArgs& a, int64_t row, const RowNumbers& num
   L2Scales scales;
   bool zero = s.gg == 0, not_finite = !finite(s.gg);
   if constexpr (std::is_same_v<T, double>) {
-    // Squares may have vanished or overflowed: look at the magnitudes, and sum again in a safe range. Every thread has
-    // the same sums, so all of them take this branch or none.
-    const bool grad_safe = !a.grad || (s.gg != 0 && in_safe_range(s.gg));
-    if (!(grad_safe && s.dd != 0 && in_safe_range(s.dd))) {
+    // Every thread has the same sums, so all of them take this branch or none.
+    if (needs_scales(s, a.grad)) {
       scales = row_scales<T>(reader, mine, blocks, zero, not_finite);
       double sums[3] = {0, 0, 0};
       add_to_sums<T>(sums, reader, mine, scales);
@@ -145,16 +138,14 @@ __device__ L2Move row_move(const StepArgs& a, int64_t row, const RowNumbers& num
   __syncthreads();  // `told` may still be read for the row before
   if (threadIdx.x == 0) {
     // Alone: square roots and divisions in float64 by every thread would take longer than the barrier.
-    L2Move m = l2_direction(s, scales, numbers.step_size, a.grad && !not_finite, kExponent<T>);
+    L2Move m = l2_direction(s, scales, numbers.step_size, a.grad && !not_finite, std::is_same_v<T, double>);
     const double norm = l2_moved_norm(s, scales, numbers.step_size, m);
     if (!(norm < 0)) l2_set_shrink(m, norm, numbers.eps);
     told = {m.has_grad, m.inside, m.prescale, m.factor, m.d_prescale, m.shrink, norm};
   }
   __syncthreads();
-  if (threadIdx.x == 0 && blocks.rank() == 0 && a.grad && a.grad_status) {  // after the barrier: nobody waits for it
-    if (zero) ++a.grad_status[2 * row];
-    if (not_finite) ++a.grad_status[2 * row + 1];
-  }
+  if (threadIdx.x == 0 && blocks.rank() == 0 && a.grad)
+    count_bad(a, row, zero, not_finite);  // after the barrier: nobody waits for it
   L2Move m;
   m.has_grad = told.has_grad;
   m.inside = told.inside;
@@ -162,10 +153,8 @@ __device__ L2Move row_move(const StepArgs& a, int64_t row, const RowNumbers& num
   m.factor = told.factor;
   m.d_prescale = told.d_prescale;
   m.shrink = told.shrink;
-  if (told.norm < 0) {
-    const double d = sqrt(s.dd) / scales.d, step = fabs(numbers.step_size);
-    l2_set_shrink(m, measured_norm<T>(reader, mine, blocks, m, d > step ? d : step), numbers.eps);
-  }
+  if (told.norm < 0)
+    l2_set_shrink(m, measured_norm<T>(reader, mine, blocks, m, moved_scale(s, scales, numbers.step_size)), numbers.eps);
   return m;
 }
 

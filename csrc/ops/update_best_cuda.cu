@@ -2,21 +2,15 @@
 // one block copies is decided before that block writes the value; longer rows get their values from a second kernel.
 #include <algorithm>
 
-#include "kernels.h"
-#include "launch.h"
-#include "values.cuh"
+#include "../core/launch.h"
+#include "../core/values.cuh"
+#include "update_best.h"
 
 namespace advfeat::cuda {
 namespace {
 
-// A NaN value is never better; anything that is a number is better than NaN.
 template <typename V>
-__device__ bool is_better(V value, V best) {
-  return value > best || (best != best && value == value);
-}
-
-template <typename V>
-__device__ bool is_better(const UpdateBestArgs& a, int64_t row) {
+__device__ bool row_is_better(const UpdateBestArgs& a, int64_t row) {
   return is_better(static_cast<const V*>(a.value)[row], static_cast<const V*>(a.best_value)[row]);
 }
 
@@ -32,7 +26,7 @@ __global__ void __launch_bounds__(kChunkThreads) copy_better(const __grid_consta
     const Split place = split(i, words.per_row);
     const int64_t row = place.quotient, first = place.remainder * words.chunk_groups;
     const int64_t end = min(first + words.chunk_groups, words.groups);
-    const bool better = is_better<V>(a, row);
+    const bool better = row_is_better<V>(a, row);
     if (words.per_row == 1) {
       __syncthreads();  // every thread has decided
       if (better && threadIdx.x == 0) set_value<V>(a, row);
@@ -48,7 +42,7 @@ template <typename V>
 __global__ void __launch_bounds__(kFlatThreads) keep_values(const __grid_constant__ UpdateBestArgs a) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; row < a.rows; row += stride)
-    if (is_better<V>(a, row)) set_value<V>(a, row);
+    if (row_is_better<V>(a, row)) set_value<V>(a, row);
 }
 
 template <typename V, typename Word>
@@ -75,8 +69,10 @@ void launch(const UpdateBestArgs& a) {
   return launch<V, uint8_t>(a);
 }
 
+void update_best(const UpdateBestArgs& args) { args.value_is_double ? launch<double>(args) : launch<float>(args); }
+
 }  // namespace
 
-void update_best(const UpdateBestArgs& args) { args.value_is_double ? launch<double>(args) : launch<float>(args); }
+STABLE_TORCH_LIBRARY_IMPL(advfeat, CUDA, m) { m.impl("update_best_", TORCH_BOX(&update_best_<update_best>)); }
 
 }  // namespace advfeat::cuda

@@ -4,13 +4,7 @@
 // gives the norm of the gradient and the norm of the moved point at once (no second pass, no additive epsilon).
 #pragma once
 
-#include <cmath>
-
-#ifdef __CUDACC__
-#define ADVFEAT_HOST_DEVICE __host__ __device__
-#else
-#define ADVFEAT_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace advfeat {
 
@@ -37,9 +31,14 @@ struct L2Move {
   double shrink = 1;  // with d_prescale: eps / ||d + step||
 };
 
-ADVFEAT_HOST_DEVICE inline bool finite(double v) { return v - v == 0; }
-
 ADVFEAT_HOST_DEVICE inline bool in_safe_range(double sum) { return sum == 0 || (sum > 1e-250 && sum < 1e250); }
+
+// Whether the squares of a float64 row may have vanished or overflowed, so that its magnitudes have to be looked at and
+// its sums taken again with scales_for(). Float64 accumulation of the smaller dtypes never needs it.
+ADVFEAT_HOST_DEVICE inline bool needs_scales(const L2Sums& s, bool has_grad) {
+  const bool grad_safe = !has_grad || (s.gg != 0 && in_safe_range(s.gg));
+  return !(grad_safe && s.dd != 0 && in_safe_range(s.dd));
+}
 
 // The exponent e with |v| in [2^e, 2^(e+1)); 0 for zero and what is not finite.
 ADVFEAT_HOST_DEVICE inline int exponent_of(double v) { return v > 0 && finite(v) ? ilogb(v) : 0; }
@@ -50,15 +49,30 @@ ADVFEAT_HOST_DEVICE inline double inverse_power_of_two(int e, int limit) {
   return ldexp(1.0, -e);
 }
 
+// The scales for a row whose largest magnitudes are these.
+ADVFEAT_HOST_DEVICE inline L2Scales scales_for(double grad, double d) {
+  L2Scales scales;
+  scales.grad = inverse_power_of_two(exponent_of(grad), 1000);
+  scales.d = inverse_power_of_two(exponent_of(d), 1000);
+  return scales;
+}
+
+// The scale for the values of a moved point, where ||d + u|| is measured on them.
+ADVFEAT_HOST_DEVICE inline double moved_scale(const L2Sums& s, const L2Scales& scales, double step_size) {
+  const double d = sqrt(s.dd) / scales.d, a = fabs(step_size);
+  return inverse_power_of_two(exponent_of(d > a ? d : a), 1000);
+}
+
 // The squared cosine form loses digits when d and the step nearly cancel; below this the caller measures the norm
 // directly.
 constexpr double kCancellation = 1e-3;
 
-// The gradient's part of the move. float_exponent: 126 for float32 arithmetic, 1022 for float64.
+// The gradient's part of the move. Its prescale is a normal number of the arithmetic type, float64 or float32.
 ADVFEAT_HOST_DEVICE inline L2Move l2_direction(const L2Sums& s, const L2Scales& scales, double step_size, bool grad,
-                                               int float_exponent) {
+                                               bool in_float64) {
   L2Move m;
   m.has_grad = grad && s.gg > 0 && finite(s.gg);
+  const int float_exponent = in_float64 ? 1022 : 126;
   if (m.has_grad) {
     // By exponents, because the norm itself may be beyond the largest number: 1e308 in every value.
     const double norm = sqrt(s.gg);  // of grad * scales.grad

@@ -1,10 +1,10 @@
 // Chooses the SIMD level once, when the first kernel runs.
+#include "rows.h"
+
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
-
-#include "rows.h"
 
 namespace advfeat::cpu {
 

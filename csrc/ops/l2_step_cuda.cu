@@ -3,9 +3,9 @@
 // The decision is its own kernel because an in-place move overwrites what the rare second looks at a row read.
 #include <optional>
 
-#include "kernels.h"
+#include "../core/boxed.h"
+#include "../core/launch.h"
 #include "l2_kept_row.cuh"
-#include "launch.h"
 
 namespace advfeat::cuda {
 namespace {
@@ -125,11 +125,18 @@ void launch(const StepArgs& a) {
                  aligned);
 }
 
-}  // namespace
-
 void l2_step(const StepArgs& args) {
   for_dtypes(args.dtype, args.grad_dtype,
              [&](auto value, auto grad) { launch<decltype(value), decltype(grad)>(args); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(advfeat, CUDA, m) {
+  m.impl("l2_step", TORCH_BOX(&step<l2_step>));
+  m.impl("l2_step_", TORCH_BOX(&step_<l2_step>));
+  m.impl("project_l2", TORCH_BOX(&project<l2_step>));
+  m.impl("project_l2_", TORCH_BOX(&project_<l2_step>));
 }
 
 }  // namespace advfeat::cuda

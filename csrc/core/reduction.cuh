@@ -5,6 +5,7 @@
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
+#include "host_device.h"
 #include "tuning.h"
 
 namespace advfeat::cuda {
@@ -112,10 +113,10 @@ __device__ inline void sum_over(Blocks& blocks, double (&v)[N]) {
   blocks.reduce(v, [](double a, double b) { return a + b; });
 }
 
-// Maxima of magnitudes; a NaN wins over every number.
+// Maxima of magnitudes.
 template <typename Blocks, int N>
 __device__ inline void max_over(Blocks& blocks, double (&v)[N]) {
-  blocks.reduce(v, [](double a, double b) { return b > a || b != b ? b : a; });
+  blocks.reduce(v, [](double a, double b) { return larger(a, b); });
 }
 
 }  // namespace advfeat::cuda

@@ -1,8 +1,8 @@
 // The inner loops over (a part of) a row, one table of functions a SIMD level and pair of dtypes.
 #pragma once
 
-#include "../args.h"
-#include "../l2_math.h"
+#include "args.h"
+#include "l2_math.h"
 
 namespace advfeat::cpu {
 

@@ -1,7 +1,7 @@
 // linf_step and project_linf: one group a thread, or, to count bad gradients as well, one chunk of a row a block.
-#include "kernels.h"
-#include "launch.h"
-#include "values.cuh"
+#include "../core/boxed.h"
+#include "../core/launch.h"
+#include "../core/values.cuh"
 
 namespace advfeat::cuda {
 namespace {
@@ -45,11 +45,6 @@ __global__ void __launch_bounds__(kFlatThreads)
   }
 }
 
-__device__ void count_bad(const StepArgs& a, int64_t row, bool nonzero, bool not_finite) {
-  a.grad_status[2 * row] += !nonzero;
-  a.grad_status[2 * row + 1] += not_finite;
-}
-
 // Flags of the whole block: bit 0 nonzero, bit 1 not finite.
 __device__ int block_flags(bool nonzero, bool not_finite) {
   return (__syncthreads_or(nonzero) ? 1 : 0) | (__syncthreads_or(not_finite) ? 2 : 0);
@@ -76,7 +71,7 @@ __global__ void __launch_bounds__(kChunkThreads)
     const int all_flags = block_flags(flags.nonzero, flags.not_finite);
     if (threadIdx.x != 0) continue;
     if (chunks.per_row == 1)
-      count_bad(a, row, all_flags & 1, all_flags & 2);
+      count_bad(a, row, !(all_flags & 1), all_flags & 2);
     else
       chunk_flags[i] = static_cast<uint8_t>(all_flags);
   }
@@ -87,7 +82,7 @@ __global__ void count_rows(const __grid_constant__ StepArgs a, int64_t chunks_pe
     int flags = 0;
     for (int64_t i = threadIdx.x; i < chunks_per_row; i += blockDim.x) flags |= chunk_flags[row * chunks_per_row + i];
     flags = block_flags(flags & 1, flags & 2);
-    if (threadIdx.x == 0) count_bad(a, row, flags & 1, flags & 2);
+    if (threadIdx.x == 0) count_bad(a, row, !(flags & 1), flags & 2);
   }
 }
 
@@ -112,11 +107,18 @@ void launch(const StepArgs& a) {
   run("count_rows", count_rows, a.rows, kWarp, 0, a, chunks.per_row, static_cast<const uint8_t*>(chunk_flags));
 }
 
-}  // namespace
-
 void linf_step(const StepArgs& args) {
   for_dtypes(args.dtype, args.grad_dtype,
              [&](auto value, auto grad) { launch<decltype(value), decltype(grad)>(args); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(advfeat, CUDA, m) {
+  m.impl("linf_step", TORCH_BOX(&step<linf_step>));
+  m.impl("linf_step_", TORCH_BOX(&step_<linf_step>));
+  m.impl("project_linf", TORCH_BOX(&project<linf_step>));
+  m.impl("project_linf_", TORCH_BOX(&project_<linf_step>));
 }
 
 }  // namespace advfeat::cuda

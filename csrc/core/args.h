@@ -1,4 +1,5 @@
-// The contract between the checks (check.h) and the kernels (cpu/, cuda/): plain structs, no torch types.
+// The contract between the checks and the kernels: plain structs, no torch types. What one operator alone needs is
+// beside it, in ops/.
 //
 // A batch [B, ...] is `rows` samples of `dim` values. Inside a row the values of every tensor of one call lie densely
 // and in the same order (contiguous or channels_last); rows may be further apart than `dim`, or 0 apart for an expanded
@@ -7,23 +8,30 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace advfeat {
 
 enum class Dtype : int { float32, float64, float16, bfloat16 };
 
-// A number for all rows, or one number a row (device pointer on CUDA, where it is never read by the host).
+// A number for all rows, or one number per row (device pointer on CUDA, where it is never read by the host).
 struct PerRow {
   double value = 0;
   const double* rows = nullptr;  // [B] or null
 };
 
-// A bound for all values, or one a channel: value i of a row belongs to channel (i / inner) % channels.
+// A bound for all values, or one per channel: value i of a row belongs to channel (i / inner) % channels.
 struct Bound {
   double value = 0;
   const double* channels = nullptr;  // [C] or null
 };
 
-// out = clip(ball(x + step)), the arguments of linf_step, l2_step and, without a gradient, of the projections.
+ADVFEAT_HOST_DEVICE inline double at(const PerRow& p, int64_t row) { return p.rows ? p.rows[row] : p.value; }
+ADVFEAT_HOST_DEVICE inline double at(const Bound& b, int64_t channel) {
+  return b.channels ? b.channels[channel] : b.value;
+}
+
+// out = clip(ball(x + step)), the arguments of every step and, without a gradient, of the projections.
 struct StepArgs {
   void* out = nullptr;  // may be x
   const void* x = nullptr;
@@ -40,30 +48,11 @@ struct StepArgs {
   int32_t* grad_status = nullptr;  // [B, 2] or null: column 0 += gradient all zero, column 1 += gradient not finite
 };
 
-// out = a random point of the ball around x0, clipped to the box. out and x0 are contiguous.
-struct RandomStartArgs {
-  void* out = nullptr;
-  const void* x0 = nullptr;
-  int device = -1;  // CUDA device index
-  int64_t rows = 0, dim = 0;
-  Dtype dtype = Dtype::float32;
-  PerRow eps;
-  Bound lo, hi;
-  int64_t channels = 1, inner = 1;
-  uint64_t seed = 0;
-  const int64_t* sample_ids = nullptr;  // [B]
-};
-
-// For each row with value > best_value (or best_value NaN): best_x = x, best_value = value.
-struct UpdateBestArgs {
-  void* best_x = nullptr;
-  const void* x = nullptr;
-  void* best_value = nullptr;  // [B]
-  const void* value = nullptr;
-  int device = -1;  // CUDA device index
-  int64_t rows = 0, row_bytes = 0;
-  int64_t best_x_stride_bytes = 0, x_stride_bytes = 0;
-  bool value_is_double = false;
-};
+// Counts a row's bad gradient. A good one touches no memory.
+ADVFEAT_HOST_DEVICE inline void count_bad(const StepArgs& a, int64_t row, bool zero, bool not_finite) {
+  if (!a.grad_status) return;
+  if (zero) ++a.grad_status[2 * row];
+  if (not_finite) ++a.grad_status[2 * row + 1];
+}
 
 }  // namespace advfeat

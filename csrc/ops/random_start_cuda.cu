@@ -1,16 +1,11 @@
-// A random point of the ball around each sample, clipped to the box; the formulas of cpu/random_start.cpp, in float64.
-#include <cmath>
-
-#include "../philox.h"
-#include "kernels.h"
-#include "launch.h"
-#include "reduction.cuh"
-#include "values.cuh"
+// random_start_linf and random_start_l2 on CUDA, in float64.
+#include "../core/launch.h"
+#include "../core/reduction.cuh"
+#include "../core/values.cuh"
+#include "random_start.h"
 
 namespace advfeat::cuda {
 namespace {
-
-constexpr double kTwoPi = 2 * 3.14159265358979323846;
 
 // Writes the values of one quad of a row: x0 + offset, clipped.
 template <typename T>
@@ -37,25 +32,12 @@ __global__ void __launch_bounds__(kRandomThreads)
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < all; i += stride) {
     const Split place = split(i, quads);
     const int64_t row = place.quotient, quad = place.remainder;
-    const Philox4 words = philox(a.seed, a.sample_ids[row], static_cast<uint32_t>(quad), Stream::values);
+    const Philox4 words = quad_words(a, row, quad);
     const double eps = at(a.eps, row);
     double offset[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) offset[j] = mul(2 * open_unit(words.v[j]) - 1, eps);  // 2 u - 1 is exact
+    for (int j = 0; j < 4; ++j) offset[j] = mul(signed_unit(words.v[j]), eps);
     write_quad<T>(a, row, quad, offset, box);
-  }
-}
-
-// Two words give two normals (Box-Muller).
-__device__ void normals(const RandomStartArgs& a, int64_t row, int64_t quad, double (&normal)[4]) {
-  const Philox4 words = philox(a.seed, a.sample_ids[row], static_cast<uint32_t>(quad), Stream::values);
-#pragma unroll
-  for (int j = 0; j < 4; j += 2) {
-    const double r = sqrt(-2 * log(open_unit(words.v[j])));
-    double sine, cosine;
-    sincos(kTwoPi * open_unit(words.v[j + 1]), &sine, &cosine);
-    normal[j] = mul(r, cosine);
-    normal[j + 1] = mul(r, sine);
   }
 }
 
@@ -68,24 +50,21 @@ __global__ void __launch_bounds__(kRandomThreads)
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     double normal[4], sum[1] = {0};
     for (int64_t quad = threadIdx.x; quad < quads; quad += blockDim.x) {
-      normals(a, row, quad, normal);
+      normal_quad(a, row, quad, normal);
 #pragma unroll
       for (int j = 0; j < 4; ++j)
         if (4 * quad + j < a.dim) sum[0] = add(sum[0], mul(normal[j], normal[j]));
     }
     sum_over(block, sum);
-    const double u = open_unit(philox(a.seed, a.sample_ids[row], 0, Stream::radius).v[0]);
-    const double scale = at(a.eps, row) * pow(u, 1.0 / static_cast<double>(a.dim)) / sqrt(sum[0]);
+    const double scale = ball_scale(a, row, sum[0]);
     for (int64_t quad = threadIdx.x; quad < quads; quad += blockDim.x) {
-      normals(a, row, quad, normal);
+      normal_quad(a, row, quad, normal);
 #pragma unroll
       for (int j = 0; j < 4; ++j) normal[j] = mul(normal[j], scale);
       write_quad<T>(a, row, quad, normal, box);
     }
   }
 }
-
-}  // namespace
 
 void random_start_linf(const RandomStartArgs& a) {
   const Launcher run(a.device);
@@ -103,6 +82,13 @@ void random_start_l2(const RandomStartArgs& a) {
   for_dtypes(a.dtype, a.dtype, [&](auto value, auto) {
     run("gaussian_rows", gaussian_rows<decltype(value)>, a.rows, threads, 0, a, quads);
   });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(advfeat, CUDA, m) {
+  m.impl("random_start_linf", TORCH_BOX(&random_start<random_start_linf>));
+  m.impl("random_start_l2", TORCH_BOX(&random_start<random_start_l2>));
 }
 
 }  // namespace advfeat::cuda

@@ -1,5 +1,5 @@
 // A value and a group of values on the device: types, loads, stores, the box. Same results, bit for bit, as
-// cpu/rows.inl.h.
+// rows.inl.h.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../args.h"
+#include "args.h"
 #include "tuning.h"
 
 namespace advfeat::cuda {
@@ -19,10 +19,6 @@ using bf16 = __nv_bfloat16;
 
 template <typename T>
 using ArithmeticOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// The exponents of normal numbers of the arithmetic type, for l2_direction.
-template <typename T>
-constexpr int kExponent = std::is_same_v<T, double> ? 1022 : 126;
 
 __device__ inline float load(float v) { return v; }
 __device__ inline double load(double v) { return v; }
@@ -42,16 +38,6 @@ __device__ inline float mul(float a, float b) { return __fmul_rn(a, b); }
 __device__ inline double add(double a, double b) { return __dadd_rn(a, b); }
 __device__ inline double sub(double a, double b) { return __dsub_rn(a, b); }
 __device__ inline double mul(double a, double b) { return __dmul_rn(a, b); }
-
-// Comparisons with NaN are false, so a NaN value stays NaN and stays where it is.
-template <typename A>
-__device__ inline A clip(A v, A lo, A hi) {
-  v = v < lo ? lo : v;
-  return v > hi ? hi : v;
-}
-
-__device__ inline double at(const PerRow& p, int64_t row) { return p.rows ? p.rows[row] : p.value; }
-__device__ inline double at(const Bound& b, int64_t channel) { return b.channels ? b.channels[channel] : b.value; }
 
 template <typename T>
 constexpr int kWidth = kGroupBytes / static_cast<int>(sizeof(T));
