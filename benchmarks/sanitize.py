@@ -10,8 +10,8 @@ from advfeat import ops
 
 DTYPES = [(torch.float32, torch.float32), (torch.float32, torch.float16), (torch.float64, torch.float64)]
 DTYPES += [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)]
-# Rows of one block: one value, odd sizes, MNIST, CIFAR, one chunk and a bit. Float32 rows of clusters of 2, 4, 8, 16
-# and 16 blocks (csrc/core/tuning.h, on an H100 or H200), those of 150,528 values more than run at once; rows in chunks
+# Rows of one block: one value, odd sizes, MNIST, CIFAR, one tile and a bit. Float32 rows of clusters of 2, 4, 8, 16
+# and 16 blocks (csrc/core/tuning.h, on an H100 or H200), those of 150,528 values more than run at once; rows in tiles
 # in every dtype. The other dtypes take some of the same paths.
 SHAPES = ((3, 1), (5, 33), (7, 1, 28, 28), (4, 3, 32, 32), (2, 8193))
 SHAPES += ((2, 12_289), (2, 3, 96, 96), (2, 3, 128, 128), (20, 3, 224, 224), (1, 262_145), (2, 700_001))

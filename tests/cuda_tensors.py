@@ -11,11 +11,11 @@ from torch import Tensor
 
 from advfeat import ops, reference
 
-# One value, less than one group of 16 bytes, odd sizes; MNIST, CIFAR; one chunk and a bit.
+# One value, less than one vector of 16 bytes, odd sizes; MNIST, CIFAR; one tile and a bit.
 SHAPES = [(1, 1), (5, 3), (1, 33), (3, 1001), (7, 1, 28, 28), (5, 3, 32, 32), (2, 8193)]
-# What the clusters of an H100 or H200 hold, ImageNet among them; beyond them in every dtype: rows cut into chunks.
-CHUNKED = 700_001
-LONG = [(3, 3, 128, 128), (3, 3, 224, 224), (1, 262144), (2, 262145), (2, CHUNKED)]
+# What the clusters of an H100 or H200 hold, ImageNet among them; beyond them in every dtype: rows cut into tiles.
+TILED = 700_001
+LONG = [(3, 3, 128, 128), (3, 3, 224, 224), (1, 262144), (2, 262145), (2, TILED)]
 
 
 def tensors(shape, dtypes=(F32, F32), *, spread=0.1, grad_scale=1.0, seed=0) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,10 +27,10 @@ WITH_STACK = {"gaussian_rows"}
 # Loads and stores of 16 bytes by kernel: x, grad and x0 in, x out. A half gradient of float32 values has 8 bytes.
 WIDE = {
     "linf_flat": (3, 1),
-    "linf_chunks": (3, 1),
+    "linf_tiles": (3, 1),
     "l2_rows": (3, 1),
-    "l2_sum_chunks": (3, 0),
-    "l2_move_chunks": (3, 1),
+    "l2_sum_tiles": (3, 0),
+    "l2_move_tiles": (3, 1),
     "copy_better": (1, 1),
 }
 HALF_GRADIENT = ("f6__half", "f13__nv_bfloat16")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_tensors import CHUNKED, radius, tensors
+from cuda_tensors import TILED, radius, tensors
 from strategies import DTYPE_PAIRS, PROJECTIONS, STEPS, same_bits
 from torch import Tensor
 
@@ -35,13 +35,13 @@ def test_rows_that_clusters_hold_need_no_second_look_at_memory(dtypes):
         ops.l2_step_(x, grad, x0, 0.07, 0.5)
         return torch.cuda.memory_stats()["allocation.all.allocated"] - before
 
-    # Rows in chunks keep their sums in memory of torch's allocator; nothing else of a step does.
-    assert allocations(CHUNKED) == 1
+    # Rows in tiles keep their sums in memory of torch's allocator; nothing else of a step does.
+    assert allocations(TILED) == 1
     held = [dim for dim in (49_152, 150_528, 262_144) if dim * dtypes[0].itemsize <= 4 * 307_200]
     assert len(held) >= 2 and [allocations(dim) for dim in held] == [0] * len(held)
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 32, 32), (2, 3, 224, 224), (2, CHUNKED)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 3, 32, 32), (2, 3, 224, 224), (2, TILED)], ids=str)
 @pytest.mark.parametrize("op", STEPS)
 def test_graph_capture(op, shape):
     step = getattr(ops, op + "_")
@@ -91,7 +91,7 @@ def test_nothing_synchronises(size):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("shape", [(64, 3, 32, 32), (4, 3, 224, 224), (2, CHUNKED)], ids=str)
+@pytest.mark.parametrize("shape", [(64, 3, 32, 32), (4, 3, 224, 224), (2, TILED)], ids=str)
 @pytest.mark.parametrize("op", STEPS)
 def test_another_stream(op, shape):
     x, grad, x0 = on_device(*tensors(shape))

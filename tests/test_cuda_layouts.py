@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cuda_tensors import CHUNKED, assert_close, assert_same, check_step, place, radius, tensors, wide
+from cuda_tensors import TILED, assert_close, assert_same, check_step, place, radius, tensors, wide
 from strategies import DTYPE_PAIRS, STEPS, bits, same_bits
 
 from advfeat import reference
@@ -59,7 +59,7 @@ def test_other_layouts(device, op):
 
 # Beside the large ones, more rows than an H200 has places for clusters: each of them does several rows.
 @pytest.mark.parametrize(
-    "shape", [(9, 37), (9, 3, 32, 32), (150, 3, 128, 128), (50, 3, 224, 224), (30, 262_144), (9, CHUNKED)], ids=str
+    "shape", [(9, 37), (9, 3, 32, 32), (150, 3, 128, 128), (50, 3, 224, 224), (30, 262_144), (9, TILED)], ids=str
 )
 @pytest.mark.parametrize("op", STEPS)
 def test_results_repeat_and_do_not_depend_on_the_batch(device, op, shape):

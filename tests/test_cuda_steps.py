@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from cuda_tensors import (
-    CHUNKED,
     LONG,
     SHAPES,
+    TILED,
     assert_close,
     assert_same,
     check_step,
@@ -90,7 +90,7 @@ def test_numbers_by_sample_and_channel(device, op, shape, number):
             check_step(device, op, [*last, step_size, eps, *bounds])
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (3, 3, 32, 32), (2, 3, 224, 224), (2, CHUNKED)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5), (3, 3, 32, 32), (2, 3, 224, 224), (2, TILED)], ids=str)
 @pytest.mark.parametrize(
     "dtypes, scale",
     [((F32, F32), s) for s in (1e-44, 1e-38, 1e-30, 1e-20, 1e20, 1e30, 1e37)]
@@ -107,7 +107,7 @@ def test_gradients_of_any_scale(device, dtypes, scale, shape):
 
 
 @pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e-160, 1e155, 1e200, 1e300])
-@pytest.mark.parametrize("dim", [7, 3072, 50001, CHUNKED])
+@pytest.mark.parametrize("dim", [7, 3072, 50001, TILED])
 def test_float64_differences_of_any_scale(device, dim, scale):
     # Squares vanish or overflow: the second look of the kernels. Results have the size of scale: compare them scaled.
     x, grad, x0 = tensors((3, dim), (F64, F64), spread=1.0)
@@ -121,7 +121,7 @@ def test_float64_differences_of_any_scale(device, dim, scale):
     torch.testing.assert_close(got.cpu() / scale, on_cpu / scale, rtol=1e-13, atol=atol)
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 32, 32), (4, 3, 224, 224), (4, CHUNKED)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 32, 32), (4, 3, 224, 224), (4, TILED)], ids=str)
 @pytest.mark.parametrize("dtype", [F32, F64, F16], ids=str)
 def test_a_step_that_cancels_the_distance(device, shape, dtype):
     device.skip_long_rows(math.prod(shape[1:]), [dtype], but=[F64])
@@ -136,7 +136,7 @@ def test_a_step_that_cancels_the_distance(device, shape, dtype):
 
 @pytest.mark.parametrize("dtypes", DTYPE_PAIRS, ids=str)
 @pytest.mark.parametrize(
-    "shape", [(6, 1), (6, 37), (6, 3, 32, 32), (6, 3, 128, 128), (6, 3, 224, 224), (6, CHUNKED)], ids=str
+    "shape", [(6, 1), (6, 37), (6, 3, 32, 32), (6, 3, 128, 128), (6, 3, 224, 224), (6, TILED)], ids=str
 )
 @pytest.mark.parametrize("op", STEPS)
 def test_bad_gradients_stay_in_their_sample_and_are_counted(device, op, shape, dtypes):
@@ -167,7 +167,7 @@ def test_bad_gradients_stay_in_their_sample_and_are_counted(device, op, shape, d
 
 
 @pytest.mark.parametrize("op", STEPS + PROJECTIONS)
-@pytest.mark.parametrize("shape", [(3, 37), (3, 3, 32, 32), (3, 3, 224, 224), (3, CHUNKED)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 37), (3, 3, 32, 32), (3, 3, 224, 224), (3, TILED)], ids=str)
 def test_nan_values_stay_in_their_sample(device, op, shape):
     x, grad, x0 = tensors(shape)
     arguments = [x, x0] if op in PROJECTIONS else [x, grad, x0, 0.07]

@@ -79,10 +79,9 @@ NO_16 = {"largest_cluster": 8}  # an H200 in parts, say
 SMALL_BLOCKS = {"largest_cluster": 8, "shared_per_block": 99 * 1024, "shared_per_multiprocessor": 100 * 1024}  # sm_120
 NO_CLUSTERS = {"largest_cluster": 0, "shared_per_block": 163 * 1024, "shared_per_multiprocessor": 164 * 1024}  # sm_80
 OLD_CODE = {"ptx_version": 80}
-CHUNKS = [(0, 1)] * 3  # sums, decision, move
 
 
-# Float32 with a gradient: 12 bytes a value. The last column: clusters of how many blocks; 0: in chunks.
+# Float32 with a gradient: 12 bytes a value. The last column: clusters of how many blocks; 0: in tiles.
 @pytest.mark.parametrize(
     "device, dim, blocks",
     [

@@ -1,4 +1,4 @@
-// A value and a group of values on the device: types, loads, stores, the box. Same results, bit for bit, as
+// A value and a vector of values on the device: types, loads, stores, the box. Same results, bit for bit, as in
 // rows.inl.h.
 #pragma once
 
@@ -40,41 +40,41 @@ __device__ inline double sub(double a, double b) { return __dsub_rn(a, b); }
 __device__ inline double mul(double a, double b) { return __dmul_rn(a, b); }
 
 template <typename T>
-constexpr int kWidth = kGroupBytes / static_cast<int>(sizeof(T));
+constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(T));
 
 template <typename T, int N>
-struct alignas(N * sizeof(T)) Pack {
+struct alignas(N * sizeof(T)) Vector {
   T v[N];
 };
 
 template <typename T, int N>
-__device__ inline Pack<T, N> zero_pack() {
-  Pack<T, N> pack;
+__device__ inline Vector<T, N> zero_vector() {
+  Vector<T, N> values;
 #pragma unroll
-  for (int k = 0; k < N; ++k) store(pack.v[k], 0);
-  return pack;
+  for (int k = 0; k < N; ++k) store(values.v[k], 0);
+  return values;
 }
 
-// The N values from `i` on; those at `dim` and beyond are zeros. Aligned: p + i is a multiple of the pack's size.
+// The N values from `i` on; those at `dim` and beyond are zeros. Aligned: p + i is a multiple of the vector's size.
 template <int N, typename T>
-__device__ inline Pack<T, N> read_pack(const T* p, int64_t i, int64_t dim, bool aligned) {
-  if (aligned && i + N <= dim) return *reinterpret_cast<const Pack<T, N>*>(p + i);
-  Pack<T, N> pack = zero_pack<T, N>();
+__device__ inline Vector<T, N> read_vector(const T* p, int64_t i, int64_t dim, bool aligned) {
+  if (aligned && i + N <= dim) return *reinterpret_cast<const Vector<T, N>*>(p + i);
+  Vector<T, N> values = zero_vector<T, N>();
 #pragma unroll
   for (int k = 0; k < N; ++k)
-    if (i + k < dim) pack.v[k] = p[i + k];
-  return pack;
+    if (i + k < dim) values.v[k] = p[i + k];
+  return values;
 }
 
 template <int N, typename T>
-__device__ inline void write_pack(T* p, int64_t i, int64_t dim, bool aligned, const Pack<T, N>& pack) {
+__device__ inline void write_vector(T* p, int64_t i, int64_t dim, bool aligned, const Vector<T, N>& values) {
   if (aligned && i + N <= dim) {
-    *reinterpret_cast<Pack<T, N>*>(p + i) = pack;
+    *reinterpret_cast<Vector<T, N>*>(p + i) = values;
     return;
   }
 #pragma unroll
   for (int k = 0; k < N; ++k)
-    if (i + k < dim) p[i + k] = pack.v[k];
+    if (i + k < dim) p[i + k] = values.v[k];
 }
 
 // The shared memory that a launch asked for.
@@ -88,21 +88,21 @@ inline bool rows_aligned(const void* p, int64_t rows, int64_t stride_bytes, int6
   return reinterpret_cast<uintptr_t>(p) % bytes == 0 && (rows < 2 || stride_bytes % bytes == 0);
 }
 
-// Whether all tensors of a step can be read and written by whole packs.
+// Whether all tensors of a step can be read and written by whole vectors.
 inline bool step_aligned(const StepArgs& a, int64_t value_bytes, int64_t grad_bytes) {
   const auto ok = [&](const void* p, int64_t stride, int64_t size, int64_t bytes) {
     return rows_aligned(p, a.rows, stride * size, bytes);
   };
-  return ok(a.out, a.out_stride, value_bytes, kGroupBytes) && ok(a.x, a.x_stride, value_bytes, kGroupBytes) &&
-         ok(a.x0, a.x0_stride, value_bytes, kGroupBytes) &&
-         (!a.grad || ok(a.grad, a.grad_stride, grad_bytes, kGroupBytes / value_bytes * grad_bytes));
+  return ok(a.out, a.out_stride, value_bytes, kVectorBytes) && ok(a.x, a.x_stride, value_bytes, kVectorBytes) &&
+         ok(a.x0, a.x0_stride, value_bytes, kVectorBytes) &&
+         (!a.grad || ok(a.grad, a.grad_stride, grad_bytes, kVectorBytes / value_bytes * grad_bytes));
 }
 
-// A group of x, gradient (zeros without one) and x0, each in its own type.
+// The vectors of x, gradient (zeros without one) and x0 at one place of a row, each in its own type.
 template <typename T, typename G>
-struct Group {
-  Pack<T, kWidth<T>> x, x0;
-  Pack<G, kWidth<T>> grad;
+struct Operands {
+  Vector<T, kWidth<T>> x, x0;
+  Vector<G, kWidth<T>> grad;
 };
 
 // A row in global memory.
@@ -122,17 +122,17 @@ struct Row {
         dim(a.dim),
         aligned(aligned_) {}
 
-  __device__ Group<T, G> read(int64_t group) const {
-    const int64_t i = group * kWidth<T>;
-    Group<T, G> v;
-    v.x = read_pack<kWidth<T>>(x, i, dim, aligned);
-    v.x0 = read_pack<kWidth<T>>(x0, i, dim, aligned);
-    v.grad = grad ? read_pack<kWidth<T>>(grad, i, dim, aligned) : zero_pack<G, kWidth<T>>();
+  __device__ Operands<T, G> read(int64_t vector) const {
+    const int64_t i = vector * kWidth<T>;
+    Operands<T, G> v;
+    v.x = read_vector<kWidth<T>>(x, i, dim, aligned);
+    v.x0 = read_vector<kWidth<T>>(x0, i, dim, aligned);
+    v.grad = grad ? read_vector<kWidth<T>>(grad, i, dim, aligned) : zero_vector<G, kWidth<T>>();
     return v;
   }
 
-  __device__ void write(int64_t group, const Pack<T, kWidth<T>>& pack) const {
-    write_pack(out, group * kWidth<T>, dim, aligned, pack);
+  __device__ void write(int64_t vector, const Vector<T, kWidth<T>>& values) const {
+    write_vector(out, vector * kWidth<T>, dim, aligned, values);
   }
 };
 

@@ -1,6 +1,6 @@
 // The L2 step of one row by the blocks that share it: sums, then the decision, then the values. Each is written over a
-// reader of groups, so that it is the same for a row in shared memory and for one in global memory, and over the blocks
-// (reduction.cuh), so that it is the same for one block and for a cluster.
+// reader of vectors, so that it is the same for a row in shared memory and for one in global memory, and over the
+// blocks (reduction.cuh), so that it is the same for one block and for a cluster.
 //
 // Products and sums are float64 whatever the dtype. A product of two float32 is exact there and its exponent always
 // fits (1e-45 squared is 1e-90, 3e38 squared 1e77), so no scaling, no maximum and no second look is needed, and the
@@ -18,16 +18,16 @@ namespace advfeat::cuda {
 
 // What the sums are made of; x - x0 is rounded as on the CPU.
 template <typename T, typename G>
-__device__ inline double difference(const Group<T, G>& v, int k) {
+__device__ inline double difference(const Operands<T, G>& v, int k) {
   using A = ArithmeticOf<T>;
   return sub(static_cast<A>(load(v.x.v[k])), static_cast<A>(load(v.x0.v[k])));
 }
 template <typename T, typename G>
-__device__ inline double gradient(const Group<T, G>& v, int k) {
+__device__ inline double gradient(const Operands<T, G>& v, int k) {
   return load(v.grad.v[k]);
 }
 
-// Consecutive groups of a row: those of a block, of a stage, of a chunk.
+// Consecutive vectors of a row: those of a block, of a stage, of a tile.
 struct Span {
   int64_t first, end;
 };
@@ -37,17 +37,17 @@ __device__ inline Span part_of(const Span& span, int64_t index, int64_t size) {
   return {min(first, span.end), min(first + size, span.end)};
 }
 
-// This thread's groups of a span: every blockDim.x-th. Values beyond the row are zeros and add nothing.
+// This thread's vectors of a span: every blockDim.x-th. Values beyond the row are zeros and add nothing.
 template <typename Reader, typename Body>
-__device__ inline void for_each_group(const Reader& reader, const Span& span, Body body) {
-  for (int64_t group = span.first + threadIdx.x; group < span.end; group += blockDim.x) body(reader.read(group));
+__device__ inline void for_each_vector(const Reader& reader, const Span& span, Body body) {
+  for (int64_t vector = span.first + threadIdx.x; vector < span.end; vector += blockDim.x) body(reader.read(vector));
 }
 
-// Adds this thread's groups of a span to its sums gg, dg, dd. The multiply-adds are fused: for float32 and the half
+// Adds this thread's vectors of a span to its sums gg, dg, dd. The multiply-adds are fused: for float32 and the half
 // types the product is exact, so that is the CPU's result; for float64 it is one rounding less.
 template <typename T, typename Reader>
 __device__ void add_to_sums(double (&sums)[3], const Reader& reader, const Span& span, const L2Scales& scales) {
-  for_each_group(reader, span, [&](const auto& v) {
+  for_each_vector(reader, span, [&](const auto& v) {
 #pragma unroll
     for (int k = 0; k < kWidth<T>; ++k) {
       double g = gradient(v, k), d = difference(v, k);
@@ -77,7 +77,7 @@ __device__ L2Sums total(double (&sums)[3], Blocks& blocks) {
 template <typename T, typename Reader, typename Blocks>
 __device__ L2Scales row_scales(const Reader& reader, const Span& mine, Blocks& blocks, bool& zero, bool& not_finite) {
   double m[2] = {0, 0};
-  for_each_group(reader, mine, [&](const auto& v) {
+  for_each_vector(reader, mine, [&](const auto& v) {
 #pragma unroll
     for (int k = 0; k < kWidth<T>; ++k) {
       m[0] = larger(m[0], fabs(gradient(v, k)));
@@ -95,7 +95,7 @@ template <typename T, typename Reader, typename Blocks>
 __device__ double measured_norm(const Reader& reader, const Span& mine, Blocks& blocks, const L2Move& move,
                                 double scale) {
   double sum[1] = {0};
-  for_each_group(reader, mine, [&](const auto& v) {
+  for_each_vector(reader, mine, [&](const auto& v) {
 #pragma unroll
     for (int k = 0; k < kWidth<T>; ++k) {
       const double d = (difference(v, k) + mul(gradient(v, k) * move.prescale, move.factor)) * scale;
@@ -106,7 +106,7 @@ __device__ double measured_norm(const Reader& reader, const Span& mine, Blocks& 
   return sqrt(sum[0]) / scale;
 }
 
-// What thread 0 tells the others. (Shared variables have no constructors, so not L2Move itself.)
+// What thread 0 broadcasts to its block. (Shared variables have no constructors, so not L2Move itself.)
 struct SharedMove {
   bool has_grad, inside;
   double prescale, factor, d_prescale, shrink, norm;
@@ -118,7 +118,7 @@ struct RowNumbers {
   __device__ RowNumbers(const StepArgs& a, int64_t row) : step_size(at(a.step_size, row)), eps(at(a.eps, row)) {}
 };
 
-// From the sums of a row to its move; `mine` are this block's groups. Every block decides by itself, from the same
+// From the sums of a row to its move; `mine` are this block's vectors. Every block decides by itself, from the same
 // sums; the first counts the row in grad_status.
 template <typename T, typename Reader, typename Blocks>
 __device__ L2Move row_move(const StepArgs& a, int64_t row, const RowNumbers& numbers, L2Sums s, const Reader& reader,
@@ -134,26 +134,26 @@ __device__ L2Move row_move(const StepArgs& a, int64_t row, const RowNumbers& num
       s = total(sums, blocks);
     }
   }
-  __shared__ SharedMove told;
-  __syncthreads();  // `told` may still be read for the row before
+  __shared__ SharedMove broadcast;
+  __syncthreads();  // `broadcast` may still be read for the row before
   if (threadIdx.x == 0) {
     // Alone: square roots and divisions in float64 by every thread would take longer than the barrier.
     L2Move m = l2_direction(s, scales, numbers.step_size, a.grad && !not_finite, std::is_same_v<T, double>);
     const double norm = l2_moved_norm(s, scales, numbers.step_size, m);
     if (!(norm < 0)) l2_set_shrink(m, norm, numbers.eps);
-    told = {m.has_grad, m.inside, m.prescale, m.factor, m.d_prescale, m.shrink, norm};
+    broadcast = {m.has_grad, m.inside, m.prescale, m.factor, m.d_prescale, m.shrink, norm};
   }
   __syncthreads();
   if (threadIdx.x == 0 && blocks.rank() == 0 && a.grad)
     count_bad(a, row, zero, not_finite);  // after the barrier: nobody waits for it
   L2Move m;
-  m.has_grad = told.has_grad;
-  m.inside = told.inside;
-  m.prescale = told.prescale;
-  m.factor = told.factor;
-  m.d_prescale = told.d_prescale;
-  m.shrink = told.shrink;
-  if (told.norm < 0)
+  m.has_grad = broadcast.has_grad;
+  m.inside = broadcast.inside;
+  m.prescale = broadcast.prescale;
+  m.factor = broadcast.factor;
+  m.d_prescale = broadcast.d_prescale;
+  m.shrink = broadcast.shrink;
+  if (broadcast.norm < 0)
     l2_set_shrink(m, measured_norm<T>(reader, mine, blocks, m, moved_scale(s, scales, numbers.step_size)), numbers.eps);
   return m;
 }
@@ -181,24 +181,24 @@ struct Mover {
   }
 };
 
-// Moves the groups of a span from `reader` into the row `to`.
+// Moves the vectors of a span from `reader` into the row `to`.
 template <typename T, typename G, typename Reader>
-__device__ void move_groups(const StepArgs& a, const Row<T, G>& to, const Reader& reader, const Span& span,
-                            const L2Move& move) {
+__device__ void move_vectors(const StepArgs& a, const Row<T, G>& to, const Reader& reader, const Span& span,
+                             const L2Move& move) {
   using A = ArithmeticOf<T>;
   const Mover<A> mover(move);
   Box<A, StepArgs> box(a);
-  for (int64_t group = span.first + threadIdx.x; group < span.end; group += blockDim.x) {
-    const Group<T, G> v = reader.read(group);
-    Pack<T, kWidth<T>> out;
-    box.start(group * kWidth<T>);
+  for (int64_t vector = span.first + threadIdx.x; vector < span.end; vector += blockDim.x) {
+    const Operands<T, G> v = reader.read(vector);
+    Vector<T, kWidth<T>> out;
+    box.start(vector * kWidth<T>);
 #pragma unroll
     for (int k = 0; k < kWidth<T>; ++k) {
       const A x = load(v.x.v[k]), g = static_cast<A>(load(v.grad.v[k])), x0 = load(v.x0.v[k]);
       store(out.v[k], clip(mover(x, g, x0), box.lo, box.hi));
       box.next();
     }
-    to.write(group, out);
+    to.write(vector, out);
   }
 }
 

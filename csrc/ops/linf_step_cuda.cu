@@ -1,4 +1,4 @@
-// linf_step and project_linf: one group a thread, or, to count bad gradients as well, one chunk of a row a block.
+// linf_step and project_linf: one vector per thread, or, to count bad gradients as well, one tile of a row per block.
 #include "../core/boxed.h"
 #include "../core/launch.h"
 #include "../core/values.cuh"
@@ -10,16 +10,16 @@ struct Flags {
   bool nonzero = false, not_finite = false;
 };
 
-// One group of a row. The sign of a zero or NaN gradient is 0.
+// One vector of a row. The sign of a zero or NaN gradient is 0.
 template <typename T, typename G>
-__device__ Flags move_group(const StepArgs& a, const Row<T, G>& row, int64_t group, double step_size, double eps_,
-                            Box<ArithmeticOf<T>, StepArgs>& box) {
+__device__ Flags move_vector(const StepArgs& a, const Row<T, G>& row, int64_t vector, double step_size, double eps_,
+                             Box<ArithmeticOf<T>, StepArgs>& box) {
   using A = ArithmeticOf<T>;
   const A step = static_cast<A>(step_size), eps = static_cast<A>(eps_);
-  const Group<T, G> v = row.read(group);
-  Pack<T, kWidth<T>> out;
+  const Operands<T, G> v = row.read(vector);
+  Vector<T, kWidth<T>> out;
   Flags flags;
-  box.start(group * kWidth<T>);
+  box.start(vector * kWidth<T>);
 #pragma unroll
   for (int k = 0; k < kWidth<T>; ++k) {
     const A x = load(v.x.v[k]), x0 = load(v.x0.v[k]), g = load(v.grad.v[k]);
@@ -29,19 +29,19 @@ __device__ Flags move_group(const StepArgs& a, const Row<T, G>& row, int64_t gro
     flags.not_finite |= !(g - g == 0);
     box.next();
   }
-  row.write(group, out);
+  row.write(vector, out);
   return flags;
 }
 
 template <typename T, typename G>
 __global__ void __launch_bounds__(kFlatThreads)
-    linf_flat(const __grid_constant__ StepArgs a, int64_t groups, bool aligned) {
+    linf_flat(const __grid_constant__ StepArgs a, int64_t vectors, bool aligned) {
   Box<ArithmeticOf<T>, StepArgs> box(a);
-  const int64_t all = a.rows * groups, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  const int64_t all = a.rows * vectors, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < all; i += stride) {
-    const Split at_row = split(i, groups);
+    const Split at_row = split(i, vectors);
     const int64_t row = at_row.quotient;
-    move_group<T, G>(a, Row<T, G>(a, row, aligned), at_row.remainder, at(a.step_size, row), at(a.eps, row), box);
+    move_vector<T, G>(a, Row<T, G>(a, row, aligned), at_row.remainder, at(a.step_size, row), at(a.eps, row), box);
   }
 }
 
@@ -50,37 +50,37 @@ __device__ int block_flags(bool nonzero, bool not_finite) {
   return (__syncthreads_or(nonzero) ? 1 : 0) | (__syncthreads_or(not_finite) ? 2 : 0);
 }
 
-// A block has one chunk of one row. A row of one chunk is counted here, a longer one by count_rows.
+// A block has one tile of one row. A row of one tile is counted here, a longer one by count_rows.
 template <typename T, typename G>
-__global__ void __launch_bounds__(kChunkThreads)
-    linf_chunks(const __grid_constant__ StepArgs a, Chunks chunks, bool aligned, uint8_t* chunk_flags) {
+__global__ void __launch_bounds__(kTileThreads)
+    linf_tiles(const __grid_constant__ StepArgs a, Tiles tiles, bool aligned, uint8_t* tile_flags) {
   Box<ArithmeticOf<T>, StepArgs> box(a);
-  const int64_t all = a.rows * chunks.per_row;
+  const int64_t all = a.rows * tiles.per_row;
   for (int64_t i = blockIdx.x; i < all; i += gridDim.x) {
-    const Split place = split(i, chunks.per_row);
-    const int64_t row = place.quotient, first = place.remainder * chunks.chunk_groups;
-    const int64_t end = min(first + chunks.chunk_groups, chunks.groups);
+    const Split place = split(i, tiles.per_row);
+    const int64_t row = place.quotient, first = place.remainder * tiles.tile_vectors;
+    const int64_t end = min(first + tiles.tile_vectors, tiles.vectors);
     const Row<T, G> values(a, row, aligned);
     const double step_size = at(a.step_size, row), eps = at(a.eps, row);
     Flags flags;
-    for (int64_t group = first + threadIdx.x; group < end; group += blockDim.x) {
-      const Flags f = move_group<T, G>(a, values, group, step_size, eps, box);
+    for (int64_t vector = first + threadIdx.x; vector < end; vector += blockDim.x) {
+      const Flags f = move_vector<T, G>(a, values, vector, step_size, eps, box);
       flags.nonzero |= f.nonzero;
       flags.not_finite |= f.not_finite;
     }
     const int all_flags = block_flags(flags.nonzero, flags.not_finite);
     if (threadIdx.x != 0) continue;
-    if (chunks.per_row == 1)
+    if (tiles.per_row == 1)
       count_bad(a, row, !(all_flags & 1), all_flags & 2);
     else
-      chunk_flags[i] = static_cast<uint8_t>(all_flags);
+      tile_flags[i] = static_cast<uint8_t>(all_flags);
   }
 }
 
-__global__ void count_rows(const __grid_constant__ StepArgs a, int64_t chunks_per_row, const uint8_t* chunk_flags) {
+__global__ void count_rows(const __grid_constant__ StepArgs a, int64_t tiles_per_row, const uint8_t* tile_flags) {
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     int flags = 0;
-    for (int64_t i = threadIdx.x; i < chunks_per_row; i += blockDim.x) flags |= chunk_flags[row * chunks_per_row + i];
+    for (int64_t i = threadIdx.x; i < tiles_per_row; i += blockDim.x) flags |= tile_flags[row * tiles_per_row + i];
     flags = block_flags(flags & 1, flags & 2);
     if (threadIdx.x == 0) count_bad(a, row, !(flags & 1), flags & 2);
   }
@@ -89,22 +89,22 @@ __global__ void count_rows(const __grid_constant__ StepArgs a, int64_t chunks_pe
 template <typename T, typename G>
 void launch(const StepArgs& a) {
   const Launcher run(a.device);
-  const int64_t groups = ceil_div(a.dim, kWidth<T>);
+  const int64_t vectors = ceil_div(a.dim, kWidth<T>);
   const bool aligned = step_aligned(a, sizeof(T), sizeof(G));
   if (!a.grad || !a.grad_status) {
-    run("linf_flat", linf_flat<T, G>, ceil_div(a.rows * groups, kFlatThreads), kFlatThreads, 0, a, groups, aligned);
+    run("linf_flat", linf_flat<T, G>, ceil_div(a.rows * vectors, kFlatThreads), kFlatThreads, 0, a, vectors, aligned);
     return;
   }
-  const Chunks chunks = chunks_of(groups);
-  const int threads = std::min(row_threads(chunks.groups), kChunkThreads);
-  if (chunks.per_row == 1) {
-    run("linf_chunks", linf_chunks<T, G>, a.rows, threads, 0, a, chunks, aligned, static_cast<uint8_t*>(nullptr));
+  const Tiles tiles = tiles_of(vectors);
+  const int threads = std::min(row_threads(tiles.vectors), kTileThreads);
+  if (tiles.per_row == 1) {
+    run("linf_tiles", linf_tiles<T, G>, a.rows, threads, 0, a, tiles, aligned, static_cast<uint8_t*>(nullptr));
     return;
   }
-  const torch::stable::Tensor flags = run.workspace(a.rows * chunks.per_row);
-  uint8_t* chunk_flags = static_cast<uint8_t*>(flags.mutable_data_ptr());
-  run("linf_chunks", linf_chunks<T, G>, a.rows * chunks.per_row, threads, 0, a, chunks, aligned, chunk_flags);
-  run("count_rows", count_rows, a.rows, kWarp, 0, a, chunks.per_row, static_cast<const uint8_t*>(chunk_flags));
+  const torch::stable::Tensor flags = run.workspace(a.rows * tiles.per_row);
+  uint8_t* tile_flags = static_cast<uint8_t*>(flags.mutable_data_ptr());
+  run("linf_tiles", linf_tiles<T, G>, a.rows * tiles.per_row, threads, 0, a, tiles, aligned, tile_flags);
+  run("count_rows", count_rows, a.rows, kWarp, 0, a, tiles.per_row, static_cast<const uint8_t*>(tile_flags));
 }
 
 void linf_step(const StepArgs& args) {

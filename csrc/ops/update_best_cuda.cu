@@ -20,12 +20,12 @@ __device__ void set_value(const UpdateBestArgs& a, int64_t row) {
 }
 
 template <typename V, typename Word>
-__global__ void __launch_bounds__(kChunkThreads) copy_better(const __grid_constant__ UpdateBestArgs a, Chunks words) {
+__global__ void __launch_bounds__(kTileThreads) copy_better(const __grid_constant__ UpdateBestArgs a, Tiles words) {
   const int64_t all = a.rows * words.per_row;
   for (int64_t i = blockIdx.x; i < all; i += gridDim.x) {
     const Split place = split(i, words.per_row);
-    const int64_t row = place.quotient, first = place.remainder * words.chunk_groups;
-    const int64_t end = min(first + words.chunk_groups, words.groups);
+    const int64_t row = place.quotient, first = place.remainder * words.tile_vectors;
+    const int64_t end = min(first + words.tile_vectors, words.vectors);
     const bool better = row_is_better<V>(a, row);
     if (words.per_row == 1) {
       __syncthreads();  // every thread has decided
@@ -49,12 +49,12 @@ template <typename V, typename Word>
 void launch(const UpdateBestArgs& a) {
   const Launcher run(a.device);
   const int64_t per_row = a.row_bytes / static_cast<int64_t>(sizeof(Word));
-  // A row without values has one empty chunk, so that its value is kept.
-  const Chunks words = chunks_of(std::max<int64_t>(per_row, 1));
-  const Chunks chunks = {per_row, words.chunk_groups, words.per_row};
-  const int threads = std::min(row_threads(per_row), kChunkThreads);
-  run("copy_better", copy_better<V, Word>, a.rows * chunks.per_row, threads, 0, a, chunks);
-  if (chunks.per_row > 1) run("keep_values", keep_values<V>, ceil_div(a.rows, kFlatThreads), kFlatThreads, 0, a);
+  // A row without values has one empty tile, so that its value is shared_row.
+  const Tiles words = tiles_of(std::max<int64_t>(per_row, 1));
+  const Tiles tiles = {per_row, words.tile_vectors, words.per_row};
+  const int threads = std::min(row_threads(per_row), kTileThreads);
+  run("copy_better", copy_better<V, Word>, a.rows * tiles.per_row, threads, 0, a, tiles);
+  if (tiles.per_row > 1) run("keep_values", keep_values<V>, ceil_div(a.rows, kFlatThreads), kFlatThreads, 0, a);
 }
 
 template <typename V>
