@@ -91,6 +91,22 @@ def check_seed(seed: int, sample_ids: Tensor) -> None:
         raise RuntimeError(f"seed should be an integer of 64 bits, got {seed!r}")
 
 
+def check_copy_rows(dst: Tensor, src: Tensor, mask: Tensor) -> None:
+    """Of :func:`advfeat.ops.copy_rows_`."""
+    _check_tensor("dst", dst)
+    if dst.dim() < 1:
+        raise RuntimeError("dst should be a batch [B, ...], got a tensor without dimensions")
+    _check_like("src", src, "dst", dst)
+    if src.dtype != dst.dtype:
+        raise RuntimeError(f"src should have the dtype of dst, {_name(dst)}, got {_name(src)}")
+    _check_tensor("mask", mask)
+    if mask.dtype != torch.bool or mask.shape != dst.shape[:1]:
+        raise RuntimeError(
+            f"mask should be a bool tensor [B] = ({dst.shape[0]},), got {_name(mask)} of shape {tuple(mask.shape)}"
+        )
+    _check_device("mask", mask, "dst", dst)
+
+
 def check_update(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> None:
     """Of :func:`advfeat.ops.update_best_`."""
     _check_tensor("x", x)

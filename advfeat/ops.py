@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -50,6 +49,7 @@ except ImportError as error:  # not built, or built for another torch: plain tor
 Number = float | Tensor
 
 __all__ = [
+    "copy_rows_",
     "l2_step",
     "l2_step_",
     "linf_step",
@@ -65,34 +65,28 @@ __all__ = [
 
 _kernel_devices = frozenset()
 if _C is not None:
-    _ops = torch.ops.advfeat
     _kernel_devices = frozenset({"cpu", "cuda", "meta"} if _C.build_config()["cuda"] else {"cpu", "meta"})
-    _linf_step, _linf_step_ = _ops.linf_step.default, _ops.linf_step_.default
-    _l2_step, _l2_step_ = _ops.l2_step.default, _ops.l2_step_.default
-    _project_linf, _project_linf_ = _ops.project_linf.default, _ops.project_linf_.default
-    _project_l2, _project_l2_ = _ops.project_l2.default, _ops.project_l2_.default
-    _random_start_linf, _random_start_l2 = _ops.random_start_linf.default, _ops.random_start_l2.default
-    _update_best_ = _ops.update_best_.default
 
-    # What torch.compile needs to know: the shape of a result; in-place operators return nothing.
-    # A tensor on the meta device among others brings the dispatcher here, too: it would get memory that nobody wrote.
-    def _fake(name: str) -> Callable[..., Tensor | None]:
-        names = [argument.name.removesuffix("_rows").removesuffix("_channels") for argument in _schema(name).arguments]
 
-        def fake(*arguments: object) -> Tensor | None:
-            _check_devices(dict(zip(names, arguments, strict=True)))
-            return torch.empty_like(arguments[0]) if _schema(name).returns else None
+def _operator(name: str) -> torch._ops.OpOverload | None:
+    """A compiled operator, None without the extension; torch.compile knows the shape of its result from now on.
 
-        return fake
+    In-place operators return nothing. A tensor on the meta device among others brings the dispatcher to this function,
+    too: the result would be memory that nobody wrote, so it is refused here.
+    """
+    if _C is None:
+        return None
+    operator = getattr(torch.ops.advfeat, name).default
+    schema = operator._schema
+    names = [argument.name.removesuffix("_rows").removesuffix("_channels") for argument in schema.arguments]
 
-    def _schema(name: str) -> torch.FunctionSchema:
-        return getattr(_ops, name).default._schema
+    def fake(*arguments: object) -> Tensor | None:
+        _check_devices(dict(zip(names, arguments, strict=True)))
+        return torch.empty_like(arguments[0]) if schema.returns else None
 
-    for _name in (
-        *("linf_step", "l2_step", "project_linf", "project_l2", "random_start_linf", "random_start_l2"),
-        *("linf_step_", "l2_step_", "project_linf_", "project_l2_", "update_best_"),
-    ):
-        torch.library.register_fake(f"advfeat::{_name}", _fake(_name))
+    torch.library.register_fake(f"advfeat::{name}", fake)
+    return operator
+
 
 _said: set[str] = set()
 
@@ -216,6 +210,9 @@ def _written(x: Tensor) -> Tensor:
     return x
 
 
+_linf_step = _operator("linf_step")
+
+
 def linf_step(
     x: Tensor,
     grad: Tensor,
@@ -246,6 +243,9 @@ def linf_step(
     return _linf_step(x, grad, x0, *_numbers(x, step_size, eps, lo, hi))
 
 
+_linf_step_ = _operator("linf_step_")
+
+
 def linf_step_(
     x: Tensor,
     grad: Tensor,
@@ -264,6 +264,9 @@ def linf_step_(
         return x.copy_(reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status))
     _linf_step_(x, grad, x0, *_numbers(x, step_size, eps, lo, hi), grad_status)
     return _written(x)
+
+
+_l2_step = _operator("l2_step")
 
 
 def l2_step(
@@ -296,6 +299,9 @@ def l2_step(
     return _l2_step(x, grad, x0, *_numbers(x, step_size, eps, lo, hi))
 
 
+_l2_step_ = _operator("l2_step_")
+
+
 def l2_step_(
     x: Tensor,
     grad: Tensor,
@@ -316,6 +322,9 @@ def l2_step_(
     return _written(x)
 
 
+_project_linf = _operator("project_linf")
+
+
 def project_linf(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
     """The nearest point of the L-inf ball and the box: ``clip(clip(x, x0 - eps, x0 + eps), lo, hi)``; idempotent to the
     bit.
@@ -330,6 +339,9 @@ def project_linf(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Numbe
     return _project_linf(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
 
 
+_project_linf_ = _operator("project_linf_")
+
+
 def project_linf_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
     """:func:`project_linf` in place on ``x``; returns ``x``."""
     _refuse_autograd("project_linf_", x, x0, eps, lo, hi)
@@ -339,6 +351,9 @@ def project_linf_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Numb
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x, 0.0, eps, lo, hi)
     _project_linf_(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
     return _written(x)
+
+
+_project_l2 = _operator("project_l2")
 
 
 def project_l2(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
@@ -357,6 +372,9 @@ def project_l2(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number 
     return _project_l2(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
 
 
+_project_l2_ = _operator("project_l2_")
+
+
 def project_l2_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
     """:func:`project_l2` in place on ``x``; returns ``x``."""
     _refuse_autograd("project_l2_", x, x0, eps, lo, hi)
@@ -366,6 +384,9 @@ def project_l2_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x, 0.0, eps, lo, hi)
     _project_l2_(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
     return _written(x)
+
+
+_random_start_linf = _operator("random_start_linf")
 
 
 def random_start_linf(
@@ -385,6 +406,9 @@ def random_start_linf(
     return _random_start_linf(x0.detach(), e, seed, sample_ids, lo, hi, e_rows, lo_channels, hi_channels)
 
 
+_random_start_l2 = _operator("random_start_l2")
+
+
 def random_start_l2(
     x0: Tensor, eps: Number, seed: int, sample_ids: Tensor, lo: Number = 0.0, hi: Number = 1.0
 ) -> Tensor:
@@ -401,18 +425,42 @@ def random_start_l2(
     return _random_start_l2(x0.detach(), e, seed, sample_ids, lo, hi, e_rows, lo_channels, hi_channels)
 
 
-def update_best_(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keeps the better iterate: where ``value > best_value``, ``best_x`` and ``best_value`` become ``x`` and ``value``.
+_copy_rows_ = _operator("copy_rows_")
 
-    A NaN value is never better; any number is better than a NaN. No masks are indexed and nothing synchronises.
+
+def copy_rows_(dst: Tensor, src: Tensor, mask: Tensor) -> Tensor:
+    """Copies the samples of ``src`` where ``mask`` is true into ``dst``, to the bit, and leaves the others; returns
+    ``dst``.
+
+    What ``dst[mask] = src[mask]`` does, in one pass and without its synchronisation on CUDA: an attack keeps the better
+    iterate of each sample with it.
+
+    dst, src: [B, ...], alike in shape, device and dtype, which may be any. mask: bool [B].
+    """
+    _refuse_autograd("copy_rows_", dst, src)
+    if not _has_kernel(dst, "dst"):
+        _operands.check_copy_rows(dst, src, mask)
+        return dst.copy_(reference.copy_rows(dst, src, mask))
+    _copy_rows_(dst, src, mask)
+    return _written(dst)
+
+
+def update_best_(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Deprecated, to be removed after this release: use :func:`copy_rows_`, with a mask of the rows that are better.
+
+    Where ``value > best_value``, ``best_x`` and ``best_value`` become ``x`` and ``value``. A NaN value is never better;
+    any number is better than a NaN.
 
     best_x, x: [B, ...] of one dtype. best_value, value: [B], both float32 or both float64. Returns (best_x,
     best_value).
     """
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            "update_best_ will be removed: use copy_rows_(best_x, x, value > best_value)", FutureWarning, stacklevel=2
+        )
     _refuse_autograd("update_best_", best_x, best_value, x, value)
-    if not _has_kernel(x):
-        _operands.check_update(best_x, best_value, x, value)
-        new_x, new_value = reference.update_best(best_x, best_value, x, value)
-        return best_x.copy_(new_x), best_value.copy_(new_value)
-    _update_best_(best_x, best_value, x, value)
-    return _written(best_x), _written(best_value)
+    _operands.check_update(best_x, best_value, x, value)
+    better = (value > best_value) | (best_value.isnan() & ~value.isnan())
+    kept = torch.where(better, value, best_value)
+    copy_rows_(best_x, x, better)
+    return best_x, best_value.copy_(kept)

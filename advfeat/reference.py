@@ -173,8 +173,6 @@ def random_start_l2(
     return _clip(y, _channels(lo, x0, -math.inf), _channels(hi, x0, math.inf)).to(x0.dtype)
 
 
-def update_best(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The out-of-place form of :func:`advfeat.ops.update_best_`: the new (best_x, best_value)."""
-    better = (value > best_value) | (best_value.isnan() & ~value.isnan())
-    rows = better.reshape(-1, *[1] * (x.dim() - 1))
-    return torch.where(rows, x, best_x), torch.where(better, value, best_value)
+def copy_rows(dst: Tensor, src: Tensor, mask: Tensor) -> Tensor:
+    """The out-of-place form of :func:`advfeat.ops.copy_rows_`: the new dst."""
+    return torch.where(mask.reshape(-1, *[1] * (dst.dim() - 1)), src, dst)

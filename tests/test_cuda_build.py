@@ -31,11 +31,11 @@ WIDE = {
     "l2_rows": (3, 1),
     "l2_sum_tiles": (3, 0),
     "l2_move_tiles": (3, 1),
-    "copy_better": (1, 1),
+    "copy_words": (1, 1),
 }
 HALF_GRADIENT = ("f6__half", "f13__nv_bfloat16")
 # No vectors: l2_decide reads values only where sums cancel, the rest has nothing to gain (tuning.h).
-SCALAR = {"l2_decide", "count_rows", "keep_values", "uniform_values", "gaussian_rows"}
+SCALAR = {"l2_decide", "count_rows", "uniform_values", "gaussian_rows"}
 
 
 @dataclass
@@ -196,8 +196,8 @@ def test_hot_kernels_load_and_store_16_bytes_at_once(compiled):
         )
     found = []
     for kernel in result.kernels:
-        # copy_better has versions for words of 4, 2 and 1 bytes, for rows that are no multiple of 16
-        if kernel.name not in WIDE or (kernel.name == "copy_better" and "uint4" not in kernel.arguments):
+        # copy_words has versions for words of 4, 2 and 1 bytes, for rows that are no multiple of 16
+        if kernel.name not in WIDE or (kernel.name == "copy_words" and "uint4" not in kernel.arguments):
             continue
         loads, stores = WIDE[kernel.name]
         loads -= kernel.arguments.startswith(HALF_GRADIENT)

@@ -77,7 +77,7 @@ def test_nothing_synchronises(size):
     eps, ids = torch.full((4,), 0.5, device=CUDA), torch.arange(4, device=CUDA)
     lo, hi = torch.zeros(3, device=CUDA), torch.ones(3, device=CUDA)
     status = torch.zeros(4, 2, dtype=torch.int32, device=CUDA)
-    best, value = x.clone(), torch.rand(4, device=CUDA)
+    best, mask = x.clone(), torch.rand(4, device=CUDA) < 0.5
     torch.cuda.set_sync_debug_mode("error")
     try:
         for op in STEPS:
@@ -86,7 +86,7 @@ def test_nothing_synchronises(size):
             getattr(ops, op)(x, x0, eps, lo, hi)
         ops.random_start_linf(x0, eps, 0, ids, lo, hi)
         ops.random_start_l2(x0, eps, 0, ids, lo, hi)
-        ops.update_best_(best, value.clone(), x, value)
+        ops.copy_rows_(best, x, mask)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -150,7 +150,7 @@ def test_tensors_on_two_devices_are_refused():
 def test_opcheck():
     x, grad, x0 = on_device(*tensors((3, 3, 4, 5)))
     rows, lo, hi = on_device(torch.rand(3), torch.zeros(3), torch.ones(3))
-    ids, value = torch.arange(3, device=CUDA), torch.rand(3, device=CUDA)
+    ids, mask = torch.arange(3, device=CUDA), torch.rand(3, device=CUDA) < 0.5
     status = torch.zeros(3, 2, dtype=torch.int32, device=CUDA)
     raw = torch.ops.advfeat
     plain, tensors_instead = (0.1, 0.5, 0.0, 1.0, *[None] * 5), (0.0, 0.0, 0.0, 0.0, rows, rows, lo, hi, status)
@@ -164,4 +164,4 @@ def test_opcheck():
         torch.library.opcheck(getattr(raw, op).default, (x.clone(), x0, 0.5, 0.0, 1.0, None, lo, hi))
     for op in ("random_start_linf", "random_start_l2"):
         torch.library.opcheck(getattr(raw, op).default, (x0, 0.5, 1, ids, 0.0, 1.0, None, lo, hi))
-    torch.library.opcheck(raw.update_best_.default, (x.clone(), value.clone(), x0, value + 0.1))
+    torch.library.opcheck(raw.copy_rows_.default, (x.clone(), x0, mask))

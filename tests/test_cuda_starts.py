@@ -1,4 +1,4 @@
-"""Random starts and the better iterate on CUDA, emulated too, against the CPU kernels and the reference."""
+"""Random starts and rows copied by a mask on CUDA, emulated too, against the CPU kernels and the reference."""
 
 from __future__ import annotations
 
@@ -42,24 +42,20 @@ def test_random_starts(device, op, shape, dtype):
         assert same_bits(device.run(op, last, eps, 77, ids, lo, hi), got)
 
 
-@pytest.mark.parametrize("value_dtype", [F32, F64], ids=str)
-@pytest.mark.parametrize("dtype", [F32, F64, F16, torch.uint8], ids=str)
+@pytest.mark.parametrize("dtype", [F32, F64, F16, torch.uint8, torch.bool], ids=str)
 @pytest.mark.parametrize("shape", [(9,), (9, 1), (9, 33), (9, 3, 32, 32), (9, 3, 224, 224), (9, 0)], ids=str)
-def test_update_best(device, shape, dtype, value_dtype):
-    x, best = (t.to(dtype) for t in tensors(shape, (F64, F64), spread=40.0)[:2])
-    nan, inf = math.nan, math.inf
-    best_value = torch.tensor([0.0, 1.0, 2.0, nan, nan, 0.0, -inf, inf, 5.0], dtype=value_dtype)
-    value = torch.tensor([1.0, 1.0, 1.0, 0.0, nan, nan, -5.0, inf, inf], dtype=value_dtype)
-    want_x, want_value = reference.update_best(best, best_value, x, value)
+def test_copy_rows(device, shape, dtype):
+    src, dst = ((t > 0 if dtype == torch.bool else t.to(dtype)) for t in tensors(shape, (F64, F64), spread=40.0)[:2])
+    mask = torch.tensor([True, False, False, True, True, False, True, False, True])
+    want = reference.copy_rows(dst, src, mask)
     moves = [lambda t: t.to(device.torch, copy=True)]
-    if best.numel() and dtype.is_floating_point:
+    if dst.numel() and dtype.is_floating_point:
         moves.append(lambda t: place(device, t, "odd_rows")[0])
     for move in moves:
-        got_x, got_value = move(best), best_value.to(device.torch, copy=True)
-        assert device.run("update_best_", got_x, got_value, move(x), value)[0] is got_x
-        assert_same(got_x, want_x)
-        assert_same(got_value, want_value)
+        got = move(dst)
+        assert device.run("copy_rows_", got, move(src), mask) is got
+        assert_same(got, want)
     if len(shape) == 4:
-        got_x = best.to(device.torch, copy=True, memory_format=torch.channels_last)
-        device.run("update_best_", got_x, best_value.to(device.torch, copy=True), x, value)
-        assert_same(got_x, want_x)
+        got = dst.to(device.torch, copy=True, memory_format=torch.channels_last)
+        device.run("copy_rows_", got, src, mask)
+        assert_same(got, want)

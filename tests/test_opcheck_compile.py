@@ -50,7 +50,7 @@ def _samples():
             yield op + "_", (x.clone(), x0, *numbers[1:], *optional)
         for op in ("random_start_linf", "random_start_l2"):
             yield op, (x0, 0.3, 7, IDS, 0.0, 1.0, *optional)
-        yield "update_best_", (x.clone(), torch.tensor([0.0, 1.0]), x0, torch.tensor([1.0, 0.0]))
+        yield "copy_rows_", (x.clone(), x0, torch.tensor([True, False]))
 
 
 SAMPLES = list(_samples())
@@ -97,7 +97,10 @@ def _loop(x, grad, x0, eps, lo, start, best_x, best_value):
         g = grad * (k + 1) - x
         ops.l2_step_(x, g, x0, 0.1, eps, lo, 0.95, grad_status=status)
         y = ops.linf_step(x, g, x0, 0.02, 0.3)
-        ops.update_best_(best_x, best_value, y, y.flatten(1).sum(1))
+        value = y.flatten(1).sum(1)
+        better = value > best_value
+        ops.copy_rows_(best_x, y, better)
+        ops.copy_rows_(best_value, value, better)
         ops.project_l2_(x[1:], x0[1:], 0.05)
     x = ops.project_linf(x, x0, eps, lo) + 0 * y
     return x, best_x, best_value, status

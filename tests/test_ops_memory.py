@@ -23,7 +23,7 @@ CALLS = {
     "project_linf_": lambda a: ops.project_linf_(a["x"], a["x0"], a["eps"], a["lo"], a["hi"]),
     "random_start_linf": lambda a: ops.random_start_linf(a["x0"], a["eps"], 0, a["sample_ids"], a["lo"], a["hi"]),
     "random_start_l2": lambda a: ops.random_start_l2(a["x0"], a["eps"], 0, a["sample_ids"], a["lo"], a["hi"]),
-    "update_best_": lambda a: ops.update_best_(a["best_x"], a["best_value"], a["x"], a["value"]),
+    "copy_rows_": lambda a: ops.copy_rows_(a["dst"], a["src"], a["mask"]),
 }
 USED = {
     "l2_step": ("x", "grad", "x0", "step_size", "eps", "lo", "hi"),
@@ -32,7 +32,7 @@ USED = {
     "project_linf_": ("x", "x0", "eps", "lo", "hi"),
     "random_start_linf": ("x0", "eps", "sample_ids", "lo", "hi"),
     "random_start_l2": ("x0", "eps", "sample_ids", "lo", "hi"),
-    "update_best_": ("best_x", "best_value", "x", "value"),
+    "copy_rows_": ("dst", "src", "mask"),
 }
 
 
@@ -41,7 +41,7 @@ def arguments() -> dict[str, torch.Tensor]:
     rows, channels = torch.full((B,), 0.3), torch.zeros(D)
     return {
         **{"x": x, "grad": grad, "x0": x0, "step_size": rows, "eps": rows + 0.1, "lo": channels, "hi": channels + 1},
-        **{"best_x": x.clone(), "best_value": rows.clone(), "value": rows + 1},
+        **{"dst": x.clone(), "src": x0, "mask": torch.arange(B) % 2 == 0},
         **{"sample_ids": torch.arange(B), "grad_status": torch.zeros(B, 2, dtype=torch.int32)},
     }
 
@@ -138,12 +138,20 @@ def test_numbers_in_the_memory_of_x_are_refused(name):
         )
 
 
-def test_update_best_refuses_what_it_writes_over():
-    buffer, value = torch.rand(2 * B * D), torch.ones(B)
-    with pytest.raises(RuntimeError, match="x should not share a part of its memory with best_x"):
-        ops.update_best_(buffer[: B * D].view(B, D), torch.zeros(B), buffer[3 : 3 + B * D].view(B, D), value)
-    values = torch.rand(B + 1)
-    x, _, best = tensors()
-    with pytest.raises(RuntimeError, match="value should not share a part of its memory with best_value"):
-        ops.update_best_(best, values[1:], x, values[:-1])
-    ops.update_best_(best, values[1:], x, values[1:])  # the same: nothing is better than itself
+def test_copy_rows_refuses_what_it_writes_over():
+    buffer = torch.rand(2 * B * D)
+    with pytest.raises(RuntimeError, match="src should not share a part of its memory with dst"):
+        ops.copy_rows_(buffer[: B * D].view(B, D), buffer[3 : 3 + B * D].view(B, D), torch.ones(B, dtype=torch.bool))
+    flags = torch.ones(B + 1, 1, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match="mask should not share a part of its memory with dst"):
+        ops.copy_rows_(flags[1:], ~flags[1:], flags[:-1, 0])
+    with pytest.raises(RuntimeError, match="dst is written to, so its values should not share memory"):
+        ops.copy_rows_(torch.zeros(1, D).expand(B, D), torch.ones(B, D), flags[1:, 0])
+    x = torch.rand(B, D)
+    before = x.clone()
+    assert torch.equal(ops.copy_rows_(x, x, flags[1:, 0]), before)  # the same place
+
+
+def test_copy_rows_takes_the_mask_from_the_rows_it_writes():
+    flags = torch.tensor([[True], [False], [True]])
+    assert ops.copy_rows_(flags, torch.zeros_like(flags), flags[:, 0]).tolist() == [[False], [False], [False]]

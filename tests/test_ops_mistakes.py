@@ -11,7 +11,7 @@ from advfeat import ops
 
 X = torch.full((4, 3, 2, 2), 0.5)
 ROWS, IDS = torch.full((4,), 0.1), torch.arange(4)
-CHANNELS = torch.zeros(3)
+CHANNELS, MASK = torch.zeros(3), torch.tensor([True, False, True, False])
 
 
 @pytest.fixture(params=["kernel", "plain"])
@@ -97,16 +97,17 @@ def test_random_starts_refuse_the_same_on_every_path(path, start, changes, messa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"best_x": X[:1].clone()}, "best_x should have the shape of x"),
-        ({"best_x": X.double()}, "best_x should have the dtype of x, Float, got Double"),
-        ({"value": ROWS[:1]}, r"value should be a tensor \[B\] = \(4,\), got shape \(1,\)"),
-        ({"value": IDS}, "value should be float32 or float64, got Long"),
-        ({"value": ROWS.double()}, "best_value should have the dtype of value, Double, got Float"),
+        ({"dst": torch.tensor(1.0)}, r"dst should be a batch \[B, ...\], got a tensor without dimensions"),
+        ({"src": X[:1]}, r"src should have the shape of dst \(4, 3, 2, 2\), got \(1, 3, 2, 2\)"),
+        ({"src": X.double()}, "src should have the dtype of dst, Float, got Double"),
+        ({"mask": MASK[:1]}, r"mask should be a bool tensor \[B\] = \(4,\), got Bool of shape \(1,\)"),
+        ({"mask": MASK[:, None]}, r"mask should be a bool tensor \[B\] = \(4,\), got Bool of shape \(4, 1\)"),
+        ({"mask": IDS}, r"mask should be a bool tensor \[B\] = \(4,\), got Long of shape \(4,\)"),
     ],
 )
-def test_update_best_refuses_the_same_on_every_path(path, changes, message):
+def test_copy_rows_refuses_the_same_on_every_path(path, changes, message):
     with pytest.raises(RuntimeError, match=message):
-        ops.update_best_(**{"best_x": X.clone(), "best_value": ROWS.clone(), "x": X, "value": ROWS} | changes)
+        ops.copy_rows_(**{"dst": X.clone(), "src": X, "mask": MASK} | changes)
 
 
 @pytest.mark.parametrize("wrong", [X.numpy(), X.tolist(), None])
@@ -117,11 +118,12 @@ def test_what_is_no_tensor_is_named(path, wrong):
         (lambda: ops.linf_step_(X.clone(), X, wrong, 0.1, 0.1), "x0"),
         (lambda: ops.project_linf_(wrong, X, 0.1), "x"),
         (lambda: ops.random_start_l2(wrong, 0.1, 0, IDS), "x0"),
-        (lambda: ops.update_best_(X.clone(), wrong, X, ROWS), "best_value"),
+        (lambda: ops.copy_rows_(wrong, X, MASK), "dst"),
+        (lambda: ops.copy_rows_(X.clone(), X, wrong), "mask"),
     ):
         with pytest.raises(RuntimeError, match=rf"\b{name}\b") as raised:
             call()
-        if name == "x" or path == "plain":
+        if name in ("x", "dst") or path == "plain":
             assert f"{name} should be a torch tensor, got {type(wrong).__name__}" in str(raised.value)
 
 

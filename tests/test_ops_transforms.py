@@ -28,7 +28,7 @@ STEPS = {
     "with grad_status": lambda x: ops.l2_step(x, x, X0, 0.1, 1.0, grad_status=torch.zeros(2, 2, dtype=torch.int32)),
     "project_l2_": lambda x: ops.project_l2_(x.clone(), X0, 0.1),
     "project_linf_": lambda x: ops.project_linf_(x.clone(), X0, 0.1),
-    "update_best_": lambda x: ops.update_best_(X0.clone(), torch.zeros(2, dtype=F64), x, x[:, 0])[0],
+    "copy_rows_": lambda x: ops.copy_rows_(X0.clone(), x, torch.tensor([True, False])),
 }
 
 
@@ -100,12 +100,10 @@ def test_vmap_is_a_loop(name):
         start, ids = getattr(ops, name), torch.arange(6).reshape(3, 2)
         got = func.vmap(lambda x, i: start(x, 0.3, 7, i))(batch, ids)
         want = torch.stack([start(x, 0.3, 7, i) for x, i in zip(batch, ids, strict=True)])
-    elif name == "update_best_":
-        best, values = batch / 3, torch.zeros(3, 2, dtype=F64)
-        got = func.vmap(lambda b, v, x: ops.update_best_(b.clone(), v.clone(), x, x[:, 0])[0])(best, values, batch)
-        want = torch.stack(
-            [ops.update_best_(b.clone(), v.clone(), x, x[:, 0])[0] for b, v, x in zip(best, values, batch, strict=True)]
-        )
+    elif name == "copy_rows_":
+        dst, mask = batch / 3, torch.tensor([[True, False], [False, False], [False, True]])
+        got = func.vmap(lambda d, s, m: ops.copy_rows_(d.clone(), s, m))(dst, batch, mask)
+        want = torch.stack([ops.copy_rows_(d.clone(), s, m) for d, s, m in zip(dst, batch, mask, strict=True)])
     else:
         got, want = func.vmap(f)(batch), torch.stack([f(x) for x in batch])
     torch.testing.assert_close(got, want)
@@ -155,7 +153,7 @@ def test_projections_have_that_derivative_in_compiled_code_too(name, transform, 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("name", ["linf_step", "l2_step_", "by the radii alone", "project_l2_", "update_best_"])
+@pytest.mark.parametrize("name", ["linf_step", "l2_step_", "by the radii alone", "project_l2_", "copy_rows_"])
 def test_what_has_no_gradient_refuses_in_compiled_code_too(name, transform, compiled):
     with pytest.raises((RuntimeError, AssertionError)):  # the compiler may wrap ours, or fail beside it
         compiled(TRANSFORMS[transform](STEPS[name]))(X)

@@ -167,10 +167,12 @@ class _Start:
         value = self.sign * value.to(self.best.dtype)
         self.gains.add_(value > self.last_value)
         self.last_value.copy_(value)
+        better = value > self.best
         if gradient is not None:
             self.grad.copy_(gradient)
-            ops.update_best_(self.best_grad, self.best.clone(), self.grad, value)
-        ops.update_best_(self.best_x, self.best, self.x, value)
+            ops.copy_rows_(self.best_grad, self.grad, better)
+        ops.copy_rows_(self.best_x, self.x, better)
+        ops.copy_rows_(self.best, value, better)
 
     def _check(self, interval: int) -> None:
         """Halves the step of the samples that stall, and puts them back to their best point."""
@@ -180,6 +182,5 @@ class _Start:
         self.best_at_check.copy_(self.best)
         self.halved_at_check.copy_(stalled)
         self.eta.copy_(torch.where(stalled, self.eta / 2, self.eta))
-        back = stalled.reshape(-1, *[1] * (self.x.dim() - 1))
-        self.x.copy_(torch.where(back, self.best_x, self.x))
-        self.grad.copy_(torch.where(back, self.best_grad, self.grad))
+        ops.copy_rows_(self.x, self.best_x, stalled)
+        ops.copy_rows_(self.grad, self.best_grad, stalled)

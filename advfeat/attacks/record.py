@@ -57,9 +57,9 @@ class Record:
         """Takes the iterates at which bool [n] ``which`` is true."""
         value = value.to(self.value.dtype)
         if self.x is not None:
-            ops.update_best_(self.x, torch.zeros_like(value), x, which.to(value.dtype))
-        self.value.copy_(torch.where(which, value, self.value))
-        self.success.copy_(torch.where(which, success, self.success))
+            ops.copy_rows_(self.x, x, which)
+        ops.copy_rows_(self.value, value, which)
+        ops.copy_rows_(self.success, success, which)
 
     def forget(self, x: Tensor, rows: Tensor | slice = slice(None)) -> None:
         """Nothing is known yet of the samples at ``rows``, which begin at ``x``."""
