@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from advfeat._class_names import check_same_classes
+
+if TYPE_CHECKING:
+    from advfeat.datasets.protocol import LabelledImages
 
 
 def from_environment(name: str, default: int) -> int:
@@ -53,7 +56,9 @@ def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
         )
 
 
-def check_pair(train_source: Any, test_source: Any = None, same_classes: bool = False) -> None:
+def check_pair(
+    train_source: LabelledImages, test_source: LabelledImages | None = None, same_classes: bool = False
+) -> None:
     """Raises ValueError for an empty training set, labels out of range, or a test set of other classes or shape.
 
     same_classes: take classes of the same number for the same, whatever their names are.

@@ -409,7 +409,11 @@ FOUR = _net(48, 4)
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: evaluate(FOUR, DataLoader(TensorDataset(X, Y))), TypeError, "got a DataLoader: give its dataset"),
+        (
+            lambda: evaluate(FOUR, DataLoader(TensorDataset(X, Y), collate_fn=list)),
+            ValueError,
+            "source should be a DataLoader with torch's own collate_fn, .* got collate_fn=list",
+        ),
         (lambda: evaluate(FOUR, _Stream()), TypeError, "samples by position, got the iterable dataset _Stream"),
         (lambda: evaluate(FOUR, (X, Y)), TypeError, "got tuple, which has no images, .*ArraySource"),
         (lambda: evaluate(FOUR, X), TypeError, "source should be a data set, got Tensor"),

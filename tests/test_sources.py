@@ -205,7 +205,11 @@ def test_a_source_of_ones_own_is_told_what_it_lacks():
 
     mine = Mine()
     for use, error, said in [
-        (lambda: mine.fingerprint, TypeError, "Mine should have a property fingerprint.*sha256.*advfeat.datasets.base"),
+        (
+            lambda: mine.fingerprint,
+            TypeError,
+            "Mine should have a property fingerprint.*sha256.*datasets.Source",
+        ),
         (lambda: mine.images([0]), TypeError, r"Mine should have a method images\(indices=None\) that gives float32"),
         (lambda: len(mine), AttributeError, r"Mine should have labels, int64 \[N\]"),
         (lambda: mine.classes, AttributeError, "Mine should have classes, their names"),

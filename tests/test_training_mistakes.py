@@ -67,7 +67,11 @@ def test_settings_of_a_training_become_pythons():
             "config should be an advfeat.training.TrainConfig, got dict",
         ),
         (lambda c: train(SOURCE, c), TypeError, "config should be .* got TensorSource"),
-        (lambda c: train(c, DataLoader(TensorDataset(X, Y))), TypeError, "train_source should be .* got a DataLoader"),
+        (
+            lambda c: train(c, DataLoader(TensorDataset(X, Y))),
+            ValueError,
+            "config.batch_size should be that of the DataLoader that train_source is, 1, got 128: set it, or give",
+        ),
         (lambda c: train(c, SOURCE, "digits"), TypeError, "test_source should be a data set, got str"),
         (lambda c: train(c, X.numpy()), TypeError, "train_source should be a data set, got ndarray"),
         (lambda c: train(c, SOURCE, resume="no"), TypeError, "resume should be True or False, got 'no'"),

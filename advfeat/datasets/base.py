@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any
@@ -10,20 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from advfeat._arguments import whole_number
 from advfeat._checks import check_images, check_labels
+from advfeat.datasets.protocol import Indices, LabelledImages
 from advfeat.random import derive_seed
-
-Indices = Tensor | np.ndarray | Sequence[int] | range | slice | None
 
 _CHUNK = 1000  # images looked at or hashed at once
 
 
-class Source:
+class Source(Dataset[tuple[Tensor, int]]):
     """Images and labels by position; the base of every data set.
 
-    name: what :func:`advfeat.datasets.sources.load` takes. split: "train", "test", or "" where there are none.
+    A source is a ``torch.utils.data.Dataset`` of (image, label): ``source[i]`` is what torchvision's data sets give
+    with ``ToTensor``, and a ``DataLoader`` reads each batch at once, in worker processes too.
+
+    name: what :func:`advfeat.datasets.load` takes. split: "train", "test", or "" where there are none.
     classes: their names, by label. labels: int64 [N] on the CPU. image_shape: (C, H, W). built_from: the name of the
     data set that a constructed one was built from, if that is known. A subclass has ``classes``, ``labels``,
     ``image_shape``, :meth:`images` and :attr:`fingerprint`::
@@ -54,6 +58,39 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One sample.
+
+        Args:
+            index: Its position; a negative one counts from the end.
+
+        Returns:
+            The image, float32 [C, H, W] in [0, 1], and its label.
+
+        Raises:
+            IndexError: For a position beyond the end.
+            TypeError: For what is no position, a slice or a list among them.
+        """
+        ((image, label),) = self.__getitems__([index])
+        return image, label
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """The samples at ``indices``, read at once; a ``DataLoader`` asks for its batches so.
+
+        Args:
+            indices: Positions; negative ones count from the end.
+
+        Returns:
+            (image, label) of each, as :meth:`__getitem__` gives them.
+
+        Raises:
+            IndexError: For a position beyond the end.
+            TypeError: For what is no position.
+        """
+        positions = [_position(index, len(self), self.name) for index in indices]
+        index = torch.tensor(positions, dtype=torch.int64, device="cpu")
+        return list(zip(read_images(self, index), self.labels[index].tolist(), strict=True))
+
     def images(self, indices: Indices = None) -> Tensor:
         """float32 [n, C, H, W] in [0, 1] on the CPU, the caller's own, in the order of ``indices`` (all if None).
 
@@ -63,7 +100,7 @@ class Source:
         """
         raise TypeError(
             f"{type(self).__name__} should have a method images(indices=None) that gives float32 [n, C, H, W] in "
-            "[0, 1]: see advfeat.datasets.base.Source"
+            "[0, 1]: see advfeat.datasets.Source"
         )
 
     @property
@@ -72,7 +109,7 @@ class Source:
         raise TypeError(
             f"{type(self).__name__} should have a property fingerprint, a text that differs where images or labels do, "
             "such as hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest(): runs are resumed and results "
-            "found by it; see advfeat.datasets.base.Source"
+            "found by it; see advfeat.datasets.Source"
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -84,7 +121,7 @@ class Source:
         }
         if name in expected:
             raise AttributeError(
-                f"{type(self).__name__} should have {name}, {expected[name]}: see advfeat.datasets.base.Source"
+                f"{type(self).__name__} should have {name}, {expected[name]}: see advfeat.datasets.Source"
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -216,7 +253,23 @@ def _as_classes(classes: Sequence[str] | int) -> tuple[str, ...]:
     return tuple(map(str, classes))
 
 
-def read_images(source: Any, index: Tensor) -> Tensor:
+def _position(index: Any, n: int, name: str) -> int:
+    """One position in 0 .. n-1, of a negative one too."""
+    try:
+        position = None if isinstance(index, bool) else operator.index(index)
+    except TypeError:
+        position = None
+    if position is None:
+        raise TypeError(
+            f"index of {name!r} should be one position, an integer, got {index!r}: images(indices) gives the images of "
+            "several, subset(indices) makes them a data set"
+        )
+    if not -n <= position < n:
+        raise IndexError(f"index of {name!r} should be in {-n} .. {n - 1}, got {position}")
+    return position % n
+
+
+def read_images(source: LabelledImages, index: Tensor) -> Tensor:
     """``source.images(index)``, float32 [k, C, H, W] of the source's shape; TypeError or ValueError if it is not."""
     images, shape = source.images(index), (len(index), *source.image_shape)
     name = getattr(source, "name", "the data")

@@ -15,9 +15,10 @@ from advfeat import _arguments, _model_checks, forward
 from advfeat._arguments import check_autocast, check_path, flag, whole_number
 from advfeat._checks import from_environment
 from advfeat._locks import hold
-from advfeat.datasets.base import Source
 from advfeat.datasets.construction import Construction
 from advfeat.datasets.fitness import check_fitness, is_deterministic, warn_of_chance
+from advfeat.datasets.loader import batch_size_for
+from advfeat.datasets.protocol import Data
 from advfeat.datasets.recipes import MatchRepresentation, Recipe, meant_recipe
 from advfeat.datasets.store import ConstructedSet, SetWriter, is_complete
 from advfeat.datasets.torch_dataset import as_source
@@ -27,6 +28,8 @@ from advfeat.models import Adapted, attack_copy, fingerprint
 
 Progress = Callable[[int, int], None]
 
+_BATCH = 250  # images attacked at once, unless asked otherwise
+
 # Seconds that a rank waits for another shard of the others.
 _PATIENCE = 3600.0
 
@@ -34,11 +37,11 @@ _PATIENCE = 3600.0
 def build(
     recipe: Recipe,
     model: nn.Module,
-    source: Source,
+    source: Data,
     out: str | Path,
     *,
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     shard_size: int = 2000,
     dtype: str = "float32",
     device: torch.device | str | None = None,
@@ -58,9 +61,11 @@ def build(
     which, and finds it finished, or goes on if the first one was killed. One that builds another set there is refused
     at once.
 
-    recipe: see :func:`advfeat.datasets.recipes.preset`. model: gives logits [B, classes]; a
-    :class:`MatchRepresentation` also needs ``model.representation``. batch_size: images attacked at once (fixes the
-    shapes the model sees, and with them the last bits). dtype: of the stored images, "float32", "float16" or "uint8"
+    recipe: see :func:`advfeat.datasets.preset`. model: gives logits [B, classes]; a
+    :class:`MatchRepresentation` also needs ``model.representation``. source: a data set of this package; or a
+    ``torch.utils.data`` dataset of (image, label), or a ``DataLoader``, which stands for its dataset. batch_size:
+    images attacked at once (fixes the shapes the model sees, and with them the last bits); None takes that of a
+    DataLoader, else 250. dtype: of the stored images, "float32", "float16" or "uint8"
     (rounded inside the ball). device: where to run; where the model lies if None. autocast: torch.bfloat16 or
     torch.float16 to run the model in; iterates stay in float32. compile: torch.compile the model. same_classes: take
     the model's classes for the source's, whatever their names are. any_source: take a model that was trained in another
@@ -86,8 +91,8 @@ def build(
     if progress is not None and not callable(progress):
         raise TypeError(f"progress should be a function (done, total), got {type(progress).__name__}")
     _model_checks.check_module(model)  # a set is known by the hash of its weights
+    batch_size = batch_size_for(source, batch_size, _BATCH)
     source = as_source(source, model)
-    batch_size = whole_number("batch_size", batch_size)
     device = forward.device_of(model) if device is None else _arguments.device("device", device)
     model = unwrapped(model).to(device)
     check_fitness(recipe, model, source, device, same_classes, any_source)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from advfeat._names import printable
 from advfeat.datasets.base import Indices, Source, as_indices
@@ -50,7 +51,7 @@ class FolderSource(Source):
     holdout: the share of the training images that is the test set of a root without one. Which side an image is on is
     decided by a hash of ``seed`` and its path, class by class, so it is the same tomorrow, with more images in the
     folder; each class has at least one image on each side. The two sides of one seed are disjoint.
-    allow_empty: take class folders without images; :func:`advfeat.datasets.exchange.export_folder` needs no such word
+    allow_empty: take class folders without images; :func:`advfeat.datasets.export_folder` needs no such word
     to be read back.
 
     What is read, one rule each:
@@ -123,10 +124,8 @@ class FolderSource(Source):
     def images(self, indices: Indices = None) -> Tensor:
         index = as_indices(indices, len(self), self.name).tolist()
         images = torch.empty((len(index), *self.image_shape), dtype=torch.float32, device="cpu")
-        # Decoding lets go of the interpreter lock, so threads are enough.
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for row, image in enumerate(pool.map(self._decode, index)):
-                images[row] = image
+        for row, image in enumerate(self._decoded(index)):
+            images[row] = image
         return images.div_(255)
 
     def file(self, index: int) -> Path:
@@ -184,6 +183,14 @@ class FolderSource(Source):
                 break
         size = size or (first.height, first.width)
         return (3 if colour else 1, *size)
+
+    def _decoded(self, index: list[int]) -> Iterator[Tensor]:
+        if len(index) == 1 or get_worker_info() is not None:  # a DataLoader's worker is one of several already
+            yield from map(self._decode, index)
+            return
+        # Decoding lets go of the interpreter lock, so threads are enough.
+        with ThreadPoolExecutor(_THREADS) as pool:
+            yield from pool.map(self._decode, index)
 
     def _decode(self, index: int) -> Tensor:
         file = self._files[index]

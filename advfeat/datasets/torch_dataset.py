@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from advfeat._checks import evenly_spaced
 from advfeat._class_names import class_names, known
-from advfeat.datasets.base import Indices, Source, as_indices
+from advfeat.datasets.base import Source, as_indices
+from advfeat.datasets.concatenated import Concatenated
+from advfeat.datasets.loader import dataset_of
+from advfeat.datasets.protocol import Data, Indices, LabelledImages
 
 _NEEDS = ("images", "labels", "classes", "image_shape")
-_HOW = "advfeat.datasets.base.ArraySource(images, labels, classes) makes one of tensors"
+_HOW = "advfeat.datasets.ArraySource(images, labels, classes) makes one of tensors"
+_AT_ONCE = 64  # samples of a dataset that gives many
 
 
 class TorchDataset(Source):
@@ -39,8 +43,7 @@ class TorchDataset(Source):
     def images(self, indices: Indices = None) -> Tensor:
         index = as_indices(indices, len(self), self.name)
         images = torch.empty((len(index), *self.image_shape), dtype=torch.float32, device="cpu")
-        for row, position in enumerate(index.tolist()):
-            image, label = self._item(position)
+        for row, (position, (image, label)) in enumerate(self._items(index.tolist())):
             if tuple(image.shape) != self.image_shape:
                 raise ValueError(
                     f"images of {self.name!r} should have one shape: sample 0 is {self.image_shape}, sample {position} "
@@ -68,6 +71,16 @@ class TorchDataset(Source):
     def _item(self, position: int) -> tuple[Tensor, int]:
         return _item(self.dataset, position, self.name)
 
+    def _items(self, positions: list[int]) -> Iterator[tuple[int, tuple[Tensor, int]]]:
+        """(position, sample) of each; many are asked for at once where the dataset can, as a ``DataLoader`` does."""
+        if not callable(getattr(self.dataset, "__getitems__", None)):
+            yield from ((position, self._item(position)) for position in positions)
+            return
+        for begin in range(0, len(positions), _AT_ONCE):
+            some = positions[begin : begin + _AT_ONCE]
+            for position, item in zip(some, self.dataset.__getitems__(some), strict=True):
+                yield position, _checked(item, position, self.name)
+
 
 def labels_of(dataset: Any) -> Tensor:
     """The labels of a map-style dataset, int64 [N]."""
@@ -83,9 +96,12 @@ class _Some(Subset):
     """Samples that an evaluation was limited to; called by the name of the whole."""
 
 
-def some_of(data: Any, limit: int | None) -> tuple[Any, Tensor | None]:
+def some_of(data: Data, limit: int | None, name: str = "source") -> tuple[Any, Tensor | None]:
     """A dataset of torch as ``limit`` evenly spaced samples of it, and their positions; anything else as it is, and
     None. A dataset gives its labels with its images: all of them would be read for a few."""
+    data = dataset_of(data, name)
+    if (source := _of_sources(data)) is not None:
+        data = source
     is_of_torch = isinstance(data, Dataset) and not isinstance(data, IterableDataset) and not hasattr(data, "images")
     if limit is None or not is_of_torch or not hasattr(data, "__len__") or len(data) <= limit:
         return data, None
@@ -93,28 +109,61 @@ def some_of(data: Any, limit: int | None) -> tuple[Any, Tensor | None]:
     return _Some(data, positions.tolist()), positions
 
 
-def as_source(data: Any, model: Callable | None = None, name: str = "source") -> Any:
-    """A data set as it is, or one of ``torch.utils.data`` as a :class:`TorchDataset`.
+def as_source(data: Data, model: Callable | None = None, name: str = "source") -> LabelledImages:
+    """A data set of this package as it is, or one of ``torch.utils.data`` as such.
 
-    model: its names of classes count where the dataset has none; else classes are called "0", "1", ... name: of the
-        argument, in messages.
-    Errors: TypeError for anything else, saying what is missing.
+    Args:
+        data: A source; ``Subset`` and ``ConcatDataset`` over sources become one, which reads many images at once. A
+            ``DataLoader`` stands for its data set (:func:`advfeat.datasets.loader.dataset_of`), and any other map-style
+            dataset becomes a :class:`TorchDataset`.
+        model: Its names of classes count where the dataset has none; else classes are called "0", "1", ...
+        name: Of the argument, in messages.
+
+    Raises:
+        TypeError: For anything else, saying what is missing.
+        ValueError: For a ``DataLoader`` that makes other samples of its dataset's.
     """
-    if isinstance(data, DataLoader):
-        raise TypeError(f"{name} should be a data set, got a DataLoader: give its dataset, loader.dataset")
+    data = dataset_of(data, name)
     if isinstance(data, IterableDataset):
         raise TypeError(f"{name} should have samples by position, got the iterable dataset {type(data).__name__}")
+    if (source := _of_sources(data)) is not None:
+        return source
     missing = [need for need in _NEEDS if not hasattr(data, need)]
     if not missing and not hasattr(data, "__len__"):
         missing = ["__len__"]
-    if isinstance(data, Dataset) or (missing and _is_map_style(data)):
+    if not isinstance(data, Source) and (isinstance(data, Dataset) or (missing and _is_map_style(data))):
         if missing or not callable(data.images):
             return TorchDataset(data, _classes(data, model))
     if missing or not callable(getattr(data, "images", None)):
         lacks = f", which has no {', '.join(missing)}" if missing else ""
-        how = f"advfeat.datasets.sources.load({str(data)!r}) opens one by name" if _is_path(data) else _HOW
+        how = f"advfeat.datasets.load({str(data)!r}) opens one by name" if _is_path(data) else _HOW
         raise TypeError(f"{name} should be a data set, got {type(data).__name__}{lacks}: {how}")
     return data
+
+
+def _of_sources(data: Any) -> Source | None:
+    """The source that a ``Subset`` or ``ConcatDataset`` over sources stands for, None for anything else."""
+    held = _parts(data)
+    parts = [part if isinstance(part, Source) else _of_sources(part) for part in held]
+    if not parts or any(part is None for part in parts):
+        return None
+    given = class_names(data)  # a user's own, set on what torch made
+    if given is not None and any(given != tuple(part.classes) for part in parts):
+        return None
+    if isinstance(data, Subset):
+        (whole,) = parts
+        count = len(whole)
+        return whole.subset([i + count if i < 0 else i for i in map(operator.index, data.indices)])
+    return Concatenated(parts)
+
+
+def _parts(data: Any) -> list[Any]:
+    """What a ``Subset`` or ``ConcatDataset`` holds; nothing of a subclass that makes other samples of it."""
+    for kind in (Subset, ConcatDataset):
+        methods = ("__getitem__", "__getitems__", "__len__")
+        if isinstance(data, kind) and all(getattr(type(data), m, None) is getattr(kind, m, None) for m in methods):
+            return [data.dataset] if kind is Subset else list(data.datasets)
+    return []
 
 
 def _is_path(data: Any) -> bool:
@@ -175,7 +224,11 @@ def _whole(label: Any) -> int:
 
 
 def _item(dataset: Any, position: int, name: str) -> tuple[Tensor, int]:
-    item = dataset[position]
+    return _checked(dataset[position], position, name)
+
+
+def _checked(item: Any, position: int, name: str) -> tuple[Tensor, int]:
+    """A sample as a tensor on the CPU and an integer, or the TypeError that says what it should be."""
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         what = f"a {type(item).__name__}" + (f" with {', '.join(map(repr, item))}" if isinstance(item, dict) else "")
         raise TypeError(f"{name!r} should give (image, label) for each sample, got {what} for sample {position}")

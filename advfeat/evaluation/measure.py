@@ -14,6 +14,8 @@ from advfeat._arguments import flag, whole_number
 from advfeat._checks import check_images, check_labels, evenly_spaced
 from advfeat.attacks import Attack
 from advfeat.datasets.base import read_images
+from advfeat.datasets.loader import batch_size_for
+from advfeat.datasets.protocol import Data, LabelledImages
 from advfeat.datasets.torch_dataset import TorchDataset, as_source, some_of
 from advfeat.evaluation.given import named_attacks
 from advfeat.evaluation.results import AVERAGE, BATCHES, DRAWS, Evaluation, Robustness
@@ -23,14 +25,16 @@ from advfeat.intervals import Share
 from advfeat.models import averaged, check_fits, fingerprint
 from advfeat.progress import Reporter
 
+_BATCH = 500  # images at once, unless asked otherwise
+
 
 def evaluate(
     model: nn.Module | Callable,
-    source: Any,
+    source: Data,
     *,
     attacks: Sequence[float | Attack | tuple[str, Attack]] = (),
     norm: str = "l2",
-    batch_size: int = 500,
+    batch_size: int | None = None,
     limit: int | None = None,
     draws: int = 1,
     same_classes: bool = False,
@@ -43,9 +47,12 @@ def evaluate(
         images are cast to its dtype as it is called, and attacked in float64 for float64, else in float32. Convolutions
         in float32 are done as torch is set: on recent GPUs in TensorFloat-32, unless
         ``torch.backends.cudnn.allow_tf32`` is False. A function is taken too.
-    source: ``images(indices)``, ``labels``, ``classes``, ``image_shape``, ``name``; or a ``torch.utils.data`` dataset
-        of (image, label), whose classes are its own ``classes``, else the model's.
+    source: a data set of this package, or what has the same attributes
+        (:class:`advfeat.datasets.LabelledImages`); or a ``torch.utils.data`` dataset of (image, label), whose classes
+        are its own ``classes``, else the model's. A ``DataLoader`` stands for its dataset, in the order of that, and
+        for its batch size; one whose sampler or collate_fn makes something else of the dataset is refused.
     attacks: radii (each stands for :func:`strong_attack` of ``norm``), attacks, or pairs of a name and an attack.
+    batch_size: images worked on at once; None takes that of a DataLoader, else 500.
     limit: only so many samples, evenly spaced over the data set (the first of a folder would all be of one class).
     draws: for a model that is random in eval mode: predictions and the gradients of attacks are those of the mean
         logits of so many passes (:func:`advfeat.models.averaged`). That a model is random is seen from two passes over
@@ -65,8 +72,9 @@ def evaluate(
     RuntimeError if an attack leaves its ball.
     """
     limit = None if limit is None else whole_number("limit", limit)
+    batch_size = batch_size_for(source, batch_size, _BATCH)
     source, positions = some_of(source, limit)
-    model, source, batch_size, same_classes = _checked(model, source, batch_size, same_classes)
+    model, source, same_classes = _checked(model, source, same_classes)
     asked = averaged(model, draws)
     named = named_attacks(attacks, norm)
     index = _select(model, source, limit, same_classes)
@@ -130,18 +138,23 @@ def evaluate(
 
 
 def accuracy(
-    model: nn.Module, source: Any, *, batch_size: int = 500, limit: int | None = None, same_classes: bool = False
+    model: nn.Module | Callable,
+    source: Data,
+    *,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    same_classes: bool = False,
 ) -> Share:
     """Clean accuracy alone; arguments and errors as for :func:`evaluate`."""
     return evaluate(model, source, batch_size=batch_size, limit=limit, same_classes=same_classes).clean
 
 
 def label_agreement(
-    model: nn.Module,
-    source: Any,
+    model: nn.Module | Callable,
+    source: Data,
     relabel: Callable[[Tensor], Tensor] | None = None,
     *,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     limit: int | None = None,
     same_classes: bool = False,
 ) -> dict[str, Share]:
@@ -155,8 +168,9 @@ def label_agreement(
     if relabel is not None and not callable(relabel):
         raise TypeError(f"relabel should be a function of labels, got {type(relabel).__name__}")
     limit = None if limit is None else whole_number("limit", limit)
+    batch_size = batch_size_for(source, batch_size, _BATCH)
     source, _ = some_of(source, limit)
-    model, source, batch_size, same_classes = _checked(model, source, batch_size, same_classes)
+    model, source, same_classes = _checked(model, source, same_classes)
     index = _select(model, source, limit, same_classes)
     n, labels, classes = len(index), source.labels[index], len(source.classes)
     other = (labels + 1) % classes if relabel is None else relabel(labels)
@@ -181,17 +195,16 @@ def label_agreement(
     }
 
 
-def _checked(model: Any, source: Any, batch_size: Any, same_classes: Any) -> tuple[Callable, Any, int, bool]:
+def _checked(model: Any, source: Data, same_classes: Any) -> tuple[Callable, LabelledImages, bool]:
     """Model, data set and settings as they are used."""
     same_classes = flag("same_classes", same_classes)
     _model_checks.check_model(model)
     _model_checks.check_values(model)
-    batch_size = whole_number("batch_size", batch_size)
     model = unwrapped(model)
-    return model, as_source(source, model), batch_size, same_classes
+    return model, as_source(source, model), same_classes
 
 
-def _select(model: Callable, source: Any, limit: int | None, same_classes: bool) -> Tensor:
+def _select(model: Callable, source: LabelledImages, limit: int | None, same_classes: bool) -> Tensor:
     """The positions of the samples to evaluate on; checks that the model fits the data."""
     if len(source) == 0:
         raise ValueError(f"there should be at least one sample to evaluate on, {source.name!r} has none")
@@ -214,7 +227,7 @@ class _Answers(NamedTuple):
 
 
 def _clean(
-    model: Callable, source: Any, index: Tensor, batch_size: int, report: Reporter, asked: Callable
+    model: Callable, source: LabelledImages, index: Tensor, batch_size: int, report: Reporter, asked: Callable
 ) -> tuple[Tensor, Tensor, _Answers]:
     """Predictions and margins of the samples at ``index``, and what the model's answers are like.
 
@@ -263,7 +276,7 @@ def _fingerprint(model: Callable) -> str | None:
         return None
 
 
-def _data_fingerprint(source: Any, index: Tensor) -> str | None:
+def _data_fingerprint(source: LabelledImages, index: Tensor) -> str | None:
     """Of the samples that were evaluated, so that a few of a large folder are not the reading of all of it."""
     if len(index) < len(source) and hasattr(source, "subset"):
         source = source.subset(index)

@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from advfeat import forward
 from advfeat._read_ahead import read_ahead
 from advfeat.attacks import PGD, Attack
 from advfeat.datasets.base import read_images
+from advfeat.datasets.protocol import LabelledImages
 from advfeat.forward import class_margins, predicted_classes
 from advfeat.models import attack_copy
 from advfeat.progress import Reporter
@@ -33,7 +33,13 @@ class Judged:
 
 
 def attacked_samples(
-    judged: Judged, source: Any, attack: Attack, ids: Tensor, batch_size: int, report: Reporter, itself: bool = False
+    judged: Judged,
+    source: LabelledImages,
+    attack: Attack,
+    ids: Tensor,
+    batch_size: int,
+    report: Reporter,
+    itself: bool = False,
 ) -> tuple[Tensor, dict]:
     """Whether each sample of ``ids`` was broken, bool, and the statistics that :class:`Robustness` keeps.
 

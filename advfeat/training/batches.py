@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from advfeat._checks import check_images, evenly_spaced
 from advfeat._read_ahead import read_ahead
 from advfeat.datasets.base import read_images
+from advfeat.datasets.protocol import LabelledImages
 from advfeat.random import generator
 from advfeat.training.augment import Augmentation
 
@@ -28,7 +28,7 @@ class Batches:
 
     def __init__(
         self,
-        source: Any,
+        source: LabelledImages,
         batch_size: int,
         seed: int,
         augmentation: Augmentation,
@@ -64,7 +64,7 @@ class Batches:
         return images
 
 
-def channel_statistics(source: Any, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(source: LabelledImages, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, in pixel scale, of at most so many evenly spaced images.
 
     A channel that never varies gets 1 for its standard deviation.

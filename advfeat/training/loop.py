@@ -18,6 +18,8 @@ from advfeat._arguments import check_path, flag
 from advfeat._checks import check_pair, from_environment
 from advfeat._model_checks import check_module
 from advfeat.attacks import PGD
+from advfeat.datasets.loader import batch_size_for
+from advfeat.datasets.protocol import Data, LabelledImages
 from advfeat.datasets.torch_dataset import as_source
 from advfeat.eval_mode import trained_here
 from advfeat.evaluation import evaluate
@@ -38,6 +40,7 @@ from advfeat.training.schedules import learning_rate
 # How often, in steps, the loss is looked at. On the CPU looking is free; elsewhere it waits for the device.
 _LOOK_EVERY = {"cpu": 1}
 _LOOK_EVERY_ELSEWHERE = 50
+_TEST_BATCH = 500  # images at once, unless a DataLoader says otherwise
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class TrainResult:
 
 def train(
     config: TrainConfig,
-    train_source: Any,
-    test_source: Any = None,
+    train_source: Data,
+    test_source: Data | None = None,
     out: str | Path | None = None,
     *,
     model: Model | None = None,
@@ -70,8 +73,12 @@ def train(
 ) -> TrainResult:
     """Trains a classifier by SGD on the cross-entropy, on the images or on adversarial examples of them.
 
-    train_source, test_source: ``images(indices)``, ``labels``, ``classes``, ``image_shape``, ``name``, ``fingerprint``;
-        or ``torch.utils.data`` datasets of (image, label), read as they are: without transforms that draw.
+    train_source, test_source: data sets of this package, or what has the same attributes
+        (:class:`advfeat.datasets.LabelledImages`) and a ``fingerprint``; or ``torch.utils.data`` datasets of
+        (image, label), read as they are: without transforms that draw. A ``DataLoader`` stands for its dataset: the
+        order of a training is drawn by ``config.seed``, its batch size is ``config.batch_size``, from which that of
+        a loader may not differ, and tests are in batches of the loader's. One whose sampler or collate_fn makes
+        something else of the dataset is refused.
     out: the run folder, see :mod:`advfeat.training.checkpoint`. With ``resume`` a run that was stopped goes on from its
         last checkpoint and ends with the same weights as if it had not been (bit for bit on the CPU, with the same
         number of threads), and a finished one is read; a folder of a run with other settings is refused. Without, it is
@@ -105,6 +112,12 @@ def train(
                 f"model should come from advfeat.models.create or adapt where it is to be saved in out, got "
                 f"{type(model).__name__}"
             )
+    if batch_size_for(train_source, None, config.batch_size) != config.batch_size:
+        raise ValueError(
+            f"config.batch_size should be that of the DataLoader that train_source is, {train_source.batch_size}, got "
+            f"{config.batch_size}: set it, or give the loader's dataset, loader.dataset"
+        )
+    test_batch = batch_size_for(test_source, None, _TEST_BATCH)
     train_source = as_source(train_source, model, "train_source")
     test_source = None if test_source is None else as_source(test_source, train_source, "test_source")
     check_pair(train_source, test_source, same_classes)
@@ -132,7 +145,7 @@ def train(
         model.classes = train_source.classes
     if out is None:
         with _own_random_state(device):
-            history = _Loop(config, model, train_source, test_source, device).run(None, progress)
+            history = _Loop(config, model, train_source, test_source, device, test_batch).run(None, progress)
         _note(model, description)
         return TrainResult(model.eval(), history, config)
 
@@ -155,7 +168,7 @@ def train(
             if folder.is_finished():
                 folder.tidy()
                 return finished()
-        loop = _Loop(config, model, train_source, test_source, device)
+        loop = _Loop(config, model, train_source, test_source, device, test_batch)
         folder.begin({**description, **provenance(device)}, resume)  # only now, that the data was found to be good
         history = loop.run(folder, progress)
         _note(model.eval(), description)
@@ -177,11 +190,12 @@ class _Loop:
         self,
         config: TrainConfig,
         model: Model,
-        train_source: Any,
-        test_source: Any,
+        train_source: LabelledImages,
+        test_source: LabelledImages | None,
         device: torch.device,
+        test_batch: int,
     ) -> None:
-        self.config, self.test_source, self.device = config, test_source, device
+        self.config, self.test_source, self.device, self.test_batch = config, test_source, device, test_batch
         self.classes = len(train_source.classes)
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(device)
@@ -272,15 +286,16 @@ class _Loop:
     def _test(self) -> dict:
         if self.test_source is None:
             return dict(_UNTESTED)
-        config = self.config
+        config, batch_size = self.config, self.test_batch
         # That the classes are the same was looked at before.
-        clean = evaluate(self.model, self.test_source, same_classes=True).clean.value
+        clean = evaluate(self.model, self.test_source, batch_size=batch_size, same_classes=True).clean.value
         robust = None
         if config.eval_attack is not None:
             attacked = evaluate(
                 self.model,
                 self.test_source,
                 attacks=[("attack", config.eval_attack)],
+                batch_size=batch_size,
                 limit=config.eval_limit,
                 same_classes=True,
             )
@@ -291,7 +306,7 @@ class _Loop:
 _UNTESTED = {"test_accuracy": None, "robust_accuracy": None}
 
 
-def _with_statistics(config: TrainConfig, source: Any) -> TrainConfig:
+def _with_statistics(config: TrainConfig, source: LabelledImages) -> TrainConfig:
     if config.mean is not None and config.std is not None:
         return config
     mean, std = channel_statistics(source)
@@ -325,7 +340,7 @@ def _check_finite(losses: Tensor, epoch: int, first: int) -> None:
         )
 
 
-def _describe(source: Any) -> dict:
+def _describe(source: LabelledImages) -> dict:
     return {
         "name": source.name,
         "samples": len(source),

@@ -1,0 +1,86 @@
+"""What a ``DataLoader`` stands for where a data set is asked for: the samples of its data set, in their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    default_collate,
+    default_convert,
+)
+
+from advfeat._arguments import whole_number
+
+
+def dataset_of(data: Any, name: str) -> Any:
+    """The data set that a ``DataLoader`` reads; anything else as it is.
+
+    Evaluations take the samples in the order of the data set, and trainings shuffle them by their own seed: of the
+    loader its data set counts, and its batch size (:func:`batch_size_for`). Whether it shuffles, and how many workers
+    it has, changes no result. What would change one is refused.
+
+    Args:
+        data: A loader, or anything else. Of one with a ``SubsetRandomSampler`` the data set is that subset.
+        name: Of the argument, in messages.
+
+    Raises:
+        ValueError: For a loader with a ``sampler`` that leaves samples out, repeats or weights them, a
+            ``batch_sampler`` or ``collate_fn`` of the user's own, or ``drop_last`` where it drops samples.
+        TypeError: For a subclass that makes batches of its own.
+    """
+    if not isinstance(data, DataLoader):
+        return data
+    if type(data).__iter__ is not DataLoader.__iter__:
+        raise TypeError(
+            f"{name} should be a DataLoader of torch or a data set, got {type(data).__name__}, which makes batches of "
+            "its own: give its dataset, loader.dataset"
+        )
+    dataset = data.dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset  # refused as such, by whoever asks for samples by position
+    if data.collate_fn not in (default_collate, default_convert):
+        called = getattr(data.collate_fn, "__name__", type(data.collate_fn).__name__)
+        raise _refused(
+            name,
+            f"collate_fn={called}",
+            "torch's own collate_fn, for batches are not made by the loader",
+            "a dataset that gives (image, label)",
+        )
+    if data.batch_sampler is not None and data.batch_size is None:
+        called = type(data.batch_sampler).__name__
+        raise _refused(name, f"batch_sampler={called}", "no batch_sampler, for batches are not made by the loader")
+    sampler = data.sampler
+    plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
+    if type(sampler) is SubsetRandomSampler:
+        dataset = Subset(dataset, list(sampler.indices))
+    elif not plain or len(sampler) != len(dataset):
+        raise _refused(
+            name,
+            f"sampler={type(sampler).__name__}",
+            f"a sampler that takes each of the {len(dataset):,} samples once, as with shuffle=True or False",
+            "torch.utils.data.Subset(dataset, indices)",
+        )
+    if data.drop_last and data.batch_size and len(dataset) % data.batch_size:
+        raise _refused(name, "drop_last=True", "drop_last=False, for no sample is left out")
+    return dataset
+
+
+def batch_size_for(data: Any, batch_size: int | None, default: int) -> int:
+    """How many images are worked on at once: as asked for, else as a ``DataLoader`` has it, else ``default``.
+
+    Raises:
+        ValueError: For what is no whole number of at least 1.
+    """
+    if batch_size is None:
+        batch_size = data.batch_size if isinstance(data, DataLoader) else None
+    return whole_number("batch_size", default if batch_size is None else batch_size)
+
+
+def _refused(name: str, got: str, wanted: str, instead: str = "its dataset, loader.dataset") -> ValueError:
+    return ValueError(f"{name} should be a DataLoader with {wanted}, got {got}: give {instead}")
