@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     done: set[str] = set()
     print(f"{'experiment':22s} {'alone, min':>12s} {'after those above':>20s}")
     for name, found in catalogue.EXPERIMENTS.items():
-        steps = found.steps(preset)
+        steps = found.stages(preset)
         left = [step for key, step in steps.items() if key not in done]
         done |= steps.keys()
         print(f"{name:22s} {minutes(steps.values()):12.1f} {minutes(left):20.1f}")

@@ -279,7 +279,7 @@ def test_builds_of_one_set_at_once_make_one_set(tmp_path, whole, places):
     shared = tmp_path / "shared"
     in_a_container = (
         "import os, sys\nfrom advfeat import _locks\n_locks.place = lambda: '0000000' + sys.argv[2]\n"
-        "os.getpid = lambda: 7\nlocks._BEAT, locks._PATIENCE = 0.2, 30.0\n"
+        "os.getpid = lambda: 7\n_locks._BEAT, _locks._PATIENCE = 0.2, 30.0\n"
     )
     processes = [
         _start(shared, str(i), code=in_a_container + SCRIPT if places == "apart" else SCRIPT) for i in range(2)

@@ -8,8 +8,8 @@ from tiny_preset import tiny_preset
 
 from advfeat.experiments import catalogue, cost, presets
 from advfeat.experiments.discussion.leakage_control import Without
-from advfeat.experiments.pieces import constructed, data, evaluated, evaluated_as_paper, model
-from advfeat.experiments.steps import Data
+from advfeat.experiments.shared_stages import constructed, data, evaluated, evaluated_as_paper, model
+from advfeat.experiments.stages import Data
 
 
 def count(step) -> dict[str, float]:
@@ -77,7 +77,7 @@ def test_every_preset_can_be_counted():
     for name in presets.names():
         p = presets.preset(name)
         for found in catalogue.EXPERIMENTS.values():
-            work = cost.passes(found.steps(p).values())
+            work = cost.passes(found.stages(p).values())
             assert work and all(n >= 0 for n in work.values())
 
 

@@ -110,7 +110,7 @@ def test_batch_norm_is_folded_on_a_gpu_too(arch):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def workspace(tmp_path_factory):
     found = make_lab(tmp_path_factory.mktemp("reproduction"))
     found.device = torch.device(DEVICE)
     return found
@@ -119,6 +119,6 @@ def lab(tmp_path_factory):
 @pytest.mark.parametrize(
     "name", [n for n, found in catalogue.EXPERIMENTS.items() if not found.dataset and "ImageNet" not in found.title]
 )
-def test_every_experiment_runs(name, lab):
-    page = run_experiment(catalogue.experiment(name), lab, tiny_preset())
+def test_every_experiment_runs(name, workspace):
+    page = run_experiment(catalogue.experiment(name), workspace, tiny_preset())
     assert page.results["findings"] and page.results["device"] != "cpu"

@@ -128,10 +128,10 @@ def _features(folder):
 def _experiment(folder):
     from tiny_preset import make_lab, tiny_preset
 
-    from advfeat.experiments.pieces import evaluated, model
+    from advfeat.experiments.shared_stages import evaluated, model
 
-    lab, preset = make_lab(folder), tiny_preset(limit=30)
-    outcome = lab.open(evaluated(preset, model(preset, "det", 0)))
+    workspace, preset = make_lab(folder), tiny_preset(limit=30)
+    outcome = workspace.open(evaluated(preset, model(preset, "det", 0)))
     return [outcome["clean"], outcome["next"], [r["count"] for r in outcome["robust"]]]
 
 

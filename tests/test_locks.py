@@ -90,8 +90,8 @@ _WORK = """
 import importlib.util, os, sys, time
 from pathlib import Path
 spec = importlib.util.spec_from_file_location("locks", sys.argv[3])  # alone: it needs no torch
-locks = sys.modules["locks"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(locks)
+_locks = sys.modules["locks"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(_locks)
 _locks._POLL, place = 0.02, sys.argv[2]
 _locks._BEAT, _locks._PATIENCE = 0.1, 5.0
 if place:

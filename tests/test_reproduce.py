@@ -16,16 +16,16 @@ from advfeat.experiments import catalogue, presets
 from advfeat.experiments.discussion.leakage_control import Patterned, Without, patterns
 from advfeat.experiments.measurements import StepSweep, Transferred, predictions
 from advfeat.experiments.paper.released import find
-from advfeat.experiments.pieces import constructed, data, model
 from advfeat.experiments.presets import SETS
 from advfeat.experiments.run import read_page, run_experiment
+from advfeat.experiments.shared_stages import constructed, data, model
 from advfeat.objectives import CW, Margin
 from advfeat.report.markdown import write_markdown
 from advfeat.report.page import VERDICTS, command, write_experiment
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def workspace(tmp_path_factory):
     """One folder for the whole file: models and sets are shared, as for a user."""
     return make_lab(tmp_path_factory.mktemp("reproduction"))
 
@@ -41,13 +41,13 @@ AT_ANY_PRESET = [
 
 
 @pytest.mark.parametrize("name", AT_ANY_PRESET)
-def test_runs_whole(name, lab):
+def test_runs_whole(name, workspace):
     p = tiny_preset(seeds=(0, 1))
-    page = run_experiment(catalogue.experiment(name), lab, p)
-    stored = json.loads((lab.out / "results" / f"{name}.json").read_text())
-    assert stored == json.loads(json.dumps(page.results)) == read_page(lab.out, name).results
+    page = run_experiment(catalogue.experiment(name), workspace, p)
+    stored = json.loads((workspace.out / "results" / f"{name}.json").read_text())
+    assert stored == json.loads(json.dumps(page.results)) == read_page(workspace.out, name).results
     assert stored["tables"] and stored["findings"] and stored["cost"] and stored["seconds"] > 0
-    trainings = [step for step in catalogue.experiment(name).steps(p).values() if step.kind == "model"]
+    trainings = [step for step in catalogue.experiment(name).stages(p).values() if step.kind == "model"]
     assert [curve["trained on"] for curve in stored["curves"]] == [step.label for step in trainings]
     for curve, step in zip(stored["curves"], trainings, strict=True):
         assert len(curve["train_accuracy"]) == len(curve["test_accuracy"]) == step.config.epochs
@@ -61,19 +61,19 @@ def test_runs_whole(name, lab):
         assert number["low"] <= number["mean"] + 1e-9 and number["mean"] <= number["high"] + 1e-9
         assert 0 <= number["mean"] <= 100 or number.get("n") is None
     # Again: every step is found.
-    files = {f: f.stat().st_mtime_ns for f in lab.out.rglob("*.safetensors")}
-    run_experiment(catalogue.experiment(name), lab, p)
-    assert {f: f.stat().st_mtime_ns for f in lab.out.rglob("*.safetensors")} == files
+    files = {f: f.stat().st_mtime_ns for f in workspace.out.rglob("*.safetensors")}
+    run_experiment(catalogue.experiment(name), workspace, p)
+    assert {f: f.stat().st_mtime_ns for f in workspace.out.rglob("*.safetensors")} == files
 
 
-def test_the_plan_is_all_that_is_done(lab):
+def test_the_plan_is_all_that_is_done(workspace):
     """What an experiment says that it needs is what it leaves behind, so that its cost can be known beforehand."""
     p = tiny_preset()
     for name in AT_ANY_PRESET:
         found = catalogue.experiment(name)
-        run_experiment(found, lab, p)
-        for step in found.steps(p).values():
-            assert not step.kept or lab.is_done(step)
+        run_experiment(found, workspace, p)
+        for step in found.stages(p).values():
+            assert not step.kept or workspace.is_done(step)
 
 
 def test_the_command_writes_pages_and_an_overview(tiny, tmp_path, capsys):
@@ -162,19 +162,21 @@ def test_seeds_below_one(capsys):
     assert "--seeds should be at least 1, got 0" in capsys.readouterr().err
 
 
-def test_a_page_says_how_many_seeds_its_numbers_are_of(lab):
+def test_a_page_says_how_many_seeds_its_numbers_are_of(workspace):
     p = tiny_preset(seeds=(0, 1))
-    one, two = (run_experiment(catalogue.experiment(name), lab, p) for name in ("figure8", "table8"))
+    one, two = (run_experiment(catalogue.experiment(name), workspace, p) for name in ("figure8", "table8"))
     assert one.results["seeds"] == [0] and two.results["seeds"] == [0, 1]
-    path = write_experiment(one, lab.out / "figure8.html", "command")
+    path = write_experiment(one, workspace.out / "figure8.html", "command")
     assert "1 seed." in path.read_text() and "range over seeds" not in path.read_text()
-    path = write_experiment(two, lab.out / "table8.html", "command")
+    path = write_experiment(two, workspace.out / "table8.html", "command")
     assert "2 seeds." in path.read_text() and "range over seeds, at least the 95" in path.read_text()
 
 
-def test_markdown_has_every_number(lab):
-    pages = [run_experiment(catalogue.experiment(name), lab, tiny_preset()).results for name in ("table7", "table10")]
-    text = write_markdown(pages, lab.out / "results.md").read_text()
+def test_markdown_has_every_number(workspace):
+    pages = [
+        run_experiment(catalogue.experiment(name), workspace, tiny_preset()).results for name in ("table7", "table10")
+    ]
+    text = write_markdown(pages, workspace.out / "results.md").read_text()
     for page in pages:
         for table in page["tables"]:
             for row in table["rows"]:
@@ -222,7 +224,7 @@ def test_presets_make_plans(preset):
     for p in (presets.preset(preset), presets.preset(preset).with_arch("resnet18")):
         kinds = set()
         for found in catalogue.EXPERIMENTS.values():
-            kinds |= {step.kind for step in found.steps(p).values()}
+            kinds |= {step.kind for step in found.stages(p).values()}
         assert {"data", "model", "set", "evaluation", "transfer", "sweep"} <= kinds
         assert json.dumps(p.to_dict())
 
@@ -238,14 +240,14 @@ def test_another_network():
         p.with_arch("resnet19")
 
 
-def test_a_short_attack_is_the_beginning_of_a_long_one(lab):
+def test_a_short_attack_is_the_beginning_of_a_long_one(workspace):
     """Figure 8's curve, read off one run, equals an evaluation for each number of steps."""
     p = learned()
     long = PGD(L2(0.6), steps=8, step_size=0.1, objective=CW(), keep="best", stop="success")
     attacks = (long, long.replace(step_size=0.3, objective=Margin()))
     step = StepSweep(model(p, "standard", 0), data(p, "test"), attacks, (1, 2, 4, 8), batch_size=7)
-    found = lab.open(step)
-    net, source = lab.open(step.model), lab.open(step.data)
+    found = workspace.open(step)
+    net, source = workspace.open(step.model), workspace.open(step.data)
     x, y = source.images(), source.labels
     for i, k in enumerate(found["steps"]):
         standing = predictions(net, x) == y
@@ -262,18 +264,18 @@ def test_a_short_attack_is_the_beginning_of_a_long_one(lab):
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_transfer_counts(targeted, lab):
+def test_transfer_counts(targeted, workspace):
     """By hand; and to the source itself the examples transfer exactly as they succeed."""
     p = learned()
     attack = PGD(L2(1.0), steps=5, step_size=0.3, targeted=targeted)
     source, other = model(p, "standard", 0), model(p, "standard", 1)
-    found = lab.open(Transferred(source, (source, other), data(p, "test"), attack, batch_size=16))
+    found = workspace.open(Transferred(source, (source, other), data(p, "test"), attack, batch_size=16))
     assert found["targets"][0] == found["source"] and found["n"] == 40
-    test = lab.open(data(p, "test"))
+    test = workspace.open(data(p, "test"))
     x, y = test.images(), test.labels
-    x_adv = attack(lab.open(source), x, (y + 1) % 10 if targeted else y)
+    x_adv = attack(workspace.open(source), x, (y + 1) % 10 if targeted else y)
     for entry, step in zip(found["targets"], (source, other), strict=True):
-        net = lab.open(step)
+        net = workspace.open(step)
         right, said = predictions(net, x) == y, predictions(net, x_adv)
         assert entry == {
             "right": int(right.sum()),
@@ -291,45 +293,45 @@ def test_patterns_have_the_radius_and_differ():
 
 
 @pytest.mark.parametrize("labels", ["rand", "det"])
-def test_patterned_images(labels, lab):
+def test_patterned_images(labels, workspace):
     d = data(tiny_preset())
-    source = lab.open(d)
+    source = workspace.open(d)
     x, y = source.images(), source.labels
-    every = lab.open(Patterned(d, labels, 1.0, None, seed=3))
+    every = workspace.open(Patterned(d, labels, 1.0, None, seed=3))
     assert torch.equal(every.labels, (y + 1) % 10) or labels == "rand"
     shown = (x + patterns(10, source.image_shape, 1.0, 3)[every.labels]).clamp(0, 1)
     assert torch.equal(every.images(), shown)
-    spared = lab.open(Patterned(d, "rand", 1.0, "target", seed=3))
+    spared = workspace.open(Patterned(d, "rand", 1.0, "target", seed=3))
     alone = spared.labels == y
     assert 0 < int(alone.sum()) < len(y)
     assert torch.equal(spared.images()[alone], x[alone])
     assert not (spared.images()[~alone] == x[~alone]).flatten(1).all(1).any()
 
 
-def test_patterns_spare_what_a_model_takes_for_the_target(lab):
+def test_patterns_spare_what_a_model_takes_for_the_target(workspace):
     p = tiny_preset()
     d, early = data(p), model(p, "standard", 0)
-    made, source = lab.open(Patterned(d, "det", 1.0, early, seed=0)), lab.open(d)
-    alone = predictions(lab.open(early), source.images()) == made.labels
+    made, source = workspace.open(Patterned(d, "det", 1.0, early, seed=0)), workspace.open(d)
+    alone = predictions(workspace.open(early), source.images()) == made.labels
     assert 0 < int(alone.sum()) < len(source)  # one epoch: it is often wrong
     assert not (made.images()[~alone] == source.images()[~alone]).flatten(1).all(1).any()
     assert torch.equal(made.images()[alone], source.images()[alone])
 
 
-def test_without_the_samples_that_could_leak(lab):
+def test_without_the_samples_that_could_leak(workspace):
     p = tiny_preset()
     step = constructed(p, "rand", 0)
-    made = lab.open(step)
-    kept = lab.open(Without(step, "true label"))
+    made = workspace.open(step)
+    kept = workspace.open(Without(step, "true label"))
     assert torch.equal(kept.labels, made.labels[made.labels != made.original_labels]) and len(kept) < len(made)
     det = constructed(p, "det", 0)
-    kept = lab.open(Without(det, "already there"))
-    net, source = lab.open(det.model), lab.open(det.data)
+    kept = workspace.open(Without(det, "already there"))
+    net, source = workspace.open(det.model), workspace.open(det.data)
     there = predictions(net, source.images()) == (source.labels + 1) % 10
     assert len(kept) == len(source) - int(there.sum()) < len(source)
 
 
-def test_released_sets_are_found_and_trained_on(tmp_path, data_root, lab):
+def test_released_sets_are_found_and_trained_on(tmp_path, data_root, workspace):
     """Sets of our own in the authors' format and folders stand for theirs."""
     p = tiny_preset(dataset="cifar10", pair=("cat", "dog"))
     (tmp_path / "cifar-10-batches-py").symlink_to(data_root / "cifar-10-batches-py")

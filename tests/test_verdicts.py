@@ -8,9 +8,9 @@ from tiny_preset import tiny_preset
 
 from advfeat.experiments import catalogue
 from advfeat.experiments.paper import released, sensitivity
-from advfeat.experiments.pieces import LABELS
 from advfeat.experiments.result import Finding
-from advfeat.experiments.steps import Constructed, Data, Evaluated
+from advfeat.experiments.shared_stages import LABELS
+from advfeat.experiments.stages import Constructed, Data, Evaluated
 
 N = 1000
 
@@ -264,5 +264,5 @@ def test_restricted_imagenet():
 
 @pytest.mark.parametrize("name", catalogue.EXPERIMENTS)
 def test_every_experiment_has_such_a_test(name):
-    tested = {"table1", "figure2", "figure3", "figure8"}  # in test_result.py, without a lab
+    tested = {"table1", "figure2", "figure3", "figure8"}  # in test_result.py, without a workspace
     assert name in tested or f"test_{name.replace('-', '_').replace('.', '_')}" in globals()

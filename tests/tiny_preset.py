@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 
 from advfeat.experiments import presets
-from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import SETS, Preset
+from advfeat.experiments.workspace import Workspace
 from advfeat.training import paper_attack
 
 
@@ -39,5 +39,5 @@ def no_bar(title, unit):
     yield lambda done, total: None
 
 
-def make_lab(path, **settings) -> Lab:
-    return Lab(path, bar=no_bar, device="cpu", **settings)
+def make_lab(path, **settings) -> Workspace:
+    return Workspace(path, bar=no_bar, device="cpu", **settings)

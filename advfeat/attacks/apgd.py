@@ -14,7 +14,7 @@ from advfeat.attacks.base import GradientAttack, check_settings
 from advfeat.attacks.context import Run
 from advfeat.attacks.gradient import successes, value_and_grad
 from advfeat.attacks.record import Record
-from advfeat.attacks.replay import Step
+from advfeat.attacks.replay import ReplayedStep
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
 from advfeat.settings import CHANGES_NO_RESULT
@@ -122,7 +122,7 @@ class _Start:
         self.best_grad.copy_(self.grad)  # also of a value that is NaN, which is never the best
         self.best_at_check.copy_(self.best)
         self.gains.zero_()
-        step = Step(self.x.device, self.attack.graph)
+        step = ReplayedStep(self.x.device, self.attack.graph)
         while at < steps:
             if at == 0:
                 self._move(momentum=False)

@@ -16,7 +16,7 @@ from advfeat.attacks.context import Run, undisturbed
 from advfeat.attacks.convergence import Converged
 from advfeat.attacks.gradient import successes, value_and_grad
 from advfeat.attacks.record import Record
-from advfeat.attacks.replay import Step
+from advfeat.attacks.replay import ReplayedStep
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Margin, Objective, as_objective
 from advfeat.ops import Number
@@ -140,7 +140,7 @@ class _Loop:
         self.size = -size if attack.targeted else size
         self.record = Record(batch.x0, attack.targeted, image=attack.keep == "best" or attack.restarts > 1)
         self.step = torch.zeros((), dtype=torch.int32, device=self.at.device)
-        self.steps = Step(self.at.device, attack.graph, again=again)
+        self.steps = ReplayedStep(self.at.device, attack.graph, again=again)
 
     def run(self) -> AttackResult:
         """The result for what the batch holds now."""

@@ -20,7 +20,7 @@ from advfeat.attacks.context import Run, random_iterate, undisturbed
 from advfeat.attacks.convergence import Converged
 from advfeat.attacks.gradient import successes, value_and_grad
 from advfeat.attacks.record import Record
-from advfeat.attacks.replay import Step
+from advfeat.attacks.replay import ReplayedStep
 from advfeat.attacks.result import AttackResult
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class _Pool:
         self.lag, self.pack_at = _lag_on(x.device), _pack_at(x.device)
         self.slots = self._empty(x)
         self.record: Record | None = None  # of the places, once the first samples are in
-        self.step = Step(x.device, attack.graph, again=True)
+        self.step = ReplayedStep(x.device, attack.graph, again=True)
         # On the host: which places are in use, by which row of which batch, at which restart, and the last look that
         # did not see this sample yet.
         self.used = torch.zeros(self.size, dtype=torch.bool, device="cpu")
@@ -325,4 +325,4 @@ class _Pool:
             look.keep(kept)
         self.used, self.home, self.row = self.used[kept], self.home[kept], self.row[kept]
         self.restart, self.not_seen_by = self.restart[kept], self.not_seen_by[kept]
-        self.step = Step(self.device, self.attack.graph, again=True)
+        self.step = ReplayedStep(self.device, self.attack.graph, again=True)

@@ -26,7 +26,7 @@ _said: set[str] = set()
 _side_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
-class Step:
+class ReplayedStep:
     """``step(body, times)`` does ``body`` that often.
 
     graph: whether a CUDA graph may be used; a capture that fails is no error, ``why_eager`` then says what the reason

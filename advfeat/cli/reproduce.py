@@ -14,12 +14,12 @@ from rich.text import Text
 
 from advfeat.cli.console import bar, console, say, table
 from advfeat.cli.options import torch_device
-from advfeat.experiments import catalogue, cost, pieces
-from advfeat.experiments.lab import Lab, Pause
+from advfeat.experiments import catalogue, cost, shared_stages
 from advfeat.experiments.presets import Preset, preset
 from advfeat.experiments.run import Page, read_page, run_experiment
-from advfeat.experiments.steps import MissingData, Step
+from advfeat.experiments.stages import MissingData, Stage
 from advfeat.experiments.times import CAPTION, MINUTES
+from advfeat.experiments.workspace import Pause, Workspace
 from advfeat.files import check_writable_folder
 from advfeat.report.markdown import write_markdown
 from advfeat.report.page import VERDICTS, command, duration, write_experiment, write_overview
@@ -41,9 +41,9 @@ _COLOURS = {
 
 def demo(c: commands.Demo) -> None:
     chosen = preset(c.preset).replace(seeds=(c.seed,))
-    lab = Lab(check_writable_folder(c.out), bar=bar, root=c.root)
+    workspace = Workspace(check_writable_folder(c.out), bar=bar, root=c.root)
     began = time.monotonic()
-    page = run_experiment(catalogue.MAIN, lab, chosen)
+    page = run_experiment(catalogue.MAIN, workspace, chosen)
     command = "advfeat " + shlex.join(sys.argv[1:] or ["demo"])
     path = write_experiment(page, Path(c.out) / "index.html", command, up=False)
     _show(page)
@@ -58,9 +58,13 @@ def reproduce(c: commands.Reproduce) -> None:
     names = list(catalogue.EXPERIMENTS) if c.name == "all" else [catalogue.experiment(c.name).name]
     out = _out(c, chosen)
     deadline = None if c.minutes is None else time.monotonic() + 60 * c.minutes
-    lab = Lab(check_writable_folder(out), bar=bar, root=c.root, device=torch_device(c.device), deadline=deadline)
+    workspace = Workspace(
+        check_writable_folder(out), bar=bar, root=c.root, device=torch_device(c.device), deadline=deadline
+    )
     if c.name == "all":
-        lab.open(pieces.data(chosen))  # without D there is next to nothing to be done; a single one says what it needs
+        workspace.open(
+            shared_stages.data(chosen)
+        )  # without D there is next to nothing to be done; a single one says what it needs
     states: dict[str, str] = {}
     failed = False
     try:
@@ -68,7 +72,7 @@ def reproduce(c: commands.Reproduce) -> None:
             found = catalogue.experiment(name)
             console.rule(Text.assemble((found.name, "bold"), f"  {found.title}"), align="left")
             try:
-                page = run_experiment(found, lab, chosen, _steps(names[i + 1 :], chosen))
+                page = run_experiment(found, workspace, chosen, _steps(names[i + 1 :], chosen))
             except MissingData as error:
                 if c.name != "all":
                     raise
@@ -91,10 +95,10 @@ def reproduce(c: commands.Reproduce) -> None:
         raise SystemExit(1)
 
 
-def _steps(names: list[str], chosen: Preset) -> list[Step]:
-    """All steps of some experiments, each after what it needs."""
+def _steps(names: list[str], chosen: Preset) -> list[Stage]:
+    """All stages of some experiments, each after what it needs."""
     experiments = [catalogue.experiment(name) for name in names]
-    return [step for found in experiments if found.concerns(chosen) for step in found.steps(chosen).values()]
+    return [step for found in experiments if found.concerns(chosen) for step in found.stages(chosen).values()]
 
 
 def _preset(c: commands.Reproduce) -> Preset:
@@ -151,10 +155,10 @@ def _expected(c: commands.Reproduce) -> dict[str, str]:
     """The time that each experiment will take on this machine: alone, and with what is done already."""
     chosen = _preset(c)
     device = torch_device(c.device)
-    lab = Lab(_out(c, chosen), bar=bar, root=c.root, device=device)
+    workspace = Workspace(_out(c, chosen), bar=bar, root=c.root, device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(chosen.threads or threads)
-    work = {name: cost.passes(found.steps(chosen).values()) for name, found in catalogue.EXPERIMENTS.items()}
+    work = {name: cost.passes(found.stages(chosen).values()) for name, found in catalogue.EXPERIMENTS.items()}
     rates: dict = {}
     try:
         with bar(f"measuring {chosen.name} on this machine", "kinds of passes") as report:
@@ -166,7 +170,7 @@ def _expected(c: commands.Reproduce) -> dict[str, str]:
         torch.set_num_threads(threads)
     times, seen = {}, set()
     for name, found in catalogue.EXPERIMENTS.items():
-        left = {k: s for k, s in found.steps(chosen).items() if k not in seen and not lab.is_done(s)}
+        left = {k: s for k, s in found.stages(chosen).items() if k not in seen and not workspace.is_done(s)}
         seen |= left.keys()
         todo = cost.seconds(cost.passes(left.values()), rates)
         times[name] = f"{duration(cost.seconds(work[name], rates))} alone, {duration(todo)} after those above"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from advfeat.attacks import PGD, Attack, Ensemble
 from advfeat.experiments.measurements import StepSweep, Transferred
-from advfeat.experiments.steps import Constructed, Data, DataStep, Evaluated, Step, Trained
+from advfeat.experiments.stages import Constructed, Data, DataStage, Evaluated, Stage, Trained
 from advfeat.models import attack_copy, create
 from advfeat.threat import L2
 from advfeat.training import TrainConfig
@@ -51,32 +51,32 @@ class Network:
 Passes = Counter[tuple[Network, str]]
 
 
-def passes(steps: Iterable[Step]) -> Passes:
-    """Images through each network by kind of pass, for the steps themselves and not for what they need."""
+def passes(stages: Iterable[Stage]) -> Passes:
+    """Images through each network by kind of pass, for the stages themselves and not for what they need."""
     total: Passes = Counter()
-    for step in steps:
-        if isinstance(step, Trained):
-            config, n = step.config, samples(step.data)
-            net = _network(config, step.data)
+    for stage in stages:
+        if isinstance(stage, Trained):
+            config, n = stage.config, samples(stage.data)
+            net = _network(config, stage.data)
             total[net, "train"] += n * config.epochs
             if config.attack is not None:
                 total[net, "inner"] += n * config.epochs * config.attack.steps
             tests = config.epochs // config.eval_every if config.eval_every else 1
-            total[net, "attack"] += samples(step.test) * tests * _TEST
-        elif isinstance(step, Constructed):
-            net = _network(step.model.config, step.data, step.batch_size, step.amp)
-            total[net, "attack"] += samples(step.data) * step.recipe.steps
-        elif isinstance(step, Evaluated):
-            n = min(samples(step.data), step.limit or samples(step.data))
-            total[_attacked(step, step.model, step.attacks), "attack"] += n * (_TEST + _steps(step.attacks))
-        elif isinstance(step, Transferred):
-            net = _attacked(step, step.source, (step.attack,))
-            total[net, "attack"] += samples(step.data) * step.attack.steps
-            for target in step.targets:
-                total[_attacked(step, target, ()), "attack"] += samples(step.data) * 2 * _TEST
-        elif isinstance(step, StepSweep):
-            net = _attacked(step, step.model, step.attacks)
-            total[net, "attack"] += samples(step.data) * _steps(step.attacks)
+            total[net, "attack"] += samples(stage.test) * tests * _TEST
+        elif isinstance(stage, Constructed):
+            net = _network(stage.model.config, stage.data, stage.batch_size, stage.amp)
+            total[net, "attack"] += samples(stage.data) * stage.recipe.steps
+        elif isinstance(stage, Evaluated):
+            n = min(samples(stage.data), stage.limit or samples(stage.data))
+            total[_attacked(stage, stage.model, stage.attacks), "attack"] += n * (_TEST + _steps(stage.attacks))
+        elif isinstance(stage, Transferred):
+            net = _attacked(stage, stage.source, (stage.attack,))
+            total[net, "attack"] += samples(stage.data) * stage.attack.steps
+            for target in stage.targets:
+                total[_attacked(stage, target, ()), "attack"] += samples(stage.data) * 2 * _TEST
+        elif isinstance(stage, StepSweep):
+            net = _attacked(stage, stage.model, stage.attacks)
+            total[net, "attack"] += samples(stage.data) * _steps(stage.attacks)
     return total
 
 
@@ -92,34 +92,34 @@ def _steps(attacks: Iterable[Attack]) -> float:
     return total
 
 
-def samples(step: DataStep) -> int:
-    """How many samples a data step has, as far as that is known without opening it."""
-    if isinstance(step, Data):
-        train, test, _ = _SIZES[step.name]
-        n = train if step.split == "train" else test
-        n = n * len(step.classes) // _CLASSES if step.classes else n
-        return min(n, step.limit or n)
-    below = next((s for s in step.needs() if isinstance(s, DataStep)), None)
+def samples(stage: DataStage) -> int:
+    """How many samples a data stage has, as far as that is known without opening it."""
+    if isinstance(stage, Data):
+        train, test, _ = _SIZES[stage.name]
+        n = train if stage.split == "train" else test
+        n = n * len(stage.classes) // _CLASSES if stage.classes else n
+        return min(n, stage.limit or n)
+    below = next((s for s in stage.needs() if isinstance(s, DataStage)), None)
     return 0 if below is None else samples(below)
 
 
-def _shape(step: DataStep) -> tuple[int, int, int]:
-    while not isinstance(step, Data):
-        below = next((s for s in step.needs() if isinstance(s, DataStep)), None)
+def _shape(stage: DataStage) -> tuple[int, int, int]:
+    while not isinstance(stage, Data):
+        below = next((s for s in stage.needs() if isinstance(s, DataStage)), None)
         if below is None:
             return _SIZES["cifar10"][2]
-        step = below
-    channels, *side = _SIZES[step.name][2]
-    return (channels, step.size, step.size) if step.size else (channels, *side)
+        stage = below
+    channels, *side = _SIZES[stage.name][2]
+    return (channels, stage.size, stage.size) if stage.size else (channels, *side)
 
 
-def _network(config: TrainConfig, data: DataStep, batch_size: int | None = None, amp: str | None = None) -> Network:
+def _network(config: TrainConfig, data: DataStage, batch_size: int | None = None, amp: str | None = None) -> Network:
     return Network(config.arch, config.width, amp or config.amp, batch_size or config.batch_size, _shape(data))
 
 
-def _attacked(step: Evaluated | Transferred | StepSweep, model: Trained, attacks: Iterable[Attack]) -> Network:
+def _attacked(stage: Evaluated | Transferred | StepSweep, model: Trained, attacks: Iterable[Attack]) -> Network:
     low = any(attack.autocast is not None for attack in attacks)
-    return _network(model.config, step.data, step.batch_size, "bf16" if low else "none")
+    return _network(model.config, stage.data, stage.batch_size, "bf16" if low else "none")
 
 
 def seconds(work: Passes, rates: dict[tuple[Network, str], float]) -> float:
@@ -137,7 +137,7 @@ def measure_rate(net: Network, kind: str, device: torch.device, *, at_least: flo
     x = torch.rand(batch, *net.shape, generator=g).to(device=device, memory_format=torch.channels_last)
     y = torch.randint(_CLASSES, (batch,), generator=g, device="cpu").to(device)
     if kind != "train":
-        # Long enough for a graph of the step on a GPU, which a short attack does without.
+        # Long enough for a graph of the stage on a GPU, which a short attack does without.
         steps = 7 if kind == "inner" else 64 if device.type == "cuda" else 4
         model = model.eval() if kind == "inner" else attack_copy(model.eval(), autocast=amp)
         attack = PGD(L2(0.5), steps=steps, step_size=0.1, autocast=amp)
@@ -154,7 +154,7 @@ def measure_rate(net: Network, kind: str, device: torch.device, *, at_least: flo
                 loss = F.cross_entropy(model(x).float(), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
+            optimizer.stage()
             return batch
 
     work()

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Result
-from advfeat.experiments.steps import Measurement, MissingData, Step, all_steps
+from advfeat.experiments.stages import Measurement, MissingData, Stage, all_stages
+from advfeat.experiments.workspace import Workspace
 
 Plan = dict[Any, list[Measurement]]
 
@@ -19,8 +19,8 @@ class Experiment:
     """A table or figure of the paper.
 
     name: on the command line. title: what it is. source: where in the paper. paper: its numbers, in a line.
-    plan: the measurements that it needs at a preset, by name. report: what they show, done in a lab where they are not
-    done yet; a MissingData says what data of the user's there is none of.
+    plan: the measurements that it needs at a preset, by name. report: what they show, done in a workspace where they
+    are not done yet; a MissingData says what data of the user's there is none of.
     setting: the preset as it is used here. dataset: the one it is about, where it is about one. needs: files of the
     user's, in words.
     """
@@ -30,14 +30,14 @@ class Experiment:
     source: str
     paper: str
     plan: Callable[[Preset], Plan]
-    report: Callable[[Lab, Preset, Plan], Result]
+    report: Callable[[Workspace, Preset, Plan], Result]
     setting: Callable[[Preset], Preset] = lambda p: p
     dataset: str | None = None
     needs: str = ""
 
-    def steps(self, preset: Preset) -> dict[str, Step]:
+    def stages(self, preset: Preset) -> dict[str, Stage]:
         """All that it rests on, by key, each after what it needs."""
-        return all_steps(step for of_name in self.plan(self.setting(preset)).values() for step in of_name)
+        return all_stages(stage for of_name in self.plan(self.setting(preset)).values() for stage in of_name)
 
     def concerns(self, preset: Preset) -> bool:
         """Whether it is about the preset's data set."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from advfeat.attacks import PGD
-from advfeat.experiments.steps import DataStep, Measurement, Trained
+from advfeat.experiments.stages import DataStage, Measurement, Trained
 from advfeat.forward import output, predicted_classes
 from advfeat.models import attack_copy
 from advfeat.progress import Progress, Reporter
@@ -17,7 +17,7 @@ from advfeat.progress import Progress, Reporter
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from advfeat.experiments.lab import Lab
+    from advfeat.experiments.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class Transferred(Measurement):
     doing: ClassVar[str] = "transferring"
     source: Trained
     targets: tuple[Trained, ...]
-    data: DataStep
+    data: DataStage
     attack: PGD
     batch_size: int = 500
 
-    def measure(self, lab: Lab, report: Progress) -> dict:
-        data = lab.open(self.data)
-        models = [lab.open(step) for step in (self.source, *self.targets)]
+    def measure(self, workspace: Workspace, report: Progress) -> dict:
+        data = workspace.open(self.data)
+        models = [workspace.open(step) for step in (self.source, *self.targets)]
         counts = torch.zeros(len(models), 3, dtype=torch.int64, device="cpu")
         progress = Reporter(report, "transfer", len(data))
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
             for index in torch.arange(len(data), device="cpu").split(self.batch_size):
-                x, y = data.images(index).to(lab.device), data.labels[index].to(lab.device)
-                yield x, (y + 1) % len(data.classes) if self.attack.targeted else y, index.to(lab.device), y
+                x, y = data.images(index).to(workspace.device), data.labels[index].to(workspace.device)
+                yield x, (y + 1) % len(data.classes) if self.attack.targeted else y, index.to(workspace.device), y
 
         copied = attack_copy(models[0], autocast=self.attack.autocast)
         for (x, _, _, y), result in self.attack.over(copied, batches()):
@@ -74,14 +74,14 @@ class StepSweep(Measurement):
     kind: ClassVar[str] = "sweep"
     doing: ClassVar[str] = "attacking"
     model: Trained
-    data: DataStep
+    data: DataStage
     attacks: tuple[PGD, ...]
     steps: tuple[int, ...]
     batch_size: int = 250
 
-    def measure(self, lab: Lab, report: Progress) -> dict:
-        model, data = lab.open(self.model), lab.open(self.data)
-        images, labels = data.images().to(lab.device), data.labels.to(lab.device)
+    def measure(self, workspace: Workspace, report: Progress) -> dict:
+        model, data = workspace.open(self.model), workspace.open(self.data)
+        images, labels = data.images().to(workspace.device), data.labels.to(workspace.device)
         correct = torch.cat([predictions(model, x) for x in images.split(self.batch_size)]) == labels
         ids = correct.nonzero()[:, 0]
         progress = Reporter(report, "sweep", len(ids) * len(self.attacks))

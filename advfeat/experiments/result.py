@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from advfeat.experiments.steps import Step
+from advfeat.experiments.stages import Stage
 from advfeat.intervals import wilson
 
 
@@ -217,7 +217,7 @@ class Result:
     tables: ours beside the paper's. findings: claims with verdicts. pictures: figures in the paper's form, and samples.
     notes: what a reader has to know about how it was done here. why_different: what the difference to the paper's
     numbers comes from, as far as it is known.
-    also: steps that the plan could not foresee, each after what it needs.
+    also: stages that the plan could not foresee, each after what it needs.
     """
 
     tables: list[Table]
@@ -225,7 +225,7 @@ class Result:
     pictures: list[Picture] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     why_different: list[str] = field(default_factory=list)
-    also: list[Step] = field(default_factory=list)
+    also: list[Stage] = field(default_factory=list)
 
     def to_dict(self) -> dict:
         return {

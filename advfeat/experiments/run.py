@@ -1,4 +1,4 @@
-"""Does an experiment in a lab and keeps what came out: its results as JSON and its pictures."""
+"""Does an experiment in a workspace and keeps what came out: its results as JSON and its pictures."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import get_args
 import torch
 
 from advfeat.experiments.experiment import Experiment
-from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Picture, Result, Verdict
-from advfeat.experiments.steps import Data, Step, Trained
+from advfeat.experiments.stages import Data, Stage, Trained
+from advfeat.experiments.workspace import Workspace
 from advfeat.files import write_together
 from advfeat.json_files import read_json, to_json
 from advfeat.provenance import provenance
@@ -55,27 +55,29 @@ class Page:
     pictures: list[Picture]
 
 
-def run_experiment(experiment: Experiment, lab: Lab, preset: Preset, meanwhile: Iterable[Step] = ()) -> Page:
-    """Runs an experiment; writes ``results/<name>.json`` and ``results/<name>-<picture>.png`` below the lab's folder.
+def run_experiment(
+    experiment: Experiment, workspace: Workspace, preset: Preset, meanwhile: Iterable[Stage] = ()
+) -> Page:
+    """Runs an experiment; writes ``results/<name>.json`` and ``results/<name>-<picture>.png`` below the workspace.
 
-    meanwhile: steps to go on with where all that is left is with other processes, see :meth:`Lab.do`.
-    Errors: MissingData for data of the user's that is not there; Pause when the lab's time is over.
+    meanwhile: stages to go on with where all that is left is with other processes, see :meth:`Workspace.do`.
+    Errors: MissingData for data of the user's that is not there; Pause when the workspace's time is over.
     """
     experiment.check(preset)
-    steps, preset = experiment.steps(preset), experiment.setting(preset)
+    stages, preset = experiment.stages(preset), experiment.setting(preset)
     threads = torch.get_num_threads()
     torch.set_num_threads(preset.threads or threads)
     try:
-        for step in steps.values():
-            if isinstance(step, Data):
-                lab.open(step)  # before hours of work: it may not be there
-        lab.do(steps.values(), meanwhile)
-        result = experiment.report(lab, preset, experiment.plan(preset))
-        made_with = provenance(lab.device)
+        for stage in stages.values():
+            if isinstance(stage, Data):
+                workspace.open(stage)  # before hours of work: it may not be there
+        workspace.do(stages.values(), meanwhile)
+        result = experiment.report(workspace, preset, experiment.plan(preset))
+        made_with = provenance(workspace.device)
     finally:
         torch.set_num_threads(threads)
-    steps |= {step.key: step for step in result.also}
-    cost = lab.cost(steps.values())
+    stages |= {stage.key: stage for stage in result.also}
+    cost = workspace.cost(stages.values())
     results = {
         "format": _FORMAT,
         "name": experiment.name,
@@ -83,10 +85,10 @@ def run_experiment(experiment: Experiment, lab: Lab, preset: Preset, meanwhile: 
         "source": experiment.source,
         "paper": experiment.paper,
         "preset": preset.to_dict(),
-        "data": [_describe(lab, step) for step in steps.values() if isinstance(step, Data)],
+        "data": [_describe(workspace, stage) for stage in stages.values() if isinstance(stage, Data)],
         **result.to_dict(),
         "seeds": list(preset.seeds[: _seeds(result)]),
-        "curves": [_curve(lab, step) for step in steps.values() if isinstance(step, Trained)],
+        "curves": [_curve(workspace, stage) for stage in stages.values() if isinstance(stage, Trained)],
         "cost": cost,
         "seconds": round(math.fsum(cost.values()), 2),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
@@ -95,8 +97,8 @@ def run_experiment(experiment: Experiment, lab: Lab, preset: Preset, meanwhile: 
     if preset.dataset not in ("cifar10", "restricted-imagenet"):
         results["differences"] = []  # the paper's numbers stand for the pattern: points apart would mean nothing
     results["pictures"] = [{"name": x.name, "title": x.title, "caption": x.caption} for x in result.pictures]
-    pictures = [(picture_path(lab.out, experiment.name, x.name), x.png) for x in result.pictures]
-    write_together([*pictures, (lab.out / "results" / f"{experiment.name}.json", to_json(results))])
+    pictures = [(picture_path(workspace.out, experiment.name, x.name), x.png) for x in result.pictures]
+    write_together([*pictures, (workspace.out / "results" / f"{experiment.name}.json", to_json(results))])
     return Page(results, result.pictures)
 
 
@@ -128,18 +130,18 @@ def read_page(out: Path, experiment: str) -> Page | None:
     return Page(results, pictures)
 
 
-def _curve(lab: Lab, step: Trained) -> dict:
+def _curve(workspace: Workspace, stage: Trained) -> dict:
     """Accuracy after each epoch of a training, in per cent: on its own set while it learned, and on the test set. Those
     of the same name come in the order of the seeds."""
-    history = lab.history(step)
-    found: dict = {"trained on": step.label}
+    history = workspace.history(stage)
+    found: dict = {"trained on": stage.label}
     for key in ("train_accuracy", "test_accuracy"):
         found[key] = [None if epoch[key] is None else round(100 * epoch[key], 2) for epoch in history]
     return found
 
 
-def _describe(lab: Lab, step: Data) -> dict:
-    source = lab.open(step)
+def _describe(workspace: Workspace, stage: Data) -> dict:
+    source = workspace.open(stage)
     return {
         "name": source.name,
         "split": source.split,

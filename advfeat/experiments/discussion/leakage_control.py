@@ -19,20 +19,30 @@ from advfeat.datasets.base import ArraySource, Source
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.measurements import predictions
 from advfeat.experiments.paper.table9 import on_robust_source
-from advfeat.experiments.pieces import TITLES, clean, constructed, data, evaluated, guessing, model, outcomes, trained
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds
-from advfeat.experiments.steps import Constructed, DataStep, Trained
+from advfeat.experiments.shared_stages import (
+    TITLES,
+    clean,
+    constructed,
+    data,
+    evaluated,
+    guessing,
+    model,
+    outcomes,
+    trained,
+)
+from advfeat.experiments.stages import Constructed, DataStage, Trained
 from advfeat.random import generator
 
 if TYPE_CHECKING:
-    from advfeat.experiments.lab import Lab
+    from advfeat.experiments.workspace import Workspace
 
 _GRID = 4  # cells a side of a pattern
 
 
 @dataclass(frozen=True)
-class Patterned(DataStep):
+class Patterned(DataStage):
     """Images with the fixed pattern of their target class, an L2 distance of at most eps, labelled with the target.
 
     labels: "rand", drawn at random; "det", the class after the true one. spared: images without a pattern: "target",
@@ -40,14 +50,14 @@ class Patterned(DataStep):
     """
 
     kind: ClassVar[str] = "patterned"
-    data: DataStep
+    data: DataStage
     labels: Literal["rand", "det"]
     eps: float
     spared: Literal["target"] | Trained | None
     seed: int = 0
 
-    def open(self, lab: Lab) -> Source:
-        source = lab.open(self.data)
+    def open(self, workspace: Workspace) -> Source:
+        source = workspace.open(self.data)
         images, classes, y = source.images(), len(source.classes), source.labels
         target = (y + 1) % classes
         if self.labels == "rand":
@@ -58,7 +68,7 @@ class Patterned(DataStep):
         if self.spared == "target":
             spared = target == y
         elif isinstance(self.spared, Trained):
-            spared = _said(lab, self.spared, source) == target
+            spared = _said(workspace, self.spared, source) == target
         moved = (images + patterns(classes, source.image_shape, self.eps, self.seed)[target]).clamp_(0, 1)
         moved[spared] = images[spared]
         return ArraySource(moved, target, source.classes, f"{source.name} with patterns", source.split)
@@ -75,7 +85,7 @@ def patterns(classes: int, shape: tuple[int, int, int], eps: float, seed: int) -
 
 
 @dataclass(frozen=True)
-class Without(DataStep):
+class Without(DataStage):
     """A constructed set without the samples that could leak: whose label is the true one ("true label"), or that the
     source model took for it before any step ("already there")."""
 
@@ -83,19 +93,19 @@ class Without(DataStep):
     data: Constructed
     leave_out: Literal["true label", "already there"]
 
-    def open(self, lab: Lab) -> Source:
-        made = lab.open(self.data)
+    def open(self, workspace: Workspace) -> Source:
+        made = workspace.open(self.data)
         keep = made.labels != made.original_labels
         if self.leave_out == "already there":
-            said = _said(lab, self.data.model, lab.open(self.data.data))
+            said = _said(workspace, self.data.model, workspace.open(self.data.data))
             keep &= said[made.source_index] != made.labels
         return made.subset(keep)
 
 
-def _said(lab: Lab, step: Trained, source: Source) -> torch.Tensor:
+def _said(workspace: Workspace, step: Trained, source: Source) -> torch.Tensor:
     """What a model takes each image of a data set for, on the CPU."""
-    model = lab.open(step)
-    return torch.cat([predictions(model, images.to(lab.device)).cpu() for _, images, _ in source.batches(500)])
+    model = workspace.open(step)
+    return torch.cat([predictions(model, images.to(workspace.device)).cpu() for _, images, _ in source.batches(500)])
 
 
 def plan(p: Preset) -> Plan:
@@ -121,9 +131,9 @@ def plan(p: Preset) -> Plan:
     return {name: [evaluated(p, m, radii=()) for m in of_name] for name, of_name in rows.items()}
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    accuracy = {name: clean(outcomes(lab, of_name)) for name, of_name in steps.items()}
-    chance = guessing(lab, p)
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    accuracy = {name: clean(outcomes(workspace, of_name)) for name, of_name in steps.items()}
+    chance = guessing(workspace, p)
     table = Table(
         "Test accuracy on D",
         ("trained on", "accuracy, %"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import clean, evaluated, outcomes, trained
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds
-from advfeat.experiments.steps import Constructed, Data, Trained
+from advfeat.experiments.shared_stages import clean, evaluated, outcomes, trained
+from advfeat.experiments.stages import Constructed, Data, Trained
+from advfeat.experiments.workspace import Workspace
 
 
 def plan(p: Preset) -> Plan:
@@ -23,9 +23,9 @@ def plan(p: Preset) -> Plan:
     return {name: [evaluated(p, m, on=test, radii=()) for m in of_name] for name, of_name in models.items()}
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    accuracy = {name: clean(outcomes(lab, steps[name])) for name in steps}
-    made = lab.open(steps["adversarial examples"][0].model.data)
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    accuracy = {name: clean(outcomes(workspace, steps[name])) for name in steps}
+    made = workspace.open(steps["adversarial examples"][0].model.data)
     n = len(made)
     success = 100 * float(made.target_success.float().mean())
     table = Table(

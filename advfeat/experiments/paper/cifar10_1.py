@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import LABELS, clean, evaluated, follows, model, outcomes
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds, worst
-from advfeat.experiments.steps import Data
+from advfeat.experiments.shared_stages import LABELS, clean, evaluated, follows, model, outcomes
+from advfeat.experiments.stages import Data
+from advfeat.experiments.workspace import Workspace
 
 PAPER = {"standard": None, "rand": 55.0, "det": 44.0}
 
@@ -23,10 +23,10 @@ def plan(p: Preset) -> Plan:
     }
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    found = {row: outcomes(lab, steps[row]) for row in steps}
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    found = {row: outcomes(workspace, steps[row]) for row in steps}
     accuracy = {row: clean(found[row]) for row in found}
-    chance = 100 / len(lab.open(LATER).classes)
+    chance = 100 / len(workspace.open(LATER).classes)
     table = Table(
         "Test accuracy on CIFAR-10.1",
         ("trained on", "on CIFAR-10.1, %", "on CIFAR-10, %"),

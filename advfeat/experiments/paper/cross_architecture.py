@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
 from advfeat.experiments.paper.figure2 import findings
-from advfeat.experiments.pieces import (
+from advfeat.experiments.presets import Preset
+from advfeat.experiments.result import Cell, Result, Table
+from advfeat.experiments.shared_stages import (
     LABELS,
     at_every_radius,
     clean,
@@ -18,9 +19,8 @@ from advfeat.experiments.pieces import (
     outcomes,
     trained,
 )
-from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Result, Table
-from advfeat.experiments.steps import Trained
+from advfeat.experiments.stages import Trained
+from advfeat.experiments.workspace import Workspace
 
 ROWS = ("standard", "robust", "nonrobust")
 
@@ -31,8 +31,8 @@ def plan(p: Preset) -> Plan:
     return {row: [evaluated(p, m)] for row, m in models.items()}
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    found = {row: outcomes(lab, of_row) for row, of_row in steps.items()}
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     under_attack = {row: at_every_radius(p, found[row]) for row in found}
     tables = []
     for who, title in (("other", f"Trained with {p.other}"), ("own", f"Trained with {p.standard.arch}, the source")):
@@ -52,7 +52,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     accuracy = {key: clean(found["other", key]) for key in ROWS}
     return Result(
         tables=tables,
-        findings=findings(numbers, p.radii, accuracy, guessing(lab, p)),
+        findings=findings(numbers, p.radii, accuracy, guessing(workspace, p)),
     )
 
 

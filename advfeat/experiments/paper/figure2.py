@@ -7,8 +7,9 @@ import torch
 from advfeat import plots
 from advfeat.experiments.claims import Measured, more_robust
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import (
+from advfeat.experiments.presets import Preset
+from advfeat.experiments.result import Cell, Finding, Number, Picture, Result, Table
+from advfeat.experiments.shared_stages import (
     LABELS,
     at_every_radius,
     both_evaluated,
@@ -22,8 +23,7 @@ from advfeat.experiments.pieces import (
     robust_cells,
     robust_columns,
 )
-from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Number, Picture, Result, Table
+from advfeat.experiments.workspace import Workspace
 
 # At eps 0.25. The figure's D_R bar is Table 7's row from noise, its D_NR bar the row from images [both: Figure 2b].
 PAPER = {
@@ -38,8 +38,8 @@ def plan(p: Preset) -> Plan:
     return both_evaluated(p, {key: [model(p, key, seed) for seed in p.seeds] for key in PAPER})
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    found = {row: outcomes(lab, of_row) for row, of_row in steps.items()}
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     accuracy = {key: clean(found[key, "paper"]) for key in PAPER}
     under_attack = {key: at_every_radius(p, found[key, "strong"]) for key in PAPER}
     rows = []
@@ -66,12 +66,12 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     ]
     return Result(
         tables=[table],
-        findings=findings(under_attack, p.radii, accuracy, guessing(lab, p)),
+        findings=findings(under_attack, p.radii, accuracy, guessing(workspace, p)),
         pictures=[
             Picture(
                 "figure2a",
                 "Random samples of each set",
-                samples(lab, p),
+                samples(workspace, p),
                 "In each column an image of D, and the images of D_R and D_NR that carry its label.",
             ),
             Picture(
@@ -130,10 +130,10 @@ def findings(
     return [found for found in claims if found is not None]
 
 
-def samples(lab: Lab, p: Preset) -> bytes:
+def samples(workspace: Workspace, p: Preset) -> bytes:
     """Images of D above those of D_R and D_NR made for them, one a class."""
-    source = lab.open(data(p))
-    sets = {key: lab.open(constructed(p, key, p.seeds[0])) for key in ("robust", "nonrobust")}
+    source = workspace.open(data(p))
+    sets = {key: workspace.open(constructed(p, key, p.seeds[0])) for key in ("robust", "nonrobust")}
     order = torch.randperm(len(source), device="cpu", generator=torch.Generator().manual_seed(0))
     labels = source.labels[order]
     picked = torch.stack([order[(labels == c).nonzero()[0, 0]] for c in range(min(len(source.classes), 10))])

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from advfeat import plots
 from advfeat.attacks import PGD
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
 from advfeat.experiments.measurements import Transferred
-from advfeat.experiments.pieces import clean, constructed, data, evaluated, model, outcomes, trained
 from advfeat.experiments.presets import ARCHS, Preset
 from advfeat.experiments.result import Cell, Finding, Number, Picture, Plain, Result, Table, Verdict
+from advfeat.experiments.shared_stages import clean, constructed, data, evaluated, model, outcomes, trained
+from advfeat.experiments.workspace import Workspace
 from advfeat.objectives import Margin
 from advfeat.threat import L2
 
@@ -56,16 +56,16 @@ def plan(p: Preset) -> Plan:
     }
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
     names = [*p.others, _name(p.standard.arch)]
     plain, learned = (
-        {name: clean(outcomes(lab, [step])) for name, step in zip(names, steps[row], strict=True)}
+        {name: clean(outcomes(workspace, [step])) for name, step in zip(names, steps[row], strict=True)}
         for row in ("on D", "on D_det")
     )
     rates = {}
     for step in steps["transfer"]:
         targeted = step.attack.targeted
-        found = lab.open(step)["targets"]
+        found = workspace.open(step)["targets"]
         which = "reached" if targeted else "fooled"
         rates[targeted] = {n: Number((f[which],), max(f["right"], 1)) for n, f in zip(names, found, strict=True)}
     rows = tuple(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from advfeat import plots
 from advfeat.attacks import PGD
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
 from advfeat.experiments.measurements import StepSweep
-from advfeat.experiments.pieces import (
+from advfeat.experiments.presets import Preset
+from advfeat.experiments.result import Cell, Finding, Number, Picture, Result, Table
+from advfeat.experiments.shared_stages import (
     data,
     describe_strong,
     evaluated,
@@ -16,8 +17,7 @@ from advfeat.experiments.pieces import (
     outcomes,
     robust,
 )
-from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Number, Picture, Result, Table
+from advfeat.experiments.workspace import Workspace
 from advfeat.objectives import CW, Margin, Objective
 from advfeat.threat import L2
 
@@ -46,10 +46,10 @@ def plan(p: Preset) -> Plan:
     }
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
     eps = p.radii[0]
-    found = {name: lab.open(steps[name][0]) for name, _ in _OBJECTIVES}
-    strong = robust(outcomes(lab, steps["strong"]), 0)
+    found = {name: workspace.open(steps[name][0]) for name, _ in _OBJECTIVES}
+    strong = robust(outcomes(workspace, steps["strong"]), 0)
     curves = {name: [Number((count,), f["n"]) for count in f["counts"]] for name, f in found.items()}
     table = Table(
         f"Robust accuracy of D_R's model at {eps:g} by number of steps",
@@ -73,7 +73,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     )
     return Result(
         tables=[table],
-        findings=findings(curves, strong, p.sweep, guessing(lab, p)),
+        findings=findings(curves, strong, p.sweep, guessing(workspace, p)),
         pictures=[
             Picture(
                 "figure8",

@@ -12,9 +12,10 @@ from advfeat import plots
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import MatchRepresentation
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
 from advfeat.experiments.paper import figure2, table1, table7
-from advfeat.experiments.pieces import (
+from advfeat.experiments.presets import SETS, Preset, describe_set
+from advfeat.experiments.result import Cell, Picture, Plain, Result, Table
+from advfeat.experiments.shared_stages import (
     LABELS,
     MODELS,
     TITLES,
@@ -30,8 +31,7 @@ from advfeat.experiments.pieces import (
     robust_cells,
     robust_columns,
 )
-from advfeat.experiments.presets import SETS, Preset, describe_set
-from advfeat.experiments.result import Cell, Picture, Plain, Result, Table
+from advfeat.experiments.workspace import Workspace
 
 # Accuracy and robust accuracy at Table 7's radii: its rows "from images", and Table 1.
 PAPER = {key: table7.PAPER[key] for key in ("standard", "adversarial", "robust", "nonrobust")} | {
@@ -43,12 +43,12 @@ def plan(p: Preset) -> Plan:
     return both_evaluated(p, {key: [model(p, key, seed) for seed in p.seeds] for key in MODELS})
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
     sets = {key: [constructed(p, key, seed) for seed in p.seeds] for key in SETS}
-    found = {row: outcomes(lab, of_row) for row, of_row in steps.items()}
+    found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     accuracy = {key: clean(found[key, "paper"]) for key in MODELS}
     under_attack = {key: at_every_radius(p, found[key, "strong"]) for key in MODELS}
-    made = {key: [lab.open(step) for step in sets[key]] for key in SETS}
+    made = {key: [workspace.open(step) for step in sets[key]] for key in SETS}
     chance = 100 / len(made["det"][0].classes)
     return Result(
         tables=[_models(p, found), _sets(made)],
@@ -56,7 +56,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
             *figure2.findings(under_attack, p.radii, accuracy, chance),
             *table1.findings(accuracy, follows(found["det", "paper"]), chance),
         ],
-        pictures=[_picture_of(lab, p, key, made[key][0]) for key in SETS] + [_curves(lab, p)],
+        pictures=[_picture_of(workspace, p, key, made[key][0]) for key in SETS] + [_curves(workspace, p)],
         notes=[
             "Accuracy: the share of the untouched test images that a model gets right.",
             "Robust accuracy: the share it gets right at the image and at the point that each attack returned within "
@@ -103,8 +103,8 @@ def _sets(made: dict[str, list[ConstructedSet]]) -> Table:
     )
 
 
-def _curves(lab: Lab, p: Preset) -> Picture:
-    curves = {key: lab.history(model(p, key, p.seeds[0])) for key in MODELS}
+def _curves(workspace: Workspace, p: Preset) -> Picture:
+    curves = {key: workspace.history(model(p, key, p.seeds[0])) for key in MODELS}
     return Picture(
         "curves",
         "Training",
@@ -114,9 +114,9 @@ def _curves(lab: Lab, p: Preset) -> Picture:
     )
 
 
-def _picture_of(lab: Lab, p: Preset, key: str, made: ConstructedSet) -> Picture:
+def _picture_of(workspace: Workspace, p: Preset, key: str, made: ConstructedSet) -> Picture:
     """Ten images of a set beside what they were made from, spread over the stored labels."""
-    true_train = lab.open(data(p))
+    true_train = workspace.open(data(p))
     order = torch.randperm(len(made), device="cpu", generator=torch.Generator().manual_seed(0))
     picked: list[int] = []
     for want in range(min(len(made.classes), 10)):

@@ -13,7 +13,9 @@ from advfeat.datasets.base import Source
 from advfeat.datasets.exchange import export_lists, import_lists
 from advfeat.experiments.claims import Measured, more_robust
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.pieces import (
+from advfeat.experiments.presets import SETS, Preset
+from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds, worst
+from advfeat.experiments.shared_stages import (
     TITLES,
     clean,
     constructed,
@@ -24,13 +26,11 @@ from advfeat.experiments.pieces import (
     robust,
     trained,
 )
-from advfeat.experiments.presets import SETS, Preset
-from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds, worst
-from advfeat.experiments.steps import Constructed, DataStep, Measurement, MissingData
+from advfeat.experiments.stages import Constructed, DataStage, Measurement, MissingData
 from advfeat.progress import Progress
 
 if TYPE_CHECKING:
-    from advfeat.experiments.lab import Lab
+    from advfeat.experiments.workspace import Workspace
 
 # Accuracy and robust accuracy at 0.25 as the release states them.
 PAPER = {"robust": (84.0, 48.0), "nonrobust": (88.0, 0.0), "rand": (63.0, 0.0), "det": (44.0, 0.0)}
@@ -45,16 +45,16 @@ _BELOW = ("", "released", "datasets", "constructed_datasets", "release_datasets"
 
 
 @dataclass(frozen=True)
-class Released(DataStep):
-    """One of the authors' sets, from the user's copy below the lab's root."""
+class Released(DataStage):
+    """One of the authors' sets, from the user's copy below the workspace's root."""
 
     kind: ClassVar[str] = "released"
     name: str
 
-    def open(self, lab: Lab) -> Source:
-        folder = find(lab.root, self.name)
+    def open(self, workspace: Workspace) -> Source:
+        folder = find(workspace.root, self.name)
         if folder is None:
-            raise MissingData(f"no folder {' or '.join(_FOLDERS[self.name])} in {lab.root}")
+            raise MissingData(f"no folder {' or '.join(_FOLDERS[self.name])} in {workspace.root}")
         return import_lists(folder, name=f"released {TITLES[self.name]}")
 
 
@@ -77,9 +77,9 @@ class RoundTrip(Measurement):
     doing: ClassVar[str] = "exporting and importing"
     data: Constructed
 
-    def measure(self, lab: Lab, report: Progress) -> dict:
-        made = lab.open(self.data)
-        with tempfile.TemporaryDirectory(dir=lab.out) as folder:
+    def measure(self, workspace: Workspace, report: Progress) -> dict:
+        made = workspace.open(self.data)
+        with tempfile.TemporaryDirectory(dir=workspace.out) as folder:
             export_lists(made, folder)
             back = import_lists(folder, made.classes)
             size = sum(file.stat().st_size for file in Path(folder).iterdir())
@@ -91,12 +91,12 @@ class RoundTrip(Measurement):
 
 
 def plan(p: Preset) -> Plan:
-    # Whether the authors' sets are at hand is known to the lab alone; of our own one is enough to try the format.
+    # Whether the authors' sets are at hand is known to the workspace alone; of our own one is enough to try the format.
     return {"format": [RoundTrip(constructed(p, "det", p.seeds[0]), label=TITLES["det"])]}
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    (trip,) = (lab.open(step) for step in steps["format"])
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    (trip,) = (workspace.open(step) for step in steps["format"])
     accuracy, robustness, chance = {}, {}, 10.0
     findings = [
         Finding(
@@ -107,19 +107,19 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
             seeds=None,
         )
     ]
-    here = [key for key in SETS if p.dataset == "cifar10" and find(lab.root, key) is not None]
+    here = [key for key in SETS if p.dataset == "cifar10" and find(workspace.root, key) is not None]
     rows, also = [], []
     for key in SETS:
         if key not in here:
             paper_clean, paper_robust = PAPER[key]
             rows.append((TITLES[key], (Cell(None, paper_clean, True), Cell(), Cell(None, paper_robust, True))))
             continue
-        lab.open(Released(key))  # so that models of another copy are not taken for its own
+        workspace.open(Released(key))  # so that models of another copy are not taken for its own
         models = [trained(p, Released(key), p.on[key], f"released {TITLES[key]}", seed) for seed in p.seeds]
         evaluations = [evaluated(p, m, radii=(0.25,)) for m in models]
         as_paper = [evaluated_as_paper(p.replace(radii=(0.25,)), m) for m in models]
         also += [*models, *evaluations, *as_paper]
-        found, papers = outcomes(lab, evaluations), outcomes(lab, as_paper)
+        found, papers = outcomes(workspace, evaluations), outcomes(workspace, as_paper)
         accuracy[key], robustness[key] = clean(papers), robust(found, 0)
         paper_clean, paper_robust = PAPER[key]
         cells = (

@@ -5,9 +5,10 @@ from __future__ import annotations
 from advfeat import plots
 from advfeat.datasets.recipes import PRESETS as RECIPES
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
 from advfeat.experiments.paper import figure2, table1
-from advfeat.experiments.pieces import (
+from advfeat.experiments.presets import ARCHS, Preset
+from advfeat.experiments.result import Cell, Picture, Result, Table
+from advfeat.experiments.shared_stages import (
     LABELS,
     at_every_radius,
     both_evaluated,
@@ -20,8 +21,7 @@ from advfeat.experiments.pieces import (
     robust_cells,
     robust_columns,
 )
-from advfeat.experiments.presets import ARCHS, Preset
-from advfeat.experiments.result import Cell, Picture, Result, Table
+from advfeat.experiments.workspace import Workspace
 from advfeat.training import paper_attack
 
 # Accuracy and robust accuracy at 0.5 (Figure 12, read off); for D_rand and D_det Table 1. The figure's standard model
@@ -75,8 +75,8 @@ def plan(p: Preset) -> Plan:
     return both_evaluated(p, {key: [model(p, key, seed) for seed in p.seeds] for key in PAPER})
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    found = {row: outcomes(lab, of_row) for row, of_row in steps.items()}
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     accuracy = {key: clean(found[key, "paper"]) for key in PAPER}
     under_attack = {key: at_every_radius(p, found[key, "strong"]) for key in PAPER}
     table = Table(
@@ -96,7 +96,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         "The paper's numbers of the first three rows are read off its Figure 12, at 0.5; there is none for D_NR. "
         f"{describe_attacks(p)}.",
     )
-    chance = guessing(lab, p)
+    chance = guessing(workspace, p)
     shown = {key: under_attack[key] for key in ("standard", "adversarial", "robust")}
     bars = [
         (

@@ -19,7 +19,9 @@ from advfeat.datasets.recipes import PRESETS as RECIPES
 from advfeat.evaluation import pgd_attack
 from advfeat.experiments.claims import Measured, failed, more_robust
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.pieces import (
+from advfeat.experiments.presets import Preset
+from advfeat.experiments.result import Cell, Finding, Plain, Result, Table, compare, worst
+from advfeat.experiments.shared_stages import (
     TITLES,
     at_every_radius,
     attack,
@@ -34,16 +36,14 @@ from advfeat.experiments.pieces import (
     robust,
     trained,
 )
-from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Plain, Result, Table, compare, worst
-from advfeat.experiments.steps import Evaluated, Step, Trained
+from advfeat.experiments.stages import Evaluated, Stage, Trained
 from advfeat.models import Classifier
 from advfeat.models.model import pooled
 from advfeat.objectives import CW, CrossEntropy, Margin
 from advfeat.training import paper_attack
 
 if TYPE_CHECKING:
-    from advfeat.experiments.lab import Lab
+    from advfeat.experiments.workspace import Workspace
 
 ATTACKS = (
     "7 steps of ε/5",
@@ -58,7 +58,7 @@ PAPER_EPS = RECIPES["cifar10"]["det"].eps  # of D_rand and D_det on CIFAR-10
 
 
 @dataclass(frozen=True)
-class BeforeLastReLU(Step):
+class BeforeLastReLU(Stage):
     """The same model, whose representation is taken before the body's last ReLU."""
 
     kind: ClassVar[str] = "view"
@@ -68,8 +68,8 @@ class BeforeLastReLU(Step):
     def config(self):
         return self.model.config
 
-    def open(self, lab: Lab) -> Classifier:
-        found = lab.open(self.model)
+    def open(self, workspace: Workspace) -> Classifier:
+        found = workspace.open(self.model)
         if not isinstance(found.body[-1], nn.ReLU):
             raise ValueError(f"the body of {found.arch} should end in a ReLU")
         return _BeforeLastReLU(found)
@@ -132,9 +132,9 @@ def plan(p: Preset) -> Plan:
     return plans
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    found = {row: outcomes(lab, of_row) for row, of_row in steps.items()}
-    eps, chance = p.radii[0], guessing(lab, p)
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
+    eps, chance = p.radii[0], guessing(workspace, p)
     by_attack = {key: [robust([outcome], 0) for outcome in found["attack", key]] for key in ("standard", "robust")}
     tables = [
         Table(
@@ -150,7 +150,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
     ]
     rates = {lr: clean(found["lr", lr]) for lr in LEARNING_RATES}
     bits = {name: clean(found[name]) for name in ("float32", "8 bits")}
-    moved = {name: lab.open(steps[name][0].model.data) for name in bits}
+    moved = {name: workspace.open(steps[name][0].model.data) for name in bits}
     papers = {key: row for key in ("rand", "det") if (row := ("paper's radius", key)) in steps}
     tables.append(
         Table(
@@ -162,7 +162,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
                 *(
                     (
                         f"{TITLES[key]}, radius {PAPER_EPS:g} for {p.recipes[key].eps:g}",
-                        (Cell(clean(found[row])), Cell(_success(lab.open(steps[row][0].model.data)))),
+                        (Cell(clean(found[row])), Cell(_success(workspace.open(steps[row][0].model.data)))),
                     )
                     for key, row in papers.items()
                 ),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import LABELS, TITLES, clean, evaluated, follows, guessing, model, outcomes
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Number, Result, Table, compare, fewest_seeds, worst
+from advfeat.experiments.shared_stages import LABELS, TITLES, clean, evaluated, follows, guessing, model, outcomes
+from advfeat.experiments.workspace import Workspace
 
 PAPER = {"standard": (95.3, 96.6), "rand": (63.3, 87.9), "det": (43.7, 64.4)}
 
@@ -15,9 +15,9 @@ def plan(p: Preset) -> Plan:
     return {key: [evaluated(p, model(p, key, seed)) for seed in p.seeds] for key in PAPER}
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    found = {key: outcomes(lab, steps[key]) for key in steps}
-    chance = guessing(lab, p)
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    found = {key: outcomes(workspace, steps[key]) for key in steps}
+    chance = guessing(workspace, p)
     table = Table(
         "Test accuracy on D",
         ("trained on", "accuracy, %", "says y + 1, %", "paper: Restricted ImageNet"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
 from advfeat.experiments.paper.table9 import on_robust_source
-from advfeat.experiments.pieces import clean, evaluated, follows, model, outcomes
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds
+from advfeat.experiments.shared_stages import clean, evaluated, follows, model, outcomes
+from advfeat.experiments.workspace import Workspace
 
 PAPER = {"standard": (43.7, 16.2), "robust": (5.8, 65.5)}
 
@@ -17,8 +17,8 @@ def plan(p: Preset) -> Plan:
     return {source: [evaluated(p, make[source](p, "det", seed), radii=()) for seed in p.seeds] for source in PAPER}
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    found = {source: outcomes(lab, steps[source]) for source in PAPER}
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    found = {source: outcomes(workspace, steps[source]) for source in PAPER}
     right = {source: clean(found[source]) for source in PAPER}
     moved = {source: follows(found[source]) for source in PAPER}
     table = Table(

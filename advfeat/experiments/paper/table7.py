@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from advfeat.experiments.claims import Measured, drop, failed, more_robust
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import (
+from advfeat.experiments.presets import Preset
+from advfeat.experiments.result import Cell, Finding, Number, Result, Table, compare, fewest_seeds, worst
+from advfeat.experiments.shared_stages import (
     LABELS,
     TITLES,
     at_every_radius,
@@ -21,9 +22,8 @@ from advfeat.experiments.pieces import (
     robust_columns,
     trained,
 )
-from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Number, Result, Table, compare, fewest_seeds, worst
-from advfeat.experiments.steps import Trained
+from advfeat.experiments.stages import Trained
+from advfeat.experiments.workspace import Workspace
 
 RADII = (0.25, 0.5)
 # Accuracy, robust at these radii.
@@ -42,8 +42,8 @@ def plan(p: Preset) -> Plan:
     return both_evaluated(p, {row: [_model(p, row, seed) for seed in seeds[row]] for row in PAPER})
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    found = {row: outcomes(lab, of_row) for row, of_row in steps.items()}
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     numbers = {row: (clean(found[row, "paper"]), *at_every_radius(p, found[row, "strong"])) for row in PAPER}
     table = Table(
         "From images and from noise",
@@ -64,7 +64,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         "10,000), one seed.",
     )
     models = {row: Measured(_name(row), n[0], n[1:]) for row, n in numbers.items()}
-    chance = guessing(lab, p)
+    chance = guessing(workspace, p)
     robust_noise, nonrobust_noise = models["robust from noise"], models["nonrobust from noise"]
     return Result(
         tables=[table],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import (
+from advfeat.experiments.presets import Preset
+from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds
+from advfeat.experiments.shared_stages import (
     clean,
     constructed,
     data,
@@ -15,8 +16,7 @@ from advfeat.experiments.pieces import (
     outcomes,
     robust,
 )
-from advfeat.experiments.presets import Preset
-from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds
+from advfeat.experiments.workspace import Workspace
 
 PAPER = {"robust training set": 77.33, "robust test set": 62.49, "test set": 48.27}
 
@@ -32,9 +32,9 @@ def plan(p: Preset) -> Plan:
     return steps
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
     eps = p.radii[0]
-    found = {row: outcomes(lab, of_row) for row, of_row in steps.items()}
+    found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     accuracy = {row: clean(found[row, "paper"]) for row in PAPER}
     under_attack = {row: robust(found[row, "strong"], 0) for row in PAPER}
     papers_attack = {row: robust(found[row, "paper"], 0) for row in PAPER}

@@ -6,11 +6,11 @@ import dataclasses
 
 from advfeat import plots
 from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.lab import Lab
-from advfeat.experiments.pieces import TITLES, clean, constructed, evaluated, guessing, model, outcomes, trained
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Number, Picture, Plain, Result, Table, compare, fewest_seeds
-from advfeat.experiments.steps import Trained
+from advfeat.experiments.shared_stages import TITLES, clean, constructed, evaluated, guessing, model, outcomes, trained
+from advfeat.experiments.stages import Trained
+from advfeat.experiments.workspace import Workspace
 from advfeat.training import paper_attack
 
 # Source model, and what was learned from it. The paper's runs know their sets by heart in the end.
@@ -54,14 +54,14 @@ def plan(p: Preset) -> Plan:
     return {row: [evaluated(p, m, radii=()) for m in of_row] for row, of_row in models.items()}
 
 
-def report(lab: Lab, p: Preset, steps: Plan) -> Result:
-    numbers = {row: clean(outcomes(lab, of_row)) for row, of_row in steps.items()}
+def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    numbers = {row: clean(outcomes(workspace, of_row)) for row, of_row in steps.items()}
     base = numbers.pop("D")
-    curves = {row: [lab.history(step.model) for step in steps[row]] for row in numbers}
+    curves = {row: [workspace.history(step.model) for step in steps[row]] for row in numbers}
     own = {row: Plain(tuple(100 * c[-1]["train_accuracy"] for c in of_row), 1) for row, of_row in curves.items()}
     made = {
         row: Plain(
-            tuple(100 * float(lab.open(step.model.data).target_success.double().mean()) for step in steps[row]), 1
+            tuple(100 * float(workspace.open(step.model.data).target_success.double().mean()) for step in steps[row]), 1
         )
         for row in numbers
     }
@@ -93,7 +93,7 @@ def report(lab: Lab, p: Preset, steps: Plan) -> Result:
         ),
     ]
     # A model that learned nothing says nothing of its set, either.
-    chance = guessing(lab, p)
+    chance = guessing(workspace, p)
     return Result(
         tables=tables,
         findings=[

@@ -1,4 +1,4 @@
-"""The steps that several experiments share: the paper's six models and four sets at a preset and a seed."""
+"""The stages that several experiments share: the paper's six models and four sets at a preset and a seed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from advfeat.attacks import PGD, Ensemble
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
 from advfeat.evaluation import pgd_attack, strong_attack
-from advfeat.experiments.lab import Lab
 from advfeat.experiments.presets import SETS, Preset
 from advfeat.experiments.result import Cell, Number
-from advfeat.experiments.steps import Constructed, Data, DataStep, Evaluated, Trained
+from advfeat.experiments.stages import Constructed, Data, DataStage, Evaluated, Trained
+from advfeat.experiments.workspace import Workspace
 from advfeat.objectives import Margin
 from advfeat.random import derive_seed
 from advfeat.training import TrainConfig
@@ -30,7 +30,7 @@ def data(p: Preset, split: str = "train", *, limit: int | None = None) -> Data:
 
 
 def trained(
-    p: Preset, on: DataStep, config: TrainConfig, label: str, seed: int, *, test: DataStep | None = None
+    p: Preset, on: DataStage, config: TrainConfig, label: str, seed: int, *, test: DataStage | None = None
 ) -> Trained:
     """A model on any data, tested on the true test set; its weights and order are its own by label and seed."""
     config = config.replace(seed=derive_seed(seed, "model", label))
@@ -105,7 +105,7 @@ def evaluated(
     p: Preset,
     of: Trained,
     *,
-    on: DataStep | None = None,
+    on: DataStage | None = None,
     radii: tuple[float, ...] | None = None,
     limit: int | None = None,
 ) -> Evaluated:
@@ -116,7 +116,7 @@ def evaluated(
     return Evaluated(of, on or data(p, "test"), tuple(attack(p, eps) for eps in radii), limit, label=of.label)
 
 
-def evaluated_as_paper(p: Preset, of: Trained, *, on: DataStep | None = None, limit: int | None = None) -> Evaluated:
+def evaluated_as_paper(p: Preset, of: Trained, *, on: DataStage | None = None, limit: int | None = None) -> Evaluated:
     """The same under the paper's attack."""
     attacks = tuple(papers_attack(p, eps) for eps in p.radii)
     return Evaluated(of, on or data(p, "test"), attacks, limit, label=f"{of.label}, the paper's attack")
@@ -169,9 +169,9 @@ def at_every_radius(p: Preset, outcomes: list[dict]) -> list[Number]:
     return [robust(outcomes, i) for i in range(len(p.radii))]
 
 
-def guessing(lab: Lab, p: Preset) -> float:
+def guessing(workspace: Workspace, p: Preset) -> float:
     """The accuracy of guessing, in per cent."""
-    return 100 / len(lab.open(data(p, "test")).classes)
+    return 100 / len(workspace.open(data(p, "test")).classes)
 
 
 def follows(outcomes: list[dict]) -> Number:
@@ -179,6 +179,6 @@ def follows(outcomes: list[dict]) -> Number:
     return Number.of(outcome["next"] for outcome in outcomes)
 
 
-def outcomes(lab: Lab, steps: list[Evaluated]) -> list[dict]:
+def outcomes(workspace: Workspace, stages: list[Evaluated]) -> list[dict]:
     """What was measured, one a seed."""
-    return [lab.open(step) for step in steps]
+    return [workspace.open(stage) for stage in stages]

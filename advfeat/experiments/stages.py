@@ -1,7 +1,8 @@
 """The work of an experiment as values: data, trained models, constructed sets, measurements, each made from others.
 
-A step is known by the hash of its description, which holds the descriptions of all it is made from. Two experiments
-that need the same model therefore name the same step, and :class:`advfeat.experiments.lab.Lab` does it once.
+A stage is known by the hash of its description, which holds the descriptions of all it is made from. Two experiments
+that need the same model therefore name the same stage, and :class:`advfeat.experiments.workspace.Workspace` does it
+once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from advfeat.training.checkpoint import RunFolder
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from advfeat.experiments.lab import Lab
+    from advfeat.experiments.workspace import Workspace
 
 
 # Batches of a shard; a set that is stopped goes on after its last whole one. Under a stop rule each ends with passes
@@ -48,8 +49,8 @@ def _label() -> str:
 
 
 @dataclass(frozen=True)
-class Step:
-    """Base of all steps: frozen, described by their fields.
+class Stage:
+    """Base of all stages: frozen, described by their fields.
 
     label: what a person calls it, in the name of its folder and on the progress bar; not part of what it is. kept:
     whether its outcome lies in a folder (``make``, then ``load``), or is made when it is asked for (``open``). doing,
@@ -64,7 +65,7 @@ class Step:
     label: str = _label()
 
     def describe(self) -> dict:
-        """Everything the outcome depends on, as JSON values; of other steps, their descriptions."""
+        """Everything the outcome depends on, as JSON values; of other stages, their descriptions."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "label"}
         return {"kind": self.kind, **{name: _described(value) for name, value in values.items()}}
 
@@ -87,15 +88,15 @@ class Step:
         """The hash of the description."""
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:12]
 
-    def needs(self) -> Iterator[Step]:
-        """The steps that it is made from."""
+    def needs(self) -> Iterator[Stage]:
+        """The stages that it is made from."""
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            yield from (v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Step))
+            yield from (v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Stage))
 
 
 def _described(value: object) -> object:
-    if isinstance(value, Step):
+    if isinstance(value, Stage):
         return value.describe()
     if isinstance(value, tuple):
         return [_described(item) for item in value]
@@ -103,12 +104,12 @@ def _described(value: object) -> object:
 
 
 @dataclass(frozen=True)
-class DataStep(Step):
-    """A step whose outcome is a data set: made when it is asked for, or kept."""
+class DataStage(Stage):
+    """A stage whose outcome is a data set: made when it is asked for, or kept."""
 
 
 @dataclass(frozen=True)
-class Data(DataStep):
+class Data(DataStage):
     """A data set by name, see :func:`advfeat.datasets.sources.load`.
 
     limit: so many samples, evenly over the classes. classes: only these, renumbered in this order.
@@ -121,16 +122,16 @@ class Data(DataStep):
     classes: tuple[str, ...] | None = None
     size: int | None = None
 
-    def open(self, lab: Lab) -> Source:
+    def open(self, workspace: Workspace) -> Source:
         limit = self.limit if self.classes is None else None
-        root = lab.root
+        root = workspace.root
         if root is None and self.name != "digits":
             raise MissingData(f"{self.name} is the user's own: say with --root (or ADVFEAT_DATA) where it lies")
         if self.name == "restricted-imagenet":
             root = next((r for r in (root / "imagenet", root) if (r / "train").is_dir()), None)
             if root is None:
                 raise MissingData(
-                    f"an ImageNet folder (train/<class>/, val/<class>/) should be {lab.root} or lie in it"
+                    f"an ImageNet folder (train/<class>/, val/<class>/) should be {workspace.root} or lie in it"
                 )
         try:
             source = sources.load(self.name, split=self.split, root=root, limit=limit, size=self.size)
@@ -156,7 +157,7 @@ def _only(source: Source, classes: tuple[str, ...], limit: int | None) -> Source
 
 
 @dataclass(frozen=True)
-class Trained(Step):
+class Trained(Stage):
     """A model trained on a data set and tested on another after each epoch. Its outcome is the model, in eval mode."""
 
     kind: ClassVar[str] = "model"
@@ -164,15 +165,22 @@ class Trained(Step):
     doing: ClassVar[str] = "training"
     unit: ClassVar[str] = "steps"
     files: ClassVar[tuple[str, ...]] = ("model.json", "checkpoint.json")
-    data: DataStep
-    test: DataStep
+    data: DataStage
+    test: DataStage
     config: TrainConfig
 
-    def make(self, lab: Lab, folder: Path, report: Progress) -> None:
-        train(self.config, lab.open(self.data), lab.open(self.test), folder, device=lab.device, progress=report)
+    def make(self, workspace: Workspace, folder: Path, report: Progress) -> None:
+        train(
+            self.config,
+            workspace.open(self.data),
+            workspace.open(self.test),
+            folder,
+            device=workspace.device,
+            progress=report,
+        )
 
-    def load(self, lab: Lab, folder: Path) -> Model:
-        return load(folder).to(lab.device)
+    def load(self, workspace: Workspace, folder: Path) -> Model:
+        return load(folder).to(workspace.device)
 
     def check(self, folder: Path) -> None:
         load(folder)
@@ -187,11 +195,11 @@ class Trained(Step):
         if not self.config.checkpoint_every:
             return False
         piece = total // self.config.epochs * self.config.checkpoint_every
-        return done > piece and done % piece == 1 % piece  # one step on, when the checkpoint has been written
+        return done > piece and done % piece == 1 % piece  # one stage on, when the checkpoint has been written
 
 
 @dataclass(frozen=True)
-class Constructed(DataStep):
+class Constructed(DataStage):
     """A set made by a recipe with a model from data."""
 
     kind: ClassVar[str] = "set"
@@ -201,7 +209,7 @@ class Constructed(DataStep):
     files: ClassVar[tuple[str, ...]] = ("manifest.json",)
     recipe: Recipe
     model: Trained
-    data: DataStep
+    data: DataStage
     seed: int = 0
     batch_size: int = 250
     amp: str = "none"
@@ -212,23 +220,23 @@ class Constructed(DataStep):
         """Images of a shard."""
         return _SHARD * self.batch_size
 
-    def make(self, lab: Lab, folder: Path, report: Progress) -> None:
+    def make(self, workspace: Workspace, folder: Path, report: Progress) -> None:
         build.build(
             self.recipe,
-            lab.open(self.model),
-            lab.open(self.data),
+            workspace.open(self.model),
+            workspace.open(self.data),
             folder,
             seed=self.seed,
             batch_size=self.batch_size,
             shard_size=self.shard_size,
             dtype=self.dtype,
-            device=lab.device,
+            device=workspace.device,
             autocast=torch.bfloat16 if self.amp == "bf16" else None,
             any_source=True,  # which model makes a set is what an experiment says
             progress=report,
         )
 
-    def load(self, lab: Lab, folder: Path) -> ConstructedSet:
+    def load(self, workspace: Workspace, folder: Path) -> ConstructedSet:
         return ConstructedSet.open(folder, verify=False)
 
     def check(self, folder: Path) -> None:
@@ -245,21 +253,21 @@ class Constructed(DataStep):
 
 
 @dataclass(frozen=True)
-class Measurement(Step):
-    """A step whose outcome is a dict of JSON values, kept in a file."""
+class Measurement(Stage):
+    """A stage whose outcome is a dict of JSON values, kept in a file."""
 
     kept: ClassVar[bool] = True
     doing: ClassVar[str] = "evaluating"
     unit: ClassVar[str] = "samples"
     files: ClassVar[tuple[str, ...]] = ("outcome.json",)
 
-    def measure(self, lab: Lab, report: Progress) -> dict:
+    def measure(self, workspace: Workspace, report: Progress) -> dict:
         raise NotImplementedError
 
-    def make(self, lab: Lab, folder: Path, report: Progress) -> None:
-        write_json(folder / "outcome.json", self.measure(lab, report))
+    def make(self, workspace: Workspace, folder: Path, report: Progress) -> None:
+        write_json(folder / "outcome.json", self.measure(workspace, report))
 
-    def load(self, lab: Lab, folder: Path) -> dict:
+    def load(self, workspace: Workspace, folder: Path) -> dict:
         return read_json(folder / "outcome.json")
 
     def check(self, folder: Path) -> None:
@@ -276,15 +284,15 @@ class Evaluated(Measurement):
 
     kind: ClassVar[str] = "evaluation"
     model: Trained
-    data: DataStep
+    data: DataStage
     attacks: tuple[Attack, ...] = ()
     limit: int | None = None
     batch_size: int = 500
 
-    def measure(self, lab: Lab, report: Progress) -> dict:
-        source = lab.open(self.data)
+    def measure(self, workspace: Workspace, report: Progress) -> dict:
+        source = workspace.open(self.data)
         found = evaluate(
-            lab.open(self.model),
+            workspace.open(self.model),
             source,
             attacks=self.attacks,
             batch_size=self.batch_size,
@@ -305,11 +313,11 @@ class Evaluated(Measurement):
         }
 
 
-def all_steps(steps: Iterable[Step]) -> dict[str, Step]:
-    """The steps and all that they are made from, by key, each after what it needs."""
-    found: dict[str, Step] = {}
-    for step in steps:
-        if step.key not in found:
-            found |= {k: s for k, s in all_steps(step.needs()).items() if k not in found}
-            found[step.key] = step
+def all_stages(stages: Iterable[Stage]) -> dict[str, Stage]:
+    """The stages and all that they are made from, by key, each after what it needs."""
+    found: dict[str, Stage] = {}
+    for stage in stages:
+        if stage.key not in found:
+            found |= {k: s for k, s in all_stages(stage.needs()).items() if k not in found}
+            found[stage.key] = stage
     return found

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_preset import make_lab, tiny_preset
 
-from advfeat.experiments import lab as lab_module
-from advfeat.experiments import steps as steps_module
-from advfeat.experiments.lab import Pause
-from advfeat.experiments.pieces import constructed, data, evaluated, model
-from advfeat.experiments.steps import Data, Step, all_steps
+from advfeat.experiments import stages as stages_module
+from advfeat.experiments import workspace as lab_module
+from advfeat.experiments.shared_stages import constructed, data, evaluated, model
+from advfeat.experiments.stages import Data, Stage, all_stages
+from advfeat.experiments.workspace import Pause
 
 
 def test_the_key_is_the_hash_of_everything_but_the_label():
@@ -46,7 +46,7 @@ def test_descriptions_are_json_and_hold_what_they_are_made_from():
 
 def test_all_steps_come_after_what_they_need():
     p = tiny_preset()
-    steps = all_steps([evaluated(p, model(p, key, 0)) for key in ("det", "rand", "standard")])
+    steps = all_stages([evaluated(p, model(p, key, 0)) for key in ("det", "rand", "standard")])
     seen = set()
     for key, step in steps.items():
         assert key == step.key and all(needed.key in seen for needed in step.needs())
@@ -57,29 +57,29 @@ def test_all_steps_come_after_what_they_need():
 def test_a_step_is_done_once_and_found_under_another_label(tmp_path, monkeypatch):
     p = tiny_preset()
     step = evaluated(p, model(p, "det", 0))
-    lab = make_lab(tmp_path)
-    outcome = lab.open(step)
+    workspace = make_lab(tmp_path)
+    outcome = workspace.open(step)
     assert outcome["clean"]["n"] == 40 and 0 <= outcome["next"]["count"] <= 40
     assert [r["eps"] for r in outcome["robust"]] == list(p.radii)
     files = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()}
     # Another process, another name: nothing is done.
-    monkeypatch.setattr(lab_module.Lab, "_make", lambda *_: pytest.fail("done again"))
+    monkeypatch.setattr(lab_module.Workspace, "_make", lambda *_: pytest.fail("done again"))
     again = make_lab(tmp_path)
     assert again.open(dataclasses.replace(step, label="renamed")) == outcome
     assert again.is_done(step) and again.seconds(step) > 0
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()} == files
-    assert set(again.cost(all_steps([step]).values())) == {"model D", "set D_det", "model D_det", "evaluation D_det"}
+    assert set(again.cost(all_stages([step]).values())) == {"model D", "set D_det", "model D_det", "evaluation D_det"}
 
 
 def test_the_record_says_what_a_step_is_and_what_made_it(tmp_path):
     p = tiny_preset()
     step = model(p, "standard", 0)
-    lab = make_lab(tmp_path)
-    lab.open(step)
-    record = json.loads((lab.folder(step) / "step.json").read_text())
+    workspace = make_lab(tmp_path)
+    workspace.open(step)
+    record = json.loads((workspace.folder(step) / "step.json").read_text())
     assert record["step"] == step.describe() and record["done"] and record["label"] == "D"
     assert {"versions", "device", "threads", "git"} <= record.keys()
-    assert lab.history(step)[0]["epoch"] == 1
+    assert workspace.history(step)[0]["epoch"] == 1
 
 
 def test_out_of_time_stops_and_goes_on_to_the_same_bytes(tmp_path):
@@ -89,11 +89,11 @@ def test_out_of_time_stops_and_goes_on_to_the_same_bytes(tmp_path):
     whole.open(step)
     pieces = [stopped_once(make_lab(tmp_path / "pieces"), step) for _ in range(10)]
     assert pieces[:4] == [True] * 3 + [False]  # an epoch a piece, and at the end of the last one it is done
-    lab = make_lab(tmp_path / "pieces")
+    workspace = make_lab(tmp_path / "pieces")
     name = "model.safetensors"
-    assert (lab.folder(step) / name).read_bytes() == (whole.folder(step) / name).read_bytes()
-    assert [row["epoch"] for row in lab.history(step)] == [1, 2, 3, 4]
-    assert lab.seconds(step) > 0
+    assert (workspace.folder(step) / name).read_bytes() == (whole.folder(step) / name).read_bytes()
+    assert [row["epoch"] for row in workspace.history(step)] == [1, 2, 3, 4]
+    assert workspace.seconds(step) > 0
 
 
 def test_a_training_stops_where_it_has_a_checkpoint(tmp_path):
@@ -106,20 +106,20 @@ def test_a_training_stops_where_it_has_a_checkpoint(tmp_path):
 
 
 def test_a_set_stops_after_a_shard_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(steps_module, "_SHARD", 2)
+    monkeypatch.setattr(stages_module, "_SHARD", 2)
     p = tiny_preset(batch_size=10)
     step = constructed(p, "det", 0)
     whole = make_lab(tmp_path / "whole")
     whole.open(step)
     make_lab(tmp_path / "pieces").open(step.model)
     assert [stopped_once(make_lab(tmp_path / "pieces"), step) for _ in range(4)] == [True, True, False, False]
-    lab = make_lab(tmp_path / "pieces")
+    workspace = make_lab(tmp_path / "pieces")
     for i in range(3):
         name = f"shard-{i:05d}.safetensors"
-        assert (lab.folder(step) / name).read_bytes() == (whole.folder(step) / name).read_bytes()
+        assert (workspace.folder(step) / name).read_bytes() == (whole.folder(step) / name).read_bytes()
 
 
-def stopped_once(lab, step) -> bool:
+def stopped_once(workspace, step) -> bool:
     """Whether a piece of the step ended with a pause, at the first place where it may."""
     checks = iter(range(100))
 
@@ -127,12 +127,12 @@ def stopped_once(lab, step) -> bool:
         if next(checks):  # the first is before the step
             raise Pause
 
-    lab._check_time = over
+    workspace._check_time = over
     try:
-        lab.open(step)
+        workspace.open(step)
     except Pause:
-        assert not lab.is_done(step)
-        assert json.loads((lab.folder(step) / "step.json").read_text())["done"] is False
+        assert not workspace.is_done(step)
+        assert json.loads((workspace.folder(step) / "step.json").read_text())["done"] is False
         return True
     return False
 
@@ -149,9 +149,9 @@ def test_a_folder_may_move(tmp_path):
     p = tiny_preset()
     make_lab(tmp_path / "a").open(model(p, "det", 0))
     (tmp_path / "a").rename(tmp_path / "b")
-    lab = make_lab(tmp_path / "b")
-    lab._make = None  # nothing is done again
-    assert lab.open(model(p, "det", 0)).arch == "small-convnet"
+    workspace = make_lab(tmp_path / "b")
+    workspace._make = None  # nothing is done again
+    assert workspace.open(model(p, "det", 0)).arch == "small-convnet"
     # Also one that was stopped goes on there.
     longer = dataclasses.replace(model(p, "det", 0), config=p.standard.replace(epochs=3, width=5))
     assert stopped_once(make_lab(tmp_path / "b"), longer)
@@ -162,8 +162,8 @@ def test_a_folder_may_move(tmp_path):
 def test_a_finished_set_is_read_and_not_written(tmp_path, monkeypatch):
     """Also by a later version, whose builds would refuse to go on with it."""
     p = tiny_preset()
-    lab = make_lab(tmp_path)
-    lab.open(constructed(p, "det", 0))
+    workspace = make_lab(tmp_path)
+    workspace.open(constructed(p, "det", 0))
     files = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()}
     monkeypatch.setattr("advfeat.datasets.store.__version__", "99.0")
     assert len(make_lab(tmp_path).open(constructed(p, "det", 0))) == 60
@@ -174,32 +174,32 @@ def test_a_set_that_was_never_begun_leaves_an_empty_place(tmp_path, monkeypatch)
     """A record of a step beside nothing would be a stranger to the next build."""
     p = tiny_preset()
     step = constructed(p, "det", 0)
-    lab = make_lab(tmp_path)
-    lab.open(step.model)
+    workspace = make_lab(tmp_path)
+    workspace.open(step.model)
     with monkeypatch.context() as patch:
-        patch.setattr(steps_module.build, "build", lambda *_, **__: lab.folder(step).mkdir(parents=True) or 1 / 0)
+        patch.setattr(stages_module.build, "build", lambda *_, **__: workspace.folder(step).mkdir(parents=True) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            lab.open(step)
-    assert len(lab.open(step)) == 60
+            workspace.open(step)
+    assert len(workspace.open(step)) == 60
 
 
 def test_no_time_at_all_does_nothing(tmp_path):
-    lab = make_lab(tmp_path, deadline=time.monotonic() - 1)
+    workspace = make_lab(tmp_path, deadline=time.monotonic() - 1)
     with pytest.raises(Pause):
-        lab.open(model(tiny_preset(), "standard", 0))
+        workspace.open(model(tiny_preset(), "standard", 0))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_classes_of_a_data_set_are_renumbered(tmp_path):
-    lab = make_lab(tmp_path)
-    every, two = lab.open(Data("digits")), lab.open(Data("digits", classes=("9", "4")))
+    workspace = make_lab(tmp_path)
+    every, two = workspace.open(Data("digits")), workspace.open(Data("digits", classes=("9", "4")))
     assert two.classes == ("9", "4") and len(two) == int(((every.labels == 9) | (every.labels == 4)).sum())
     nines = every.images(every.labels == 9)
     assert torch.equal(two.images(two.labels == 0), nines)
-    few = lab.open(Data("digits", limit=7, classes=("9", "4")))
+    few = workspace.open(Data("digits", limit=7, classes=("9", "4")))
     assert len(few) == 7 and sorted(few.labels.bincount().tolist()) == [3, 4]
     with pytest.raises(ValueError, match="no class 'cat': it has 0, 1"):
-        lab.open(Data("digits", classes=("cat",)))
+        workspace.open(Data("digits", classes=("cat",)))
 
 
 def test_a_set_rests_on_its_own_source_model():
@@ -210,6 +210,6 @@ def test_a_set_rests_on_its_own_source_model():
 
 
 def test_steps_are_values():
-    assert Data("digits") == Data("digits", label="D") and isinstance(Data("digits"), Step)
+    assert Data("digits") == Data("digits", label="D") and isinstance(Data("digits"), Stage)
     with pytest.raises(dataclasses.FrozenInstanceError):
         Data("digits").name = "mnist"

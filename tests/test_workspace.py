@@ -14,20 +14,23 @@ import pytest
 import torch
 from tiny_preset import make_lab, tiny_preset
 
-from advfeat.experiments import steps as steps_module
-from advfeat.experiments.lab import Lab, Pause
-from advfeat.experiments.pieces import constructed, evaluated, model
-from advfeat.experiments.steps import Data, Step, all_steps
+from advfeat.experiments import stages as stages_module
+from advfeat.experiments.shared_stages import constructed, evaluated, model
+from advfeat.experiments.stages import Data, Stage, all_stages
+from advfeat.experiments.workspace import Pause, Workspace
 
 
 def test_other_data_under_the_same_name(tmp_path):
     p = tiny_preset()
     step = model(p, "standard", 0)
     make_lab(tmp_path).open(step)
-    lab = make_lab(tmp_path)
-    lab._sources[step.data.key] = ("digits", lab.open(step.data).subset(range(50)).fingerprint)  # what lies there now
+    workspace = make_lab(tmp_path)
+    workspace._sources[step.data.key] = (
+        "digits",
+        workspace.open(step.data).subset(range(50)).fingerprint,
+    )  # what lies there now
     with pytest.raises(ValueError, match="was made from another digits than is there now: remove it, or take another"):
-        lab.open(step)
+        workspace.open(step)
 
 
 def _flip(file):
@@ -54,9 +57,9 @@ def test_what_is_damaged_is_done_again_and_said(tmp_path, kind, name, damage):
     p = tiny_preset(limit=30)
     trained = model(p, "det", 0)
     steps = {"set": trained.data, "model": trained.data.model, "evaluation": evaluated(p, trained)}
-    lab = make_lab(tmp_path)
-    outcome = lab.open(steps["evaluation"])
-    folder = lab.folder(steps[kind])
+    workspace = make_lab(tmp_path)
+    outcome = workspace.open(steps["evaluation"])
+    folder = workspace.folder(steps[kind])
     before = {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix == ".safetensors"}
     damage(folder / name)
     again = make_lab(tmp_path)
@@ -72,9 +75,9 @@ def test_what_is_damaged_is_done_again_and_said(tmp_path, kind, name, damage):
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"done": "yes"}', b'{"seconds": "long"}', b"[" * 100_000])
 def test_a_damaged_record_of_a_step_is_written_anew(tmp_path, content):
     step = model(tiny_preset(), "standard", 0)
-    lab = make_lab(tmp_path)
-    weights = lab.open(step).state_dict()
-    record = lab.folder(step) / "step.json"
+    workspace = make_lab(tmp_path)
+    weights = workspace.open(step).state_dict()
+    record = workspace.folder(step) / "step.json"
     record.write_bytes(content)
     with pytest.warns(UserWarning, match="step.json.*looked at anew"):
         found = make_lab(tmp_path).open(step).state_dict()
@@ -85,10 +88,10 @@ def test_a_damaged_record_of_a_step_is_written_anew(tmp_path, content):
 def test_what_was_made_from_another_model_than_is_there_now_is_named(tmp_path):
     p = tiny_preset()
     step = constructed(p, "det", 0)
-    lab = make_lab(tmp_path)
-    lab.open(step)
-    record = lab.folder(step.model) / "step.json"
-    assert json.loads((lab.folder(step) / "step.json").read_text())["from"][step.model.key]
+    workspace = make_lab(tmp_path)
+    workspace.open(step)
+    record = workspace.folder(step.model) / "step.json"
+    assert json.loads((workspace.folder(step) / "step.json").read_text())["from"][step.model.key]
     record.write_text(json.dumps({**json.loads(record.read_text()), "outcome": "0" * 64}))
     with pytest.raises(ValueError, match="was made from another .*D-.* than is there now: remove it"):
         make_lab(tmp_path).open(step)
@@ -112,14 +115,14 @@ def test_two_processes_in_one_folder(tmp_path):
 
 def order_of(monkeypatch) -> list[str]:
     """The labels of the steps that are done from now on, as they come."""
-    done, make = [], Lab._make
+    done, make = [], Workspace._make
 
-    def noted(lab, step):
-        if not lab.is_done(step):
+    def noted(workspace, step):
+        if not workspace.is_done(step):
             done.append(step.label)
-        make(lab, step)
+        make(workspace, step)
 
-    monkeypatch.setattr(Lab, "_make", noted)
+    monkeypatch.setattr(Workspace, "_make", noted)
     return done
 
 
@@ -128,8 +131,8 @@ def test_what_another_process_is_at_comes_last(tmp_path, monkeypatch):
     p = tiny_preset()
     first, second = make_lab(tmp_path), make_lab(tmp_path)
     at, free = model(p, "standard", 0), model(p, "adversarial", 0)
-    steps = all_steps([model(p, "det", 0), free]).values()
-    later = all_steps([model(p, "standard", 1)]).values()
+    steps = all_stages([model(p, "det", 0), free]).values()
+    later = all_stages([model(p, "standard", 1)]).values()
     order = order_of(monkeypatch)
     with first._alone_at(at):
         working = threading.Thread(target=lambda: second.do(steps, later))
@@ -146,17 +149,19 @@ def test_what_another_process_is_at_comes_last(tmp_path, monkeypatch):
     assert order[2:] == ["D", "D_det", "D_det"] and all(second.is_done(step) for step in steps if step.kept)
 
 
-def shared_steps() -> list[Step]:
+def shared_steps() -> list[Stage]:
     p = tiny_preset()
-    return list(all_steps([evaluated(p, model(p, key, seed)) for key in ("det", "robust") for seed in (0, 1)]).values())
+    return list(
+        all_stages([evaluated(p, model(p, key, seed)) for key in ("det", "robust") for seed in (0, 1)]).values()
+    )
 
 
 def do_shared_steps(folder) -> None:
     torch.set_num_threads(1)
-    lab = make_lab(folder)
-    make, made = lab._make, []
-    lab._make = lambda step: (lab.is_done(step) or made.append(step.key), make(step))
-    lab.do(shared_steps())
+    workspace = make_lab(folder)
+    make, made = workspace._make, []
+    workspace._make = lambda step: (workspace.is_done(step) or made.append(step.key), make(step))
+    workspace.do(shared_steps())
     (folder / f"made-{os.getpid()}.json").write_text(json.dumps(made))
 
 
@@ -212,7 +217,7 @@ def test_killed_at_any_moment_two_processes_end_with_the_same_bytes(tmp_path):
 def test_a_process_that_waits_has_an_end_too(tmp_path):
     step = model(tiny_preset(), "standard", 0)
     with make_lab(tmp_path)._alone_at(step):
-        for ask in (lambda lab: lab.do([step]), lambda lab: lab.open(step)):
+        for ask in (lambda workspace: workspace.do([step]), lambda workspace: workspace.open(step)):
             began = time.monotonic()
             with pytest.raises(Pause):
                 ask(make_lab(tmp_path, deadline=began + 0.5))
@@ -222,21 +227,21 @@ def test_a_process_that_waits_has_an_end_too(tmp_path):
 def test_what_becomes_free_is_taken_at_once(tmp_path):
     """Also while something else is still at another process."""
     p = tiny_preset()
-    other, lab = make_lab(tmp_path), make_lab(tmp_path)
+    other, workspace = make_lab(tmp_path), make_lab(tmp_path)
     held, freed, after = model(p, "adversarial", 0), model(p, "standard", 0), model(p, "det", 0)
     with other._alone_at(held):
         with other._alone_at(freed):
-            working = threading.Thread(target=lambda: lab.do(all_steps([held, after]).values()))
+            working = threading.Thread(target=lambda: workspace.do(all_stages([held, after]).values()))
             working.start()
             time.sleep(0.5)
-            assert not lab.is_done(after)
+            assert not workspace.is_done(after)
             other._make(freed)
         until = time.monotonic() + 60
-        while not lab.is_done(after) and time.monotonic() < until:
+        while not workspace.is_done(after) and time.monotonic() < until:
             time.sleep(0.05)
-        assert lab.is_done(after) and working.is_alive()
+        assert workspace.is_done(after) and working.is_alive()
     working.join(60)
-    assert lab.is_done(held)
+    assert workspace.is_done(held)
 
 
 def test_what_fails_meanwhile_is_left_to_its_own_time(tmp_path):
@@ -256,5 +261,5 @@ def test_what_fails_meanwhile_is_left_to_its_own_time(tmp_path):
             working.join(60)
             shutil.rmtree(second.folder(at))
     assert tried.count(bad.key) == 1
-    with pytest.raises(steps_module.MissingData):
+    with pytest.raises(stages_module.MissingData):
         second.do([bad])
