@@ -18,6 +18,7 @@ Prepared<CopyRowsArgs> prepare_copy_rows(const Tensor& dst, const Tensor& src, c
   check_same_dtype(src, "src", dst, "dst");
   check_same_device(src, "src", dst, "dst");
   check_no_overlap(dst, "dst", s, layout_of(dst));
+  ADVFEAT_CHECK(mask.defined(), "mask should be a bool tensor [B] = (", s.rows, ",), got None");
   ADVFEAT_CHECK(mask.dim() == 1 && mask.size(0) == s.rows && mask.scalar_type() == torch::headeronly::ScalarType::Bool,
                 "mask should be a bool tensor [B] = (", s.rows, ",), got ", dtype_name(mask), " of shape ",
                 shape(mask));
