@@ -15,7 +15,7 @@ namespace advfeat::cpu {
 using torch::stable::parallel_for;
 
 constexpr int64_t kBlock = 4096;   // values: three float32 operands of a block are 48 KiB, within a second-level cache
-constexpr int64_t kGrain = 32768;  // values a thread should have at least; fewer cost more to hand out than to do
+constexpr int64_t kGrain = 32768;  // values per thread, at least; fewer cost more to hand out than to compute
 
 // Bounds by channel, spread out to the values of a row, so that the inner loops only ever read lo[i] and hi[i].
 class RowBox {

@@ -18,7 +18,7 @@ namespace advfeat::cuda {
 // Blocks that run together: a thread-block cluster, or a single block.
 struct ClusterShape {
   int blocks, threads;
-  int64_t shared;  // bytes a block
+  int64_t shared;  // bytes per block
 };
 
 // Makes the device current while it lives, and launches on torch's current stream of that device.

@@ -1,4 +1,4 @@
-// The inner loops over (a part of) a row, one table of functions a SIMD level and pair of dtypes.
+// The inner loops over (a part of) a row: one table of functions per SIMD level and pair of dtypes.
 #pragma once
 
 #include "args.h"

@@ -255,7 +255,12 @@ static void l2_apply(const StepArgs& args, const Box& box, int64_t row, int64_t 
 
 template <typename T, typename G>
 constexpr RowKernels kernels_for() {
-  return {linf<T, G>, grad_flags<T, G>, l2_sums<T, G>, l2_max<T, G>, l2_moved_sum<T, G>, l2_apply<T, G>};
+  return {.linf = linf<T, G>,
+          .grad_flags = grad_flags<T, G>,
+          .l2_sums = l2_sums<T, G>,
+          .l2_max = l2_max<T, G>,
+          .l2_moved_sum = l2_moved_sum<T, G>,
+          .l2_apply = l2_apply<T, G>};
 }
 
 const RowKernels* table(Dtype dtype, Dtype grad_dtype) {

@@ -23,13 +23,13 @@ constexpr int kFlatThreads = 256;
 
 // A row on chip: two vectors per thread. The copies to shared memory are all in flight at once whatever the number of
 // threads, so more threads only shorten the arithmetic between them, and the reduction over warps grows. At most 512:
-// with 64 registers a thread, two such blocks share a multiprocessor.
+// with 64 registers per thread, two such blocks share a multiprocessor.
 constexpr int kRowVectorsPerThread = 2;
 constexpr int kMaxThreads = 512;
 constexpr int kRowBlocks = 2;  // for __launch_bounds__
 
 // A row arrives in four parts, and each is summed while the later ones are under way: only the last quarter of the
-// conversions to float64 (16 a clock, 1.3 us for 19,000 values) is not hidden behind memory.
+// conversions to float64 (16 per clock, 1.3 us for 19,000 values) is not hidden behind memory.
 constexpr int kStages = 4;
 
 // Rows cut into tiles: eight vectors per thread, so that the block's reduction is small beside its reads; at most 1024
@@ -42,12 +42,12 @@ constexpr int64_t kMaxTiles = 1024;
 constexpr int64_t kStaticShared = 2048;
 constexpr int64_t kSharedForAll = 48 * 1024;  // of a block, static and dynamic; more has to be asked for
 
-// A random start is computed once an attack; transcendental functions in float64 bind it, not memory.
+// A random start is computed once per attack; transcendental functions in float64 bind it, not memory.
 constexpr int kRandomThreads = 256;
 
-// A shared-memory plan: where an L2 row lies between its sums and its move. The first line of the table that the row
-// fits and the device can place is
-// taken; a row that fits none goes through global memory in tiles, twice: 28 bytes per float32 value instead of 16.
+// A shared-memory plan: where an L2 row is kept between its sums and its move. The first plan of the table that the row
+// fits and the device can place is taken; a row that fits none goes through global memory in tiles, twice: 28 bytes per
+// float32 value instead of 16.
 struct SharedPlan {
   int blocks;              // of the thread-block cluster that shares the row; 1: a block alone
   int per_multiprocessor;  // blocks that one multiprocessor's shared memory is divided among
@@ -55,12 +55,12 @@ struct SharedPlan {
 };
 constexpr int kPortableCluster = 8;  // what every device with clusters takes
 constexpr int kMaxCluster = 16;      // what a device may take
-// Lengths: float32 values that fit an H100 or H200 (227 KB a block, 228 KB a multiprocessor).
+// Lengths: float32 values that fit an H100 or H200 (227 KB per block, 228 KB per multiprocessor).
 constexpr SharedPlan kSharedPlans[] = {
     {1, 2, 512},   // to 9,472. Two on a multiprocessor: one loads while the other reduces, which moves no memory.
     {2, 2, 512},   // to 18,944. Before {1, 1}, for the same reason.
     {4, 2, 512},   // to 37,888. No more blocks than needed: their barrier gets slower with their number.
-    {8, 2, 384},   // to 75,776: 49,152 as 72 KB a block, three on a multiprocessor with 56 registers a thread.
+    {8, 2, 384},   // to 75,776: 49,152 as 72 KB per block, three on a multiprocessor with 56 registers per thread.
     {16, 2, 512},  // to 151,552: an ImageNet image, 150,528. Fits on 8 multiprocessors as well as on 16.
     {8, 1, 512},   // to 153,600: the same image where 16 blocks cannot be placed.
     {16, 1, 512},  // to 307,200: 262,144.

@@ -4,10 +4,10 @@
 //
 // Products and sums are float64 whatever the dtype. A product of two float32 is exact there and its exponent always
 // fits (1e-45 squared is 1e-90, 3e38 squared 1e77), so no scaling, no maximum and no second look is needed, and the
-// direction is right for any finite gradient. The price is three fused multiply-adds and two conversions a value. A
-// value moves 16 bytes, so the memory of an H200 brings each multiprocessor 1.2 values a clock (64 multiply-adds and 16
-// conversions a clock), that of a consumer card with 1/64 float64 rate about 0.2 (2 a clock of either): memory is the
-// limit on both. Only rows that come out of the cache of such a consumer card wait for the float64 units.
+// direction is right for any finite gradient. The price is three fused multiply-adds and two conversions per value. A
+// value moves 16 bytes, so the memory of an H200 brings each multiprocessor 1.2 values per clock (64 multiply-adds and
+// 16 conversions per clock), that of a consumer card with 1/64 float64 rate about 0.2 (2 per clock of either): memory
+// is the limit on both. Only rows that come out of the cache of such a consumer card wait for the float64 units.
 #pragma once
 
 #include "../core/l2_math.h"

@@ -1,5 +1,5 @@
-// random_start_linf and random_start_l2: the operators, and their kernels on the CPU. Once an attack, so written for
-// clarity, in float64.
+// random_start_linf and random_start_l2: the operators, and their kernels on the CPU. They run once per attack, so they
+// are written for clarity, in float64.
 #include "random_start.h"
 
 #include <torch/headeronly/core/ScalarType.h>

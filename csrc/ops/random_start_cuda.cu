@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kRandomThreads)
   }
 }
 
-// A block a row: the norm of its Gaussian vector, then the vector again, scaled. Making it twice costs no memory.
+// One block per row: the norm of its Gaussian vector, then the vector again, scaled. Drawing it twice costs no memory.
 template <typename T>
 __global__ void __launch_bounds__(kRandomThreads)
     gaussian_rows(const __grid_constant__ RandomStartArgs a, int64_t quads) {
