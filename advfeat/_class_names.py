@@ -19,7 +19,7 @@ def check_same_classes(
     first, second: names by label; None where they are not known, which passes. first_name, second_name: whose they are,
     as in "the model" and "data set 'digits'". The error names the classes that differ, or those that are in another
     order. Names that differ in case, in spaces and punctuation or in the numbers that
-    :func:`advfeat.datasets.exchange.export_folder` writes in front are the same; signs such as + and # tell classes
+    :func:`advfeat.datasets.export_folder` writes in front are the same; signs such as + and # tell classes
     apart, and so do accents and vowel signs.
     """
     if first is None or second is None or tuple(first) == tuple(second):

@@ -30,7 +30,7 @@ from benchmarks.attacks import quality
 from benchmarks.measure import RESULTS, machine, say, spread, write_results
 from benchmarks.plots import Bar, about, bars
 
-# What advfeat builds with: a name for the row, options of advfeat.datasets.build.build, and in "recipe" fields of the
+# What advfeat builds with: a name for the row, options of advfeat.datasets.build, and in "recipe" fields of the
 # recipe. One line, one more row; a line that build() or the recipe does not know is left out and named. Every build
 # compiles anew where it is told to, so those rates rise with the number of images.
 OPTIONS: dict[str, dict] = {

@@ -15,7 +15,7 @@ from advfeat.models import create, load
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="the folder that the data set lies in")
-    parser.add_argument("--dataset", default="cifar10", help="its name, as advfeat.datasets.sources.load has it")
+    parser.add_argument("--dataset", default="cifar10", help="its name, as advfeat.datasets.load has it")
     parser.add_argument("--split", default="test", choices=("train", "test"))
     parser.add_argument("--model", type=Path, help="a run folder with a trained model")
 

@@ -62,8 +62,9 @@ def test_data_sets(call, error, message):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"recipe": "D_R"}, TypeError, "recipe should be one of .* got the text 'D_R'; did you mean robust."),
-        ({"recipe": ATTACK}, TypeError, "recipe should be one of .* got PGD"),
+        ({"recipe": "D_R"}, ValueError, "recipe should be one of robust, .* got 'D_R'; did you mean robust."),
+        ({"recipe": "det"}, ValueError, "recipe should be one with its settings for data set 'arrays', .* name 'det'"),
+        ({"recipe": ATTACK}, TypeError, "recipe should be one of .*, or its name, got PGD"),
         ({"model": "run"}, TypeError, "model should be a module, got the path 'run'"),
         ({"source": "planted"}, TypeError, "source should be a data set, got str"),
         ({"out": None}, TypeError, "out should be a path, got None"),

@@ -1,10 +1,15 @@
 """The README's Python runs as it stands there."""
 
+import functools
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
+
+from advfeat import datasets
+from advfeat.datasets import sources
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.S)
 
@@ -18,6 +23,24 @@ def test_loop_attack_and_compat_run(capsys):
     assert 0 < (moved - x).flatten(1).norm(dim=1).max() <= 0.5 + 1e-5
     assert names["x_adv"].shape == x.shape and len(capsys.readouterr().out.splitlines()) == 2
     assert names["torchattacks"].PGD and names["L2Step"]
+
+
+@pytest.mark.filterwarnings("ignore:the model gets:RuntimeWarning")  # so little trained
+def test_data_sets_run(tmp_path, monkeypatch):
+    """With few images and a small network."""
+    monkeypatch.setattr(datasets, "load", functools.partial(sources.load, limit=60))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    block = BLOCKS[3].replace("epochs=10, width=16", "epochs=2, width=2")
+    exec(compile(block, "README.md", "exec"), names)
+    assert (
+        "epochs=10" not in block
+        and len(BLOCKS) == 4
+        and names["found"].clean.n == 60
+        and names["found"].robustness[0].eps == 0.25
+    )
+    assert (tmp_path / "sets" / "digits-det" / "manifest.json").is_file() and len(names["s"]) == 60
+    assert names["image"].shape == (1, 8, 8) and names["label"] == names["s"].labels[0]
 
 
 def test_the_blocks_are_short():

@@ -178,7 +178,7 @@ def test_a_set_that_was_never_begun_leaves_an_empty_place(tmp_path, monkeypatch)
     workspace.open(step.model)
     with monkeypatch.context() as patch:
         fail = lambda *_, **__: workspace.folder(step).mkdir(parents=True) or 1 / 0  # noqa: E731
-        patch.setattr(stages_module.build, "build", fail)
+        patch.setattr(stages_module, "build", fail)
         with pytest.raises(ZeroDivisionError):
             workspace.open(step)
     assert len(workspace.open(step)) == 60

@@ -1,1 +1,97 @@
-"""Data sets: the sources, the constructed sets and their files."""
+"""Data sets: loaded by name, constructed by a recipe, opened from their folder.
+
+    from advfeat import datasets
+
+    d = datasets.load("digits")                             # a data set by name, here scikit-learn's
+    made = datasets.build("det", model, d, "sets/det")      # D_det of it, made with a model
+    made = datasets.open("sets/det")                        # the same, from its folder
+
+All of them are :class:`Source`, which is a ``torch.utils.data.Dataset`` of (image, label). What is here is imported
+when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from advfeat.datasets.base import ArraySource, Source
+    from advfeat.datasets.build import build
+    from advfeat.datasets.constructed import ConstructedSet
+    from advfeat.datasets.exchange import export_folder, export_lists, import_lists
+    from advfeat.datasets.folder import FolderSource
+    from advfeat.datasets.planted import Planted, PlantedConfig
+    from advfeat.datasets.protocol import Data, LabelledImages
+    from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget, Recipe, preset
+    from advfeat.datasets.sources import load
+
+    open = ConstructedSet.open
+
+# No "open": from advfeat.datasets import * would take Python's own away from whoever writes it.
+__all__ = [
+    "ArraySource",
+    "ConstructedSet",
+    "Data",
+    "FolderSource",
+    "LabelledImages",
+    "MatchRepresentation",
+    "PerturbTowardsTarget",
+    "Planted",
+    "PlantedConfig",
+    "Recipe",
+    "Source",
+    "build",
+    "export_folder",
+    "export_lists",
+    "import_lists",
+    "load",
+    "preset",
+]
+
+_WHERE = {
+    "ArraySource": "base",
+    "ConstructedSet": "constructed",
+    "Data": "protocol",
+    "FolderSource": "folder",
+    "LabelledImages": "protocol",
+    "MatchRepresentation": "recipes",
+    "PerturbTowardsTarget": "recipes",
+    "Planted": "planted",
+    "PlantedConfig": "planted",
+    "Recipe": "recipes",
+    "Source": "base",
+    "build": "build",
+    "export_folder": "exchange",
+    "export_lists": "exchange",
+    "import_lists": "exchange",
+    "load": "sources",
+    "preset": "recipes",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "open":
+        return __getattr__("ConstructedSet").open
+    if name in _WHERE:
+        value = globals()[name] = getattr(importlib.import_module(f"advfeat.datasets.{_WHERE[name]}"), name)
+        return value
+    raise AttributeError(f"module 'advfeat.datasets' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "open"})
+
+
+class _FrontDoor(ModuleType):
+    """Keeps the function ``build`` in front of the module of its name, which an import would put there."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "build" and isinstance(value, ModuleType):
+            value = value.build
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _FrontDoor

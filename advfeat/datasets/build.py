@@ -19,7 +19,7 @@ from advfeat.datasets.construction import Construction
 from advfeat.datasets.fitness import check_fitness, is_deterministic, warn_of_chance
 from advfeat.datasets.loader import batch_size_for
 from advfeat.datasets.protocol import Data
-from advfeat.datasets.recipes import MatchRepresentation, Recipe, meant_recipe
+from advfeat.datasets.recipes import PRESETS, MatchRepresentation, Recipe, check_recipe_name, preset
 from advfeat.datasets.store import ConstructedSet, SetWriter, is_complete
 from advfeat.datasets.torch_dataset import as_source
 from advfeat.files import check_writable_folder
@@ -35,7 +35,7 @@ _PATIENCE = 3600.0
 
 
 def build(
-    recipe: Recipe,
+    recipe: Recipe | str,
     model: nn.Module,
     source: Data,
     out: str | Path,
@@ -61,7 +61,8 @@ def build(
     which, and finds it finished, or goes on if the first one was killed. One that builds another set there is refused
     at once.
 
-    recipe: see :func:`advfeat.datasets.preset`. model: gives logits [B, classes]; a
+    recipe: see :func:`advfeat.datasets.preset`; "robust", "nonrobust", "rand" or "det" for that of the source's own
+    data set: CIFAR-10's, Restricted ImageNet's or that of scikit-learn's digits. model: gives logits [B, classes]; a
     :class:`MatchRepresentation` also needs ``model.representation``. source: a data set of this package; or a
     ``torch.utils.data`` dataset of (image, label), or a ``DataLoader``, which stands for its dataset. batch_size:
     images attacked at once (fixes the shapes the model sees, and with them the last bits); None takes that of a
@@ -78,10 +79,12 @@ def build(
     recipe, a device that is not there, an ``out`` that holds another set, a
     damaged shard that cannot be rebuilt; OSError for a full disk. What is finished stays, nothing half-written does.
     """
-    if not isinstance(recipe, Recipe):
-        got = f"the text {recipe!r}{meant_recipe(recipe)}" if isinstance(recipe, str) else type(recipe).__name__
+    if isinstance(recipe, str):
+        check_recipe_name(recipe)
+    elif not isinstance(recipe, Recipe):
         raise TypeError(
-            f"recipe should be one of advfeat.datasets.recipes, such as preset('cifar10', 'det'), got {got}"
+            f"recipe should be one of advfeat.datasets.recipes, such as preset('cifar10', 'det'), or its name, got "
+            f"{type(recipe).__name__}"
         )
     seed, shard_size = whole_number("seed", seed, None), whole_number("shard_size", shard_size)
     compile, same_classes = flag("compile", compile), flag("same_classes", same_classes)
@@ -93,6 +96,8 @@ def build(
     _model_checks.check_module(model)  # a set is known by the hash of its weights
     batch_size = batch_size_for(source, batch_size, _BATCH)
     source = as_source(source, model)
+    if isinstance(recipe, str):
+        recipe = _of_its_own(source.name, recipe)
     device = forward.device_of(model) if device is None else _arguments.device("device", device)
     model = unwrapped(model).to(device)
     check_fitness(recipe, model, source, device, same_classes, any_source)
@@ -152,6 +157,17 @@ def build(
                 else f"{out} lost shards while it was built: something else removes or changes its files"
             )
     return ConstructedSet.open(out, verify=False)
+
+
+def _of_its_own(data: str, recipe: str) -> Recipe:
+    """The recipe of this name for a data set that has presets of its own."""
+    if data not in PRESETS:
+        raise ValueError(
+            f"recipe should be one with its settings for data set {data!r}, which has none of its own, got the name "
+            f"{recipe!r}: preset('cifar10', {recipe!r}) is the paper's for CIFAR-10; there are presets for "
+            f"{', '.join(PRESETS)}"
+        )
+    return preset(data, recipe)
 
 
 def _write_all(

@@ -103,7 +103,7 @@ def import_lists(
 def _check_source(source: object) -> None:
     if not hasattr(source, "batches"):
         raise TypeError(
-            f"source should be an advfeat.datasets.base.Source, got {type(source).__name__}: "
+            f"source should be an advfeat.datasets.Source, got {type(source).__name__}: "
             "ArraySource(images, labels, classes) makes one of tensors"
         )
 

@@ -1,6 +1,6 @@
 """The paper's four constructions as recipes: what is started from, what is optimised, which label is stored.
 
-A recipe is a frozen dataclass; :func:`advfeat.datasets.build.build` carries it out. ``preset("cifar10", "det")`` gives
+A recipe is a frozen dataclass; :func:`advfeat.datasets.build` carries it out. ``preset("cifar10", "det")`` gives
 the paper's settings, Appendix C.4 (Table 5, Figure 5) and C.5 (Table 6, Figure 6).
 """
 
@@ -116,9 +116,9 @@ SETS = {"robust": "D_R", "nonrobust": "D_NR", "rand": "D_rand", "det": "D_det"}
 _RECIPES = {name: recipe for recipe, name in SETS.items()}
 
 
-def meant_recipe(text: str) -> str:
-    """The recipe that a text may stand for, the name of its set too, as the end of a message; "" for none."""
-    return meant(text, SETS, _RECIPES)
+def check_recipe_name(name: str) -> None:
+    """Raises ValueError for what is no name of a recipe, with the one that it may stand for."""
+    _check_choice("recipe", name, tuple(SETS), _RECIPES)
 
 
 def random_integers(n: int, seed: int, sample_ids: Tensor, stream: int) -> Tensor:
@@ -164,5 +164,5 @@ def preset(name: str, recipe: str) -> Recipe:
     """The recipe "robust", "nonrobust", "rand" or "det" of a preset: "cifar10", "restricted-imagenet" (the paper's),
     "digits" or "cifar10-cpu". Errors: ValueError for another name."""
     _check_choice("preset", name, tuple(PRESETS))
-    _check_choice("recipe", recipe, tuple(PRESETS[name]), _RECIPES)
+    check_recipe_name(recipe)
     return PRESETS[name][recipe]

@@ -60,15 +60,15 @@ def load(
 
     name:
         "digits"               scikit-learn's 1797 scanned digits, 10 classes, 1x8x8, values k/16; 1347 train, 450 test
-        "planted"              generated images with known features, see :class:`advfeat.datasets.planted.Planted`
+        "planted"              generated images with known features, see :class:`advfeat.datasets.Planted`
         "cifar10"              root/cifar-10-batches-py
         "cifar10.1"            root/cifar10.1_v6_data.npy and ..._labels.npy, or in root/cifar10.1 or in a clone of its
                                repository, root/CIFAR-10.1; a test set alone
         "fashion-mnist"        root/FashionMNIST/raw
         "mnist"                root/MNIST/raw
-        "folder"               root/<split>/<class>/*.png, see :class:`advfeat.datasets.folder.FolderSource`
+        "folder"               root/<split>/<class>/*.png, see :class:`advfeat.datasets.FolderSource`
         "restricted-imagenet"  an ImageNet folder as the paper's 9 super-classes (Table 2), 224x224 unless size is given
-        a path                 a set made by :func:`advfeat.datasets.build.build` (a folder with a manifest.json), or
+        a path                 a set made by :func:`advfeat.datasets.build` (a folder with a manifest.json), or
                                one that the paper's authors released (a folder with CIFAR_ims and CIFAR_lab)
     split: "train" or "test". root: the folder the data set lies in; only the named sets and folders need it.
     seed: draws the images of "planted", the samples of ``limit`` and the test images of ``holdout``. size: side in
@@ -192,7 +192,7 @@ def _released(path: Path, split: str) -> Source:
     if made.image_shape != (3, 32, 32):
         raise ValueError(
             f"{path} should hold 3x32x32 images of CIFAR-10, got {'x'.join(map(str, made.image_shape))}; for lists of "
-            "another data set there is advfeat.datasets.exchange.import_lists"
+            "another data set there is advfeat.datasets.import_lists"
         )
     return made
 

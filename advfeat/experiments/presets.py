@@ -30,7 +30,7 @@ ARCHS = {
 class Preset:
     """What all experiments of a size have in common.
 
-    dataset, limit, test_limit, size: the data, see :func:`advfeat.datasets.sources.load`; pair: two of its classes, for
+    dataset, limit, test_limit, size: the data, see :func:`advfeat.datasets.load`; pair: two of its classes, for
         the binary experiment. differs: in a sentence, what sets it apart from the paper's setting.
     standard, adversarial: trainings on D. on: the training on each constructed set. others: standard trainings of other
         architectures; other: the one of them that learns another's sets, in other_epochs where those are more.

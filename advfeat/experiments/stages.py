@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from advfeat.attacks import Attack
-from advfeat.datasets import build, sources
+from advfeat.datasets import sources
 from advfeat.datasets.base import ArraySource, Source, balanced_subset
+from advfeat.datasets.build import build
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import Recipe
 from advfeat.evaluation import evaluate
@@ -110,7 +111,7 @@ class DataStage(Stage):
 
 @dataclass(frozen=True)
 class Data(DataStage):
-    """A data set by name, see :func:`advfeat.datasets.sources.load`.
+    """A data set by name, see :func:`advfeat.datasets.load`.
 
     limit: so many samples, evenly over the classes. classes: only these, renumbered in this order.
     """
@@ -221,7 +222,7 @@ class Constructed(DataStage):
         return _SHARD * self.batch_size
 
     def make(self, workspace: Workspace, folder: Path, report: Progress) -> None:
-        build.build(
+        build(
             self.recipe,
             workspace.open(self.model),
             workspace.open(self.data),
