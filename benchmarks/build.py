@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from advfeat.attacks import Converged
 from advfeat.datasets.base import Source
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget, Recipe, start_indices
 from benchmarks import peers, representation, subjects
 from benchmarks.attacks import quality

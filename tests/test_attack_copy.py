@@ -8,7 +8,7 @@ from torch import nn
 
 from advfeat import L2, PGD
 from advfeat.datasets import sources
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.recipes import MatchRepresentation
 from advfeat.models import Classifier, adapt, attack_copy, create
 

@@ -19,7 +19,7 @@ import torch
 
 from advfeat import PGD, Converged
 from advfeat.datasets import sources
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.recipes import (
     PRESETS,
     MatchRepresentation,
@@ -218,7 +218,7 @@ SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 from advfeat.datasets import sources
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.recipes import PerturbTowardsTarget
 from advfeat.models import adapt, create
 model = create("small-convnet", 10, (1, 8, 8), width=4, seed=1).eval()

@@ -12,7 +12,7 @@ from torch import nn
 from advfeat import models
 from advfeat._class_names import check_same_classes
 from advfeat.datasets import sources
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.official import CIFAR10_CLASSES, FASHION_CLASSES
 from advfeat.datasets.recipes import PerturbTowardsTarget

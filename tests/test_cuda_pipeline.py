@@ -9,7 +9,7 @@ from torch import nn
 
 from advfeat import CW, L2, PGD, Converged, Ensemble
 from advfeat.datasets import sources
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.evaluation import evaluate
 from advfeat.experiments import catalogue
 from advfeat.experiments.presets import preset

@@ -9,7 +9,7 @@ from torch import nn
 from advfeat import L2, PGD, models
 from advfeat.datasets import exchange, planted, recipes, sources, store
 from advfeat.datasets.base import ArraySource
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 
 X, Y = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
 NET = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))

@@ -6,7 +6,7 @@ from torch import nn
 
 from advfeat import L2, PGD, Representation
 from advfeat.datasets.base import ArraySource
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.recipes import MatchRepresentation
 from advfeat.datasets.store import ConstructedSet
 from advfeat.models import adapt

@@ -9,7 +9,7 @@ import torch
 
 from advfeat import L2, PGD, models
 from advfeat.datasets import exchange, sources
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget
 from advfeat.datasets.store import ConstructedSet
 from advfeat.evaluation import evaluate

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import advfeat
 from advfeat import models
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget
 from advfeat.evaluation import accuracy, evaluate, label_agreement
 from advfeat.json_files import to_json

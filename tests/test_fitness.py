@@ -12,7 +12,7 @@ from tensor_source import TensorSource, blobs
 from torch import nn
 
 from advfeat import L2, PGD, models
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget
 from advfeat.training import TrainConfig, train
 

@@ -17,7 +17,7 @@ from advfeat import datasets
 from advfeat.datasets import base, constructed, exchange, protocol, recipes, sources
 from advfeat.datasets.recipes import PRESETS
 from advfeat.evaluation import evaluate
-from advfeat.experiments.steps import Data
+from advfeat.experiments.stages import Data
 
 
 def _python(code: str) -> str:
@@ -42,15 +42,13 @@ assert not hasattr(advfeat.datasets, "nothing")
     _python(code)
 
 
-@pytest.mark.parametrize("first", ["import advfeat.datasets.build", "import advfeat.experiments.steps", ""])
+@pytest.mark.parametrize("first", ["import advfeat.datasets.building", "import advfeat.experiments.stages", ""])
 def test_build_is_the_function_whatever_was_imported_before(first):
     code = f"""
 {first}
 import advfeat
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 assert advfeat.datasets.build is build and callable(build)
-import advfeat.datasets.build
-assert advfeat.datasets.build is build
 from advfeat.datasets import *
 from advfeat.datasets import build as again
 assert again is build and open.__module__ in ("io", "_io")

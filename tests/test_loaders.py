@@ -25,7 +25,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from advfeat import L2, PGD, models
 from advfeat.datasets import store
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.loader import batch_size_for, dataset_of
 from advfeat.datasets.recipes import PerturbTowardsTarget
 from advfeat.datasets.torch_dataset import as_source

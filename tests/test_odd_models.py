@@ -8,7 +8,7 @@ from tensor_source import blobs
 from torch import nn
 
 from advfeat import APGD, L2, PGD
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.recipes import PerturbTowardsTarget
 from advfeat.evaluation import evaluate, label_agreement
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from advfeat import L2, PGD
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.planted import Planted, PlantedConfig
 from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget
 from advfeat.evaluation import evaluate, label_agreement

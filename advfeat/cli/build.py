@@ -9,7 +9,7 @@ from advfeat.attacks import Converged
 from advfeat.cli.console import bar
 from advfeat.cli.files import check_place, describe_set, load_model
 from advfeat.cli.options import option_of
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.recipes import PRESETS, preset
 
 if TYPE_CHECKING:

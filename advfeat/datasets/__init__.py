@@ -13,13 +13,11 @@ when it is first asked for.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from advfeat.datasets.base import ArraySource, Source
-    from advfeat.datasets.build import build
+    from advfeat.datasets.building import build
     from advfeat.datasets.constructed import ConstructedSet
     from advfeat.datasets.exchange import export_folder, export_lists, import_lists
     from advfeat.datasets.folder import FolderSource
@@ -63,7 +61,7 @@ _WHERE = {
     "PlantedConfig": "planted",
     "Recipe": "recipes",
     "Source": "base",
-    "build": "build",
+    "build": "building",
     "export_folder": "exchange",
     "export_lists": "exchange",
     "import_lists": "exchange",
@@ -83,15 +81,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, "open"})
-
-
-class _FrontDoor(ModuleType):
-    """Keeps the function ``build`` in front of the module of its name, which an import would put there."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "build" and isinstance(value, ModuleType):
-            value = value.build
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _FrontDoor

@@ -19,7 +19,7 @@ import torch
 from advfeat.attacks import Attack
 from advfeat.datasets import sources
 from advfeat.datasets.base import ArraySource, Source, balanced_subset
-from advfeat.datasets.build import build
+from advfeat.datasets.building import build
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import Recipe
 from advfeat.evaluation import evaluate
