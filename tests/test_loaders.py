@@ -133,7 +133,7 @@ def test_a_training_s_batch_size_is_said_once():
 
 
 def test_tests_of_a_training_are_in_the_loaders_batches(monkeypatch):
-    from advfeat import training
+    from advfeat.training import loop as training
 
     sizes, given = [], training.evaluate
 
