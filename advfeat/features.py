@@ -31,9 +31,9 @@ from advfeat.forward import taken_by
 from advfeat.objectives import Objective
 from advfeat.threat import NORMS, check_norm
 
-ROBUST, UNDECIDED, NON_ROBUST, USELESS = "robust", "undecided", "non-robust", "useless"
+ROBUST, INCONCLUSIVE, NON_ROBUST, USELESS = "robust", "inconclusive", "non-robust", "useless"
 _SHOWN_TWICE = 32  # samples, to see whether features are random
-KINDS = (ROBUST, UNDECIDED, NON_ROBUST, USELESS)
+KINDS = (ROBUST, INCONCLUSIVE, NON_ROBUST, USELESS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,10 +213,10 @@ class Usefulness:
     @property
     def kinds(self) -> list[str]:
         """For each feature "robust" if it is for one class at least (as Goh counts), "useless" if it is for all, else
-        "non-robust"; "undecided" where no class is robust and some gamma lies within its error of 0."""
+        "non-robust"; "inconclusive" where no class is robust and some gamma lies within its error of 0."""
         robust, useful, open_ = self.robust.any(1), self.useful, self.useful & ~self.robust & ~self.non_robust
         return [
-            ROBUST if robust[j] else USELESS if not useful[j].any() else UNDECIDED if open_[j].any() else NON_ROBUST
+            ROBUST if robust[j] else USELESS if not useful[j].any() else INCONCLUSIVE if open_[j].any() else NON_ROBUST
             for j in range(len(robust))
         ]
 
@@ -294,7 +294,7 @@ def draw_scatter(axis, found: Usefulness, title: str = "") -> None:
     rows = found.rows()
     styles = {
         ROBUST: ("#2f8f5b", "o"),
-        UNDECIDED: ("#d9a027", "s"),
+        INCONCLUSIVE: ("#d9a027", "s"),
         NON_ROBUST: ("#b8333a", "^"),
         USELESS: ("#8a8a8a", "x"),
     }

@@ -129,7 +129,7 @@ def test_page_of_an_experiment(tmp_path):
         "paper": "p",
         "preset": {"name": "digits", "differs": "d"},
         "tables": [{"title": "t", "columns": ["a"], "rows": [{"name": "r", "cells": []}], "caption": ""}],
-        "findings": [{"claim": "c", "verdict": "seen", "seen": "s", "against": "a"}],
+        "findings": [{"claim": "c", "verdict": "supported", "observed": "s", "against": "a"}],
         "differences": [],
         "why_different": [],
         "notes": ["n"],

@@ -17,9 +17,9 @@ from torch import nn
 import advfeat
 from advfeat import models
 from advfeat.features import (
+    INCONCLUSIVE,
     NON_ROBUST,
     ROBUST,
-    UNDECIDED,
     USELESS,
     Ranges,
     attacked_ranges,
@@ -161,7 +161,7 @@ def test_a_feature_that_is_robust_for_one_class_only_counts_as_robust():
     error = np.full((4, 2), 0.01)
     found = advfeat.features.Usefulness(rho, error, gamma, error, np.ones((4, 2)), (3, 7), 100)
     # -0.02 is within three errors of 0, but not if the feature is useless for that class.
-    assert found.kinds == [ROBUST, NON_ROBUST, UNDECIDED, NON_ROBUST]
+    assert found.kinds == [ROBUST, NON_ROBUST, INCONCLUSIVE, NON_ROBUST]
     rows = {row["feature"]: row for row in found.rows()}
     assert rows[0]["class"] == 3 and rows[0]["rho"] == 0.1 and rows[1]["class"] == 7
 

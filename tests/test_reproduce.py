@@ -52,7 +52,7 @@ def test_runs_whole(name, workspace):
     for curve, step in zip(stored["curves"], trainings, strict=True):
         assert len(curve["train_accuracy"]) == len(curve["test_accuracy"]) == step.config.epochs
     for finding in stored["findings"]:
-        assert finding["against"] and finding["seen"] and finding["verdict"] in VERDICTS
+        assert finding["against"] and finding["observed"] and finding["verdict"] in VERDICTS
     for picture in page.pictures:
         assert picture.png.startswith(b"\x89PNG")
     numbers = [c["ours"] for t in stored["tables"] for row in t["rows"] for c in row["cells"] if c["ours"]]
@@ -186,7 +186,7 @@ def test_markdown_has_every_number(workspace):
                     assert cell["ours"] is None or cell["ours"]["text"].removesuffix(" %") in text
                     assert cell["paper"] is None or f"paper {cell['paper']:g}" in text
         for finding in page["findings"]:
-            assert finding["claim"] in text and finding["seen"] in text
+            assert finding["claim"] in text and finding["observed"] in text
 
 
 def test_the_list(capsys):
@@ -337,7 +337,9 @@ def test_released_sets_are_found_and_trained_on(tmp_path, data_root, workspace):
     (tmp_path / "cifar-10-batches-py").symlink_to(data_root / "cifar-10-batches-py")
     own = make_lab(tmp_path / "out", root=tmp_path)
     page = run_experiment(catalogue.experiment("released"), own, p)
-    assert [f["verdict"] for f in page.results["findings"]] == ["seen"] and "d_robust_CIFAR" in page.results["notes"][0]
+    assert [f["verdict"] for f in page.results["findings"]] == ["supported"] and "d_robust_CIFAR" in page.results[
+        "notes"
+    ][0]
     for key, name in zip(SETS, ("d_robust_CIFAR", "d_non_robust_CIFAR", "drand_CIFAR", "ddet_CIFAR"), strict=True):
         export_lists(own.open(constructed(p, key, 0)), tmp_path / "released" / name)
         assert find(tmp_path, key) == tmp_path / "released" / name

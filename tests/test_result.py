@@ -29,10 +29,10 @@ def test_a_number_is_its_mean_with_an_interval_around_all_seeds(counts):
 @given(counts, counts)
 def test_comparing_is_antisymmetric_and_never_sure_of_a_tie(a, b):
     first, second = Number(tuple(a), 50), Number(tuple(b), 50)
-    mirror = {"seen": "opposite", "opposite": "seen", "undecided": "undecided"}
+    mirror = {"supported": "contradicted", "contradicted": "supported", "inconclusive": "inconclusive"}
     assert compare(first, second) == mirror[compare(second, first)]
-    assert compare(first, first) == "undecided"
-    if compare(first, second) == "seen":
+    assert compare(first, first) == "inconclusive"
+    if compare(first, second) == "supported":
         assert min(first.values) > max(second.values)
 
 
@@ -48,15 +48,15 @@ def test_a_number_of_different_sizes_is_refused():
 
 
 def test_compare_with_a_constant():
-    assert compare(Number((30,), 100), 20.0) == "seen"
-    assert compare(Number((22,), 100), 20.0) == "undecided"
-    assert compare(Number((5,), 100), 20.0) == "opposite"
-    assert compare(Plain((0.5, 0.6)), 0.4) == "seen"
+    assert compare(Number((30,), 100), 20.0) == "supported"
+    assert compare(Number((22,), 100), 20.0) == "inconclusive"
+    assert compare(Number((5,), 100), 20.0) == "contradicted"
+    assert compare(Plain((0.5, 0.6)), 0.4) == "supported"
 
 
 def test_worst():
-    assert worst(["seen", "undecided"]) == "undecided"
-    assert worst(["seen", "opposite", "undecided"]) == "opposite"
+    assert worst(["supported", "inconclusive"]) == "inconclusive"
+    assert worst(["supported", "contradicted", "inconclusive"]) == "contradicted"
 
 
 def test_a_table_says_how_far_apart_we_are():
@@ -83,7 +83,7 @@ def share(percent: float) -> Number:
 
 def verdicts(findings: list[Finding]) -> list[str]:
     assert all(f.against for f in findings)  # every claim says what would count against it
-    assert {f.seeds for f in findings} == {1} and not any(f.verdict in ("seen", "opposite") for f in findings)
+    assert {f.seeds for f in findings} == {1} and not any(f.verdict in ("supported", "contradicted") for f in findings)
     return [f.verdict.removesuffix(" once") for f in findings]
 
 
@@ -91,10 +91,10 @@ def test_table1_can_fail():
     def of(rand, det, follows):
         return verdicts(table1.findings({"rand": share(rand), "det": share(det)}, share(follows), 10.0))
 
-    assert of(63.3, 43.7, 16.2) == ["seen", "seen"]
-    assert of(12, 43.7, 16.2) == ["opposite", "seen"]
-    assert of(63.3, 30, 50) == ["seen", "opposite"]
-    assert of(21, 30, 29) == ["undecided", "undecided"]
+    assert of(63.3, 43.7, 16.2) == ["supported", "supported"]
+    assert of(12, 43.7, 16.2) == ["contradicted", "supported"]
+    assert of(63.3, 30, 50) == ["supported", "contradicted"]
+    assert of(21, 30, 29) == ["inconclusive", "inconclusive"]
 
 
 def test_figure2_can_fail():
@@ -105,15 +105,15 @@ def test_figure2_can_fail():
         accuracy = {key: share(10 if key in failed else 85) for key in rows}
         return verdicts(figure2.findings(rows, (0.25, 0.5), accuracy, 10))
 
-    assert of() == ["seen"] * 3
-    assert of(robust=(5, 0)) == ["seen", "undecided", "seen"]
-    assert of(nonrobust=(60, 40)) == ["seen", "seen", "opposite"]
-    assert of(adversarial=(1, 0)) == ["opposite", "seen", "seen"]
+    assert of() == ["supported"] * 3
+    assert of(robust=(5, 0)) == ["supported", "inconclusive", "supported"]
+    assert of(nonrobust=(60, 40)) == ["supported", "supported", "contradicted"]
+    assert of(adversarial=(1, 0)) == ["contradicted", "supported", "supported"]
     # From a model at chance nothing follows, in either direction.
-    assert of(failed=["nonrobust"], nonrobust=(10, 10)) == ["seen", "seen", "undecided"]
-    assert of(failed=["nonrobust"], nonrobust=(90, 90)) == ["seen", "seen", "undecided"]
+    assert of(failed=["nonrobust"], nonrobust=(10, 10)) == ["supported", "supported", "inconclusive"]
+    assert of(failed=["nonrobust"], nonrobust=(90, 90)) == ["supported", "supported", "inconclusive"]
     del paper["adversarial"]
-    assert of() == ["seen"] * 2  # a claim is left out with its models
+    assert of() == ["supported"] * 2  # a claim is left out with its models
 
 
 def test_radii_that_disagree_are_told():
@@ -121,9 +121,10 @@ def test_radii_that_disagree_are_told():
         Measured(name, share(90), [share(v) for v in values]) for name, values in (("a", (40, 20)), ("b", (60, 5)))
     ]
     found = more_robust("", "", *models, (0.5, 0.75), 10.0)
-    assert found.verdict == "opposite once"
+    assert found.verdict == "contradicted once"
     assert (
-        found.seen == "At radius 0.5: 40.0 % (a) against 60.0 % (b). At 0.75 the other way round: 20.0 % against 5.0 %."
+        found.observed
+        == "At radius 0.5: 40.0 % (a) against 60.0 % (b). At 0.75 the other way round: 20.0 % against 5.0 %."
     )
 
 
@@ -132,12 +133,12 @@ def test_figure8_can_fail():
         curves = {"PGD": [share(v) for v in pgd], "CW": [share(v) for v in cw]}
         return verdicts(figure8.findings(curves, share(strong), (20, 200, 2000), 10.0))
 
-    assert of((49.2, 48.4, 48.3), (49.5, 48.5, 48.3), 47) == ["seen"] * 3
-    assert of((49.2, 40, 30), (49.5, 40, 30), 29) == ["opposite", "seen", "seen"]
-    assert of((49.2, 48.4, 48.3), (49, 40, 30), 30) == ["seen", "opposite", "opposite"]
+    assert of((49.2, 48.4, 48.3), (49.5, 48.5, 48.3), 47) == ["supported"] * 3
+    assert of((49.2, 40, 30), (49.5, 40, 30), 29) == ["contradicted", "supported", "supported"]
+    assert of((49.2, 48.4, 48.3), (49, 40, 30), 30) == ["supported", "contradicted", "contradicted"]
     # A CW that finds nothing checks nothing.
-    assert of((49.2, 48.4, 48.3), (99, 98, 97), 48) == ["seen", "undecided", "seen"]
-    assert of((10.2, 10, 10), (10, 10, 10), 10) == ["undecided"] * 3  # as much as by guessing
+    assert of((49.2, 48.4, 48.3), (99, 98, 97), 48) == ["supported", "inconclusive", "supported"]
+    assert of((10.2, 10, 10), (10, 10, 10), 10) == ["inconclusive"] * 3  # as much as by guessing
 
 
 def test_figure3_can_fail():
@@ -145,10 +146,10 @@ def test_figure3_can_fail():
         points = [(str(i), float(i), float(v)) for i, v in enumerate(y)]
         return figure3._finding("untargeted", points, "Figure 3").verdict
 
-    assert of([1, 2, 3, 4, 5]) == "seen once"
-    assert of([5, 4, 3, 2, 1]) == "opposite once"
-    assert of([1, 5, 2, 4, 3]) == "undecided"
-    assert of([1, 2, 3]) == "undecided"  # three points in order come by chance one time in six
+    assert of([1, 2, 3, 4, 5]) == "supported once"
+    assert of([5, 4, 3, 2, 1]) == "contradicted once"
+    assert of([1, 5, 2, 4, 3]) == "inconclusive"
+    assert of([1, 2, 3]) == "inconclusive"  # three points in order come by chance one time in six
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=3, max_size=6))

@@ -1,4 +1,4 @@
-"""Each experiment's verdicts: "seen" on the paper's own numbers, and the opposite where they are turned round."""
+"""Each experiment's verdicts: "supported" on the paper's own numbers, and the opposite where they are turned round."""
 
 from types import SimpleNamespace
 
@@ -66,7 +66,7 @@ def findings(name: str, answers: dict, learned: float = 0.5, root=None, **change
     found = catalogue.experiment(name)
     p = found.setting(tiny_preset(**changes))
     result = found.report(MadeUpLab(answers, root, learned), p, found.plan(p))
-    assert all(f.against and f.seen for f in result.findings)
+    assert all(f.against and f.observed for f in result.findings)
     return result.findings
 
 
@@ -79,17 +79,17 @@ def verdicts(name: str, answers: dict, **settings) -> list[str]:
 def test_a_single_seed_of_trainings_shows_a_claim_once_at_most(seeds):
     rows = {"D": (98, 2, 5, 0), "D, adversarially": (90, 0, 80, 60), "D_NR": (90, 0, 1, 0), "D_R": (90, 0, 50, 30)}
     rows |= {"D_NR from noise": (45, 0, 1, 0), "D_R from noise": (89, 0, 48, 29), "D_rand": (60, 5), "D_det": (40, 10)}
-    often = "seen" if len(seeds) > 1 else "seen once"
+    often = "supported" if len(seeds) > 1 else "supported once"
     reversed_rows = rows | {"D_R": (90, 0, 0, 0), "D": (98, 2, 50, 30)}
     assert [f.verdict for f in findings("table1", rows, seeds=seeds)] == [often] * 2
     assert [f.verdict for f in findings("figure2", rows, seeds=seeds)] == [often] * 3
-    assert findings("figure2", reversed_rows, seeds=seeds)[1].verdict == often.replace("seen", "opposite")
+    assert findings("figure2", reversed_rows, seeds=seeds)[1].verdict == often.replace("supported", "contradicted")
     # Built from noise there is one set each, whatever the seeds.
-    assert [f.verdict for f in findings("table7", rows, seeds=seeds)] == ["seen once"] * 3
+    assert [f.verdict for f in findings("table7", rows, seeds=seeds)] == ["supported once"] * 3
     assert [f.seeds for f in findings("table7", rows, seeds=seeds)] == [1] * 3
     # What rests on no training is not a matter of seeds.
     trip = {"round trip": {"samples": 3, "equal": True}}
-    assert [f.verdict for f in findings("released", trip, seeds=seeds)] == ["seen"]
+    assert [f.verdict for f in findings("released", trip, seeds=seeds)] == ["supported"]
 
 
 def test_table7():
@@ -101,19 +101,31 @@ def test_table7():
         "D_R": (85.4, 0, 48.2, 21.85),
         "D_R from noise": (84.1, 0, 48.27, 29.4),
     }
-    assert verdicts("table7", paper) == ["seen"] * 3
-    assert verdicts("table7", paper | {"D_R from noise": (84.1, 0, 1, 0)}) == ["opposite", "undecided", "seen"]
-    assert verdicts("table7", paper | {"D_NR from noise": (45.6, 0, 80, 60)}) == ["seen", "opposite", "seen"]
+    assert verdicts("table7", paper) == ["supported"] * 3
+    assert verdicts("table7", paper | {"D_R from noise": (84.1, 0, 1, 0)}) == [
+        "contradicted",
+        "inconclusive",
+        "supported",
+    ]
+    assert verdicts("table7", paper | {"D_NR from noise": (45.6, 0, 80, 60)}) == [
+        "supported",
+        "contradicted",
+        "supported",
+    ]
     # The radius is the one that tells most, and not the one that tells most for the claim.
-    assert verdicts("table7", paper | {"D": (95, 0, 80, 20), "D_R from noise": (84, 0, 48, 29)})[0] == "opposite"
+    assert verdicts("table7", paper | {"D": (95, 0, 80, 20), "D_R from noise": (84, 0, 48, 29)})[0] == "contradicted"
     # D_NR keeps all of its accuracy; the drops are too close to tell; D_R loses more than D_NR.
-    assert verdicts("table7", paper | {"D_NR from noise": (87.68, 0, 1, 0)})[2] == "undecided"
+    assert verdicts("table7", paper | {"D_NR from noise": (87.68, 0, 1, 0)})[2] == "inconclusive"
     close = {"D_NR from noise": (70, 0, 1, 0), "D_R from noise": (67, 0, 48, 29)}
-    assert verdicts("table7", paper | close)[2] == "undecided"
-    assert verdicts("table7", paper | {"D_R from noise": (30, 0, 48, 29)})[2] == "opposite"
+    assert verdicts("table7", paper | close)[2] == "inconclusive"
+    assert verdicts("table7", paper | {"D_R from noise": (30, 0, 48, 29)})[2] == "contradicted"
     # Of a training that came to nothing nothing follows.
-    assert verdicts("table7", paper | {"D_R from noise": (10, 10, 10, 10)}) == ["undecided"] * 3
-    assert verdicts("table7", paper | {"D_NR from noise": (10, 10, 0, 0)}) == ["seen", "undecided", "undecided"]
+    assert verdicts("table7", paper | {"D_R from noise": (10, 10, 10, 10)}) == ["inconclusive"] * 3
+    assert verdicts("table7", paper | {"D_NR from noise": (10, 10, 0, 0)}) == [
+        "supported",
+        "inconclusive",
+        "inconclusive",
+    ]
 
 
 def test_table8():
@@ -121,10 +133,10 @@ def test_table8():
         rows = {("D_R", "D_R"): train, ("D_R", "D_R of the test set"): test, ("D_R", "D"): true}
         return verdicts("table8", {row: (90, 0, value, 0) for row, value in rows.items()})
 
-    assert of(77.3, 62.5, 48.3) == ["seen", "seen"]
-    assert of(62.5, 77.3, 48.3) == ["seen", "opposite"]
-    assert of(77.3, 48.3, 62.5) == ["opposite", "seen"]
-    assert of(50, 50, 50) == ["undecided", "undecided"]
+    assert of(77.3, 62.5, 48.3) == ["supported", "supported"]
+    assert of(62.5, 77.3, 48.3) == ["supported", "contradicted"]
+    assert of(77.3, 48.3, 62.5) == ["contradicted", "supported"]
+    assert of(50, 50, 50) == ["inconclusive", "inconclusive"]
 
 
 SOURCES = {
@@ -140,24 +152,32 @@ SOURCES = {
 
 def test_table9():
     # D_rand, D_rand by heart, D_det
-    assert verdicts("table9", SOURCES) == ["seen"] * 3
-    assert verdicts("table9", SOURCES | {"D_rand, robust source": (97, 0)}) == ["opposite", "seen", "seen"]
-    assert verdicts("table9", SOURCES | {"D_rand, robust source, by heart": (90, 0)}) == ["seen", "opposite", "seen"]
-    assert verdicts("table9", SOURCES | {"D_det, robust source": (44, 0)}) == ["seen", "seen", "undecided"]
-    assert verdicts("table9", SOURCES, learned=0.15) == ["undecided"] * 3
+    assert verdicts("table9", SOURCES) == ["supported"] * 3
+    assert verdicts("table9", SOURCES | {"D_rand, robust source": (97, 0)}) == [
+        "contradicted",
+        "supported",
+        "supported",
+    ]
+    assert verdicts("table9", SOURCES | {"D_rand, robust source, by heart": (90, 0)}) == [
+        "supported",
+        "contradicted",
+        "supported",
+    ]
+    assert verdicts("table9", SOURCES | {"D_det, robust source": (44, 0)}) == ["supported", "supported", "inconclusive"]
+    assert verdicts("table9", SOURCES, learned=0.15) == ["inconclusive"] * 3
 
 
 def test_table10():
-    assert verdicts("table10", SOURCES) == ["seen", "seen"]
-    assert verdicts("table10", SOURCES | {"D_det": (16, 44)}) == ["opposite", "seen"]
-    assert verdicts("table10", SOURCES | {"D_det, robust source": (65, 6)}) == ["seen", "opposite"]
+    assert verdicts("table10", SOURCES) == ["supported", "supported"]
+    assert verdicts("table10", SOURCES | {"D_det": (16, 44)}) == ["contradicted", "supported"]
+    assert verdicts("table10", SOURCES | {"D_det, robust source": (65, 6)}) == ["supported", "contradicted"]
 
 
 def test_cats_vs_dogs():
     def of(accuracy):
         return verdicts("cats-vs-dogs", {"4/9": (98, 2), "on the other class": (accuracy, 100 - accuracy)})
 
-    assert (of(78), of(30), of(51)) == (["seen"], ["opposite"], ["undecided"])
+    assert (of(78), of(30), of(51)) == (["supported"], ["contradicted"], ["inconclusive"])
 
 
 def test_cifar10_1():
@@ -165,8 +185,8 @@ def test_cifar10_1():
         answers = {"D": (88, 0), "D_rand": (rand, 5), "D_det": (det, moved)}
         return verdicts("cifar10.1", answers, dataset="cifar10", pair=("cat", "dog"))
 
-    assert of(55, 44, 16) == ["seen"]
-    assert of(10, 44, 16) == of(55, 10, 5) == of(55, 30, 50) == ["opposite"]
+    assert of(55, 44, 16) == ["supported"]
+    assert of(10, 44, 16) == of(55, 10, 5) == of(55, 30, 50) == ["contradicted"]
 
 
 def test_leakage_control():
@@ -185,10 +205,10 @@ def test_leakage_control():
     def of(*values):
         return verdicts("leakage-control", {name: (v, 0) for name, v in zip(names, values, strict=True)})
 
-    assert of(79.5, 10, 32.3, 63.3, 60, 43.7, 40, 30, 28) == ["opposite", "seen", "seen", "seen"]
+    assert of(79.5, 10, 32.3, 63.3, 60, 43.7, 40, 30, 28) == ["contradicted", "supported", "supported", "supported"]
     # No leak: the control does not refute; sets that teach through the leak alone.
-    assert of(10, 10, 10, 63.3, 60, 43.7, 40, 30, 28) == ["seen"] * 4
-    assert of(79.5, 10, 32.3, 63.3, 10, 43.7, 10, 30, 10) == ["opposite"] * 4
+    assert of(10, 10, 10, 63.3, 60, 43.7, 40, 30, 28) == ["supported"] * 4
+    assert of(79.5, 10, 32.3, 63.3, 10, 43.7, 10, 30, 10) == ["contradicted"] * 4
 
 
 def test_cross_architecture():
@@ -197,18 +217,24 @@ def test_cross_architecture():
     def of(**other):
         return verdicts("cross-architecture", own | {f"wide on {LABELS[key]}": v for key, v in other.items()})
 
-    assert of(standard=(94, 0, 6, 0), robust=(83, 0, 45, 20), nonrobust=(80, 0, 2, 0)) == ["seen", "seen"]
-    assert of(standard=(94, 0, 46, 21), robust=(83, 0, 45, 20), nonrobust=(80, 0, 60, 50)) == ["undecided", "opposite"]
+    assert of(standard=(94, 0, 6, 0), robust=(83, 0, 45, 20), nonrobust=(80, 0, 2, 0)) == ["supported", "supported"]
+    assert of(standard=(94, 0, 46, 21), robust=(83, 0, 45, 20), nonrobust=(80, 0, 60, 50)) == [
+        "inconclusive",
+        "contradicted",
+    ]
     # A training that stayed at chance, as a ResNet-18 on D_NR did with too much weight decay, decides nothing.
-    assert of(standard=(94, 0, 6, 0), robust=(83, 0, 45, 20), nonrobust=(10, 10, 10, 10)) == ["seen", "undecided"]
+    assert of(standard=(94, 0, 6, 0), robust=(83, 0, 45, 20), nonrobust=(10, 10, 10, 10)) == [
+        "supported",
+        "inconclusive",
+    ]
 
 
 def test_released(tmp_path):
     def trip(equal):
         return {"round trip": {"equal": equal, "samples": N}}
 
-    assert verdicts("released", trip(True)) == ["seen"]
-    assert verdicts("released", trip(False)) == ["opposite"]
+    assert verdicts("released", trip(True)) == ["supported"]
+    assert verdicts("released", trip(False)) == ["contradicted"]
     for folder in ("d_robust_CIFAR", "d_non_robust_CIFAR", "drand_CIFAR", "ddet_CIFAR"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "CIFAR_ims").touch()
@@ -218,11 +244,11 @@ def test_released(tmp_path):
         answers = {f"released {name}": numbers for name, numbers in (stated | other).items()}
         return verdicts("released", trip(True) | answers, root=tmp_path, dataset="cifar10")[1:]
 
-    assert of() == ["seen"] * 3  # D_rand, D_det, D_R against D_NR
-    assert of(D_rand=(12, 0, 0))[0] == "opposite"
-    assert of(D_det=(25, 60, 0))[1] == "opposite"
-    assert of(D_R=(84, 0, 1), D_NR=(88, 0, 30))[2] == "opposite"
-    assert of(D_R=(10, 0, 10))[2] == "undecided"
+    assert of() == ["supported"] * 3  # D_rand, D_det, D_R against D_NR
+    assert of(D_rand=(12, 0, 0))[0] == "contradicted"
+    assert of(D_det=(25, 60, 0))[1] == "contradicted"
+    assert of(D_R=(84, 0, 1), D_NR=(88, 0, 30))[2] == "contradicted"
+    assert of(D_R=(10, 0, 10))[2] == "inconclusive"
 
 
 def test_settings():
@@ -240,13 +266,13 @@ def test_settings():
         }
         return verdicts("settings", answers | {"D_R": (84, 0, 48, 25), "D": (95, 0, 5, 4)})
 
-    assert of() == ["seen"] * 4
-    assert of(auto=1)[0] == "opposite"  # one attack is enough
-    assert of(low=10)[1] == "opposite"
-    assert of(eight=10)[2] == "opposite"
-    assert of(clean=10)[0] == "undecided" and of(d_r=10, clean=10)[0] == "undecided"
-    assert of(before=(5, 20))[3] == "seen"  # at the radius that tells the most, 20 against 4
-    assert (of(before=(5, 4))[3], of(before=(1, 0))[3]) == ("undecided", "opposite")
+    assert of() == ["supported"] * 4
+    assert of(auto=1)[0] == "contradicted"  # one attack is enough
+    assert of(low=10)[1] == "contradicted"
+    assert of(eight=10)[2] == "contradicted"
+    assert of(clean=10)[0] == "inconclusive" and of(d_r=10, clean=10)[0] == "inconclusive"
+    assert of(before=(5, 20))[3] == "supported"  # at the radius that tells the most, 20 against 4
+    assert (of(before=(5, 4))[3], of(before=(1, 0))[3]) == ("inconclusive", "contradicted")
 
 
 def test_restricted_imagenet():
@@ -257,9 +283,9 @@ def test_restricted_imagenet():
         "D_rand": (87.9, 1, 0, 0),
         "D_det": (64.4, 10, 0, 0),
     }
-    assert verdicts("restricted-imagenet", paper) == ["seen"] * 4
-    assert verdicts("restricted-imagenet", paper | {"D_R": (86.8, 0, 5, 0)})[1] == "opposite"
-    assert verdicts("restricted-imagenet", paper | {"D_det": (30, 60, 0, 0)})[3] == "opposite"
+    assert verdicts("restricted-imagenet", paper) == ["supported"] * 4
+    assert verdicts("restricted-imagenet", paper | {"D_R": (86.8, 0, 5, 0)})[1] == "contradicted"
+    assert verdicts("restricted-imagenet", paper | {"D_det": (30, 60, 0, 0)})[3] == "contradicted"
 
 
 @pytest.mark.parametrize("name", catalogue.EXPERIMENTS)

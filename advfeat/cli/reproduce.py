@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 PAUSED = 75
 
 _COLOURS = {
-    "seen": "green",
-    "seen once": "green",
-    "undecided": "yellow",
-    "opposite once": "red",
-    "opposite": "red",
+    "supported": "green",
+    "supported once": "green",
+    "inconclusive": "yellow",
+    "contradicted once": "red",
+    "contradicted": "red",
 }
 
 
@@ -187,7 +187,7 @@ def _show(page: Page) -> None:
         table(t["title"], t["columns"], rows, f"in brackets: {' or '.join(sorted(whose))}" if whose else None)
     for f in r["findings"]:
         colour, words = _COLOURS[f["verdict"]], VERDICTS[f["verdict"]]
-        console.print(Text.assemble((f"{words:<19}", colour), f"{f['claim']} ", (f["seen"], "dim")))
+        console.print(Text.assemble((f"{words:<25}", colour), f"{f['claim']} ", (f["observed"], "dim")))
 
 
 def _cell(cell: dict) -> Text:

@@ -20,7 +20,7 @@ class Measured:
 def failed(accuracy: Number, chance: float) -> bool:
     """Whether a training has to be taken for one that came to nothing: right no more than twice as often as by chance.
     Such a model is robust for no reason, or fragile for none."""
-    return compare(accuracy, 2 * chance) != "seen"
+    return compare(accuracy, 2 * chance) != "supported"
 
 
 def more_robust(
@@ -30,16 +30,18 @@ def more_robust(
     whichever direction; where another radius says the opposite, that is said. Where a training failed nothing is
     decided."""
     i = max(range(len(radii)), key=lambda k: abs(more.robust[k].mean - less.robust[k].mean))
-    seen = f"At radius {radii[i]:g}: {more.robust[i]} ({more.trained_on}) against {less.robust[i]} ({less.trained_on})."
+    observed = (
+        f"At radius {radii[i]:g}: {more.robust[i]} ({more.trained_on}) against {less.robust[i]} ({less.trained_on})."
+    )
     verdicts = [compare(a, b) for a, b in zip(more.robust, less.robust, strict=True)]
     for k, verdict in enumerate(verdicts):
-        if {verdict, verdicts[i]} == {"seen", "opposite"}:
-            seen += f" At {radii[k]:g} the other way round: {more.robust[k]} against {less.robust[k]}."
+        if {verdict, verdicts[i]} == {"supported", "contradicted"}:
+            observed += f" At {radii[k]:g} the other way round: {more.robust[k]} against {less.robust[k]}."
     at_chance = [m.trained_on for m in (more, less) if failed(m.accuracy, chance)]
     if at_chance:
-        seen += f" {' and '.join(at_chance)}: no more than twice chance without an attack."
+        observed += f" {' and '.join(at_chance)}: no more than twice chance without an attack."
     seeds = fewest_seeds(more.accuracy, less.accuracy, *more.robust, *less.robust)
-    return Finding(claim, against, seen, "undecided" if at_chance else verdicts[i], seeds=seeds)
+    return Finding(claim, against, observed, "inconclusive" if at_chance else verdicts[i], seeds=seeds)
 
 
 def drop(before: Number, after: Number) -> Plain:

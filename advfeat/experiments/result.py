@@ -145,33 +145,33 @@ class Table:
         return found
 
 
-Verdict = Literal["seen", "seen once", "undecided", "opposite once", "opposite"]
+Verdict = Literal["supported", "supported once", "inconclusive", "contradicted once", "contradicted"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim of the paper, what would count against it, and what was seen.
+    """A claim of the paper, what would count against it, and what was observed.
 
     seeds: how many seeds of trainings the claim rests on, the fewest of any number in it; None where it rests on no
-    training. Of a single one the verdict is at most "seen once" or "opposite once": other initial weights can turn it
-    round, and the interval knows of the sampling of the test images alone.
+    training. With one seed the verdict is "supported once" or "contradicted once" at most: other initial weights can
+    change it, and the interval covers the sampling of the test images alone.
     """
 
     claim: str
     against: str
-    seen: str
+    observed: str
     verdict: Verdict
     seeds: int | None = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.seeds == 1 and self.verdict in ("seen", "opposite"):
+        if self.seeds == 1 and self.verdict in ("supported", "contradicted"):
             object.__setattr__(self, "verdict", f"{self.verdict} once")
 
     def to_dict(self) -> dict:
         return {
             "claim": self.claim,
             "against": self.against,
-            "seen": self.seen,
+            "observed": self.observed,
             "verdict": self.verdict,
             "seeds": self.seeds,
         }
@@ -183,16 +183,16 @@ def fewest_seeds(*numbers: Number | Plain) -> int:
 
 
 def compare(larger: Number | Plain | float, smaller: Number | Plain | float) -> Verdict:
-    """ "seen" where the first lies above the second and their intervals are apart, "opposite" where below."""
+    """ "supported" where the first lies above the second and their intervals are apart, "contradicted" where below."""
     (low, high), (other_low, other_high) = _interval(larger), _interval(smaller)
     if low > other_high:
-        return "seen"
-    return "opposite" if high < other_low else "undecided"
+        return "supported"
+    return "contradicted" if high < other_low else "inconclusive"
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict on a claim of several parts."""
-    order: tuple[Verdict, ...] = ("opposite", "undecided", "seen")
+    order: tuple[Verdict, ...] = ("contradicted", "inconclusive", "supported")
     return min(verdicts, key=order.index)
 
 

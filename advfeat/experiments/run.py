@@ -30,7 +30,7 @@ _PAGE = {
     "paper": str,
     "preset": {"name": str, "differs": str},
     "tables": [{"title": str, "columns": list, "rows": [{"name": str, "cells": list}], "caption": str}],
-    "findings": [{"claim": str, "verdict": re.compile("|".join(get_args(Verdict))), "seen": str, "against": str}],
+    "findings": [{"claim": str, "verdict": re.compile("|".join(get_args(Verdict))), "observed": str, "against": str}],
     "differences": [str],
     "why_different": [str],
     "notes": [str],

@@ -26,11 +26,11 @@ def _opening(results: list[dict]) -> str:
     differs = r["preset"]["differs"]
     return (
         f"{differs[0].upper()}{differs[1:]}. Of {len(verdicts)} claims, the paper's and some of our own: {counts}; a "
-        "claim counts as seen only where the intervals of the two numbers are apart, unless it is said otherwise, and "
-        "a difference that is too small to tell is undecided, also where its absence would count against the claim. "
-        "What rests on a single seed of trainings is at most seen once, or the opposite once. In "
-        "brackets: the range over seeds, at least the 95 % Wilson interval for the sampling of the images tested on; "
-        "where there is one seed, what another would change is not in them."
+        "claim counts as supported only where the intervals of the two numbers do not overlap, unless noted otherwise; "
+        "a difference that is too small to tell is inconclusive, also where its absence would count against the claim. "
+        "What rests on one training seed is marked as such. In brackets: the range over seeds, or the 95 % Wilson "
+        "interval for the sampling of the test images where that is wider; with one seed, they do not cover what "
+        "another seed would change."
     )
 
 
@@ -48,7 +48,7 @@ def _experiment(r: dict) -> list[str]:
     for picture in r["pictures"]:
         lines += [f"![{picture['title']}](results/{r['name']}-{picture['name']}.png)", ""]
     for f in r["findings"]:
-        lines.append(f"* *{VERDICTS[f['verdict']]}*: {f['claim']} {f['seen']} (Against it: {_lower(f['against'])})")
+        lines.append(f"* *{VERDICTS[f['verdict']]}*: {f['claim']} {f['observed']} (Against it: {_lower(f['against'])})")
     lines += ["", *(f"* {line}" for line in (*r["notes"], *r["why_different"]))]
     if r["differences"]:
         lines += ["", "In words: " + " ".join(r["differences"])]

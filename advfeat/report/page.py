@@ -15,11 +15,11 @@ from advfeat.experiments.run import Page
 from advfeat.files import write_bytes
 
 VERDICTS = {
-    "seen": "seen",
-    "seen once": "seen once",
-    "undecided": "undecided",
-    "opposite once": "the opposite, once",
-    "opposite": "the opposite",
+    "supported": "supported",
+    "supported once": "supported at one seed",
+    "inconclusive": "inconclusive",
+    "contradicted once": "contradicted at one seed",
+    "contradicted": "contradicted",
 }
 
 
@@ -69,7 +69,7 @@ def summary(r: dict) -> str:
     """What an experiment found, in a sentence or two."""
     data = max(r["data"], key=lambda d: (d["split"] == "train", d["samples"]))
     seeds, verdicts = r["seeds"], [f["verdict"] for f in r["findings"]]
-    words = f"Done anew on {title(data['name'])}: {data['samples']:,} {data['split']}ing images, "
+    words = f"Reproduced on {title(data['name'])}: {data['samples']:,} {data['split']}ing images, "
     words += f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}. "
     if verdicts:
         words += f"Of the {len(verdicts)} claims checked below: {_counted(verdicts)}."

@@ -148,11 +148,11 @@ def _name(arch: str) -> str:
 def _finding(kind: str, points: list[tuple[str, float, float]], where: str) -> Finding:
     x, y = _columns(points)
     rank, chance = spearman(x, y), permutation_p(x, y)
-    verdict: Verdict = "undecided"
+    verdict: Verdict = "inconclusive"
     if chance <= 0.05:
-        verdict = "seen"
+        verdict = "supported"
     elif permutation_p(x, [-v for v in y]) <= 0.05:
-        verdict = "opposite"
+        verdict = "contradicted"
     return Finding(
         f"Architectures that learn more from D_det are fooled more by {kind} examples of its source ({where}).",
         "No order between the two, or the reverse one.",

@@ -103,7 +103,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             "A set built here, written in the authors' format and read back, is the same.",
             "An image or a label that differs.",
             f"{TITLES['det']}, {trip['samples']:,} images: {'the same to the bit' if trip['equal'] else 'another'}.",
-            "seen" if trip["equal"] else "opposite",
+            "supported" if trip["equal"] else "contradicted",
             seeds=None,
         )
     ]

@@ -181,7 +181,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             + ".",
             worst([compare(b, a) for a, b in zip(by_attack["standard"], by_attack["robust"], strict=True)])
             if not any(failed(clean(found["attack", key][:1]), chance) for key in by_attack)
-            else "undecided",
+            else "inconclusive",
             seeds=1,
         ),
         Finding(

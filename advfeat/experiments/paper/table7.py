@@ -98,7 +98,7 @@ def _cost_of_noise(
     verdict = worst([compare(nonrobust, nonrobust_noise), compare(*drops)])
     seen = f"D_NR: {nonrobust} from images, {nonrobust_noise} from noise; D_R: {robust} and {robust_noise}."
     if any(failed(accuracy, chance) for accuracy in (nonrobust_noise, robust_noise)):
-        verdict, seen = "undecided", f"{seen} No more than twice chance may be a training that failed."
+        verdict, seen = "inconclusive", f"{seen} No more than twice chance may be a training that failed."
     return Finding(
         "Noise costs D_NR much of its accuracy (87.7 to 45.6 %), and D_R less (85.4 to 84.1 %).",
         "D_NR losing no accuracy, or no more than D_R.",

@@ -129,7 +129,7 @@ def _finding(name: str, standard: Number, robust: Number, learned: float, chance
         f"{name} teaches less.",
         "A robust source teaching as much as a standard one.",
         seen,
-        "undecided" if failed else compare(standard, robust),
+        "inconclusive" if failed else compare(standard, robust),
         seeds=fewest_seeds(standard, robust),
     )
 
