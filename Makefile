@@ -16,7 +16,7 @@ STEP := .ci/step
 PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 PIP := $(PY) -m pip install --disable-pip-version-check $(PINS)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
-EMULATOR := $(wildcard tests/cuda_on_cpu/*.cpp tests/cuda_on_cpu/*.h)
+EMULATOR := $(wildcard tests/emulator/*.cpp tests/emulator/*.h)
 
 .PHONY: help env compile demo test test-torch-versions lint format cmake clean distclean
 help:

@@ -1,6 +1,6 @@
 """The attack steps as one writes them in torch: what the operators are compared with, eager and compiled.
 
-tests/test_benchmarks.py holds them to the operators' results, so that both sides of a ratio do the same work.
+tests/package/test_benchmarks.py holds them to the operators' results, so that both sides of a ratio do the same work.
 """
 
 from __future__ import annotations

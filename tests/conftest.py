@@ -42,6 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "compare: compares with a third-party package, skipped where it is not installed"
     )
+    config.addinivalue_line(
+        "markers", "emulated: runs CUDA kernels on the CPU (tests/emulator), which compiles them first"
+    )
     config.addinivalue_line("markers", "slow: takes minutes; runs with --slow or HYPOTHESIS_PROFILE=thorough")
 
 
@@ -51,6 +54,10 @@ def runs_slow(config: pytest.Config) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        # An item that takes a parameter for it runs there under some parameters only.
+        on_cuda = getattr(item, "callspec", None) is not None and item.callspec.params.get("device") == "cuda"
+        if "emulator" in item.fixturenames or ("device" in item.fixturenames and not on_cuda):
+            item.add_marker(pytest.mark.emulated)
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("slow") and not runs_slow(config):
@@ -59,7 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> None:
-    seed = zlib.crc32(f"{request.node.nodeid} {os.environ.get('ADVFEAT_TEST_SEED', 0)}".encode())
+    name = request.node.nodeid.rpartition("/")[2]  # a test that moves to another folder keeps its numbers
+    seed = zlib.crc32(f"tests/{name} {os.environ.get('ADVFEAT_TEST_SEED', 0)}".encode())
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
@@ -78,7 +86,7 @@ def data_root() -> Path:
 @pytest.fixture
 def tiny(monkeypatch):
     """The preset "digits" of the command line is a tiny one."""
-    from tiny_preset import tiny_preset
+    from support.tiny_preset import tiny_preset
 
     from advfeat.experiments import presets
 
@@ -90,7 +98,7 @@ def tiny(monkeypatch):
 @pytest.fixture(scope="session")
 def emulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """The CUDA kernels on the CPU: compiled in half a minute, and again only after a change."""
-    from emulated_cuda import load
+    from emulator.emulated_cuda import load
 
     try:
         folder = request.config.cache.mkdir("emulated_cuda")
@@ -102,7 +110,7 @@ def emulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda), "emulated"])
 def device(request: pytest.FixtureRequest):
     """A CUDA device, then its emulation on the CPU."""
-    from cuda_devices import CudaDevice, EmulatedDevice
+    from support.cuda_devices import CudaDevice, EmulatedDevice
 
     if request.param == "cuda":
         return CudaDevice()
