@@ -7,6 +7,7 @@ import multiprocessing
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
+import official_files
 import pytest
 import torch
 from hypothesis import given
@@ -54,6 +55,22 @@ def _lists(root):
     return exchange.import_lists(root, tuple("abcd"))
 
 
+def _cifar10(root):
+    with pytest.MonkeyPatch.context() as patch:
+        official_files.cifar10(root, patch)
+        return sources.load("cifar10", root=root)
+
+
+def _cifar10_1(root):
+    official_files.cifar10_1(root)
+    return sources.load("cifar10.1", "test", root, limit=12)
+
+
+def _fashion_mnist(root):
+    official_files.fashion_mnist(root)
+    return sources.load("fashion-mnist", "test", root)
+
+
 KINDS = {
     "digits": lambda root: sources.load("digits", "test", limit=30),
     "planted": lambda root: Planted("test", n=20),
@@ -62,6 +79,9 @@ KINDS = {
     "float16": lambda root: base.ArraySource(FLOAT.half(), LABELS, 4),
     "numpy": lambda root: base.ArraySource(UINT8.numpy(), LABELS.tolist(), tuple("abcd")),
     "lists": _lists,
+    "cifar10": _cifar10,
+    "cifar10.1": _cifar10_1,
+    "fashion-mnist": _fashion_mnist,
     "folder": _folder,
     "folder, scaled": lambda root: FolderSource(_folder(root).root.parent, size=4),
     "part of a folder": lambda root: _folder(root).subset(range(8, 1, -1)),
