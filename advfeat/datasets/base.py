@@ -27,10 +27,7 @@ class Source(Dataset[tuple[Tensor, int]]):
     A source is a ``torch.utils.data.Dataset`` of (image, label): ``source[i]`` is what torchvision's data sets give
     with ``ToTensor``, and a ``DataLoader`` reads each batch at once, in worker processes too.
 
-    name: what :func:`advfeat.datasets.load` takes. split: "train", "test", or "" where there are none.
-    classes: their names, by label. labels: int64 [N] on the CPU. image_shape: (C, H, W). built_from: the name of the
-    data set that a constructed one was built from, if that is known. A subclass has ``classes``, ``labels``,
-    ``image_shape``, :meth:`images` and :attr:`fingerprint`::
+    A subclass has ``classes``, ``labels``, ``image_shape``, :meth:`images` and :attr:`fingerprint`::
 
         class Mine(Source):
             name, classes, image_shape = "mine", ("cat", "dog"), (3, 32, 32)
@@ -45,7 +42,17 @@ class Source(Dataset[tuple[Tensor, int]]):
             def fingerprint(self):
                 return hashlib.sha256(self.pixels.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
 
-    Errors: what is missing is asked for by an AttributeError or TypeError that says what it should be.
+    Attributes:
+        name: What :func:`advfeat.datasets.load` takes.
+        split: "train", "test", or "" where there are none.
+        classes: The names of the classes, by label.
+        labels: int64 [N], on the CPU.
+        image_shape: (C, H, W).
+        built_from: The name of the data set that a constructed one was built from; None where that is not known.
+
+    Raises:
+        AttributeError: For an attribute that a subclass lacks, saying what it should be.
+        TypeError: For ``images`` or ``fingerprint`` where a subclass has none.
     """
 
     name: str = ""
@@ -92,11 +99,21 @@ class Source(Dataset[tuple[Tensor, int]]):
         return list(zip(read_images(self, index), self.labels[index].tolist(), strict=True))
 
     def images(self, indices: Indices = None) -> Tensor:
-        """float32 [n, C, H, W] in [0, 1] on the CPU, the caller's own, in the order of ``indices`` (all if None).
+        """The images at some positions.
 
-        indices: int64 or bool tensor, integers, range or slice. Errors: IndexError for a position outside 0 .. N-1.
         Builds and evaluations call it from a thread that reads ahead, one call at a time, so it should draw nothing
         from the global random state, which an attack on another thread puts back.
+
+        Args:
+            indices: Positions in 0 .. N-1 as an int64 tensor [n], integers, a range or a slice, or a mask, bool [N];
+                None for all.
+
+        Returns:
+            float32 [n, C, H, W] in [0, 1], on the CPU, the caller's own, in the order of ``indices``.
+
+        Raises:
+            IndexError: For a position outside 0 .. N-1.
+            TypeError: For what are no positions.
         """
         raise TypeError(
             f"{type(self).__name__} should have a method images(indices=None) that gives float32 [n, C, H, W] in "
@@ -126,11 +143,33 @@ class Source(Dataset[tuple[Tensor, int]]):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def subset(self, indices: Indices) -> Source:
-        """The samples at ``indices``, in that order, as a data set."""
+        """Some samples as a data set.
+
+        Args:
+            indices: Positions, as :meth:`images` takes them.
+
+        Returns:
+            The samples in this order, with the name, split and classes of this data set.
+
+        Raises:
+            IndexError: For a position outside 0 .. N-1.
+            ValueError: For no positions at all.
+        """
         return Subset(self, as_indices(indices, len(self), self.name))
 
     def batches(self, batch_size: int, order: Indices = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(positions, images, labels) of ``batch_size`` samples at a time, in ``order`` or as they come."""
+        """The samples, some at a time.
+
+        Args:
+            batch_size: Samples of a batch; the last one may have fewer.
+            order: Positions, as :meth:`images` takes them; None for all, as they come.
+
+        Yields:
+            Positions, int64 [n], images, float32 [n, C, H, W], and labels, int64 [n], of each batch.
+
+        Raises:
+            ValueError: For a batch_size that is no whole number of at least 1.
+        """
         batch_size = whole_number("batch_size", batch_size)
         for index in as_indices(order, len(self), self.name).split(batch_size):
             yield index, read_images(self, index), self.labels[index]
@@ -145,11 +184,17 @@ class Source(Dataset[tuple[Tensor, int]]):
 class ArraySource(Source):
     """A data set whose images lie in memory.
 
-    images: [N, C, H, W], tensor or numpy array, uint8 (kept so, read as k / 255) or float in [0, 1] (kept as float32).
-    labels: integers [N], tensor, array or list. classes: their names, or how many there are, called "0", "1", ...
-    Tensors on the CPU of the kept dtypes are not copied; arrays are.
-    Errors: ValueError for another shape or dtype, no samples, labels out of range, values not finite or outside [0, 1];
-    TypeError for what is no tensor or array.
+    Args:
+        images: [N, C, H, W], a tensor or numpy array, uint8 (kept so, read as k / 255) or floating point in [0, 1]
+            (kept as float32). A tensor on the CPU of the dtype that is kept is not copied; an array is.
+        labels: Integers [N], a tensor, array or list.
+        classes: Their names, or how many there are, which are called "0", "1", ...
+        name: What it is called in messages and results.
+        split: "train" or "test".
+
+    Raises:
+        ValueError: For another shape or dtype, no samples, labels out of range, values not finite or outside [0, 1].
+        TypeError: For what is no tensor or array.
     """
 
     def __init__(
@@ -200,7 +245,15 @@ class ArraySource(Source):
 
 
 class Subset(Source):
-    """Some samples of another data set, read from it when they are asked for."""
+    """Some samples of another data set, read from it when they are asked for.
+
+    Args:
+        parent: The data set, of which this one has name, split and classes.
+        index: Positions in it, int64 [n].
+
+    Raises:
+        ValueError: For no positions at all.
+    """
 
     def __init__(self, parent: Source, index: Tensor) -> None:
         if len(index) == 0:
@@ -270,7 +323,19 @@ def _position(index: Any, n: int, name: str) -> int:
 
 
 def read_images(source: LabelledImages, index: Tensor) -> Tensor:
-    """``source.images(index)``, float32 [k, C, H, W] of the source's shape; TypeError or ValueError if it is not."""
+    """The images of a data set of anyone's, looked at.
+
+    Args:
+        source: The data set.
+        index: Positions, int64 [k].
+
+    Returns:
+        ``source.images(index)``, float32 [k, C, H, W].
+
+    Raises:
+        TypeError: For images of another dtype.
+        ValueError: For images of another number or shape.
+    """
     images, shape = source.images(index), (len(index), *source.image_shape)
     name = getattr(source, "name", "the data")
     if not isinstance(images, Tensor) or images.dtype != torch.float32:
@@ -287,8 +352,20 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def as_indices(indices: Indices, n: int, name: str = "the data") -> Tensor:
-    """Positions as int64 [k]; all n of them for None. Errors: IndexError naming the first one outside 0 .. n-1;
-    TypeError for what are no positions."""
+    """Positions of any kind as a tensor.
+
+    Args:
+        indices: int64 tensor [k], integers, a range or a slice, or a mask, bool [n]; None for all.
+        n: The number of samples.
+        name: Of the data set, in messages.
+
+    Returns:
+        int64 [k], on the CPU.
+
+    Raises:
+        IndexError: Naming the first one outside 0 .. n-1.
+        TypeError: For what are no positions.
+    """
     if indices is None:
         return torch.arange(n, device="cpu")
     if isinstance(indices, slice):
@@ -320,19 +397,32 @@ def as_indices(indices: Indices, n: int, name: str = "the data") -> Tensor:
 
 
 def keyed_order(n: int, *key: int | str) -> Tensor:
-    """The positions 0 .. n-1 in the order of a hash of (key, position), int64 [n].
+    """A shuffle that no release of torch or numpy can change, as they may change what their generators draw.
 
-    A shuffle that no release of torch or numpy can change, as they may change what their generators draw.
+    Args:
+        n: How many positions.
+        key: Seeds and words that say which shuffle.
+
+    Returns:
+        The positions 0 .. n-1 in the order of a hash of (key, position), int64 [n].
     """
     keys = [derive_seed(*key, i) for i in range(n)]
     return torch.tensor(sorted(range(n), key=keys.__getitem__), dtype=torch.int64, device="cpu")
 
 
 def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:
-    """The positions of n samples, as evenly over the classes as they allow, drawn by ``seed``; int64 [n], ascending.
+    """Some samples, as evenly over the classes as they allow.
 
-    The smaller of two subsets with one seed lies inside the larger. All positions if there are no more than n. Errors:
-    ValueError for n < 1.
+    Args:
+        labels: int64 [N].
+        n: How many.
+        seed: Which. The smaller of two subsets with one seed lies inside the larger.
+
+    Returns:
+        Positions, int64 [n], ascending; all where there are no more than n.
+
+    Raises:
+        ValueError: For an n that is no whole number of at least 1.
     """
     if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
         raise ValueError(f"limit should be a number of samples, at least 1, got {n!r}")

@@ -39,15 +39,19 @@ _MANIFEST = {
 class ConstructedSet(Source):
     """D_R, D_NR, D_rand or D_det from its folder: use :meth:`open`.
 
-    labels: the set's, int64 [N], on which a model is trained. original_labels: those of the source. source_index: the
-    position in the source of the image that gave the label. start_index: that of the image the attack started from, -1
-    where it is the image itself, or noise. target_success: bool, the source model says the set's label. objective,
-    distance: float32, the attack's objective at the end (not finite where the source model's outputs are not) and how
-    far it moved the image. manifest: recipe, model,
-    source, seeds and checksums.
-
     Images are read from the files when they are asked for, and not held in memory. Loading runs no code: safetensors
     and JSON hold none.
+
+    Attributes:
+        labels: The set's, int64 [N], on which a model is trained.
+        original_labels: Those of the source, int64 [N].
+        source_index: Position in the source of the image that gave the label, int64 [N].
+        start_index: That of the image the attack started from, int64 [N]; -1 where it is the image itself, or noise.
+        target_success: Whether the source model says the set's label, bool [N].
+        objective: The attack's objective at the end, float32 [N]; not finite where the source model's outputs are not.
+        distance: How far the attack moved the image, float32 [N], in the recipe's norm and pixel scale.
+        manifest: Recipe, model, source, seeds and checksums, as JSON values.
+        path: The folder.
     """
 
     original_labels: Tensor
@@ -62,9 +66,18 @@ class ConstructedSet(Source):
     def open(cls, path: str | Path, verify: bool = True) -> ConstructedSet:
         """Opens a set.
 
-        verify: read all of it and compare checksums and values; without, only sizes, shapes and labels are looked at.
-        Errors: FileNotFoundError for a missing file; ValueError naming the file that is truncated or altered, and for a
-        set that is not finished, of another format, with labels out of range or images not in [0, 1].
+        Args:
+            path: Its folder.
+            verify: Read all of it and compare checksums and values; without, only sizes, shapes and labels are looked
+                at.
+
+        Returns:
+            The set.
+
+        Raises:
+            FileNotFoundError: For a missing file.
+            ValueError: Naming the file that is truncated or altered, and for a set that is not finished, of another
+                format, with labels out of range or images not in [0, 1].
         """
         check_path("path", path)
         return cls(Path(path), flag("verify", verify))
@@ -95,6 +108,7 @@ class ConstructedSet(Source):
 
     @property
     def built_from_entry(self) -> dict:
+        """Name, split and fingerprint of the data set that it was built from, as far as they are known."""
         source = self.manifest.get("source")
         return source if isinstance(source, dict) else {}
 
@@ -121,7 +135,11 @@ class ConstructedSet(Source):
         return to_float(stored)
 
     def shard_of(self, index: int) -> str:
-        """The name of the file that holds a sample."""
+        """The name of the file that holds a sample.
+
+        Args:
+            index: Its position, in 0 .. N-1.
+        """
         return self.manifest["shards"][bisect.bisect_right(self._ends, index)]["file"]
 
     def _open_shard(self, file: Path, entry: dict, verify: bool) -> Shard:

@@ -58,25 +58,38 @@ def load(
 ) -> Source:
     """A data set by name.
 
-    name:
-        "digits"               scikit-learn's 1797 scanned digits, 10 classes, 1x8x8, values k/16; 1347 train, 450 test
-        "planted"              generated images with known features, see :class:`advfeat.datasets.Planted`
-        "cifar10"              root/cifar-10-batches-py
-        "cifar10.1"            root/cifar10.1_v6_data.npy and ..._labels.npy, or in root/cifar10.1 or in a clone of its
-                               repository, root/CIFAR-10.1; a test set alone
-        "fashion-mnist"        root/FashionMNIST/raw
-        "mnist"                root/MNIST/raw
-        "folder"               root/<split>/<class>/*.png, see :class:`advfeat.datasets.FolderSource`
-        "restricted-imagenet"  an ImageNet folder as the paper's 9 super-classes (Table 2), 224x224 unless size is given
-        a path                 a set made by :func:`advfeat.datasets.build` (a folder with a manifest.json), or
-                               one that the paper's authors released (a folder with CIFAR_ims and CIFAR_lab)
-    split: "train" or "test". root: the folder the data set lies in; only the named sets and folders need it.
-    seed: draws the images of "planted", the samples of ``limit`` and the test images of ``holdout``. size: side in
-    pixels, or (height, width), for folders and "planted". limit: so many samples, evenly over the classes.
-    channels, holdout, class_ranges: for "folder", see there. For what a model takes: :func:`options_for`.
+    Names are:
 
-    Errors: ValueError for an unknown name or split, an argument that the data set does not take, damaged files;
-    FileNotFoundError saying what was looked for and what is there.
+    * "digits": scikit-learn's 1797 scanned digits, 10 classes, 1x8x8, values k/16; 1347 train, 450 test;
+    * "planted": generated images with known features, see :class:`advfeat.datasets.Planted`;
+    * "cifar10": root/cifar-10-batches-py;
+    * "cifar10.1": root/cifar10.1_v6_data.npy and ..._labels.npy, or in root/cifar10.1 or in a clone of its repository,
+      root/CIFAR-10.1; a test set alone;
+    * "fashion-mnist": root/FashionMNIST/raw;
+    * "mnist": root/MNIST/raw;
+    * "folder": root/<split>/<class>/*.png, see :class:`advfeat.datasets.FolderSource`;
+    * "restricted-imagenet": an ImageNet folder as the paper's 9 super-classes (Table 2), 224x224 unless size is given;
+    * a path: a set made by :func:`advfeat.datasets.build` (a folder with a manifest.json), or one that the paper's
+      authors released (a folder with CIFAR_ims and CIFAR_lab).
+
+    Args:
+        name: One of these names, or a path.
+        split: "train" or "test".
+        root: The folder the data set lies in; only the sets above that name it need one.
+        seed: Draws the images of "planted", the samples of ``limit`` and the test images of ``holdout``.
+        size: Side in pixels, or (height, width), for folders and "planted".
+        channels: 1 or 3, for folders, see :class:`advfeat.datasets.FolderSource`. For what a model takes there is
+            :func:`options_for`.
+        limit: So many samples, evenly over the classes.
+        holdout: For "folder": the share of the training images that is the test set, in (0, 1).
+        class_ranges: For "folder": name -> (first, last) of the sorted class folders.
+
+    Returns:
+        The data set, a ``torch.utils.data.Dataset`` of (float32 [C, H, W] in [0, 1], int).
+
+    Raises:
+        ValueError: For an unknown name or split, an argument that the data set does not take, damaged files.
+        FileNotFoundError: Saying what was looked for and what is there.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split should be train or test, got {split!r}")
@@ -99,14 +112,25 @@ def load(
 
 
 def takes(name: str | Path, option: str) -> bool:
-    """Whether :func:`load` takes ``size``, ``channels``, ``holdout`` or ``class_ranges`` for a data set."""
+    """Whether :func:`load` takes an option for a data set.
+
+    Args:
+        name: Of the data set.
+        option: "size", "channels", "holdout" or "class_ranges".
+    """
     return str(name) in _OPTIONS[option]
 
 
 def options_for(name: str | Path, input_shape: Sequence[int]) -> dict[str, Any]:
-    """What :func:`load` is to be given so that the images of a folder are what a model takes, (C, H, W).
+    """What :func:`load` is to be given so that the images of a folder are what a model takes.
 
-    {"size": (H, W), "channels": C}; {} for other sets, whose images have a size of their own, which fits or does not.
+    Args:
+        name: Of the data set.
+        input_shape: (C, H, W) of the model.
+
+    Returns:
+        {"size": (H, W), "channels": C} for folders; {} for other sets, whose images have a size of their own, which
+        fits or does not.
     """
     channels, *size = input_shape
     return {"size": tuple(size), "channels": channels} if str(name) in _FOLDERS else {}

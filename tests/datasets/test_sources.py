@@ -216,7 +216,7 @@ def test_a_source_of_ones_own_is_told_what_it_lacks():
 
 
 def test_the_example_in_the_docstring_is_a_source():
-    text = base.Source.__doc__.split("::\n", 1)[1].split("\n\n    Errors")[0]
+    text = base.Source.__doc__.split("::\n", 1)[1].split("\n\n    Attributes")[0]
     names = {**vars(base), "hashlib": hashlib}
     exec(textwrap.dedent(text), names)
     pixels = torch.arange(2 * 3 * 32 * 32).remainder(256).to(torch.uint8).view(2, 3, 32, 32)
