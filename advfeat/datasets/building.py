@@ -61,23 +61,39 @@ def build(
     which, and finds it finished, or goes on if the first one was killed. One that builds another set there is refused
     at once.
 
-    recipe: see :func:`advfeat.datasets.preset`; "robust", "nonrobust", "rand" or "det" for that of the source's own
-    data set: CIFAR-10's, Restricted ImageNet's or that of scikit-learn's digits. model: gives logits [B, classes]; a
-    :class:`MatchRepresentation` also needs ``model.representation``. source: a data set of this package; or a
-    ``torch.utils.data`` dataset of (image, label), or a ``DataLoader``, which stands for its dataset. batch_size:
-    images attacked at once (fixes the shapes the model sees, and with them the last bits); None takes that of a
-    DataLoader, else 250. dtype: of the stored images, "float32", "float16" or "uint8"
-    (rounded inside the ball). device: where to run; where the model lies if None. autocast: torch.bfloat16 or
-    torch.float16 to run the model in; iterates stay in float32. compile: torch.compile the model. same_classes: take
-    the model's classes for the source's, whatever their names are. any_source: take a model that was trained in another
-    way than the recipe asks for: D_R's is adversarially trained, that of the others is not. A model that does not say
-    how it was trained passes. progress: called with (images done, images in all).
+    Args:
+        recipe: What is made, see :func:`advfeat.datasets.preset`; or "robust", "nonrobust", "rand" or "det" for that of
+            the source's own data set: CIFAR-10's, Restricted ImageNet's or that of scikit-learn's digits.
+        model: Gives logits [B, classes] for images in [0, 1]; a :class:`MatchRepresentation` also needs
+            ``model.representation``.
+        source: A data set of this package; or a ``torch.utils.data`` dataset of (image, label), or a ``DataLoader``,
+            which stands for its dataset.
+        out: The folder of the set, made if missing.
+        seed: Of the targets of D_rand, and of the starts of D_R and D_NR.
+        batch_size: Images attacked at once (fixes the shapes the model sees, and with them the last bits); None takes
+            that of a DataLoader, else 250.
+        shard_size: Images of a file.
+        dtype: Of the stored images, "float32", "float16" or "uint8" (rounded inside the ball).
+        device: Where to run; where the model lies if None.
+        autocast: torch.bfloat16 or torch.float16 to run the model in; iterates stay in float32.
+        compile: torch.compile the model.
+        same_classes: Take the model's classes for the source's, whatever their names are.
+        any_source: Take a model that was trained in another way than the recipe asks for: D_R's is adversarially
+            trained, that of the others is not. A model that does not say how it was trained passes.
+        progress: Called with (images done, images in all).
 
-    Warnings, RuntimeWarning: a model that gets the source's images right no more often than chance does (images that
-    are normalised twice, or not at all); one that is random in eval mode, which the manifest says too.
-    Errors: TypeError naming an argument of another kind; ValueError for a model that does not fit the source or the
-    recipe, a device that is not there, an ``out`` that holds another set, a
-    damaged shard that cannot be rebuilt; OSError for a full disk. What is finished stays, nothing half-written does.
+    Returns:
+        The set, opened.
+
+    Warns:
+        RuntimeWarning: For a model that gets the source's images right no more often than chance does (images that are
+            normalised twice, or not at all), and for one that is random in eval mode, which the manifest says too.
+
+    Raises:
+        TypeError: Naming an argument of another kind.
+        ValueError: For a model that does not fit the source or the recipe, a device that is not there, an ``out`` that
+            holds another set, a damaged shard that cannot be rebuilt, the name of a recipe for a data set without one.
+        OSError: For a full disk. What is finished stays, nothing half-written does.
     """
     if isinstance(recipe, str):
         check_recipe_name(recipe)

@@ -44,6 +44,15 @@ def export_lists(source: Source, path: str | Path, prefix: str = "CIFAR") -> Non
     Each is a list of batches saved by ``torch.save``: float32 [n, C, H, W] in [0, 1], and int64 [n]. Their code reads
     them by ``torch.cat(torch.load(file))``. Source and start indices have no place there, and 8-bit images become
     float32. Both files are written whole or not at all, and new images never stand beside the labels of older ones.
+
+    Args:
+        source: The data set.
+        path: The folder, made if missing.
+        prefix: Of the names of the files, before ``_ims`` and ``_lab``.
+
+    Raises:
+        TypeError: For what is no data set or path.
+        OSError: For a full disk, or a folder that cannot be written.
     """
     _check_source(source)
     check_path("path", path)
@@ -71,11 +80,22 @@ def import_lists(
     ``CIFAR_lab``.
 
     The authors' folders are ``d_robust_CIFAR``, ``d_non_robust_CIFAR``, ``drand_CIFAR`` and ``ddet_CIFAR``; what they
-    wrote about them leaves out the first two's ``d_``.
-    built_from: the data set that it comes from, on which ``advfeat train`` tests. No code in the files is run
-    (``weights_only``), and tensors saved on a GPU come to the CPU.
-    Errors: FileNotFoundError saying what is there; ValueError naming a file that is damaged, holds anything but a list
-    of tensors, or does not fit the other one.
+    wrote about them leaves out the first two's ``d_``. No code in the files is run (``weights_only``), and tensors
+    saved on a GPU come to the CPU.
+
+    Args:
+        path: The folder.
+        classes: Their names, by label.
+        prefix: Of the names of the files.
+        name: What the data set is called; None for the path.
+        built_from: The data set that it comes from, on which ``advfeat train`` tests.
+
+    Returns:
+        The data set, in memory.
+
+    Raises:
+        FileNotFoundError: Saying what is there.
+        ValueError: Naming a file that is damaged, holds anything but a list of tensors, or does not fit the other one.
     """
     check_path("path", path)
     folder = Path(path)
@@ -149,8 +169,17 @@ def export_folder(source: Source, path: str | Path) -> None:
     build it as uint8 if that matters. The CSV has the name of each file, its label, and for a constructed set what is
     known of each sample; torchvision's ImageFolder, Hugging Face's imagefolder and this package's "folder" read it. The
     last also finds the names of the classes as they were, and classes without images, in ``advfeat-classes.json``.
-    The folder of the split appears when it is whole. Errors: ValueError for images of another number of channels than 1
-    or 3, names of classes that are no folders, a folder of the split that is not empty; OSError for a full disk.
+    The folder of the split appears when it is whole.
+
+    Args:
+        source: The data set.
+        path: The folder, made if missing.
+
+    Raises:
+        TypeError: For what is no data set or path.
+        ValueError: For images of another number of channels than 1 or 3, names of classes that are no folders, a folder
+            of the split that is not empty.
+        OSError: For a full disk.
     """
     from PIL import Image
 

@@ -34,8 +34,16 @@ class MatchRepresentation:
     ball. Labelled like x. With an adversarially trained g the set is D_R ("robust"), with a standard one D_NR
     ("nonrobust").
 
-    stop: a sample is done before its last step once its distance has stopped falling
-    (:class:`advfeat.Converged`); None takes all steps, as the paper does.
+    Args:
+        name: "robust" or "nonrobust".
+        steps: Gradient steps.
+        step_size: Their L2 length, in pixel scale.
+        start: "image" or "noise".
+        stop: A sample is done before its last step once its distance has stopped falling (:class:`advfeat.Converged`);
+            None takes all steps, as the paper does.
+
+    Raises:
+        ValueError: For another name or start.
     """
 
     name: Literal["robust", "nonrobust"]
@@ -50,9 +58,11 @@ class MatchRepresentation:
 
     @property
     def source_model(self) -> str:
+        """What the model is that it is carried out with: "robust", adversarially trained, or "standard"."""
         return "robust" if self.name == "robust" else "standard"
 
     def attack(self) -> PGD:
+        """The attack that makes the images."""
         return PGD(
             L2(math.inf),
             steps=self.steps,
@@ -63,6 +73,7 @@ class MatchRepresentation:
         )
 
     def to_dict(self) -> dict:
+        """The settings as JSON values, as a manifest has them."""
         return {"kind": "match-representation", **dataclasses.asdict(self)}
 
 
@@ -73,6 +84,16 @@ class PerturbTowardsTarget:
     min L(x', t) over ||x' - x|| <= eps by normalised gradient steps on a standard model, from x itself. t is uniform
     over the classes, possibly y ("uniform", D_rand), or (y + 1) mod C ("next", D_det). Every sample is kept, fooled or
     not.
+
+    Args:
+        name: "rand" or "det".
+        eps: Radius of the ball, in pixel scale.
+        steps: Gradient steps.
+        step_size: Their length in the norm, in pixel scale.
+        norm: "l2", as in the paper, or another that :class:`advfeat.threat.Threat` knows.
+
+    Raises:
+        ValueError: For another name or norm.
     """
 
     name: Literal["rand", "det"]
@@ -87,19 +108,32 @@ class PerturbTowardsTarget:
 
     @property
     def source_model(self) -> str:
+        """What the model is that it is carried out with: "robust", adversarially trained, or "standard"."""
         return "standard"
 
     def attack(self) -> PGD:
+        """The attack that makes the images."""
         threat = Threat.of(self.norm, self.eps)
         return PGD(threat, steps=self.steps, step_size=self.step_size, objective=Margin(1.0), targeted=True)
 
     def targets(self, labels: Tensor, classes: int, seed: int, sample_ids: Tensor) -> Tensor:
-        """The labels that are stored, int64 [B], for true labels [B]."""
+        """The labels that are stored.
+
+        Args:
+            labels: The true ones, int64 [B].
+            classes: How many there are.
+            seed: Of what is drawn for D_rand.
+            sample_ids: Positions in the source, int64 [B]: a label is a function of seed and position.
+
+        Returns:
+            int64 [B].
+        """
         if self.name == "det":
             return (labels + 1) % classes
         return random_integers(classes, seed, sample_ids, _STREAM_TARGET)
 
     def to_dict(self) -> dict:
+        """The settings as JSON values, as a manifest has them."""
         return {"kind": "perturb-towards-target", **dataclasses.asdict(self)}
 
 
@@ -122,21 +156,48 @@ def check_recipe_name(name: str) -> None:
 
 
 def random_integers(n: int, seed: int, sample_ids: Tensor, stream: int) -> Tensor:
-    """Uniform integers in [0, n), int64 [B], a function of (seed, sample id, stream) alone."""
+    """Uniform integers in [0, n), a function of (seed, sample id, stream) alone.
+
+    Args:
+        n: How many there are to choose from.
+        seed: Of the draw.
+        sample_ids: int64 [B].
+        stream: Which of the streams of random numbers that a sample has.
+
+    Returns:
+        int64 [B].
+    """
     u = uniform_numbers(seed, sample_ids, stream)
     return (u * n).to(torch.int64).clamp_(max=n - 1)
 
 
 def start_indices(n: int, seed: int, sample_ids: Tensor) -> Tensor:
-    """For each sample of a data set of n another one to start from, int64 [B]; never the sample itself."""
+    """For each sample of a data set another one to start from, never the sample itself.
+
+    Args:
+        n: Samples of the data set.
+        seed: Of the draw.
+        sample_ids: Their positions, int64 [B].
+
+    Returns:
+        Positions, int64 [B].
+
+    Raises:
+        ValueError: For fewer than two samples.
+    """
     if n < 2:
         raise ValueError(f"a start from another image needs at least 2 samples, the data set has {n}")
     return (sample_ids + 1 + random_integers(n - 1, seed, sample_ids, _STREAM_START)) % n
 
 
 def noise_start(images: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
-    """Noise images N(0.5, 1/20) clipped to [0, 1], of the shape of ``images``, a function of (seed, sample id)
-    alone."""
+    """Noise images N(0.5, 1/20) clipped to [0, 1], a function of (seed, sample id) alone.
+
+    Args:
+        images: Of their shape, [B, C, H, W], dtype and device.
+        seed: Of the draw.
+        sample_ids: int64 [B].
+    """
     noise = normals(images, seed, sample_ids).reshape(images.shape)
     return (0.5 + noise / 20).clamp(0, 1).to(images.dtype)
 
@@ -161,8 +222,15 @@ PRESETS: dict[str, dict[str, Recipe]] = {
 
 
 def preset(name: str, recipe: str) -> Recipe:
-    """The recipe "robust", "nonrobust", "rand" or "det" of a preset: "cifar10", "restricted-imagenet" (the paper's),
-    "digits" or "cifar10-cpu". Errors: ValueError for another name."""
+    """A recipe by name, with settings that were measured (docs/decisions.md) or are the paper's (Tables 5 and 6).
+
+    Args:
+        name: "cifar10" or "restricted-imagenet", the paper's; "digits" or "cifar10-cpu", for small networks.
+        recipe: "robust" (D_R), "nonrobust" (D_NR), "rand" (D_rand) or "det" (D_det).
+
+    Raises:
+        ValueError: For another name.
+    """
     _check_choice("preset", name, tuple(PRESETS))
     check_recipe_name(recipe)
     return PRESETS[name][recipe]
