@@ -226,7 +226,7 @@ def _killed_at(call: int, what: str, folder: Path, n: int, of: str) -> bool:
     )
     code = _EXPORT.format(before=before, what=what)
     done = subprocess.run(
-        [sys.executable, "-c", code, folder, str(n)], cwd=Path(__file__).parents[1], capture_output=True
+        [sys.executable, "-c", code, folder, str(n)], cwd=Path(__file__).parents[2], capture_output=True
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode != 0

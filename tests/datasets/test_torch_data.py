@@ -7,11 +7,11 @@ import multiprocessing
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
-import official_files
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import official_files
 from support.constructed_set import build
 from support.image_files import picture, save
 from support.tensor_source import TensorSource, blobs

@@ -101,7 +101,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, step, every):
 def test_a_killed_process_is_resumed(tmp_path):
     """SIGKILL in the middle of an epoch, at whatever moment it comes."""
     code = (
-        f"import sys; sys.path[:0] = [{os.path.dirname(__file__)!r}, {str(Path(__file__).parents[1])!r}]\n"
+        f"import sys; sys.path[:0] = [{os.path.dirname(__file__)!r}, {str(Path(__file__).parents[2])!r}]\n"
         "import torch; torch.set_num_threads(1)\n"
         "from test_resume import QUICK, blobs, train\n"
         "def progress(done, total):\n"

@@ -17,7 +17,7 @@ from advfeat.training import TrainConfig, train
 from advfeat.training.checkpoint import RunFolder
 
 QUICK = TrainConfig(width=4, epochs=3, batch_size=16, lr=0.05)
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 
 
 def _script(code, *arguments, **environment):

@@ -10,9 +10,9 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-import official_files
 import pytest
 import torch
+from support import official_files
 
 from advfeat.datasets import official, sources
 
