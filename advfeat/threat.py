@@ -130,6 +130,13 @@ class Threat:
         self._in_units._project_(moved, x0 / unit)
         return self._keep_(x, moved * unit)
 
+    def into_box_(self, x: Tensor) -> Tensor:
+        """x into the box, in place; what lies in it stays as it is, to the bit."""
+        if isinstance(self.lo, Tensor) or isinstance(self.hi, Tensor):
+            bounds = (_by_channel(bound, x).to(x.dtype) for bound in (self.lo, self.hi))
+            return torch.clamp(x, *bounds, out=x)
+        return x.clamp_(self.lo, self.hi)
+
     def random_start(self, x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
         """A uniform point of the ball around each x0, clipped to the box; a function of (seed, sample id) alone."""
         if not self.has_unit:
@@ -175,9 +182,7 @@ class Threat:
 
     def _keep_(self, x: Tensor, moved: Tensor) -> Tensor:
         """``moved`` into x, and what its rounding put beyond the box back."""
-        x.copy_(moved)
-        bounds = (_by_channel(bound, moved).to(x.dtype) for bound in (self.lo, self.hi))
-        return torch.clamp(x, *bounds, out=x)
+        return self.into_box_(x.copy_(moved))
 
     def rows(self, index: Tensor) -> Threat:
         """The same threat for a selection of the batch."""

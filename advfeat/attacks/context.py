@@ -68,7 +68,9 @@ class Run:
         self._kind, self._strides = _kind(x, target), _strides(x)
         # Clones: the inputs are not to change, and tensors made under inference_mode cannot take part in autograd.
         self.x0 = x.detach().clone(memory_format=memory_format_for(model, x))
-        self._into_box()
+        # Rounding may have left the centres a little outside the box, and an iterate that is put back into the box
+        # around such a centre would leave the ball.
+        self.threat.into_box_(self.x0)
         self.target = target.detach().clone()
         if are_labels(target):
             self.target = self.target.to(torch.int64)
@@ -86,8 +88,7 @@ class Run:
             return False
         self.model.expect_label(attack.check(x, target, None, sample_ids))
         self._strides = _strides(x)
-        self.x0.copy_(x.detach())
-        self._into_box()
+        self.threat.into_box_(self.x0.copy_(x.detach()))
         self.target.copy_(target.detach())
         self.ids = sample_ids.clone()
         self._logits_at_x = None
@@ -119,10 +120,13 @@ class Run:
         return self._logits_at_x, forwarded
 
     def first_iterate(self, attack: GradientAttack, restart: int = 0) -> Tensor:
-        """Where a start begins, in the ball: at what was given, at a random point, or at the centre."""
-        if self.start is None and attack.random_start:
+        """Where a start begins, in the ball: at what was given, at a random point, or at the centre. A tensor of its
+        own."""
+        if self.start is not None:
+            return self.threat.project_(self.start.clone(), self.x0)
+        if attack.random_start:
             return random_iterate(attack, self.threat, self.x0, self.ids, restart)
-        return self.threat.project_((self.x0 if self.start is None else self.start).clone(), self.x0)
+        return self.x0.clone()
 
     def result(
         self,
@@ -155,11 +159,6 @@ class Run:
             samples_backwarded=backwarded,
             why_eager=why_eager,
         )
-
-    def _into_box(self) -> None:
-        """The centres, which rounding may have left a little outside the box, into it. An iterate that is put back into
-        the box around another centre would leave the ball."""
-        self.threat.project_(self.x0, self.x0.clone())
 
 
 def _kind(x: Tensor, target: Tensor) -> tuple:

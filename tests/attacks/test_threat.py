@@ -232,3 +232,20 @@ def test_a_threat_prints_short():
     assert repr(L2(torch.rand(100), lo=[0, 0, 0])) == "L2(eps=tensor [100], lo=tensor [3])"
     assert repr(L2(torch.tensor(0.5))) == "L2(eps=0.5)"
     assert "unit=tensor [3]" in repr(Linf.normalised(0.1, MEAN, STD))
+
+
+@given(
+    st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]), st.booleans(), st.integers(0, 99)
+)
+def test_into_the_box_changes_what_lies_outside_alone(dtype, by_channel, seed):
+    """As the projection of a centre on its own ball, which with a unit would round what lies inside, too."""
+    g = torch.Generator().manual_seed(seed)
+    x = (torch.rand(3, 2, 4, generator=g) * 1.4 - 0.2).to(dtype)
+    lo, hi = (torch.tensor([0.0, 0.1]), torch.tensor([1.0, 0.7])) if by_channel else (0.1, 0.9)
+    for threat in (L2(0.5, lo, hi), Linf(0.1, lo, hi), L2(0.5, lo, hi, unit=0.3)):
+        boxed = threat.into_box_(x.clone())
+        low, high = (torch.as_tensor(b, dtype=F64).reshape(-1, 1).to(dtype) for b in (lo, hi))
+        inside = (x >= low) & (x <= high)
+        assert torch.equal(boxed[inside], x[inside]) and ((boxed >= low) & (boxed <= high)).all()
+        if not threat.has_unit:
+            assert torch.equal(boxed, threat.project_(x.clone(), x.clone()))
