@@ -1,14 +1,16 @@
-# make demo | test | test-torch-versions | lint | format | cmake | clean. The environment and the compiled extension are made first where needed.
+# make demo | test | check | test-torch-versions | lint | format | cmake | clean. The environment and the compiled extension are made first where needed.
 #   PYTHON=python3      the Python (3.10 or later) that .venv is made with
 #   VENV=.venv          the environment
 #   EXTRAS=vision,test,dev   add compare for the tests that agree with torchattacks and foolbox
 #   PYTEST_ARGS=        more for pytest, such as PYTEST_ARGS="-k theory -x"
+#   TEST_JOBS=auto      processes that tests run in, one for each core; 0 runs them in the one that pytest is
 #   FORCE_CUDA, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS: see setup.py
 
 SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= vision,test,dev
+TEST_JOBS ?= auto
 PY := $(VENV)/bin/python
 MADE := $(VENV)/.made
 STEP := .ci/step
@@ -18,7 +20,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check $(PINS)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 EMULATOR := $(wildcard tests/emulator/*.cpp tests/emulator/*.h)
 
-.PHONY: help env compile demo test test-torch-versions lint format cmake clean distclean
+.PHONY: help env compile demo test check test-torch-versions lint format cmake clean distclean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -48,7 +50,11 @@ demo: compile
 	@$(VENV)/bin/advfeat demo
 
 test: compile
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+
+# What a change is tried with while it is made: minutes where make test takes ten.
+check: compile lint
+	$(PY) -m pytest -q -n $(TEST_JOBS) --dist loadfile -m "not slow and not emulated" $(PYTEST_ARGS)
 
 # Against the oldest and the newest torch, each in an environment of its own; downloads both.
 test-torch-versions:

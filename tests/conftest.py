@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run the tests marked slow (minutes each)")
+    parser.addoption("--thorough", action="store_true", help="also run the tests marked thorough (minutes each)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,11 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "emulated: runs CUDA kernels on the CPU (tests/emulator), which compiles them first"
     )
-    config.addinivalue_line("markers", "slow: takes minutes; runs with --slow or HYPOTHESIS_PROFILE=thorough")
+    config.addinivalue_line("markers", "slow: takes more than 5 s; make check leaves it out")
+    config.addinivalue_line("markers", "thorough: takes minutes; runs with --thorough or HYPOTHESIS_PROFILE=thorough")
 
 
-def runs_slow(config: pytest.Config) -> bool:
-    return config.getoption("--slow") or PROFILE == "thorough"
+def is_thorough(config: pytest.Config) -> bool:
+    return config.getoption("--thorough") or PROFILE == "thorough"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,8 +61,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.emulated)
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if item.get_closest_marker("slow") and not runs_slow(config):
-            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if item.get_closest_marker("thorough") and not is_thorough(config):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run with --thorough"))
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +115,7 @@ def device(request: pytest.FixtureRequest):
 
     if request.param == "cuda":
         return CudaDevice()
-    return EmulatedDevice(request.getfixturevalue("emulator"), runs_slow(request.config))
+    return EmulatedDevice(request.getfixturevalue("emulator"), is_thorough(request.config))
 
 
 @pytest.fixture

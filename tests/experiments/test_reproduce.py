@@ -396,7 +396,7 @@ def folders(**options):
     return [word for name, path in options.items() for word in (f"--{name}", str(path))]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_gpu_preset_on_a_few_images(tmp_path, data_root):
     """Its networks, precision and recipes, with nothing left of its size; each experiment runs whole."""
     p = presets.preset("cifar10")

@@ -184,7 +184,7 @@ def do_shared_steps_until_killed(folder) -> None:
     make_lab(folder).do(shared_steps())
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_at_any_moment_two_processes_end_with_the_same_bytes(tmp_path):
     context, moments = multiprocessing.get_context("fork"), random.Random(3)
 

@@ -58,4 +58,4 @@ class EmulatedDevice(CudaDevice):
     def skip_long_rows(self, values: int, dtypes: Sequence[torch.dtype], but: Sequence[torch.dtype] = ()) -> None:
         # 16 blocks of 512 threads take some tenths of a second. Other dtypes go the same ways in shorter rows.
         if values > 50_000 and not self._slow and not set(dtypes) <= {torch.float32, *but}:
-            pytest.skip("slow in the emulator: run with --slow")
+            pytest.skip("slow in the emulator: run with --thorough")

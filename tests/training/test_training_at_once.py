@@ -190,7 +190,7 @@ print(kills)
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, at_once, request):
-    kills = 60 if request.config.getoption("--slow") else 10
+    kills = 60 if request.config.getoption("--thorough") else 10
     done = _script(_KILLS, tmp_path / "run", tmp_path / "undisturbed", at_once, kills)
     out, err = done.communicate(timeout=300)
     assert done.returncode == 0, err
