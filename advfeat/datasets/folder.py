@@ -35,24 +35,10 @@ class FolderSource(Source):
     """root/<split>/<class>/*.png, also in folders below; classes by name in sorted order, or as an export of this
     package listed them in ``advfeat-classes.json``.
 
-    split: "train" (the folder may be called train or training) or "test" (test, testing, val, valid, validation or
-    dev, the first of these that is there), in capitals or not. Where the root has no such folders, ``root/<class>`` is
-    the training set, and there is no test set unless one is held out. A folder "train" beside class folders, itself
-    without any, is a class of this name.
-    size: None where all images have one size, else the side, or (height, width), to which they are brought as is usual
-    for ImageNet: scaled, bilinear, until they just cover 8/7 of it (256 for 224), and the middle cut out; images of
-    just this size stay untouched.
-    channels: 3 to read grey images as colour, too; None for colour if any image of the set has colour, else grey.
-    class_ranges: name -> (first, last), both inclusive and counted from 0 over the sorted class folders: these
-    super-classes replace the folders, and folders in none of them are left out (Restricted ImageNet:
-    :data:`advfeat.datasets.sources.RESTRICTED_IMAGENET`).
-    check_folders: called with the names of the class folders before any is read; raises if they are not the ones that
-    ``class_ranges`` counts.
-    holdout: the share of the training images that is the test set of a root without one. Which side an image is on is
-    decided by a hash of ``seed`` and its path, class by class, so it is the same tomorrow, with more images in the
-    folder; each class has at least one image on each side. The two sides of one seed are disjoint.
-    allow_empty: take class folders without images; :func:`advfeat.datasets.export_folder` needs no such word
-    to be read back.
+    The folder of the split may be called train or training; for "test" test, testing, val, valid, validation or dev,
+    the first of these that is there; in capitals or not. Where the root has no such folders, ``root/<class>`` is the
+    training set, and there is no test set unless one is held out. A folder "train" beside class folders, itself without
+    any, is a class of this name.
 
     What is read, one rule each:
 
@@ -67,10 +53,32 @@ class FolderSource(Source):
     * Links are followed as long as no image counts twice: they may lead to images from elsewhere, not back into the
       split, above it, or into another one. Hard links of one file in two classes or splits are warned of.
 
-    Errors: FileNotFoundError saying what was looked for and what is there; ValueError for a class without images,
-    images of several sizes without ``size``, colour where ``channels`` is 1, a link that counts images twice or leads
-    nowhere, a FIFO or device, ranges that overlap or leave the folders, and, when it is read, for an image that cannot
-    be decoded, naming the file; OSError for a folder that cannot be read.
+    Args:
+        root: The folder that holds the splits, or the class folders.
+        split: "train" or "test".
+        size: None where all images have one size, else the side, or (height, width), in pixels, to which they are
+            brought as is usual for ImageNet: scaled, bilinear, until they just cover 8/7 of it (256 for 224), and the
+            middle cut out; images of just this size stay untouched.
+        channels: 3 to read grey images as colour, too; None for colour if any image of the set has colour, else grey.
+        class_ranges: name -> (first, last), both inclusive and counted from 0 over the sorted class folders: these
+            super-classes replace the folders, and folders in none of them are left out (Restricted ImageNet:
+            :data:`advfeat.datasets.sources.RESTRICTED_IMAGENET`).
+        check_folders: Called with the names of the class folders before any is read; raises if they are not the ones
+            that ``class_ranges`` counts.
+        holdout: The share of the training images that is the test set of a root without one. Which side an image is on
+            is decided by a hash of ``seed`` and its path, class by class, so it is the same tomorrow, with more images
+            in the folder; each class has at least one image on each side. The two sides of one seed are disjoint.
+        seed: Of ``holdout``.
+        allow_empty: Take class folders without images; :func:`advfeat.datasets.export_folder` needs no such word to be
+            read back.
+        name: What the data set is called.
+
+    Raises:
+        FileNotFoundError: Saying what was looked for and what is there.
+        ValueError: For a class without images, images of several sizes without ``size``, colour where ``channels`` is
+            1, a link that counts images twice or leads nowhere, a FIFO or device, ranges that overlap or leave the
+            folders, and, when it is read, for an image that cannot be decoded, naming the file.
+        OSError: For a folder that cannot be read.
     """
 
     def __init__(
@@ -129,7 +137,11 @@ class FolderSource(Source):
         return images.div_(255)
 
     def file(self, index: int) -> Path:
-        """The file of a sample."""
+        """The file of a sample.
+
+        Args:
+            index: Its position, in 0 .. N-1.
+        """
         return self._files[index]
 
     @property

@@ -66,7 +66,13 @@ _IDX_FIRST = {
 def load_cifar10(root: Path, split: str) -> ArraySource:
     """CIFAR-10 from ``root/cifar-10-batches-py``: 50,000 or 10,000 images 3x32x32.
 
-    Errors: FileNotFoundError saying what was looked for and what is there; ValueError naming a file whose MD5 is wrong.
+    Args:
+        root: The folder that holds it.
+        split: "train" or "test".
+
+    Raises:
+        FileNotFoundError: Saying what was looked for and what is there.
+        ValueError: Naming a file whose MD5 is wrong.
     """
     folder = _folder(root, "cifar-10-batches-py", "cifar10", "cifar-10-python.tar.gz")
     images, labels = [], []
@@ -90,10 +96,20 @@ def load_cifar10(root: Path, split: str) -> ArraySource:
 
 
 def scan_cifar_batch(data: bytes, path: Path) -> tuple[Tensor, list[int]]:
-    """Pixels uint8 [n, 3, 32, 32] and labels of one batch file, taken out of the pickle without running it.
+    """One batch file, taken out of its pickle without running it.
 
     The file is a pickled dict. Its operations are listed (``pickletools.genops``), never carried out: the labels are
     the integers between the key "labels" and the next key, the pixels are the one string of n * 3072 bytes.
+
+    Args:
+        data: The bytes of the file.
+        path: The file, for messages.
+
+    Returns:
+        Pixels, uint8 [n, 3, 32, 32], and labels.
+
+    Raises:
+        ValueError: For what is no batch file.
     """
     labels: list[int] = []
     pixels: bytes | None = None
@@ -123,8 +139,14 @@ def load_cifar10_1(root: Path, split: str) -> ArraySource:
 
     Reads ``cifar10.1_v6_data.npy`` and ``cifar10.1_v6_labels.npy`` from ``root``, ``root/cifar10.1``,
     ``root/CIFAR-10.1`` or ``root/CIFAR-10.1/datasets``. No pickled objects are read.
-    Errors: ValueError for the train split, and naming a damaged file; FileNotFoundError saying what was looked for and
-    what is there.
+
+    Args:
+        root: The folder.
+        split: "test".
+
+    Raises:
+        ValueError: For the train split, and naming a damaged file.
+        FileNotFoundError: Saying what was looked for and what is there.
     """
     if split != "test":
         raise ValueError(f"cifar10.1 is a test set: it has no {split} split")
@@ -162,10 +184,17 @@ def _find_cifar10_1(root: Path) -> tuple[Path, Path, int]:
 
 
 def load_idx(name: str, root: Path, split: str) -> ArraySource:
-    """ "mnist" or "fashion-mnist" from ``root/MNIST/raw`` or ``root/FashionMNIST/raw``, plain or .gz: 60,000 or 10,000
+    """MNIST or Fashion-MNIST from ``root/MNIST/raw`` or ``root/FashionMNIST/raw``, plain or .gz: 60,000 or 10,000
     images 1x28x28.
 
-    Errors: FileNotFoundError saying what was looked for and what is there; ValueError naming a damaged file.
+    Args:
+        name: "mnist" or "fashion-mnist".
+        root: The folder.
+        split: "train" or "test".
+
+    Raises:
+        FileNotFoundError: Saying what was looked for and what is there.
+        ValueError: Naming a damaged file, and for the files of the other set.
     """
     folder = _folder(root, "MNIST/raw" if name == "mnist" else "FashionMNIST/raw", name)
     prefix = _IDX_PREFIX[split]

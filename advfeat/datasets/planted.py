@@ -29,10 +29,19 @@ _COLOURS = ((1.0, -1.0, 0.0),) * 3 + ((1.0, 1.0, -2.0),)
 class PlantedConfig:
     """How the images are made.
 
-    shape: (C, H, W), C 1 or 3, sides even and at least 8. classes: 2 .. 4, 2 .. 3 for C = 1. slow_norm, fast_norm: L2
-    norms, in pixel scale [0, 1], of the patterns that tell the class. slow_base, fast_base: L2 norm with which every
-    class's pattern is in every image. p_robust: the share of samples whose slow pattern is that of their class. noise:
-    standard deviation of a value's noise.
+    Args:
+        shape: (C, H, W), C 1 or 3, sides even and at least 8.
+        classes: 2 .. 4, 2 .. 3 for C = 1.
+        slow_norm: L2 norm, in pixel scale [0, 1], of the slow pattern that tells the class.
+        fast_norm: That of the fast one.
+        slow_base: L2 norm with which every class's slow pattern is in every image.
+        fast_base: The same of the fast ones.
+        p_robust: The share of samples whose slow pattern is that of their class, in (0, 1].
+        noise: Standard deviation of a value's noise, in pixel scale.
+
+    Raises:
+        ValueError: For a number out of range.
+        TypeError: For what is no number.
     """
 
     shape: tuple[int, int, int] = (3, 16, 16)
@@ -96,7 +105,19 @@ class Planted(ArraySource):
       be, also where the fast patterns are just shuffled: the 10 % that the slow pattern gets wrong pull the weights up;
     * D_NR, the same with the standard model: the fast pattern follows the label, the slow one does not.
 
-    Errors: ValueError for n < 1 or an unknown split, and for settings whose images leave [0, 1].
+    Args:
+        split: "train" or "test".
+        n: How many samples; None for 2000 of train, 500 of test.
+        seed: Of labels and noise.
+        config: How the images are made; None for the defaults.
+
+    Attributes:
+        slow_label: The class whose slow pattern an image holds, int64 [n].
+        config: As given.
+
+    Raises:
+        ValueError: For n < 1 or an unknown split, and for settings whose images leave [0, 1].
+        TypeError: For a config of another kind.
     """
 
     def __init__(
@@ -129,14 +150,24 @@ class Planted(ArraySource):
         super().__init__(images.float(), labels, tuple("abcd"[: config.classes]), "planted", split)
 
     def patterns(self) -> tuple[Tensor, Tensor]:
-        """The patterns that tell the class, (slow, fast), float64 [classes, C, H, W] each, as strong as planted."""
+        """The patterns that tell the class, as strong as planted.
+
+        Returns:
+            (slow, fast), float64 [classes, C, H, W] each.
+        """
         return self.config.slow_norm * _slow_basis(self.config), self.config.fast_norm * _fast_basis(self.config)
 
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """How much of each class's pattern images [n, C, H, W] hold: (slow, fast), float64 [n, classes] each.
+        """How much of each class's pattern images hold.
 
         The projection on the pattern, less what every image holds, over what was planted: 1 for the planted class and 0
         for the others in an image of this set.
+
+        Args:
+            images: [n, C, H, W] in [0, 1].
+
+        Returns:
+            (slow, fast), float64 [n, classes] each.
         """
         config = self.config
         flat = (images.detach().cpu().double() - 0.5).flatten(1)

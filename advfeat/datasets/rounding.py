@@ -19,9 +19,6 @@ _SHRINK_STEPS = 20
 def quantise(images: Tensor, x0: Tensor, threat: Threat, dtype: str | torch.dtype = "uint8") -> Tensor:
     """Rounds images to uint8 (k = 255 x) or float16 such that they stay in the box and in the ball around x0.
 
-    images, x0: float [B, ...] in [0, 1]. threat: of any norm in :data:`advfeat.threat.NORMS`; no ball for eps = inf.
-    Returns a tensor of the dtype; float32 images as they are.
-
     L-inf: each value goes to the nearest of the representable numbers in [x0 - eps, x0 + eps] and the box. Other norms:
     to the nearest; in a row that then lies outside the ball, values that moved away from x0 go to their other neighbour
     instead, those that this costs least first and no more of them than are needed. (All of them would shorten an
@@ -32,8 +29,18 @@ def quantise(images: Tensor, x0: Tensor, threat: Threat, dtype: str | torch.dtyp
     close enough: a row that no choice of neighbours brings inside is moved towards x0 until it is.
     The ball holds up to 1e-6.
 
-    Errors: ValueError naming the first row that cannot be brought inside, for images outside [0, 1] or not finite, and
-    for an unknown dtype.
+    Args:
+        images: Float [B, ...] in [0, 1].
+        x0: The centres of the balls, of the same shape.
+        threat: Of any norm in :data:`advfeat.threat.NORMS`, in pixel scale; no ball for eps = inf.
+        dtype: "uint8", "float16" or "float32".
+
+    Returns:
+        The images in this dtype; float32 ones as they are.
+
+    Raises:
+        ValueError: Naming the first row that cannot be brought inside, for images outside [0, 1] or not finite, and for
+            an unknown dtype.
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:

@@ -48,7 +48,11 @@ def _is_hidden(path: Path) -> bool:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a set is there whose manifest says that it is finished; nothing is compared."""
+    """Whether a set is there whose manifest says that it is finished; nothing is compared.
+
+    Args:
+        folder: Where it would be.
+    """
     try:
         return read_json(folder / MANIFEST).get("complete") is True
     except (FileNotFoundError, ValueError):
@@ -58,17 +62,24 @@ def is_complete(folder: Path) -> bool:
 class SetWriter:
     """Writes a constructed set into ``out``, or goes on with the one that is there.
 
-    out: a folder; made if missing. manifest: JSON values (dataclasses, infinities and paths are put into words) with
-    recipe, source, model, seed, image_shape, classes, dtype and whatever else the bytes of the set depend on; the rest
-    (format, code version, n, shard_size, shards, complete) is filled in. n: samples. shard_size: samples of a shard,
-    but the last. Several processes may write one set, each its own shards. A link of the name of one of its files is
-    replaced, not followed.
+    Several processes may write one set, each its own shards. A link of the name of one of its files is replaced, not
+    followed.
 
-    Attribute ``damaged``: file name -> what was wrong, of finished shards that have to be made again; each is warned of
-    once.
+    Args:
+        out: A folder, made if missing.
+        manifest: JSON values (dataclasses, infinities and paths are put into words) with recipe, source, model, seed,
+            image_shape, classes, dtype and whatever else the bytes of the set depend on; the rest (format, code
+            version, n, shard_size, shards, complete) is filled in.
+        n: Samples of the set.
+        shard_size: Samples of each shard but the last.
 
-    Errors: ValueError naming the keys in which the set that is there differs, for a folder that holds something else,
-    for a manifest that lacks a key; OSError for a full disk.
+    Attributes:
+        damaged: File name -> what was wrong, of finished shards that have to be made again; each is warned of once.
+
+    Raises:
+        ValueError: Naming the keys in which the set that is there differs, for a folder that holds something else, for
+            a manifest that lacks a key.
+        OSError: For a full disk.
     """
 
     def __init__(self, out: str | Path, manifest: dict, n: int, shard_size: int) -> None:
@@ -77,7 +88,11 @@ class SetWriter:
 
     @classmethod
     def check(cls, out: str | Path, manifest: dict, n: int, shard_size: int) -> None:
-        """Raises ValueError if another set is there, as the constructor does; writes nothing."""
+        """Looks whether another set is there, and writes nothing; arguments as for the class.
+
+        Raises:
+            ValueError: As the constructor does.
+        """
         writer = cls.__new__(cls)
         writer._describe(out, manifest, n, shard_size)
         try:
@@ -103,15 +118,30 @@ class SetWriter:
         self._dtype = DTYPES[manifest["dtype"]]
 
     def rows(self, shard: int) -> range:
-        """The positions of a shard's samples."""
+        """The positions of a shard's samples.
+
+        Args:
+            shard: Its number.
+
+        Raises:
+            IndexError: For a number that no shard has.
+        """
         if not 0 <= shard < self.shards:
             raise IndexError(f"shard should be in 0 .. {self.shards - 1}, got {shard}")
         return range(shard * self.shard_size, min(self.n, (shard + 1) * self.shard_size))
 
     def missing_shards(self, rank: int = 0, ranks: int = 1) -> list[tuple[int, range]]:
-        """(shard, its positions) of those that are not finished, or damaged; of every ``ranks``-th, from ``rank`` on.
+        """The shards that are not finished, or damaged. Reads the finished ones to compare their checksums.
 
-        Reads the finished ones to compare their checksums.
+        Args:
+            rank: Of this process: every ``ranks``-th shard, from ``rank`` on, is its own.
+            ranks: How many processes share the work.
+
+        Returns:
+            (shard, its positions) of each.
+
+        Raises:
+            ValueError: For a rank outside 0 .. ranks-1.
         """
         if not 0 <= rank < ranks:
             raise ValueError(f"rank should be in 0 .. {ranks - 1}, got {rank}")
@@ -120,10 +150,17 @@ class SetWriter:
     def write(self, shard: int, tensors: dict[str, Tensor]) -> None:
         """Writes a shard and then its record; each appears whole or not at all.
 
-        tensors: by name, all with as many rows as the shard (:data:`advfeat.datasets.layout.FIELDS`): images in the
-        manifest's dtype (see :func:`quantise`), label, original_label, source_index, start_index (-1 for none),
-        target_success, objective, distance. The same tensors give the same bytes.
-        Errors: ValueError naming the tensor and the sample; OSError for a full disk: what is finished stays.
+        The same tensors give the same bytes.
+
+        Args:
+            shard: Its number.
+            tensors: By name, all with as many rows as the shard (:data:`advfeat.datasets.layout.FIELDS`): images in the
+                manifest's dtype (see :func:`quantise`), label, original_label, source_index, start_index (-1 for none),
+                target_success, objective, distance.
+
+        Raises:
+            ValueError: Naming the tensor and the sample.
+            OSError: For a full disk: what is finished stays.
         """
         rows = self.rows(shard)
         data = safetensors.torch.save(self._checked(tensors, rows))
@@ -151,10 +188,16 @@ class SetWriter:
         self.damaged.pop(shard_name(shard), None)
 
     def finish(self, timeout: float = 0.0) -> bool:
-        """Writes the manifest with all shards' checksums; False if some are missing and for ``timeout`` s none came.
+        """Writes the manifest with all shards' checksums.
 
         The other processes may still be writing theirs: whichever comes last finishes the set, and it does no harm if
         several do.
+
+        Args:
+            timeout: Seconds to wait for another shard.
+
+        Returns:
+            False if some are missing and for so long none came.
         """
         end, seen = time.monotonic() + timeout, -1
         while (records := self._records()) is None:

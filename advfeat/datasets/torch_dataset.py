@@ -27,10 +27,17 @@ _AT_ONCE = 64  # samples of a dataset that gives many
 class TorchDataset(Source):
     """A map-style dataset of (image, label), read when its images are asked for.
 
-    dataset: gives images as tensors [C, H, W], uint8 (read as k / 255) or floating point in [0, 1], and labels as
-    integers. classes: names by label.
     Labels are read once, with the images where the dataset does not hold them apart; one that changes is an error.
-    Errors: TypeError for items of another form, ValueError for images of several shapes.
+
+    Args:
+        dataset: Gives images as tensors [C, H, W], uint8 (read as k / 255) or floating point in [0, 1], and labels as
+            integers.
+        classes: Their names, by label.
+        name: What it is called; the name of the dataset's class if empty.
+
+    Raises:
+        TypeError: For items of another form.
+        ValueError: When it is read, for images of several shapes and labels that change.
     """
 
     def __init__(self, dataset: Dataset, classes: Sequence[str], name: str = "") -> None:
@@ -83,7 +90,17 @@ class TorchDataset(Source):
 
 
 def labels_of(dataset: Any) -> Tensor:
-    """The labels of a map-style dataset, int64 [N]."""
+    """The labels of a map-style dataset.
+
+    Args:
+        dataset: Whose samples are (image, label).
+
+    Returns:
+        int64 [N], on the CPU.
+
+    Raises:
+        TypeError: For items of another form.
+    """
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         found = dataset.tensors[1]
         if found.dim() == 1 and not found.is_floating_point():
@@ -97,8 +114,21 @@ class _Some(Subset):
 
 
 def some_of(data: Data, limit: int | None, name: str = "source") -> tuple[Any, Tensor | None]:
-    """A dataset of torch as ``limit`` evenly spaced samples of it, and their positions; anything else as it is, and
-    None. A dataset gives its labels with its images: all of them would be read for a few."""
+    """A dataset of torch cut to a few evenly spaced samples: it gives its labels with its images, and all of them would
+    be read for a few.
+
+    Args:
+        data: What the user gave.
+        limit: How many samples; None for all.
+        name: Of the argument, in messages.
+
+    Returns:
+        The samples as a dataset, and their positions, int64 [limit]; anything that is no dataset of torch, or has no
+        more samples, as it is (the dataset of a ``DataLoader``), and None.
+
+    Raises:
+        ValueError: For a ``DataLoader`` that makes other samples of its dataset's, as :func:`as_source`.
+    """
     data = dataset_of(data, name)
     if (source := _of_sources(data)) is not None:
         data = source
