@@ -36,8 +36,14 @@ CLASSES_FILE = "advfeat-classes.json"
 
 @dataclass
 class ClassFolder:
-    """A class's folder and name. listed: how many images it was exported with, if that is known. files: what was found
-    in it."""
+    """A class's folder and name.
+
+    Attributes:
+        path: The folder.
+        name: The class's.
+        listed: How many images it was exported with; None where that is not known.
+        files: The images that were found in it.
+    """
 
     path: Path
     name: str
@@ -46,15 +52,26 @@ class ClassFolder:
 
 
 def class_name(folder: Path) -> str:
-    """A folder's name as that of a class: text that can be written down, the same from a Mac as from Linux."""
+    """A folder's name as that of a class: text that can be written down, the same from a Mac as from Linux.
+
+    Args:
+        folder: Of a class.
+    """
     return unicodedata.normalize("NFC", printable(folder.name))
 
 
 def find_splits(root: Path) -> dict[str, Path]:
-    """The folders of "train" and "test" under the root, as far as they are there; none where the root holds classes.
+    """The folders of the splits.
 
-    Errors: FileNotFoundError for a root that is no folder; ValueError where two folders have one name but for its case,
-    or both splits are one folder.
+    Args:
+        root: The folder that holds them, or the class folders.
+
+    Returns:
+        "train" and "test" -> folder, as far as they are there; none where the root holds classes.
+
+    Raises:
+        FileNotFoundError: For a root that is no folder.
+        ValueError: Where two folders have one name but for its case, or both splits are one folder.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"root={printable(root)} is {'not a folder' if root.exists() else 'not there'}")
@@ -176,10 +193,18 @@ def _holds_images(folder: Path) -> bool:
 
 
 def class_folders(split: Path) -> list[ClassFolder]:
-    """The classes of a split, sorted by name, or as the list that an export has left there says.
+    """The classes of a split.
 
-    Errors: FileNotFoundError if there are none; ValueError for links that lead nowhere, one name twice, and a layout
-    with the splits inside the classes, or with one folder too many above them.
+    Args:
+        split: Its folder.
+
+    Returns:
+        The classes, sorted by name, or as the list that an export has left there says; without their files.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: For links that lead nowhere, one name twice, and a layout with the splits inside the classes, or
+            with one folder too many above them.
     """
     folders = []
     for entry in entries_of(split):
@@ -287,11 +312,21 @@ def check_link(entry: os.DirEntry) -> None:
 
 
 def is_image(name: str) -> bool:
+    """Whether a file of this name counts as an image."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def check_same_folders(split: Path, classes: list[ClassFolder], other: Path) -> None:
-    """Raises ValueError where a split and the other one have other class folders: numbers would mean other classes."""
+    """Looks whether two splits have the same class folders: else numbers would mean other classes.
+
+    Args:
+        split: The folder of one.
+        classes: Its classes.
+        other: The folder of the other.
+
+    Raises:
+        ValueError: Naming those that are in one alone.
+    """
     names, others = {c.path.name for c in classes}, {e.name for e in entries_of(other) if is_folder(e)}
     if names != others:
         difference = sorted(printable(name) for name in names ^ others)

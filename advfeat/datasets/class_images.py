@@ -22,13 +22,23 @@ from advfeat.files import kind_of
 def find_images(split: Path, classes: list[ClassFolder], others: dict[str, Path]) -> None:
     """Fills in the files of each class, sorted by path, and warns of files that are left out.
 
-    others: the other splits, by name. Links to files and folders are followed, but no image counts twice: a link to a
+    Links to files and folders are followed, but no image counts twice: a link to a
     folder above the split, to one that is part of it anyway, or into another split is refused, as is a link to an
     image of these, or to one that another class or split links to as well. Hard links of one file in two classes or
     splits, which programs make that look for equal files, are told in a RuntimeWarning. Folders and files whose names
     begin with a dot are passed over.
-    Errors: ValueError for such links, links that lead nowhere, and what has the name of an image and is no regular
-    file; OSError for a folder that cannot be read.
+
+    Args:
+        split: The folder of the split.
+        classes: Its classes, whose ``files`` are filled in.
+        others: The folders of the other splits, by name.
+
+    Warns:
+        RuntimeWarning: For files that are left out, and for hard links as above.
+
+    Raises:
+        ValueError: For such links, links that lead nowhere, and what has the name of an image and is no regular file.
+        OSError: For a folder that cannot be read.
     """
     walk = _Walk(split, others)
     for folder in classes:

@@ -26,8 +26,17 @@ def check_fitness(
 ) -> None:
     """One forward pass of one image, so that a wrong model fails before anything is written.
 
-    Errors: ValueError for other classes or shapes, a model without a representation where the recipe matches one, and
-    one that was trained in another way than the recipe asks for (unless ``any_source``).
+    Args:
+        recipe: What is to be made.
+        model: On ``device``.
+        source: What it is made of.
+        device: Where the model runs.
+        same_classes: Take the model's classes for the source's, whatever their names are.
+        any_source: Take a model that was trained in another way than the recipe asks for.
+
+    Raises:
+        ValueError: For other classes or shapes, a model without a representation where the recipe matches one, and one
+            that was trained in another way.
     """
     if len(source) == 0:
         raise ValueError(f"source {source.name} has no images")
@@ -77,8 +86,16 @@ def _check_training(recipe: Recipe, model: nn.Module) -> None:
 
 
 def is_deterministic(model: nn.Module, source: Source, device: torch.device) -> bool:
-    """Whether the model says the same twice of the first images; a RuntimeWarning where it does not, and where what it
-    says depends on the batch."""
+    """Whether the model says the same twice of the first images.
+
+    Args:
+        model: On ``device``.
+        source: Whose images it is shown.
+        device: Where the model runs.
+
+    Warns:
+        RuntimeWarning: Where it does not, and where what it says depends on the batch.
+    """
     x = source.images(torch.arange(min(_SHOWN_TWICE, len(source)), device="cpu")).to(device)
     with no_trace(model, device):  # the random state is put back afterwards, not in between
         same = _model_checks.is_deterministic(model, x, len(source.classes))
@@ -91,10 +108,19 @@ def is_deterministic(model: nn.Module, source: Source, device: torch.device) -> 
 
 
 def warn_of_chance(model: nn.Module, source: Source, device: torch.device, batch_size: int) -> None:
-    """A RuntimeWarning where the model gets images of the source right no more often than chance does.
+    """Warns where the model gets images of the source right no more often than chance does.
 
     Looked at are at most 500, evenly spaced. Chance is one in the number of classes; saying one class for all images is
     chance, too.
+
+    Args:
+        model: On ``device``.
+        source: Whose images it is shown.
+        device: Where the model runs.
+        batch_size: Images at once.
+
+    Warns:
+        RuntimeWarning: As above.
     """
     index, predicted = evenly_spaced(len(source), _SAMPLES), []
     with no_trace(model, device):

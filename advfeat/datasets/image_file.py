@@ -38,7 +38,13 @@ class _Refused(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """Sides in pixels, as the image is shown, and whether it is grey: by its format, not by its values."""
+    """What a file says of its image.
+
+    Attributes:
+        height: In pixels, as the image is shown.
+        width: The same.
+        grey: By its format, not by its values.
+    """
 
     height: int
     width: int
@@ -48,8 +54,13 @@ class Header:
 def read_header(file: Path) -> Header:
     """What a file says of its image, without decoding it.
 
-    Errors: FileNotFoundError; ValueError naming the file for what is no image, has more than 8 bits a channel, or more
-    pixels than Pillow's ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million; a script may set another limit, or None).
+    Args:
+        file: The image.
+
+    Raises:
+        FileNotFoundError: Where there is none.
+        ValueError: Naming the file, for what is no image, has more than 8 bits a channel, or more pixels than Pillow's
+            ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million; a script may set another limit, or None).
     """
     with _opened(file) as image:
         if image.format == "PNG" and _exif_behind_pixels(image.fp):
@@ -62,9 +73,19 @@ def read_header(file: Path) -> Header:
 
 
 def read_pixels(file: Path, channels: int, size: tuple[int, int] | None = None) -> Tensor:
-    """uint8 [channels, H, W] of an image file, brought to ``size`` (H, W) if given.
+    """The pixels of an image file.
 
-    Errors: as :func:`read_header`; also ValueError for a file that is damaged, or has colour where channels is 1.
+    Args:
+        file: The image.
+        channels: 1 or 3; a grey image is read as colour, too.
+        size: (H, W) to which it is brought; None for its own.
+
+    Returns:
+        uint8 [channels, H, W], on the CPU.
+
+    Raises:
+        FileNotFoundError: Where there is none.
+        ValueError: As :func:`read_header`, and for a file that is damaged, or has colour where channels is 1.
     """
     with _opened(file) as image:
         if channels == 1 and image.mode not in _GREY:

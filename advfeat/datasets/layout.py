@@ -24,10 +24,12 @@ FIELDS = {
 
 
 def shard_name(shard: int) -> str:
+    """The name of the file that holds a shard's tensors."""
     return f"shard-{shard:05d}.safetensors"
 
 
 def record_name(shard: int) -> str:
+    """The name of the file that says that a shard is finished, with its checksum."""
     return f"shard-{shard:05d}.json"
 
 

@@ -18,7 +18,15 @@ from advfeat.files import kind_of
 def open_regular(path: Path) -> BinaryIO:
     """Opens a file for reading, and waits for nothing: a FIFO would be waited for until somebody writes.
 
-    Errors: FileNotFoundError; ValueError for a folder, FIFO, socket or device.
+    Args:
+        path: The file.
+
+    Returns:
+        The file, open, for the caller to close.
+
+    Raises:
+        FileNotFoundError: Where there is none.
+        ValueError: For a folder, FIFO, socket or device.
     """
     try:
         # The kind is asked of what was opened: what a name stands for may change in between.
@@ -43,9 +51,16 @@ def size_of(file: BinaryIO) -> int:
 
 
 def read_npy(path: Path, check: Callable[[np.dtype, tuple[int, ...]], None] | None = None) -> np.ndarray:
-    """The array of a .npy file. check: refuses the dtype and shape in its head, before so much memory is taken.
+    """The array of a .npy file.
 
-    Errors: as :func:`open_regular`; ValueError for a file that is truncated, altered, or holds Python objects.
+    Args:
+        path: The file.
+        check: Called with the dtype and shape in its head, before so much memory is taken; raises for one that is
+            refused.
+
+    Raises:
+        FileNotFoundError: Where there is none.
+        ValueError: As :func:`open_regular`, and for a file that is truncated, altered, or holds Python objects.
     """
     with open_regular(path) as file:
         try:

@@ -31,8 +31,15 @@ _LONGEST_HEADER = 1 << 20
 class Shard:
     """What a file of tensors holds; each read opens it, so that a set of many shards holds no files open.
 
-    tensors: name -> (dtype, shape). Errors: ValueError naming the file, for one that is not safetensors or whose length
-    is not what its header says.
+    Args:
+        file: The file.
+
+    Attributes:
+        file: As given.
+        tensors: Name -> (dtype, shape).
+
+    Raises:
+        ValueError: Naming the file, for one that is not safetensors or whose length is not what its header says.
     """
 
     def __init__(self, file: Path) -> None:
@@ -45,7 +52,18 @@ class Shard:
             raise ValueError(f"{file} is truncated or altered: {error or 'nested too deeply'}") from error
 
     def read(self, name: str, rows: Tensor | None = None) -> Tensor:
-        """A tensor, or some of its rows (int64 [k], any order), the caller's own."""
+        """A tensor, or some of its rows.
+
+        Args:
+            name: Of the tensor.
+            rows: int64 [k], in any order; None for all.
+
+        Returns:
+            [k, ...], on the CPU, the caller's own.
+
+        Raises:
+            ValueError: For a file that became shorter meanwhile, or a bool that is neither 0 nor 1.
+        """
         dtype, shape = self.tensors[name]
         made = torch.empty((shape[0] if rows is None else len(rows), *shape[1:]), dtype=dtype, device="cpu")
         if made.numel() == 0:
