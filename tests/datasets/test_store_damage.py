@@ -28,7 +28,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, seed):
         "print(c.kill_until_finished(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3]), 200, 2))"
     )
     command = [sys.executable, "-c", code, tmp_path / "killed", tmp_path / "whole", str(seed)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 2, "no run was killed halfway: nothing was tested"
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -88,7 +88,7 @@ def load(folder: Path) -> Emulator:
     flags += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", "as_on_cpu.h", f"-I{EMULATOR}"]
     flags += [f"-I{path}" for path in cpp_extension.include_paths()]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
-    texts = [path.read_bytes() for top in (EMULATOR, CSRC) for path in sorted(top.rglob("*")) if path.is_file()]
+    texts = [path.read_bytes() for top in (EMULATOR, CSRC) for path in sorted(top.rglob("*.[ch]*"))]
     version = subprocess.run([*compiler, "-v"], capture_output=True, text=True).stderr  # names the machine, too
     key = hashlib.sha256(repr((torch.__version__, version, flags, texts)).encode()).hexdigest()[:16]
     library = folder / f"emulated-{key}.so"

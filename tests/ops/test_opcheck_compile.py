@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.strategies import BF16, F16, F32, F64, PROJECTIONS, STEPS, place, same_bits
+from support.strategies import BF16, F16, F32, F64, place, same_bits
 
 from advfeat import ops
 
@@ -25,8 +25,12 @@ def _tensors(layout, dtype, grad_dtype):
     return [place(t, layout).view for t in (x, grad, x0)]
 
 
+OPERATORS = sorted(n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("advfeat::"))
+
+
 def _samples():
-    """(operator, arguments) over layouts, dtypes and forms of the numbers."""
+    """(operator, arguments) over layouts, dtypes and forms of the numbers, for every operator there is: arguments of
+    one name are alike in all of them."""
     eps, size = _by_row([0.1, 0.5], [0.2, 0.0])
     lo, hi = torch.tensor([0.0, 0.1, 0.2], dtype=F64), torch.tensor([1.0, 0.9, 0.8])
     forms = [
@@ -38,27 +42,23 @@ def _samples():
     ]
     for layout, dtype, grad_dtype, size_rows, eps_rows, lo_channels, hi_channels in forms:
         x, grad, x0 = _tensors(layout, dtype, grad_dtype)
-        numbers = (0.1, 0.3, 0.0, 1.0)
-        optional = (eps_rows, lo_channels, hi_channels)
-        for op in STEPS:
-            yield op, (x, grad, x0, *numbers, size_rows, *optional)
-            status = torch.zeros(2, 2, dtype=torch.int32)
-            for counted in (None, status):
-                yield op + "_", (x.clone(), grad, x0, *numbers, size_rows, *optional, counted)
-        for op in PROJECTIONS:
-            yield op, (x, x0, *numbers[1:], *optional)
-            yield op + "_", (x.clone(), x0, *numbers[1:], *optional)
-        for op in ("random_start_linf", "random_start_l2"):
-            yield op, (x0, 0.3, 7, IDS, 0.0, 1.0, *optional)
-        yield "copy_rows_", (x.clone(), x0, torch.tensor([True, False]))
+        given = {"x": x, "grad": grad, "x0": x0, "dst": x, "src": x0, "mask": torch.tensor([True, False])}
+        given |= {"step_size": 0.1, "eps": 0.3, "lo": 0.0, "hi": 1.0, "seed": 7, "sample_ids": IDS}
+        given |= {"step_size_rows": size_rows, "eps_rows": eps_rows}
+        given |= {"lo_channels": lo_channels, "hi_channels": hi_channels}
+        for op in OPERATORS:
+            schema = getattr(torch.ops.advfeat, op).default._schema.arguments
+            counts = "grad_status" in [argument.name for argument in schema]
+            for status in (None, torch.zeros(2, 2, dtype=torch.int32)) if counts else (None,):
+                values = [(given | {"grad_status": status})[argument.name] for argument in schema]
+                yield op, (values[0].clone() if op.endswith("_") else values[0], *values[1:])
 
 
 SAMPLES = list(_samples())
 
 
-def test_opcheck_sees_every_operator():
-    registered = {n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("advfeat::")}
-    assert {op for op, _ in SAMPLES} == registered
+def test_opcheck_sees_the_operators():
+    assert {"l2_step_", "project_linf", "random_start_l2", "copy_rows_"} <= {op for op, _ in SAMPLES} == set(OPERATORS)
 
 
 @pytest.mark.parametrize(("op", "arguments"), SAMPLES, ids=[f"{op}-{i}" for i, (op, _) in enumerate(SAMPLES)])
