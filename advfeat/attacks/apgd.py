@@ -1,4 +1,4 @@
-"""Auto-PGD (Croce and Hein 2020): projected gradient steps with momentum that choose their own length."""
+"""Auto-PGD (Croce and Hein 2020): projected gradient ascent with momentum and an adaptive step size."""
 
 from __future__ import annotations
 
@@ -20,28 +20,41 @@ from advfeat.objectives import Margin, Objective, as_objective
 from advfeat.settings import CHANGES_NO_RESULT
 from advfeat.threat import Threat
 
-# Section 3.1 of the paper: the share of the momentum, and of the steps that should gain something.
+# Section 3.1 of the paper: the momentum coefficient, and the fraction of steps that should improve the objective.
 MOMENTUM, RHO = 0.75, 0.75
 
 
 @dataclass(frozen=True, eq=False)
 class APGD(GradientAttack):
-    """APGD: starts with steps of 2 eps, and halves a sample's step and goes back to its best iterate where it stalls.
+    """APGD: steps of 2 eps at first; where a sample stalls, halve its step and return to its best iterate.
 
+    Step k computes ``z = P(x_k + eta g)`` and ``x_{k+1} = P(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_{k-1}))``, where g is
+    the sign or the L2 direction of the gradient and P projects onto the ball and then the box. Checkpoints come after
+    22 % of the steps, then at intervals that shrink by 3 % of the steps down to 6 %. At a checkpoint, eta is halved if
+    no more than three quarters of the steps improved the objective, or if neither eta nor the best value changed since
+    the last checkpoint (Algorithm 1; "no more than" follows the published code).
+
+    The result holds the best iterate of each sample; a success ranks above a failure. Like :class:`advfeat.PGD`, the
+    attack leaves no trace on the model.
+
+    Args:
+        threat: :class:`advfeat.L2` or :class:`advfeat.Linf` with a finite eps, in pixel scale [0, 1].
+        steps: gradient steps per restart.
+        objective: maximised, or minimised with ``targeted``. The default has the direction of the cross-entropy and
+            does not saturate.
+        random_start: start at a random point of the ball instead of at x.
+        restarts: number of random starts, each for the samples that are not broken yet.
+        targeted: minimise the objective, towards ``target``.
+        seed: of the random starts; the same at every call, so that an evaluation can be repeated.
+        autocast: as for :class:`advfeat.PGD`.
+        graph: as for :class:`advfeat.PGD`.
+
+    Raises:
+        ValueError: eps is infinite, or a setting is out of range.
+        TypeError: a setting has the wrong type.
+
+    Example:
         result = advfeat.APGD(advfeat.Linf(8 / 255), steps=100).run(model, x, y)
-
-    Step k: ``z = P(x_k + eta g)``, ``x_{k+1} = P(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_{k-1}))`` with g the sign or the
-    L2 direction of the gradient and P the ball, then the box. At checkpoints, 22 % of the steps and then intervals that
-    shrink by 3 % down to 6 %, eta is halved if no more than three quarters of the steps gained something, or if neither
-    eta nor the best value changed since the last checkpoint (Algorithm 1; the "no more than" is the published code's).
-
-    threat: with a finite eps. steps: gradient steps of each restart. objective: pushed up; the default gives the
-    direction of the cross-entropy and does not saturate. restarts: from random points of the ball, each for the samples
-    that are not broken yet. targeted: push the objective down, towards ``target``. seed: of the random starts;
-    the same at every call, so that an evaluation can be repeated. autocast, graph: as for :class:`advfeat.PGD`, and it
-    leaves as little trace.
-
-    The result holds the best iterate of each sample, a success before a failure.
     """
 
     threat: Threat
@@ -62,11 +75,11 @@ class APGD(GradientAttack):
 
     @property
     def step_length(self) -> float | Tensor:
-        """The first step's, 2 eps."""
+        """The length of the first step, 2 eps."""
         return 2 * self.threat.eps
 
     def _run(self, run: Run) -> AttackResult:
-        """A ``start`` is the first iterate of the one start, with ``random_start=False``."""
+        """Runs the attack; a ``start`` is the first iterate of the single start, with ``random_start=False``."""
         best, rows = Record(run.x0, self.targeted), torch.arange(len(run), device=run.x0.device)
         passes, why_eager = [0, 0], None
         for restart in range(self.restarts):
@@ -83,7 +96,14 @@ class APGD(GradientAttack):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The steps after which APGD looks at its progress: 22, 41, 57, 70, 80, 87, 93, 99 of 100."""
+    """The steps after which APGD checks its progress: 22, 41, 57, 70, 80, 87, 93, 99 of 100.
+
+    Args:
+        steps: the number of gradient steps.
+
+    Returns:
+        The checkpoints in increasing order, each at most ``steps``.
+    """
     interval, found, at = max(int(0.22 * steps), 1), [], 0
     shrink, least = max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)
     while at + interval <= steps:
@@ -94,10 +114,10 @@ def checkpoints(steps: int) -> list[int]:
 
 
 class _Start:
-    """The iterates of one start. Everything is changed in place, so that a step can be replayed as a graph.
+    """The iterates of one start; everything is updated in place, so that a step can be replayed as a CUDA graph.
 
-    record: what is known of the samples from the starts before. best_*: the best point of this start, to which a sample
-    that stalls goes back, by its value times ``sign``, so that more is better.
+    ``record`` holds the results of earlier starts. ``best_*`` is the best point of this start, to which a sample that
+    stalls returns; its value is multiplied by ``sign``, so that larger is better.
     """
 
     def __init__(self, attack: APGD, batch: Run, record: Record, restart: int) -> None:
@@ -110,16 +130,16 @@ class _Start:
         self.step = torch.zeros((), dtype=torch.int32, device=device)
         self.best_x, self.best_grad = self.x.clone(), torch.zeros_like(self.x)
         self.best = torch.full((n,), float("-inf"), dtype=record.value.dtype, device=device)
-        # Since the last checkpoint: how many steps gained something, and where it stood.
+        # Since the last checkpoint: the number of steps that improved the objective, and its state there.
         self.gains, self.last_value = torch.zeros_like(self.best), self.best.clone()
         self.best_at_check, self.halved_at_check = self.best.clone(), torch.ones(n, dtype=torch.bool, device=device)
         self.why_eager: str | None = None
 
     def run(self) -> None:
-        """All steps."""
+        """Runs all steps."""
         steps, checks, at, last_check = self.attack.steps, checkpoints(self.attack.steps), 0, 0
         self._look(grad=steps > 0)
-        self.best_grad.copy_(self.grad)  # also of a value that is NaN, which is never the best
+        self.best_grad.copy_(self.grad)  # also where the value is NaN, which never counts as the best
         self.best_at_check.copy_(self.best)
         self.gains.zero_()
         step = ReplayedStep(self.x.device, self.attack.graph)
@@ -158,7 +178,7 @@ class _Start:
         self.step.add_(1)
 
     def _look(self, grad: bool) -> None:
-        """The value at x, and (with ``grad``) the gradient; keeps what is better."""
+        """Evaluates the objective at x, and (with ``grad``) its gradient, and keeps what is better."""
         attack, batch, record = self.attack, self.batch, self.record
         value, logits, gradient = value_and_grad(attack, batch.model, self.x, batch.target, grad)
         success = record.as_successes(successes(attack, logits, batch.target))
@@ -175,7 +195,7 @@ class _Start:
         ops.copy_rows_(self.best, value, better)
 
     def _check(self, interval: int) -> None:
-        """Halves the step of the samples that stall, and puts them back to their best point."""
+        """Halves the step of the samples that stall and returns them to their best point."""
         stalled = self.gains <= RHO * interval
         stalled |= ~self.halved_at_check & ~(self.best > self.best_at_check)
         self.gains.zero_()

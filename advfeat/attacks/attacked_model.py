@@ -1,4 +1,4 @@
-"""A model as objectives see it under attack: it gives logits, in its own dtype, and remembers those of the iterate."""
+"""The model as objectives see it: logits in the model's own dtype, with those of the iterate remembered."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ from advfeat.forward import logits_of, unwrapped
 
 
 class AttackedModel:
-    """The model as objectives see it: gives logits, remembers those of the point looked at, and is otherwise the
-    model."""
+    """A wrapper that returns logits, remembers those of the current iterate, and otherwise behaves as the model.
+
+    Inputs are cast to the dtype of the model. Attributes that the wrapper lacks are looked up on the model;
+    ``representation`` casts its input too.
+
+    Args:
+        model: a module or function from images [B, ...] to logits [B, classes].
+        largest_label: the largest label of the batch, checked against the number of classes; None for no labels.
+
+    Raises:
+        TypeError: ``model`` is not callable.
+    """
 
     def __init__(self, model: Callable, largest_label: int | None = None) -> None:
         if not callable(model):
@@ -27,21 +37,32 @@ class AttackedModel:
         self.look_at(None)
 
     def look_at(self, point: Tensor | None) -> None:
-        """The batch whose logits :attr:`logits` are to be, from the calls that follow."""
+        """Sets the batch whose logits :attr:`logits` holds, from the calls that follow.
+
+        Args:
+            point: the iterate [B, ...], or None.
+        """
         self._point, self._calls, self._saw_point = point, 0, False
         self._logits: Tensor | None = None
 
     @property
     def logits(self) -> Tensor | None:
-        """The logits [B, classes] of the point; None where an objective did not ask for them.
+        """The logits [B, classes] of the point; None where the objective did not ask for them.
 
-        Objectives call the model as they like: with the clean images too, with several views, or sample by sample. A
-        call with the point itself counts; else the only call there was, if it had as many samples.
+        Objectives call the model as they like: on the clean images too, on several views, or sample by sample. A call
+        with the point itself counts; otherwise the only call counts, if it had as many samples.
         """
         return self._logits if self._saw_point or self._calls == 1 else None
 
     def expect_label(self, label: int | None) -> None:
-        """Another batch's largest label, None for no labels."""
+        """Sets the largest label of another batch.
+
+        Args:
+            label: the largest label; None for no labels.
+
+        Raises:
+            ValueError: the model is known to have fewer classes.
+        """
         if label is not None:
             self._largest_label = max(label, self._largest_label or 0)
             self._check_label()
@@ -54,9 +75,21 @@ class AttackedModel:
         raise ValueError(f"target holds label {self._largest_label}, but the model has {self._classes} classes")
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The logits of a batch.
+
+        Args:
+            x: images [B, ...].
+
+        Returns:
+            The logits [B, classes], with gradients; [B, 1] for a binary model that gives one logit per sample.
+
+        Raises:
+            ValueError: the output is not [B, classes], a label exceeds the number of classes, the model changes its
+                input in place, or x is on another device.
+        """
         with _refusing_changes_of(x, self._model):
             logits = logits_of(self._model(cast(x, self._dtype)))
-        if logits.shape == x.shape[:1]:  # one logit a sample, of a binary model
+        if logits.shape == x.shape[:1]:  # one logit per sample, of a binary model
             logits = logits[:, None]
         if logits.dim() != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] == 0:
             raise ValueError(
@@ -80,8 +113,10 @@ class AttackedModel:
 
 @contextmanager
 def _refusing_changes_of(x: Tensor, model: Callable) -> Iterator[None]:
-    """Raises ValueError where a model changes its input in place: the iterate would be another one afterwards; and for
-    one that fails as it is on another device."""
+    """Refuses models that change their input in place, and explains failures due to another device, both as ValueError.
+
+    A change in place would replace the iterate.
+    """
     message = "the model should not change its input in place: let it work on a copy, x.clone()"
     version = x._version
     try:

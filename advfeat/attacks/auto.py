@@ -1,4 +1,4 @@
-"""The first two attacks of AutoAttack (Croce and Hein 2020), one after the other on what is left standing."""
+"""The first two attacks of AutoAttack (Croce and Hein 2020), each run on the samples that survive the one before."""
 
 from __future__ import annotations
 
@@ -22,24 +22,37 @@ from advfeat.threat import Threat
 
 @dataclass(frozen=True, eq=False)
 class Auto(InTurn):
-    """APGD on the margin, then APGD towards each of the strongest other classes by the targeted DLR.
+    """APGD on the margin, then targeted APGD on the DLR loss towards each of the strongest other classes.
 
+    This is the first part of AutoAttack's standard version, with the margin in place of the cross-entropy (the same
+    direction, without its saturation) and starts inside the ball. AutoAttack's FAB and Square attacks are not included,
+    so the accuracy under this attack is an upper bound on that under AutoAttack. With fewer than four classes only the
+    margin is run.
+
+    Each run attacks only the samples that no earlier run has broken. Samples that the model misclassifies at x stay
+    unchanged, with ``first_success`` 0. ``value`` is the margin if that run broke the sample or none did, otherwise the
+    targeted DLR. Costs up to ``steps * (restarts + target_classes)`` gradients per sample.
+
+    Args:
+        threat: :class:`advfeat.L2` or :class:`advfeat.Linf` with a finite eps, in pixel scale [0, 1].
+        steps: gradient steps per run.
+        target_classes: the largest number of target classes, ordered by their logits at x, largest first.
+        restarts: of the first attack.
+        seed: as for :class:`advfeat.APGD`.
+        autocast: as for :class:`advfeat.APGD`.
+        graph: as for :class:`advfeat.APGD`.
+
+    Attributes:
+        objective: the names of the objectives, as recorded beside a result.
+        targeted: always False.
+
+    Example:
         result = advfeat.Auto(advfeat.L2(0.5)).run(model, x, y)
-
-    What AutoAttack's standard version does first, with the margin for the cross-entropy (the same direction, without
-    its saturation) and starts inside the ball. Its FAB and Square attacks are not here, so what is left
-    standing is an upper bound of what AutoAttack leaves. Fewer than four classes: the margin alone.
-
-    threat: with a finite eps. steps: of each run. target_classes: at most this many targets, the strongest first at x.
-    restarts: of the first attack. seed, autocast, graph: as for :class:`advfeat.APGD`. Every run attacks only samples
-    that none before has broken, and none those that the model has wrong at x: they stay as they are, with
-    ``first_success`` 0. ``value`` is the margin's where that broke the sample or none did, else the targeted DLR's.
-    Costs up to ``steps * (restarts + target_classes)`` gradients a sample.
     """
 
     threat: Threat
     steps: int = 100
-    objective: str = field(default="Margin, TargetedDLR", init=False)  # what is written beside a number
+    objective: str = field(default="Margin, TargetedDLR", init=False)  # recorded beside a result
     target_classes: int = 9
     restarts: int = 1
     targeted: bool = field(default=False, init=False)
@@ -48,7 +61,7 @@ class Auto(InTurn):
     graph: bool = field(default=True, metadata=CHANGES_NO_RESULT)
 
     random_start = True
-    objectives = ()  # none that a user wrote
+    objectives = ()  # none written by a user
     takes_start = False
 
     def __post_init__(self) -> None:
@@ -57,7 +70,7 @@ class Auto(InTurn):
 
     @cached_property
     def attacks(self) -> tuple[Attack, ...]:
-        """A look at x, APGD on the margin, and APGD towards the strongest other class, the second, and so on."""
+        """An evaluation at x, APGD on the margin, then APGD towards each target class in order of its logit."""
         common = {"steps": self.steps, "autocast": self.autocast, "graph": self.graph}
         return (
             PGD(self.threat, steps=0, autocast=self.autocast),
@@ -68,17 +81,19 @@ class Auto(InTurn):
 
 @dataclass(frozen=True, eq=False)
 class RankedAPGD(APGD):
-    """APGD towards one other class of each sample, by the targeted DLR loss.
+    """APGD towards one other class of each sample, on the targeted DLR loss.
 
-    rank: 0 for the other class with the largest logit at x, 1 for the second, and so on. Samples that have no such
-    class, or fewer than the four classes that the loss compares, stay as they are.
+    Samples stay unchanged if they have no class of this rank, or fewer than the four classes that the loss compares.
+
+    Args:
+        rank: 0 for the other class with the largest logit at x, 1 for the second largest, and so on.
     """
 
     objective: Objective = field(default_factory=TargetedDLR)
     rank: int = 0
 
     def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
-        """As :meth:`advfeat.attacks.Attack.check`; ``target`` holds labels, and the loss's pairs come of them."""
+        """See :meth:`advfeat.attacks.Attack.check`; ``target`` holds labels, from which the loss's pairs are made."""
         of_labels = APGD(self.threat, steps=self.steps, random_start=self.random_start, restarts=self.restarts)
         return of_labels.check(x, target, start, sample_ids)
 
@@ -88,7 +103,7 @@ class RankedAPGD(APGD):
         if logits.shape[1] < max(4, self.rank + 1):  # what the loss needs
             return found
         values, classes = logits.scatter(1, run.target[:, None], float("-inf")).sort(dim=1, descending=True)
-        # A class whose logit is -inf is out.
+        # A class whose logit is -inf is excluded.
         has_one = (values[:, self.rank] != -torch.inf) & ((logits > -torch.inf).sum(dim=1) >= 4)
         rows = has_one.nonzero()[:, 0]
         if rows.numel():

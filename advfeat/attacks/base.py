@@ -1,4 +1,4 @@
-"""What every attack is: settings that can be copied and written down, and a run over a batch or a data set."""
+"""The base classes of all attacks: settings that can be copied and serialised, and runs over batches and data sets."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ from advfeat.threat import Threat
 
 
 class Attack:
-    """Base class of the attacks: frozen dataclasses with a ``threat``, ``targeted`` and an ``autocast``.
+    """Base class of the attacks: frozen dataclasses with a ``threat``, ``targeted`` and ``autocast``.
 
-    A subclass writes :meth:`_run`, which gets its inputs checked and copied. Its settings are the fields of the
-    dataclass; one that changes no result is ``field(metadata=advfeat.settings.CHANGES_NO_RESULT)``.
+    A subclass implements :meth:`_run`, whose inputs are checked and copied. Its settings are the fields of the
+    dataclass; one that does not affect the result is ``field(metadata=advfeat.settings.CHANGES_NO_RESULT)``.
 
-    takes_start: whether :meth:`run` goes from a ``start`` that it is given. objectives: those that a user may have
-        written, which can hold modules of their own.
+    Attributes:
+        threat: the ball and the box, such as :class:`advfeat.L2`.
+        targeted: whether the attack moves towards ``target`` instead of away from it.
+        autocast: the dtype in which the model runs under autocast; None for no autocast.
+        takes_start: whether :meth:`run` accepts a ``start``.
+        objectives: those that a user may have written, which can hold modules of their own.
     """
 
     threat: Threat
@@ -39,7 +43,11 @@ class Attack:
     objectives: tuple[Objective, ...] = ()
 
     def to_dict(self) -> dict:
-        """The settings as JSON values, as they are written beside every number and results are found by."""
+        """The settings as JSON values, as recorded beside every result; cached results are found by them.
+
+        Returns:
+            A dict from setting names to JSON values.
+        """
         found: dict = {"attack": type(self).__name__}
         for name, value in settings_of(self).items():
             if isinstance(value, Threat):
@@ -49,15 +57,36 @@ class Attack:
         return found
 
     def _run(self, run: Run) -> AttackResult:
-        """The attack itself, on a batch whose tensors may not be changed; the model is in eval mode."""
+        """Runs the attack on a batch whose tensors must not be changed; the model is in eval mode."""
         raise NotImplementedError
 
     def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
-        """Raises ValueError or TypeError for what cannot be attacked; returns the largest label, None for no labels."""
+        """Checks the inputs of a call.
+
+        Args:
+            x: [B, ...] floating-point images.
+            target: [B, ...].
+            start: the first iterate, like x, or None.
+            sample_ids: int64 [B], or None.
+
+        Returns:
+            The largest label; None if ``target`` holds no labels.
+
+        Raises:
+            ValueError: an input cannot be attacked.
+            TypeError: an input is not a tensor.
+        """
         raise NotImplementedError
 
     def replace(self, **changes):
-        """A copy with some settings changed."""
+        """A copy with some settings changed.
+
+        Args:
+            **changes: new values by setting name.
+
+        Returns:
+            The copy; this attack is unchanged.
+        """
         return dataclasses.replace(self, **changes)
 
     def run(
@@ -71,13 +100,20 @@ class Attack:
     ) -> AttackResult:
         """The adversarial examples with their statistics.
 
-        model: gives logits [B, classes], as a tensor or as an output with ``.logits``; any callable.
-        x: [B, ...] floating, in the box but for rounding, which is clipped; the centre of the ball.
-        target: the labels to leave, or with ``targeted`` to reach, int64 [B]; what the objective makes of it otherwise.
-        start: the first iterate, projected; x itself or a random point if None.
-        sample_ids: int64 [B], who the samples are, for the random starts; 0 ... B-1 if None.
+        Args:
+            model: any callable that returns logits [B, classes], as a tensor or as an output with ``.logits``.
+            x: [B, ...] floating-point, the centre of the ball; in the box up to rounding, which is clipped.
+            target: the labels to move away from, or with ``targeted`` towards, int64 [B]; in general, whatever the
+                objective takes.
+            start: the first iterate, which is projected; None for x itself or a random point.
+            sample_ids: int64 [B], the identities of the samples, which key the random starts; None for 0 ... B-1.
 
-        Errors: ValueError naming the argument; TypeError for a model without logits.
+        Returns:
+            The examples with success, objective, distance and counts.
+
+        Raises:
+            ValueError: an argument is invalid; the message names it.
+            TypeError: the model does not return logits.
         """
         return self._call(model, x, target, start, sample_ids, statistics=True)
 
@@ -90,8 +126,24 @@ class Attack:
         start: Tensor | None = None,
         sample_ids: Tensor | None = None,
     ) -> Tensor:
-        """The adversarial examples [B, ...]. Arguments as for :meth:`run`, whose last forward pass this saves where
-        nothing depends on it."""
+        """The adversarial examples alone.
+
+        This saves the last forward pass of :meth:`run` where nothing depends on it.
+
+        Args:
+            model: as for :meth:`run`.
+            x: as for :meth:`run`.
+            target: as for :meth:`run`.
+            start: as for :meth:`run`.
+            sample_ids: as for :meth:`run`.
+
+        Returns:
+            The adversarial examples [B, ...].
+
+        Raises:
+            ValueError: as for :meth:`run`.
+            TypeError: as for :meth:`run`.
+        """
         return self._call(model, x, target, start, sample_ids, statistics=False).x_adv
 
     def _call(
@@ -109,36 +161,59 @@ class Attack:
             return attack._run(Run(attack, model, x, target, start, sample_ids, statistics=statistics))
 
     def part_of(self, run: Run) -> AttackResult:
-        """The result as a part of another attack, with statistics: of a run, or of some rows of one."""
+        """The result as part of another attack, with statistics.
+
+        Args:
+            run: a run, or some rows of one.
+
+        Returns:
+            The result for the samples of ``run``.
+        """
         run.statistics = True
         per_sample = isinstance(self.threat.eps, Tensor) and self.threat.eps.dim() > 0
         return (self.replace(threat=run.threat) if per_sample else self)._run(run)
 
     @property
     def lacks_seed(self) -> bool:
-        """Whether it has random starts without a seed of their own."""
+        """Whether the attack has random starts without a fixed seed."""
         return False
 
     def with_seed(self, seed: int) -> Attack:
-        """A copy whose random starts without a seed of their own have this one."""
+        """A copy whose unseeded random starts use this seed.
+
+        Args:
+            seed: the seed.
+
+        Returns:
+            The copy, or the attack itself if it needs no seed.
+        """
         return self
 
     def _seeded(self, fresh: bool) -> Attack:
-        """The attack of one call; with ``fresh``, random starts without a seed of their own get a new one."""
+        """The attack for one call; with ``fresh``, unseeded random starts get a new seed."""
         return self.with_seed(fresh_seed()) if fresh and self.lacks_seed else self
 
     def over(self, model: Callable, batches: Iterable[Any]) -> Iterator[tuple[Any, AttackResult]]:
         """Attacks a whole data set; yields each batch, as it was given, with its result, in order.
 
+        Some attacks start several batches before they yield the first result.
+
+        Args:
+            model: as for :meth:`run`; it must not change before the last result.
+            batches: tuples or lists ``(x, target)``, ``(x, target, sample_ids)`` or ``(x, target, sample_ids, ...)``;
+                anything after the ids is only passed through. ``sample_ids`` may be None: samples are then numbered
+                consecutively, so that random starts do not depend on the batch size.
+
+        Yields:
+            Pairs of a batch and its result.
+
+        Raises:
+            TypeError: a batch has another form, or as for :meth:`run`.
+            ValueError: as for :meth:`run`.
+
+        Example:
             for (x, y), result in attack.over(model, loader):
                 ...
-
-        model: as for :meth:`run`; it should not change before the last result. batches: tuples or lists
-        ``(x, target)``, ``(x, target, sample_ids)`` or ``(x, target, sample_ids, ...)``; what follows the ids is only
-        handed back. ``sample_ids`` may be None: samples are then numbered through, so that random starts do not depend
-        on the batch size. Some attacks begin several batches before the first result comes.
-
-        Errors: TypeError for a batch of another form; else as for :meth:`run`.
         """
         queued = _numbered(batches)
         for first in queued:
@@ -146,16 +221,21 @@ class Attack:
             yield from attack._over(model, itertools.chain([first], queued))
 
     def _over(self, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
-        """:meth:`over`, of an attack that has its seeds."""
+        """:meth:`over`, for an attack whose seeds are set."""
         for batch in batches:
             yield batch.given, self.run(model, batch.x, batch.target, sample_ids=batch.ids)
 
 
 class GradientAttack(Attack):
-    """An attack that follows the gradient of one objective from one start or several.
+    """An attack that follows the gradient of one objective from one or more starts.
 
-    objective: what is pushed up, or with ``targeted`` down. steps, restarts: at least 0 and 1. random_start: whether
-    starts are random points of the ball; seed: of them, None for a new one at every call without sample ids.
+    Attributes:
+        steps: gradient steps, at least 0.
+        objective: maximised, or minimised with ``targeted``.
+        random_start: whether starts are random points of the ball.
+        restarts: number of starts, at least 1.
+        seed: of the random starts; None for a new one at every call without sample ids.
+        step_size: as given; None for the attack's own choice.
     """
 
     steps: int
@@ -167,6 +247,7 @@ class GradientAttack(Attack):
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
+        """The objective, as a tuple of one."""
         return (self.objective,)
 
     @property
@@ -175,21 +256,29 @@ class GradientAttack(Attack):
         raise NotImplementedError
 
     def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
-        """As :meth:`Attack.check`."""
+        """See :meth:`Attack.check`."""
         return check_inputs(self, x, target, start, sample_ids)
 
     @property
     def lacks_seed(self) -> bool:
-        """As :attr:`Attack.lacks_seed`."""
+        """See :attr:`Attack.lacks_seed`."""
         return self.random_start and self.seed is None
 
     def with_seed(self, seed: int) -> GradientAttack:
-        """As :meth:`Attack.with_seed`."""
+        """See :meth:`Attack.with_seed`."""
         return self.replace(seed=seed) if self.lacks_seed else self
 
 
 class Batch(NamedTuple):
-    """A batch of a data set under attack. has_ids: whether the ids are the caller's. given: what the caller gave."""
+    """A batch of a data set under attack.
+
+    Attributes:
+        x: images [B, ...].
+        target: [B, ...].
+        ids: int64 [B].
+        has_ids: whether the caller gave the ids.
+        given: the batch as the caller gave it.
+    """
 
     x: Tensor
     target: Tensor
@@ -199,7 +288,7 @@ class Batch(NamedTuple):
 
 
 def _numbered(batches: Iterable[Any]) -> Iterator[Batch]:
-    """The batches with ids, from those that may lack them: samples are numbered through."""
+    """The batches with ids; samples without ids are numbered consecutively."""
     seen = 0
     for given in batches:
         if not isinstance(given, (tuple, list)) or len(given) < 2:
@@ -219,14 +308,32 @@ def _numbered(batches: Iterable[Any]) -> Iterator[Batch]:
 
 
 def take_integer(attack: Attack, name: str, least: int | None) -> None:
-    """Makes a setting a Python integer, as JSON has them, or refuses it."""
+    """Converts a setting to a Python integer, as JSON needs it.
+
+    Args:
+        attack: the attack, whose field is set.
+        name: the name of the setting.
+        least: the smallest allowed value; None for no limit.
+
+    Raises:
+        TypeError: the setting is not an integer.
+        ValueError: the setting is below ``least``.
+    """
     object.__setattr__(attack, name, whole_number(name, getattr(attack, name), least))
 
 
 def check_settings(attack: Attack) -> None:
-    """Refuses what no attack can take: threat, flags, steps, restarts, seed, autocast, a random start without a ball,
-    and an objective that would lead a targeted attack away from its target. Integers and flags of any kind, numpy's
-    too, become Python's."""
+    """Checks the settings that all attacks share, and converts integers and flags (NumPy's too) to Python's.
+
+    Args:
+        attack: the attack, whose fields are set.
+
+    Raises:
+        TypeError: the threat, or another setting, has the wrong type.
+        ValueError: steps, restarts, seed or autocast is out of range; ``restarts`` is given without ``random_start``;
+            ``random_start`` with an infinite eps; or ``targeted`` with an objective that would lead away from the
+            target.
+    """
     if not isinstance(attack.threat, Threat) or type(attack.threat) is Threat:
         raise TypeError(f"threat should be advfeat.L2(eps) or advfeat.Linf(eps), got {attack.threat!r}")
     for name in ("targeted", "random_start", "graph"):

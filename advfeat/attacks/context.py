@@ -1,4 +1,4 @@
-"""One call of an attack: its inputs, checked and apart from the caller's, and the result that comes of it."""
+"""One call of an attack: its inputs, checked and copied, and the construction of its result."""
 
 from __future__ import annotations
 
@@ -23,18 +23,37 @@ if TYPE_CHECKING:
 
 @contextmanager
 def undisturbed(attack: Attack, model: Callable, device: torch.device) -> Iterator[None]:
-    """Inside, the model can be attacked and is left as it was: see :func:`advfeat.attacks.no_trace.no_trace`.
+    """A context in which the model can be attacked and is left as it was.
 
-    The caller's autocast is off: it would also cast the backward pass, which PyTorch advises against.
+    See :func:`advfeat.attacks.no_trace.no_trace`. The caller's autocast is disabled: it would also cast the backward
+    pass, which PyTorch advises against.
+
+    Args:
+        attack: the attack, whose objectives are protected too.
+        model: the model.
+        device: the device of the inputs.
+
+    Yields:
+        Nothing.
     """
     with no_trace(model, device, *attack.objectives), torch.autocast(device.type, enabled=False):
         yield
 
 
 def random_iterate(attack: GradientAttack, threat: Threat, x0: Tensor, ids: Tensor, restart: int) -> Tensor:
-    """The random points of the balls around x0 that a restart begins at, in the layout of x0.
+    """Random points of the balls around x0, at which a restart begins.
 
-    Restarts are streams of random numbers of their own, far apart in the space of seeds.
+    Each restart has its own stream of random numbers, far from the others in the space of seeds.
+
+    Args:
+        attack: gives the seed.
+        threat: the balls.
+        x0: the centres [n, ...].
+        ids: int64 [n].
+        restart: the number of the restart.
+
+    Returns:
+        The points [n, ...], in the memory layout of x0.
     """
     seed = ((attack.seed or 0) + (restart << 40)) % 2**63
     x = torch.empty_like(x0).copy_(threat.random_start(x0, seed, ids))
@@ -42,11 +61,26 @@ def random_iterate(attack: GradientAttack, threat: Threat, x0: Tensor, ids: Tens
 
 
 class Run:
-    """The tensors of a batch of n samples under attack, and what its result is made of.
+    """A batch of n samples under attack, from which the result is made.
 
-    model: the model as objectives see it. x0: [n, ...], the centres of the balls, in the box and in the layout that
-    suits the model. target: [n, ...]. ids: int64 [n]. start: the first iterates as they were given, or None. threat:
-    on the device, for these samples. statistics: whether more than ``x_adv`` is asked for.
+    Args:
+        attack: the attack, which checks the inputs.
+        model: the model as the caller gave it.
+        x: the images [n, ...], as the caller gave them.
+        target: [n, ...].
+        start: the first iterates, or None.
+        sample_ids: int64 [n], or None for 0 ... n-1.
+        watched: a wrapper of the same model, to be reused; None for a new one.
+        statistics: whether anything besides ``x_adv`` is needed.
+
+    Attributes:
+        model: the model as objectives see it.
+        x0: [n, ...], the centres of the balls, in the box and in the memory layout that suits the model.
+        target: [n, ...].
+        ids: int64 [n].
+        start: the first iterates as given, or None.
+        threat: on the device, for these samples.
+        statistics: as above.
     """
 
     def __init__(
@@ -66,7 +100,7 @@ class Run:
         self.model.expect_label(largest)
         self.threat, self.statistics = attack.threat.to(x.device), statistics
         self._kind, self._strides = _kind(x, target), _strides(x)
-        # Clones: the inputs are not to change, and tensors made under inference_mode cannot take part in autograd.
+        # Clones: the inputs must not change, and tensors made under inference_mode cannot take part in autograd.
         self.x0 = x.detach().clone(memory_format=memory_format_for(model, x))
         # Rounding may have left the centres a little outside the box, and an iterate that is put back into the box
         # around such a centre would leave the ball.
@@ -76,14 +110,24 @@ class Run:
             self.target = self.target.to(torch.int64)
         self.ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids.clone()
         self.start = None if start is None else torch.empty_like(self.x0).copy_(start.detach())
-        self._whole: tuple[Run, Tensor | slice] | None = None  # of a part: what it is a part of, and its rows there
+        self._whole: tuple[Run, Tensor | slice] | None = None  # for a part: the whole run, and its rows there
         self._logits_at_x: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x0.shape[0]
 
     def take(self, attack: Attack, x: Tensor, target: Tensor, sample_ids: Tensor) -> bool:
-        """Puts another batch into the same tensors; False, and nothing changed, for one of another kind."""
+        """Copies another batch into the same tensors.
+
+        Args:
+            attack: checks the batch.
+            x: as for :class:`Run`.
+            target: as for :class:`Run`.
+            sample_ids: as for :class:`Run`.
+
+        Returns:
+            False, with nothing changed, if the batch has another shape, dtype or device.
+        """
         if self._kind != _kind(x, target):
             return False
         self.model.expect_label(attack.check(x, target, None, sample_ids))
@@ -95,7 +139,15 @@ class Run:
         return True
 
     def rows(self, rows: Tensor | slice, target: Tensor | None = None) -> Run:
-        """The run of some of the samples, with other targets where they are given."""
+        """The run of some of the samples.
+
+        Args:
+            rows: int64 indices or a slice.
+            target: their targets; None for those of this run.
+
+        Returns:
+            A run that shares the cached logits of this one.
+        """
         part = object.__new__(Run)
         part.model, part.threat, part.statistics = self.model, self.threat.rows(rows), self.statistics
         part.x0, part.ids = self.x0[rows], self.ids[rows]
@@ -106,8 +158,12 @@ class Run:
         return part
 
     def logits_at_x(self) -> tuple[Tensor, int]:
-        """The logits at x0 [n, classes], float32 and without autocast, and how many samples went through the model for
-        them: 0 from the second time on, for all parts of a run together."""
+        """The logits at x0, computed once for all parts of a run together.
+
+        Returns:
+            The logits [n, classes], float32 and without autocast, and the number of samples that went through the model
+            for them: 0 from the second call on.
+        """
         if self._whole is not None:
             whole, rows = self._whole
             logits, forwarded = whole.logits_at_x()
@@ -120,8 +176,15 @@ class Run:
         return self._logits_at_x, forwarded
 
     def first_iterate(self, attack: GradientAttack, restart: int = 0) -> Tensor:
-        """Where a start begins, in the ball: at what was given, at a random point, or at the centre. A tensor of its
-        own."""
+        """The first iterate of a start, in the ball: the given one, a random point, or the centre.
+
+        Args:
+            attack: says whether starts are random.
+            restart: the number of the restart.
+
+        Returns:
+            A new tensor [n, ...].
+        """
         if self.start is not None:
             return self.threat.project_(self.start.clone(), self.x0)
         if attack.random_start:
@@ -138,9 +201,18 @@ class Run:
         why_eager: str | None = None,
         copied: bool = False,
     ) -> AttackResult:
-        """The result that a record holds, in the layout that the caller gave x in.
+        """The result that a record holds, in the memory layout of the caller's x.
 
-        x_adv: where the record keeps no image. copied: whether the tensors are apart from the record's.
+        Args:
+            record: the best iterates and counts.
+            forwarded: samples that went through the model.
+            backwarded: samples whose gradient was computed.
+            x_adv: the examples [n, ...], where the record keeps no images.
+            why_eager: why no CUDA graph was replayed; None if one was.
+            copied: whether the result's tensors must be copies of the record's.
+
+        Returns:
+            The result.
         """
         x_adv = record.x if record.x is not None else x_adv
 

@@ -1,4 +1,4 @@
-"""When an attack has come as far as it will: a rule to stop by, sample by sample."""
+"""A per-sample stopping rule for attacks whose objective has converged."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from advfeat._arguments import number, whole_number
 
 @dataclass(frozen=True)
 class Converged:
-    """A sample is done once ``patience`` steps in a row brought no gain.
+    """Stops a sample after ``patience`` consecutive steps without a gain.
 
-    A gain is a value better than that of the last gain by more than ``tolerance`` times its magnitude; each start
-    begins anew. It trades closeness for time: the distance of D_R was still falling slowly after the paper's thousand
-    steps (Table 5); docs/performance.md has what this default saves and leaves.
+    A gain is a value better than that of the last gain by more than ``tolerance`` times its magnitude; counting starts
+    afresh with each restart. The rule trades closeness for time: the distance of D_R was still falling slowly after the
+    paper's thousand steps (Table 5). docs/performance.md reports what the default saves and what it leaves.
 
+    Args:
+        patience: steps without a gain before a sample stops, at least 1.
+        tolerance: the relative size of a gain, in [0, 1).
+
+    Raises:
+        ValueError: ``patience`` is below 1 or ``tolerance`` outside [0, 1).
+
+    Example:
         PGD(L2(math.inf), steps=1000, step_size=0.1, objective=Representation(), targeted=True, stop=Converged())
-
-    Errors: ValueError for patience below 1 or tolerance outside [0, 1).
     """
 
     patience: int = 50

@@ -1,4 +1,4 @@
-"""Several attacks in turn, each on what those before it left standing."""
+"""Several attacks in sequence, each run on the samples that survive those before it."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Objective
 from advfeat.threat import Threat
 
-# Batches of which little is left wait for each other, so that the next attack's passes are full; each holds its result.
+# Batches with few survivors wait for each other, so that the next attack runs full passes; each keeps its result.
 _WAITING = 8
 
 
 class InTurn(Attack):
-    """Base class of what is a list of attacks, run one after the other: :class:`Ensemble`, :class:`advfeat.Auto`.
+    """Base class of attacks that run a list of attacks in sequence: :class:`Ensemble`, :class:`advfeat.Auto`.
 
-    A sample that one of them breaks is not attacked by the next. Of a sample that none breaks, the example and its
-    ``value`` are those of the first attack that takes steps. A ``start`` is every attack's. Counts are of all attacks,
-    ``first_success`` of the one that broke the sample.
+    A sample that one attack breaks is not attacked by the next. If none breaks it, its example and ``value`` are those
+    of the first attack that takes steps. A ``start`` is passed to every attack. Counts are summed over the attacks;
+    ``first_success`` is that of the attack that broke the sample.
 
-    attacks: at least one, all with one threat. Each has to tell its successes.
+    Attributes:
+        attacks: at least one, all with the same threat. Each must be able to report successes.
     """
 
     attacks: tuple[Attack, ...]
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """Of all the attacks, one after the other."""
+        """The objectives of all attacks, concatenated."""
         return tuple(objective for attack in self.attacks for objective in attack.objectives)
 
     @property
     def takes_start(self) -> bool:
-        """Whether all of them do."""
+        """Whether all attacks accept a ``start``."""
         return all(attack.takes_start for attack in self.attacks)
 
     def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
-        """As :meth:`advfeat.attacks.Attack.check`."""
+        """See :meth:`advfeat.attacks.Attack.check`."""
         if start is not None and not self.takes_start:
             raise ValueError("start should be None: one of the attacks has random starts of its own")
         if start is not None:
@@ -53,7 +54,11 @@ class InTurn(Attack):
         return self.attacks[0].check(x, target, start, sample_ids)
 
     def _run(self, run: Run) -> AttackResult:
-        """Errors: as those of the attacks; ValueError where the first cannot tell a success."""
+        """Runs the attacks in sequence.
+
+        Raises:
+            ValueError: the first attack cannot report successes, or as for the attacks.
+        """
         found = self.attacks[0].part_of(run)
         rows = (~_success(found)).nonzero()[:, 0]
         for before, attack in zip(self.attacks, self.attacks[1:], strict=False):
@@ -65,15 +70,17 @@ class InTurn(Attack):
         return found
 
     def _over(self, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
-        """What an attack leaves of several batches goes to the next together, so that its passes are full too; up to
-        eight batches wait for that."""
+        """Pools the survivors of several batches for the next attack, so that its passes are full too.
+
+        Up to eight batches wait for that.
+        """
         if isinstance(self.threat.eps, Tensor) and self.threat.eps.dim() > 0:
             yield from super()._over(model, batches)
             return
 
         def first() -> Iterator[Batch]:
             for batch in batches:
-                # A copy: a loader may use its tensor again before the later attacks have seen it.
+                # A copy: a loader may reuse its tensor before the later attacks have seen it.
                 x, target, ids = (part.detach().clone() for part in batch[:3])
                 yield Batch(x, target, ids, True, (batch.given, x, target, ids))
 
@@ -92,8 +99,10 @@ class InTurn(Attack):
         yield from ((left.given, left.found) for left in waiting)
 
     def _go_on(self, model: Callable, batches: Collection[_Left], at_least: int) -> None:
-        """Runs each attack after the first on what is left for it of all batches together, where that is so many
-        samples at least, and writes what it finds into the batches' results."""
+        """Runs each attack after the first on its pooled survivors, if there are at least ``at_least``.
+
+        Writes the findings into the results of the batches.
+        """
         for turn, attack in enumerate(self.attacks[1:], start=1):
             some = [left for left in batches if left.turn == turn and len(left.rows)]
             if sum(len(left.rows) for left in some) < max(at_least, 1):
@@ -112,19 +121,27 @@ class InTurn(Attack):
 
 @dataclass(frozen=True, eq=False)
 class Ensemble(InTurn):
-    """The worst of several attacks, at little more than the cost of the first where that breaks most samples.
+    """The worst case over several attacks, at little more than the cost of the first if that breaks most samples.
 
+    One loss may find what another misses: two losses with different directions reveal more than twice the steps of one.
+
+    A sample that one attack breaks is not attacked by the next; its example and ``value`` are those of the attack that
+    broke it, and ``value`` is in terms of that attack's objective. If none breaks it, they are those of the first
+    attack that takes steps.
+
+    Args:
+        attacks: at least one, all with the same threat, and either all targeted or none.
+
+    Raises:
+        TypeError: ``attacks`` is not a list of attacks.
+        ValueError: ``attacks`` is empty, its threats or ``targeted`` flags differ, or a ``step_size`` is per sample.
+
+    Example:
         threat = advfeat.L2(0.25)
         attack = advfeat.Ensemble((
             advfeat.PGD(threat, steps=20, keep="best"),
             advfeat.PGD(threat, steps=20, keep="best", objective=advfeat.CW()),
         ))
-
-    One loss may find what another misses: two that lead in different directions say more than twice the steps of one.
-
-    attacks: at least one, all with the same threat, and all targeted or none. A sample that one of them breaks is not
-    attacked by the next. Of a sample that none breaks, the example and its ``value`` are those of the first attack that
-    takes steps; else they are those of the attack that broke it, and ``value`` is in terms of that attack's objective.
     """
 
     attacks: tuple[Attack, ...]
@@ -142,7 +159,7 @@ class Ensemble(InTurn):
             size = getattr(attack, "step_size", None)
             if isinstance(size, Tensor) and size.dim() > 0:
                 raise ValueError("attacks should have one step_size for all samples: the later ones see only some")
-        # By what is written down of them: a threat may hold tensors.
+        # Compared in serialised form: a threat may hold tensors.
         for name, values in (
             ("threat", [str(attack.threat.to_dict()) for attack in attacks]),
             ("targeted", [str(attack.targeted) for attack in attacks]),
@@ -152,45 +169,52 @@ class Ensemble(InTurn):
 
     @property
     def threat(self) -> Threat:
-        """Of all the attacks."""
+        """The threat that all attacks share."""
         return self.attacks[0].threat
 
     @property
     def targeted(self) -> bool:
-        """Of all the attacks."""
+        """Whether the attacks are targeted."""
         return self.attacks[0].targeted
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """Of the first attack that has one; successes in low precision are to be looked at again."""
+        """The autocast dtype of the first attack that has one; successes in low precision must be checked again."""
         return next((attack.autocast for attack in self.attacks if attack.autocast is not None), None)
 
     def replace(self, **changes) -> Ensemble:
-        """A copy with other ``attacks``, or with settings changed in each of them."""
+        """A copy with other ``attacks``, or with settings changed in each of them.
+
+        Args:
+            **changes: ``attacks``, or new values by setting name for each attack.
+
+        Returns:
+            The copy.
+        """
         if "attacks" in changes:
             return dataclasses.replace(self, **changes)
         return Ensemble(tuple(attack.replace(**changes) for attack in self.attacks))
 
     def to_dict(self) -> dict:
-        """As :meth:`advfeat.attacks.Attack.to_dict`, with what all of its attacks have in common."""
+        """See :meth:`advfeat.attacks.Attack.to_dict`; also holds the settings that all attacks share."""
         own = super().to_dict()
         return {"attack": own.pop("attack"), **self.threat.to_dict(), "targeted": self.targeted, **own}
 
     @property
     def lacks_seed(self) -> bool:
-        """As :attr:`advfeat.attacks.Attack.lacks_seed`: whether one of the attacks does."""
+        """See :attr:`advfeat.attacks.Attack.lacks_seed`; true if any of the attacks lacks one."""
         return any(attack.lacks_seed for attack in self.attacks)
 
     def with_seed(self, seed: int) -> Ensemble:
-        """As :meth:`advfeat.attacks.Attack.with_seed`."""
+        """See :meth:`advfeat.attacks.Attack.with_seed`."""
         return dataclasses.replace(self, attacks=tuple(attack.with_seed(seed) for attack in self.attacks))
 
 
 @dataclass
 class _Left:
-    """What is left of a batch after some attacks: the rows of its result, and their samples.
+    """The survivors of a batch after some attacks: rows of its result, and their samples.
 
-    turn: the number of the attack that is next.
+    ``turn`` is the index of the next attack.
     """
 
     given: Any
@@ -203,13 +227,14 @@ class _Left:
 
     @classmethod
     def of(cls, given: Any, found: AttackResult, x: Tensor, target: Tensor, ids: Tensor) -> _Left:
+        """The survivors of a batch after the first attack."""
         every = torch.arange(x.shape[0], device=x.device)
         left = cls(given, found, every, x, target, ids)
         left.keep(~_success(found))
         return left
 
     def keep(self, mask: Tensor) -> None:
-        """Goes on with some of the rows."""
+        """Keeps only the rows where ``mask``, bool [rows], is true."""
         for name in ("rows", "x", "target", "ids"):
             setattr(self, name, getattr(self, name)[mask])
 
@@ -222,5 +247,5 @@ def _success(found: AttackResult) -> Tensor:
 
 
 def _only_looks(attack: Attack) -> bool:
-    """Whether it takes no step, so that what comes next has the better example."""
+    """Whether the attack takes no step, so that the next one has the better example."""
     return getattr(attack, "steps", 1) == 0

@@ -1,4 +1,4 @@
-"""What every gradient attack does with a model: the objective's value and gradient at a batch, and who succeeds."""
+"""The shared core of the gradient attacks: the objective's value and gradient at a batch, and the successes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
 
 def successes(attack: GradientAttack, logits: Tensor | None, target: Tensor) -> Tensor | None:
-    """Which predictions are what the attack wants, bool [B]; None where there are no logits or no labels."""
+    """Which predictions achieve the attack's goal.
+
+    Args:
+        attack: gives the objective and ``targeted``.
+        logits: [B, classes], or None.
+        target: [B, ...], whatever the objective takes.
+
+    Returns:
+        bool [B]; None if there are no logits or no labels.
+    """
     labels = attack.objective.labels(target)
     if logits is None or labels is None:
         return None
@@ -28,14 +37,29 @@ def successes(attack: GradientAttack, logits: Tensor | None, target: Tensor) -> 
 def value_and_grad(
     attack: GradientAttack, model: AttackedModel, x: Tensor, target: Tensor, grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The objective [B], the logits of x where it asked for them, and (with ``grad``) its gradient by x; one pass
-    through the model."""
+    """The objective and its gradient by x, in one pass through the model.
+
+    Args:
+        attack: gives the objective and autocast.
+        model: the model as objectives see it.
+        x: the iterate [B, ...].
+        target: [B, ...], whatever the objective takes.
+        grad: whether the gradient is needed.
+
+    Returns:
+        The objective [B], the logits of x (None if the objective did not ask for them), and the gradient [B, ...] (None
+        without ``grad``).
+
+    Raises:
+        TypeError: the objective does not return a tensor.
+        ValueError: the objective does not return one value per sample, or does not depend on x differentiably.
+    """
     objective, point = attack.objective, x.detach().requires_grad_(grad)
     model.look_at(point)
     autocast = contextlib.nullcontext()
     if attack.autocast is not None:
-        # No cache of cast weights: it would outlive this pass, be read by a replayed graph after it is freed, and hold
-        # a cast image batch for every step.
+        # No cache of cast weights: it would outlive this pass, a replayed graph would read it after it is freed, and it
+        # would hold a cast image batch for every step.
         autocast = torch.autocast(x.device.type, dtype=attack.autocast, cache_enabled=False)
     if not grad:
         with torch.no_grad(), autocast:
@@ -57,16 +81,16 @@ def value_and_grad(
 
 def _check_value(value: Tensor, x: Tensor) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"the objective should give a tensor, one value a sample, got {type(value).__name__}")
+        raise TypeError(f"the objective should give a tensor, one value per sample, got {type(value).__name__}")
     if value.shape != x.shape[:1]:
         hint = ': losses of torch.nn.functional take reduction="none"' if value.dim() == 0 else ""
         raise ValueError(
-            f"the objective should give one value a sample, ({x.shape[0]},), got {tuple(value.shape)}{hint}"
+            f"the objective should give one value per sample, ({x.shape[0]},), got {tuple(value.shape)}{hint}"
         )
 
 
 def _gradient(output: Tensor, x: Tensor, slope: Tensor) -> Tensor:
-    """The gradient by x of an output whose own is ``slope``."""
+    """The gradient by x of ``output``, given the gradient ``slope`` by ``output``."""
     gradient = None
     if output.requires_grad:  # which may come from the parameters alone
         (gradient,) = torch.autograd.grad(output, x, slope, allow_unused=True)

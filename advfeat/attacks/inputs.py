@@ -1,4 +1,4 @@
-"""What an attack refuses, and says so before it starts."""
+"""Checks of an attack's inputs, made before it starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ def _kind(t: Tensor) -> str:
 
 
 def check_tensor(name: str, value: object, what: str) -> None:
-    """Raises TypeError for what is no tensor."""
+    """Checks that a value is a tensor.
+
+    Args:
+        name: the name of the argument.
+        value: the value.
+        what: the expected form, for the message.
+
+    Raises:
+        TypeError: ``value`` is not a tensor.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{name} should be a torch tensor, {what}, got {type(value).__name__}: torch.as_tensor() makes one of "
@@ -31,9 +40,26 @@ def check_tensor(name: str, value: object, what: str) -> None:
 def check_inputs(
     attack: Attack, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
 ) -> int | None:
-    """Refuses what cannot be attacked; returns the largest label. One look at the values, before the loop."""
+    """Checks the inputs of a gradient attack, with one synchronising read of their values, before the loop.
+
+    Args:
+        attack: the attack.
+        x: [B, ...] floating-point, in the box of the threat.
+        target: [B, ...].
+        start: the first iterate, like x, or None.
+        sample_ids: int64 [B], or None.
+
+    Returns:
+        The largest label; None if ``target`` holds no labels, x is empty or a CUDA graph is being captured.
+
+    Raises:
+        TypeError: an input is not a tensor.
+        ValueError: an input has the wrong shape, dtype or device; x is not finite or outside the box; a per-sample eps
+            or step_size is negative, or not finite where it has to be; a label is negative; or ``start`` is combined
+            with random starts or restarts.
+    """
     check_tensor("x", x, "a floating-point batch [B, ...]")
-    check_tensor("target", target, "[B, ...] with one entry a sample")
+    check_tensor("target", target, "[B, ...] with one entry per sample")
     if start is not None:
         check_tensor("start", start, "like x")
     if sample_ids is not None:
@@ -44,7 +70,7 @@ def check_inputs(
     if not x.is_floating_point() or x.dim() < 1:
         raise ValueError(f"x should be a floating-point batch [B, ...], got {_kind(x)}")
     if target.shape[:1] != x.shape[:1]:
-        raise ValueError(f"target should have one entry a sample, {x.shape[0]}, got shape {tuple(target.shape)}")
+        raise ValueError(f"target should have one entry per sample, {x.shape[0]}, got shape {tuple(target.shape)}")
     if start is not None and (start.shape != x.shape or start.dtype != x.dtype):
         raise ValueError(f"start should be like x, {_kind(x)}, got {_kind(start)}")
     if start is not None and (attack.random_start or attack.restarts > 1):
@@ -57,7 +83,7 @@ def check_inputs(
     for name, value in (("lo", attack.threat.lo), ("hi", attack.threat.hi), ("unit", attack.threat.unit)):
         if isinstance(value, Tensor) and value.dim() > 0 and (x.dim() < 2 or value.numel() != x.shape[1]):
             raise ValueError(
-                f"{name} should be a float or a tensor [C] with one value a channel, got shape {tuple(value.shape)} "
+                f"{name} should be a float or a tensor [C] with one value per channel, got shape {tuple(value.shape)} "
                 f"for x of shape {tuple(x.shape)}"
             )
     if sample_ids is not None and (sample_ids.shape != x.shape[:1] or sample_ids.dtype != torch.int64):
@@ -94,8 +120,10 @@ def check_inputs(
 
 
 def _warn_of_radius(threat: Threat, dim: int) -> None:
-    """Says where a ball holds the whole box, as the L2 ball of 128 for 128 / 255 does; :class:`advfeat.Linf` says so
-    itself, for it needs no dimension."""
+    """Warns if the ball contains the whole box, as the L2 ball of radius 128 (for 128 / 255) does.
+
+    :class:`advfeat.Linf` warns itself, since it needs no dimension.
+    """
     eps, lo, hi = threat.eps, threat.lo, threat.hi
     if math.isinf(threat.order) or any(isinstance(value, Tensor) for value in (eps, lo, hi)) or not math.isfinite(eps):
         return
@@ -110,7 +138,7 @@ def _warn_of_radius(threat: Threat, dim: int) -> None:
 
 
 def _outside(threat: Threat, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether x holds NaN or inf, and whether it leaves the box: from its extremes, in one pass over x."""
+    """Whether x holds NaN or inf, and whether it leaves the box, from its extremes in one pass over x."""
     lo, hi = threat.lo, threat.hi
     if isinstance(lo, Tensor) or isinstance(hi, Tensor):
         others = [d for d in range(x.dim()) if d != 1]
@@ -120,20 +148,28 @@ def _outside(threat: Threat, x: Tensor) -> tuple[Tensor, Tensor]:
     else:
         least, most = x.aminmax()
         width = hi - lo if math.isfinite(hi - lo) else 1.0
-    # Rounding in the user's own normalisation (-3e-8 for 0) is no error; it is clipped.
+    # Rounding in the user's own normalisation (-3e-8 for 0) is not an error; it is clipped.
     slack = 1e-4 * width
     not_finite = ~(torch.isfinite(least) & torch.isfinite(most))
     return not_finite.any(), ((least < lo - slack) | (most > hi + slack)).any()
 
 
 def memory_format_for(model: Callable, x: Tensor) -> torch.memory_format:
-    """channels_last where the model's convolutions are, so that gradients come in the layout of x and no step has to
-    mix two; else the layout that x has."""
+    """The memory format in which gradients arrive in the layout of x, so that no step mixes two layouts.
+
+    Args:
+        model: the model.
+        x: images [B, ...].
+
+    Returns:
+        ``torch.channels_last`` if x is 4-D and the model's convolutions have that layout, else
+        ``torch.preserve_format``.
+    """
     if x.dim() == 4 and isinstance(model, nn.Module):
         for weight in (m.weight for m in model.modules() if isinstance(m, nn.Conv2d)):
             if not weight.is_contiguous():
                 last = weight.is_contiguous(memory_format=torch.channels_last)
                 return torch.channels_last if last else torch.preserve_format
             if not weight.is_contiguous(memory_format=torch.channels_last):
-                break  # of both layouts only a 1x1 convolution or one of a single channel can be
+                break  # only a 1x1 or single-channel convolution can have both layouts
     return torch.preserve_format

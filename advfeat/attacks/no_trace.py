@@ -1,4 +1,4 @@
-"""A model attacked, and left exactly as it was."""
+"""A context manager that leaves an attacked model exactly as it was."""
 
 from __future__ import annotations
 
@@ -14,18 +14,26 @@ from advfeat.objectives import Objective
 
 @contextmanager
 def no_trace(model: Callable, device: torch.device, *objectives: Objective) -> Iterator[None]:
-    """Inside: gradients are on, and every submodule that ``model`` or an objective is or refers to is in eval mode.
+    """A context with gradients enabled and every submodule of ``model`` and the objectives in eval mode.
 
-    Afterwards, also after an exception: the training flag of every submodule, the global random state (CPU and this
-    device) and the grad and inference modes are as before. Parameters' ``.grad`` and ``requires_grad`` and BatchNorm's
-    statistics are never touched in between. A module's modules are found in the attributes of it and of its classes, in
-    plain lists and dicts too; a function's through what it is bound to, its closure, its defaults and the global names
-    it uses, and all others when this thread first calls them. Where code is compiled only the former are: a hook would
-    have it compiled anew for every attack.
+    Afterwards, also after an exception, the training flag of every submodule, the global random state (CPU and this
+    device) and the grad and inference modes are restored. Parameters' ``.grad`` and ``requires_grad`` and BatchNorm
+    statistics are never touched. The modules of a module are found through its own attributes and those of its classes,
+    plain lists and dicts included; those of a function through what it is bound to, its closure, its defaults and the
+    globals it uses. All other modules are found when this thread first calls them, except where code is compiled: a
+    hook would force a recompilation for every attack.
 
-    Several threads may attack one model: it is in eval mode until the last of them is done. The random state is put
-    back only where this thread is the only one. It belongs to all threads, and numbers that another one has drawn
-    meanwhile would come a second time; only a model that draws random numbers itself changes it at all.
+    Several threads may attack one model: it is in eval mode until the last of them is done. The random state is
+    restored only if this thread is the only one. It is shared by all threads, and numbers drawn by another thread in
+    the meantime would be drawn again; only a model that draws random numbers itself changes the state at all.
+
+    Args:
+        model: the model, any callable.
+        device: the device of the inputs.
+        *objectives: objectives, which may refer to modules of their own.
+
+    Yields:
+        Nothing.
     """
     on_cuda = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
     alone = _is_only_thread()
@@ -41,8 +49,8 @@ def no_trace(model: Callable, device: torch.device, *objectives: Objective) -> I
                 torch.cuda.set_rng_state(cuda_state, device)
 
 
-# Threads that draw no random numbers of torch's, by their first letters: the library's own, progress bars', notebooks',
-# the compiler's.
+# Name prefixes of threads that never draw from torch's generators: the library's own, those of progress bars, notebooks
+# and the compiler.
 _HARMLESS = (
     "advfeat",
     "tqdm_",
@@ -57,6 +65,6 @@ _HARMLESS = (
 
 
 def _is_only_thread() -> bool:
-    """Whether no other thread of Python's is there that may draw random numbers."""
+    """Whether no other Python thread is running that may draw random numbers."""
     here = threading.current_thread()
     return all(thread is here or thread.name.startswith(_HARMLESS) for thread in threading.enumerate())

@@ -1,4 +1,4 @@
-"""Projected gradient descent (Madry et al. 2018), for building data sets, for training and for evaluation."""
+"""Projected gradient descent (Madry et al. 2018), for data set construction, training and evaluation."""
 
 from __future__ import annotations
 
@@ -26,37 +26,46 @@ from advfeat.threat import Threat, as_number
 
 @dataclass(frozen=True, eq=False)
 class PGD(GradientAttack):
-    """Projected gradient steps on any model that gives logits.
-
-        attack = advfeat.PGD(advfeat.L2(0.5), steps=100, step_size=0.1, targeted=True)
-        x_adv = attack(model, x, target)          # the tensor
-        result = attack.run(model, x, target)     # with success, objective, distance and counts
-
-    threat: :class:`advfeat.L2` or :class:`advfeat.Linf`, the ball and the box.
-    steps: number of gradient steps; 0 evaluates the start.
-    step_size: length of a step (L2) or per value (L-inf), a float or a tensor, array or list [B]; None is
-        ``2.5 * eps / steps`` (Madry et al. 2018).
-    objective: what is pushed up, or with ``targeted`` down; see :mod:`advfeat.objectives`. The default never saturates.
-    random_start: start at a random point of the ball instead of at x.
-    restarts: that many random starts; the best iterate over all of them is kept, successes first.
-    targeted: descend towards ``target`` instead of ascending away from it.
-    keep: "last" returns the last iterate, "best" the best one, a success if there is any, then by the objective.
-    stop: "success" ends a sample's attack at its first success, :class:`advfeat.Converged` once its objective has come
-        as far as it will; it leaves the batch, and the others go on.
-    seed: of the random starts; with the sample ids it determines them. None, the default: new ones at every call, so
-        that a training loop does not meet the same noise again and again, unless the call gives sample ids, for which
-        None is 0. The new ones cost one number of torch's generator, so that ``torch.manual_seed`` makes a script
-        repeatable.
-    autocast: torch.bfloat16 or torch.float16 to run the model in; iterates and projections stay in the dtype of x.
-        None: no autocast, also inside the caller's own, so that the result is the same everywhere.
-    graph: on CUDA, whether a step may be captured into a CUDA graph and replayed. A model that cannot be captured runs
-        eagerly, with a warning that says why; the result's ``why_eager`` tells. Set it to False for a model whose own
-        Python code changes from one call to the next, which a replay does not run again.
+    """Projected gradient descent on any model that returns logits.
 
     The attack leaves no trace: parameters' ``.grad``, every submodule's training flag, BatchNorm statistics, random
     state, grad mode and inputs are as before, also after an exception. It runs under ``no_grad`` and
     ``inference_mode``. The model is attacked in eval mode. Nothing in the loop waits for the device; with ``stop`` the
-    host learns who is done a step late.
+    host learns one step late which samples have finished.
+
+    Args:
+        threat: :class:`advfeat.L2` or :class:`advfeat.Linf`, the ball and the box.
+        steps: number of gradient steps; 0 evaluates the start.
+        step_size: the length of a step (L2) or the step per value (L-inf), in the units of x (pixel scale [0, 1]): a
+            float or a tensor, array or list [B]. None for ``2.5 * eps / steps`` (Madry et al. 2018).
+        objective: maximised, or minimised with ``targeted``; see :mod:`advfeat.objectives`. The default never
+            saturates.
+        random_start: start at a random point of the ball instead of at x.
+        restarts: number of random starts; the best iterate over all of them is kept, successes first.
+        targeted: descend towards ``target`` instead of ascending away from it.
+        keep: "last" returns the last iterate; "best" returns the best one: a success if there is any, then by the
+            objective.
+        stop: "success" ends a sample's attack at its first success, :class:`advfeat.Converged` once its objective has
+            converged; the sample leaves the batch, and the others continue. None runs all steps.
+        seed: of the random starts, which it determines together with the sample ids. None, the default, draws a new
+            seed at every call, so that a training loop does not repeat the same noise; if the call gives sample ids,
+            None means 0. A new seed costs one number of torch's generator, so that ``torch.manual_seed`` makes a script
+            reproducible.
+        autocast: torch.bfloat16 or torch.float16, the dtype in which the model runs; iterates and projections stay in
+            the dtype of x. None for no autocast, also inside the caller's own, so that the result is the same
+            everywhere.
+        graph: on CUDA, whether a step may be captured into a CUDA graph and replayed. A model that cannot be captured
+            runs eagerly, with a warning that says why; so does the result's ``why_eager``. Set it to False for a model
+            whose Python code behaves differently from call to call, since a replay does not run that code again.
+
+    Raises:
+        TypeError: a setting has the wrong type.
+        ValueError: a setting is out of range, or ``step_size`` is None with an infinite eps.
+
+    Example:
+        attack = advfeat.PGD(advfeat.L2(0.5), steps=100, step_size=0.1, targeted=True)
+        x_adv = attack(model, x, target)          # the tensor
+        result = attack.run(model, x, target)     # with success, objective, distance and counts
     """
 
     threat: Threat
@@ -89,20 +98,22 @@ class PGD(GradientAttack):
 
     @property
     def step_length(self) -> Number:
-        """The step size in force: as given, or 2.5 * eps / steps."""
+        """The effective step size: as given, or 2.5 * eps / steps."""
         return 2.5 * self.threat.eps / max(self.steps, 1) if self.step_size is None else self.step_size
 
     def to_dict(self) -> dict:
-        """As :meth:`advfeat.attacks.Attack.to_dict`, with the step size in force and the seed of a call with ids."""
+        """See :meth:`advfeat.attacks.Attack.to_dict`; with the effective step size, and the seed of a call with ids."""
         return super().to_dict() | {"step_size": as_json(self.step_length), "seed": self.seed or 0}
 
     def _run(self, run: Run) -> AttackResult:
         return pool.run(self, run) if self.stop is not None else _Loop(self, run).run()
 
     def _over(self, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
-        """With ``stop`` the passes through the model stay full: samples that are done leave, the next batches' take
-        their places (:mod:`advfeat.attacks.pool`); a result is that of :meth:`run`, and comes a little later, with up
-        to 32 batches begun."""
+        """With ``stop``, runs continuous batching: finished samples leave, and the next ones take their places.
+
+        See :mod:`advfeat.attacks.pool`. A result equals that of :meth:`run`; it comes a little later, with up to 32
+        batches started.
+        """
         if type(self)._run is not PGD._run:  # a subclass with a loop of its own
             return super()._over(model, batches)
         if self.stop is None:
@@ -113,8 +124,10 @@ class PGD(GradientAttack):
 
 
 def _in_step(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
-    """Each batch with its result, all samples of a batch in step with each other; batches of one shape share their
-    buffers, and so one captured graph."""
+    """Each batch with its result, all samples of a batch in lockstep.
+
+    Batches of one shape share their buffers, and so one captured graph.
+    """
     loop: _Loop | None = None
     for x, target, ids, _, given in batches:
         with undisturbed(attack, model, x.device):
@@ -126,14 +139,17 @@ def _in_step(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator
 
 
 class _Loop:
-    """All steps for all samples of a batch, in step with each other; with ``again`` the buffers are kept for the next
-    batch, if that is of the same kind. For ``stop=None``; :mod:`advfeat.attacks.pool` has the other case."""
+    """The loop for ``stop=None``: all steps for all samples of a batch, in lockstep.
+
+    With ``again`` the buffers are kept for the next batch, if that is of the same kind. For other values of ``stop``
+    see :mod:`advfeat.attacks.pool`.
+    """
 
     def __init__(self, attack: PGD, batch: Run, again: bool = False) -> None:
         self.attack, self.batch, self.again = attack, batch, again
-        # Without statistics nothing but the last iterate counts, and no pass need look at it.
+        # Without statistics only the last iterate is needed, and no pass has to evaluate it.
         self.track = batch.statistics or attack.keep == "best" or attack.restarts > 1
-        self.at = torch.empty_like(batch.x0)  # the iterate; every step moves it in place
+        self.at = torch.empty_like(batch.x0)  # the iterate; every step updates it in place
         size = attack.step_length
         if isinstance(size, Tensor):  # as the kernels take it, so that no step converts it again
             size = size.detach().to(self.at.device, torch.float64)
@@ -143,7 +159,7 @@ class _Loop:
         self.steps = ReplayedStep(self.at.device, attack.graph, again=again)
 
     def run(self) -> AttackResult:
-        """The result for what the batch holds now."""
+        """The result for the samples that the batch holds now."""
         attack, batch, n = self.attack, self.batch, len(self.batch)
         self.record.forget(batch.x0)
         for restart in range(attack.restarts):

@@ -1,9 +1,9 @@
-"""The batch that stays full: samples that are done leave, the next of the data set take their places.
+"""Continuous batching: finished samples leave the batch, and the next samples of the data set take their places.
 
-As serving systems do for language models. Under ``stop="success"`` most samples of a standard model fall in the first
-steps and a few take all of them: a batch that only shrinks ends as a handful of samples, whose passes through the model
-cost nearly as much as those of a full batch. Here every pass is full until the data set runs out, or until as many
-batches wait for a slow sample of the first one as may.
+Serving systems do the same for language models. Under ``stop="success"`` most samples of a standard model are broken in
+the first steps and a few take all of them. A batch that only shrinks ends as a handful of samples, whose passes through
+the model cost nearly as much as those of a full batch. Here every pass is full until the data set is exhausted, or
+until the largest allowed number of batches waits for a slow sample of the first one.
 """
 
 from __future__ import annotations
@@ -27,14 +27,22 @@ if TYPE_CHECKING:
     from advfeat.attacks.base import Batch
     from advfeat.attacks.pgd import PGD
 
-# Batches that are begun and not yet yielded, at most: behind a slow sample they wait, each with its images and its
-# result in the device's memory. With 100 steps, of which most samples need few, 32 leave the passes as full as hundreds
-# would; 16 take up to twice as many passes, and 8 nearly four times.
+# The largest number of batches started but not yet yielded: they wait behind a slow sample, each with its images and
+# result in device memory. With 100 steps, of which most samples need few, 32 keep the passes as full as hundreds would;
+# 16 take up to twice as many passes, and 8 nearly four times as many.
 _WAITING = 32
 
 
 def run(attack: PGD, samples: Run) -> AttackResult:
-    """The result for one batch, each sample until its own stop; the batch shrinks."""
+    """The result for one batch; each sample runs until its own stop, and the batch shrinks.
+
+    Args:
+        attack: an attack with a ``stop``.
+        samples: the batch.
+
+    Returns:
+        The result, in the order of the samples.
+    """
     batch = _Batch(samples, attack)
     pool = _Pool(attack, samples)
     pool.packs = True
@@ -46,13 +54,24 @@ def run(attack: PGD, samples: Run) -> AttackResult:
 
 
 def over(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
-    """Each batch with its result, in order, with the model's passes kept full.
+    """Each batch with its result, in order, with continuous batching.
 
-    For an attack with a ``stop``, and numbers that are not per sample. A pass has as many samples as the first batch.
-    Each sample's result is that of ``attack.run``, but for rounding that depends on the batch inside the model.
+    A pass has as many samples as the first batch. Each sample's result is that of ``attack.run``, up to rounding that
+    depends on the batch inside the model.
+
+    Args:
+        attack: an attack with a ``stop``, whose eps and step_size are not per sample.
+        model: as for :meth:`advfeat.attacks.Attack.run`.
+        batches: the batches, with ids.
+
+    Yields:
+        Pairs of a batch, as the caller gave it, and its result.
+
+    Raises:
+        ValueError: a batch has another shape or dtype than those before, or as for :meth:`advfeat.attacks.Attack.run`.
     """
     ended = False
-    waiting: deque[_Batch] = deque()  # pulled and not yet yielded
+    waiting: deque[_Batch] = deque()  # pulled but not yet yielded
     pool: _Pool | None = None
     watched = AttackedModel(model)
 
@@ -60,7 +79,7 @@ def over(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator[tup
         return not ended and len(waiting) < _WAITING and (pool is None or pool.wants_more())
 
     while True:
-        # Pulled outside of what leaves no trace: a loader may draw random numbers, and they are its own.
+        # Pulled outside the no-trace context: random numbers that a loader draws must advance the caller's generator.
         while pulls():
             try:
                 x, target, ids, _, given = next(batches)
@@ -88,24 +107,28 @@ def over(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator[tup
 
 
 def _lag_on(device: torch.device) -> int:
-    """How many steps late the host learns who is done. Off the CPU one, so that the next step already runs and the
-    device never waits."""
+    """How many steps late the host learns which samples have finished.
+
+    One on an accelerator, so that the next step already runs and the device never waits; 0 on the CPU.
+    """
     return 0 if device.type == "cpu" else 1
 
 
 def _pack_at(device: torch.device) -> float:
-    """Once the data have run out, a batch is packed when no more than this share of its places is in use. Packing costs
-    a new CUDA graph; on the CPU it costs nothing."""
+    """The fraction of places in use at or below which the batch is packed, once the data set is exhausted.
+
+    Packing costs a new CUDA graph; on the CPU it is free.
+    """
     return 1.0 if device.type == "cpu" else 0.5
 
 
 class _Batch:
-    """A batch and the results of its samples as they come. given: what the caller gets back with them."""
+    """A batch and the results of its samples as they come; ``given`` is what the caller gets back with them."""
 
     def __init__(self, run: Run, attack: PGD, given: Any = None) -> None:
         self.run, self.attack, self.given, self.number = run, attack, given, -1
         self.left, self.taken = len(run), 0
-        self.record: Record | None = None  # once the first of its samples is done
+        self.record: Record | None = None  # set once the first of its samples is done
         self.passes = 0
 
     def store(self, rows: Tensor, record: Record, passes: Tensor) -> None:
@@ -125,7 +148,7 @@ class _Batch:
 
 
 class _Look:
-    """What the device knew of every place at one moment, on its way to the host."""
+    """The flags of every place at one moment, on their way from the device to the host."""
 
     def __init__(self, number: int, flags: Tensor) -> None:
         self.number = number
@@ -135,7 +158,7 @@ class _Look:
             self.arrived.record(torch.cuda.current_stream(flags.device))
 
     def read(self) -> Tensor:
-        """The flags, bool [kinds, places]; waits until they are here."""
+        """The flags, bool [kinds, places]; waits until they have arrived."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.flags
@@ -145,10 +168,10 @@ class _Look:
 
 
 class _Pool:
-    """The places for samples under attack, each sample at a step and a restart of its own.
+    """The places for samples under attack; each sample has its own step and restart.
 
-    ``slots`` are tensors with a row a place, changed in place, so that a step can be replayed as a graph. A place is
-    in use until its sample's result has been stored; whether the attack goes on there is ``slots["live"]``.
+    ``slots`` are tensors with one row per place, updated in place, so that a step can be replayed as a graph. A place
+    is in use until its sample's result has been stored; ``slots["live"]`` says whether the attack continues there.
     """
 
     def __init__(self, attack: PGD, first: Run) -> None:
@@ -160,16 +183,16 @@ class _Pool:
         size = attack.step_length
         self.step_size = self.sign * (size.detach().to(x.device, torch.float64) if isinstance(size, Tensor) else size)
         self.rule = attack.stop if isinstance(attack.stop, Converged) else None
-        self.packs = False  # once the data have run out, the places in use
-        self.queue: deque[_Batch] = deque()  # with samples that are not in yet
-        self.homes: dict[int, _Batch] = {}  # of the places, by number
+        self.packs = False  # whether to pack the places in use, once the data set is exhausted
+        self.queue: deque[_Batch] = deque()  # batches with samples that have not entered yet
+        self.homes: dict[int, _Batch] = {}  # the batches of the samples in the places, by number
         self.batches = 0
         self.lag, self.pack_at = _lag_on(x.device), _pack_at(x.device)
         self.slots = self._empty(x)
-        self.record: Record | None = None  # of the places, once the first samples are in
+        self.record: Record | None = None  # of the places, set once the first samples have entered
         self.step = ReplayedStep(x.device, attack.graph, again=True)
-        # On the host: which places are in use, by which row of which batch, at which restart, and the last look that
-        # did not see this sample yet.
+        # On the host: which places are in use, by which row of which batch, at which restart, and the last look taken
+        # before this sample entered.
         self.used = torch.zeros(self.size, dtype=torch.bool, device="cpu")
         self.home, self.row, self.restart, self.not_seen_by = torch.zeros(
             (4, self.size), dtype=torch.int64, device="cpu"
@@ -186,7 +209,7 @@ class _Pool:
         return slots | {"live": numbers(torch.bool)}
 
     def wants_more(self) -> bool:
-        """Whether a place could be given to a sample that has not been pulled yet."""
+        """Whether there is room for a sample that has not been pulled yet."""
         return sum(len(b.run) - b.taken for b in self.queue) < self.size
 
     def add(self, batch: _Batch) -> None:
@@ -203,7 +226,7 @@ class _Pool:
         self.queue.append(batch)
 
     def advance(self) -> None:
-        """One pass through the model for the samples in the pool, after new ones have come in."""
+        """One pass through the model for the samples in the pool, after new ones have entered."""
         self._fill()
         self._pack()
         self.step(self._one_step, 1)
@@ -222,7 +245,7 @@ class _Pool:
             self._send_away(ended.nonzero()[:, 0])
 
     def _one_step(self) -> None:
-        """Looks at every place, keeps what is better, and moves on; in place."""
+        """Evaluates every place, keeps what is better, and takes a step; in place."""
         s, record, attack = self.slots, self.record, self.attack
         value, logits, grad = value_and_grad(attack, self.model, s["x"], s["target"], True)
         success = successes(attack, logits, s["target"])
@@ -257,7 +280,7 @@ class _Pool:
         return s["since"] >= rule.patience
 
     def _send_away(self, ended: Tensor) -> None:
-        """Stores the results of these places' samples."""
+        """Stores the results of the samples in these places."""
         home = self.home[ended]
         for number in home.unique().tolist():
             places = ended[home == number]
@@ -269,7 +292,7 @@ class _Pool:
         self.used[ended] = False
 
     def _start_again(self, places: Tensor) -> None:
-        """Puts these places' samples to their next start."""
+        """Moves the samples in these places to their next start."""
         s = self.slots
         self.restart[places] += 1
         self.not_seen_by[places] = self.looks
@@ -280,7 +303,7 @@ class _Pool:
             s["gained"][at], s["live"][at] = float("nan"), True
 
     def _fill(self) -> None:
-        """New samples into free places."""
+        """Puts new samples into free places."""
         free = (~self.used).nonzero()[:, 0]
         while self.queue and free.numel():
             batch = self.queue[0]
@@ -295,7 +318,7 @@ class _Pool:
         last = first + n
         rows, part = places.to(self.device, non_blocking=True), batch.run.rows(slice(first, last))
         new = {"x": part.first_iterate(self.attack), "x0": part.x0, "target": part.target}
-        if self.record is None:  # the first samples: their shapes are everyone's
+        if self.record is None:  # the first samples set the shapes for all
             s |= {name: value.clone() for name, value in new.items()}
             self.record = Record(part.x0, self.attack.targeted)
         for name, value in new.items():
@@ -310,7 +333,7 @@ class _Pool:
         batch.taken = last
 
     def _pack(self) -> None:
-        """Leaves the free places out of the passes, once there is nobody to give them to."""
+        """Drops the free places from the passes, once there are no samples left for them."""
         n, used = self.used.numel(), int(self.used.sum())
         if not self.packs or self.queue or used == n or used == 0 or used > self.pack_at * n:
             return

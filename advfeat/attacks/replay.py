@@ -1,7 +1,7 @@
-"""A step of an attack, done again and again: on CUDA as one graph, where the model allows it.
+"""Repeated execution of an attack's step: on CUDA as one graph, where the model allows it.
 
 A step launches hundreds of small kernels, whose launches cost more than the kernels themselves for CIFAR-sized batches.
-Captured once into a CUDA graph, all of them are one launch.
+Once captured into a CUDA graph, they are a single launch.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 import torch
 
-# Steps done eagerly before the capture: libraries choose their algorithms and allocate their workspaces in them.
+# Eager steps before the capture, in which libraries choose their algorithms and allocate their workspaces.
 _WARM_UP = 2
-# Fewer steps than this do not pay for a capture, which costs the host about as much as two steps, and memory of its
-# own: where the next batches will use the graph again, and for a single batch.
+# The smallest number of steps that pays for a capture, which costs the host about two steps, and extra memory: if later
+# batches will reuse the graph, and for a single batch.
 _WORTH_A_CAPTURE, _WORTH_IT_ONCE = 8, 32
 
-# Of the device's memory.
+# The fraction of device memory below which free memory counts as low.
 _LITTLE = 0.25
 
 _said: set[str] = set()
@@ -27,13 +27,18 @@ _side_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
 class ReplayedStep:
-    """``step(body, times)`` does ``body`` that often.
+    """``step(body, times)`` runs ``body`` that many times.
 
-    graph: whether a CUDA graph may be used; a capture that fails is no error, ``why_eager`` then says what the reason
-    was. again: whether more steps will follow than those of one batch. body: always the same; works in place on tensors
-    that it keeps, whatever the step, so that a replay finds them where the capture left them; nothing else of it may
-    depend on the step. It is not kept here: bound to an owner of this step it would be a cycle, and hold the owner's
-    images until Python's collector runs.
+    ``body`` must be the same at every call. It works in place on tensors that it keeps, at every step, so that a replay
+    finds them where the capture left them; nothing else in it may depend on the step. It is not stored here: bound to
+    an owner of this step it would form a reference cycle, and hold the owner's images until Python's garbage collector
+    runs.
+
+    Args:
+        device: the device of the tensors.
+        graph: whether a CUDA graph may be used. A capture that fails is not an error; ``why_eager`` then holds the
+            reason.
+        again: whether more steps will follow than those of one batch.
     """
 
     def __init__(self, device: torch.device, graph: bool, again: bool = False) -> None:
@@ -48,6 +53,12 @@ class ReplayedStep:
         return None if self._replay is not None else self._why_not or "too few steps for a capture to pay"
 
     def __call__(self, body: Callable[[], None], times: int) -> None:
+        """Runs the body, eagerly or as a graph.
+
+        Args:
+            body: the step.
+            times: how many times to run it.
+        """
         while times > 0:
             if self._replay is not None:
                 self._replay()
@@ -81,7 +92,7 @@ class ReplayedStep:
 
 
 def _why_not(device: torch.device) -> str | None:
-    """Why there can be no graph here."""
+    """Why no graph can be used here."""
     if device.type != "cuda":
         return f"no CUDA graphs on {device.type}"
     if torch.cuda.is_current_stream_capturing():
@@ -90,14 +101,14 @@ def _why_not(device: torch.device) -> str | None:
 
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Always the same: memory that is cached belongs to its stream."""
+    """One stream per device: cached memory belongs to its stream."""
     if device not in _side_streams:
         _side_streams[device] = torch.cuda.Stream(device)
     return _side_streams[device]
 
 
 def _aside(body: Callable[[], None], device: torch.device) -> None:
-    """``body`` on a stream of its own, as a capture wants its warm-up."""
+    """Runs ``body`` on a side stream, as the warm-up for a capture requires."""
     aside, here = _side_stream(device), torch.cuda.current_stream(device)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
@@ -106,9 +117,9 @@ def _aside(body: Callable[[], None], device: torch.device) -> None:
 
 
 def _captured(body: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """What replays ``body``, which is not run here."""
-    # A graph's own memory is free once the graph is gone, but not to the next graph's: it is handed back here, before
-    # the device is full and libraries fail in their own ways.
+    """A function that replays ``body``, which is not run here."""
+    # A graph's memory is free once the graph is gone, but the next graph cannot use it: it is released here, before the
+    # device is full and libraries fail in their own ways.
     free, total = torch.cuda.mem_get_info(device)
     if free < total * _LITTLE:
         torch.cuda.empty_cache()
@@ -116,21 +127,21 @@ def _captured(body: Callable[[], None], device: torch.device) -> Callable[[], No
         return _capture(body, device)
     except torch.OutOfMemoryError:
         pass
-    # Nothing can be given back while capturing, nor while the error holds its frames; what earlier graphs and the eager
-    # steps left behind can be now.
+    # Nothing can be released while capturing, nor while the error holds its frames; what earlier graphs and the eager
+    # steps left behind can be released now.
     torch.cuda.empty_cache()
     return _capture(body, device)
 
 
 def _capture(body: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    # Not torch.cuda.graph(): it also waits for the device, empties the cache and collects garbage, for every batch.
+    # Not torch.cuda.graph(): it also synchronises, empties the cache and collects garbage, for every batch.
     graph, stream, memory = torch.cuda.CUDAGraph(), _side_stream(device), torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream(device))
     collecting = gc.isenabled()
-    gc.disable()  # what is collected may call what a capture forbids
+    gc.disable()  # finalizers may call what a capture forbids
     try:
         with torch.cuda.device(device), torch.cuda.stream(stream):
-            # thread_local: a thread that reads data ahead and pins memory does not end the capture.
+            # thread_local: a prefetching thread that pins memory does not invalidate the capture.
             graph.capture_begin(pool=memory, capture_error_mode="thread_local")
             try:
                 body()
@@ -145,10 +156,10 @@ def _capture(body: Callable[[], None], device: torch.device) -> Callable[[], Non
 
 
 def _abandon(graph: torch.cuda.CUDAGraph, memory: tuple[int, int], device: torch.device) -> None:
-    """Ends a capture that failed, so that the stream and the allocator are as before."""
+    """Ends a failed capture, so that the stream and the allocator are as before."""
     with contextlib.suppress(RuntimeError):
         graph.capture_end()  # fails as well
-    if torch.__version__ < (2, 13):  # there it left the random generator in the capture, and with it every later number
+    if torch.__version__ < (2, 13):  # there it left the random generator in capture mode, for all later numbers
         with contextlib.suppress(RuntimeError, AttributeError):
             generator = torch.cuda.default_generators[device.index]
             generator.graphsafe_set_state(generator.clone_state())

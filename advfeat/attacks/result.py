@@ -1,4 +1,4 @@
-"""What an attack found, sample by sample."""
+"""The per-sample result of an attack."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from torch import Tensor
 
 @dataclass(repr=False)
 class AttackResult:
-    """The outcome of an attack on a batch of B samples; all tensors on the device of the inputs.
+    """The outcome of an attack on a batch of B samples; all tensors are on the device of the inputs.
 
-    x_adv: [B, ...], in the ball and the box: for float16 and bfloat16 but for the rounding of each value to its dtype,
-        see :mod:`advfeat.ops`. Give float32 images (with ``autocast``, if the model is to run in half precision) where
-        the ball has to hold.
-    value: [B], the objective at x_adv.
-    success: [B] bool, whether the model's prediction at x_adv is wrong (targeted: is the target); None when the
-        objective did not ask the model for the logits of the iterate itself, or for logits just once.
-    distance: [B], the threat's norm of x_adv - x.
-    first_success: [B] int32, the step at which the first successful iterate was seen (0: the start), -1 for never; None
-        like success. Counted within the restart that found it first.
-    zero_grad_steps, nonfinite_grad_steps: [B] int32, steps at which the gradient was all zero, or held NaN or inf, and
-        the sample did not move for it. A sample with many is not robust, it is unattacked: say so beside the accuracy.
-    samples_forwarded, samples_backwarded: what it cost, in samples through the model.
-    why_eager: why the steps were not replayed as a CUDA graph, in a few words; None if they were.
+    Attributes:
+        x_adv: [B, ...], in the ball and the box; for float16 and bfloat16, up to the rounding of each value to its
+            dtype, see :mod:`advfeat.ops`. Give float32 images (with ``autocast``, if the model is to run in half
+            precision) where the ball has to hold exactly.
+        value: [B], the objective at x_adv.
+        success: bool [B], whether the model's prediction at x_adv is wrong (targeted: is the target). None if the
+            objective did not ask the model for the logits of the iterate itself, or for logits exactly once.
+        distance: [B], the threat's norm of x_adv - x.
+        first_success: int32 [B], the step at which the first successful iterate was seen (0: the start), -1 for never;
+            None like ``success``. Counted within the restart that found it first.
+        zero_grad_steps: int32 [B], the number of steps at which the gradient was all zero, so that it did not move the
+            sample. A sample with many is not robust but unattacked: report it beside the accuracy.
+        nonfinite_grad_steps: int32 [B], the number of steps at which the gradient held NaN or inf, so that it did not
+            move the sample; report it likewise.
+        samples_forwarded: the cost, in samples through the model's forward pass.
+        samples_backwarded: the cost, in samples through the model's backward pass.
+        why_eager: a short reason why the steps were not replayed as a CUDA graph; None if they were.
     """
 
     x_adv: Tensor
@@ -45,13 +49,20 @@ class AttackResult:
         return f"AttackResult({len(self.x_adv)} samples of shape {tuple(self.x_adv.shape[1:])}{broken}{far})"
 
     def split(self, counts: Sequence[int]) -> list[AttackResult]:
-        """The parts of so many samples each, in order; of what it cost, a part has the share of its samples."""
+        """Splits the result by consecutive samples; each part has its samples' share of the cost.
+
+        Args:
+            counts: the number of samples of each part.
+
+        Returns:
+            The parts, in order.
+        """
         parts, first, total = [], 0, sum(counts)
         for count in counts:
             rows = slice(first, first + count)
             sliced = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
             sliced = {name: value[rows] if isinstance(value, Tensor) else value for name, value in sliced.items()}
-            # So that the parts add up to the whole.
+            # Differences of rounded sums, so that the parts add up to the whole.
             for name in ("samples_forwarded", "samples_backwarded"):
                 spent = getattr(self, name)
                 sliced[name] = spent * (first + count) // max(total, 1) - spent * first // max(total, 1)
@@ -60,8 +71,15 @@ class AttackResult:
         return parts
 
     def take_over(self, rows: Tensor, more: AttackResult, failures: bool = False) -> None:
-        """Takes over what a further attack on the samples at ``rows``, int64 [n], broke, with ``failures`` also what it
-        did not break, and all of its counts; both have ``success``. In place."""
+        """Merges the result of a further attack on some of the samples, in place; both results must have ``success``.
+
+        The samples that the further attack broke take its example and value; all its counts are added.
+
+        Args:
+            rows: int64 [n], the samples that it attacked.
+            more: its result, for n samples.
+            failures: whether to take the samples that it did not break as well.
+        """
         new = (more.success | failures).nonzero()[:, 0]
         for name in ("x_adv", "value", "success", "distance", "first_success"):
             getattr(self, name)[rows[new]] = getattr(more, name)[new].to(getattr(self, name).dtype)

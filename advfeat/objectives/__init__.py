@@ -1,7 +1,8 @@
-"""What an attack pushes up (untargeted) or down (targeted): one number a sample, larger when further from the target.
+"""Objectives that an attack maximises (untargeted) or minimises (targeted): one value per sample.
 
-An objective is one method, ``value(model, x, target) -> [B]``. It may call the model as it likes; the attack reads the
-predictions off the model's last call, so a custom objective costs no second forward pass.
+An objective is larger the further a sample is from its target. It is one method, ``value(model, x, target) -> [B]``,
+and may call the model as it likes; the attack takes the predictions from the call on the iterate itself, or from the
+only call, so a custom objective costs no second forward pass.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an objective is: a method ``value(model, x, target) -> [B]``."""
+"""The interface of objectives: a method ``value(model, x, target) -> [B]``."""
 
 from __future__ import annotations
 
@@ -12,34 +12,58 @@ from advfeat._names import written_arguments
 
 
 class Objective:
-    """Base class; subclass it and write ``value``, or pass any function ``(model, x, target) -> [B]`` to an attack.
+    """Base class of objectives: subclass it and write ``value``.
 
-    untargeted_only: whether an attack with ``targeted=True`` should refuse it.
+    Any function ``(model, x, target) -> [B]`` can be passed to an attack as well.
+
+    Attributes:
+        untargeted_only: whether an attack with ``targeted=True`` must refuse it.
     """
 
     untargeted_only = False
 
     def value(self, model: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> Tensor:
-        """The objective of each sample, [B]. ``model(x)`` gives logits [B, classes]; other attributes are the model's
-        own."""
+        """The objective of each sample.
+
+        Args:
+            model: ``model(x)`` returns logits [B, classes]; other attributes are the model's own.
+            x: images [B, ...].
+            target: [B, ...], labels or whatever the objective takes.
+
+        Returns:
+            The values [B].
+        """
         raise NotImplementedError
 
     def slope_rule(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
         """A function from (logits, target) to the value [B] and its gradient by the logits [B, classes], or None.
 
-        For an objective that is a function of ``model(x)`` alone and has a short form of both. It spares the attack the
-        backward pass through the objective, which costs more than that of a small model.
+        For an objective that is a function of ``model(x)`` alone and has a closed form of both. It spares the attack
+        the backward pass through the objective, which costs more than that of a small model.
+
+        Returns:
+            The function; None where the gradient comes from autograd.
         """
         return None
 
     def labels(self, target: Tensor) -> Tensor | None:
-        """The labels [B] in ``target`` that tell whether a prediction is a success; None where it holds none."""
+        """The labels in ``target`` that determine whether a prediction is a success.
+
+        Args:
+            target: [B, ...].
+
+        Returns:
+            The labels [B]; None if ``target`` holds none.
+        """
         return target if are_labels(target) else None
 
     @property
     def name(self) -> str:
-        """Its class with its parameters, as in ``Mine(weight=2.0)``: results are found by it, so objectives that differ
-        should have names that do. Fields of a dataclass that have their defaults are left out."""
+        """The class name with its parameters, as in ``Mine(weight=2.0)``.
+
+        Results are looked up by it, so objectives that differ should have different names. Dataclass fields at their
+        defaults are left out.
+        """
         usual = {}
         if dataclasses.is_dataclass(self):
             usual = {f.name: f.default for f in dataclasses.fields(self)}
@@ -55,10 +79,24 @@ def _is_same(value: object, usual: object) -> bool:
 
 
 def are_labels(target: Tensor) -> bool:
-    """Whether a target is one label a sample."""
+    """Whether a target holds one label per sample.
+
+    Args:
+        target: any tensor.
+
+    Returns:
+        True for a 1-D integer tensor.
+    """
     return target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
 
 
 def wide(values: Tensor) -> Tensor:
-    """Half types as float32: the differences of logits are what matters, and they cancel."""
+    """The values in at least float32: differences of logits matter, and in half precision they cancel.
+
+    Args:
+        values: any floating-point tensor.
+
+    Returns:
+        float64 as it is, any other dtype as float32.
+    """
     return values if values.dtype == torch.float64 else values.float()

@@ -1,4 +1,4 @@
-"""Functions and losses of torch as objectives."""
+"""Functions and torch losses as objectives."""
 
 from __future__ import annotations
 
@@ -14,20 +14,36 @@ from advfeat.objectives.torch_losses import TorchLoss, is_torch_loss
 
 @dataclass(frozen=True)
 class Function(Objective):
-    """A plain function ``(model, x, target) -> [B]`` as an objective."""
+    """A plain function ``(model, x, target) -> [B]`` as an objective.
+
+    Args:
+        function: the function.
+    """
 
     function: Callable[[Callable, Tensor, Tensor], Tensor]
 
     def value(self, model, x, target):
+        """See :meth:`Objective.value`."""
         return self.function(model, x, target)
 
     @property
     def name(self) -> str:
+        """The name of the function."""
         return function_name(self.function)
 
 
 def as_objective(objective: Objective | Callable) -> Objective:
-    """An objective as it is; a function, or a loss of torch, wrapped."""
+    """Converts a function or a torch loss to an objective.
+
+    Args:
+        objective: an objective, which is returned as it is; a torch loss; or a function ``(model, x, target) -> [B]``.
+
+    Returns:
+        The objective.
+
+    Raises:
+        TypeError: it is none of these, or takes other arguments.
+    """
     if isinstance(objective, Objective):
         return objective
     if is_torch_loss(objective):

@@ -1,4 +1,4 @@
-"""Objectives of the logits: margins, the cross-entropy, and differences of logits in units of their own spread."""
+"""Objectives on the logits: margins, cross-entropy, and logit differences scaled by the spread of the logits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _check_pairs(target: Tensor) -> None:
 
 
 def _others(logits: Tensor, target: Tensor) -> Tensor:
-    """The logits with the target's own put to minus infinity."""
+    """The logits with the target's set to minus infinity."""
     return logits.scatter(1, target[:, None], float("-inf"))
 
 
@@ -32,24 +32,26 @@ def _own(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _by_class(logits: Tensor, target: Tensor) -> Tensor:
-    """Logits [B, C] with C at least 2, float32 or float64, of what a model gave; see
-    :func:`advfeat.forward.class_logits`."""
+    """Logits [B, C] with C at least 2, in float32 or float64, from the output of a model.
+
+    See :func:`advfeat.forward.class_logits`.
+    """
     _check_labels(target)
     return class_logits(wide(logits))
 
 
-# Of the spread of the three largest logits: see Margin.
+# The temperature as a fraction of z_(1) - z_(3), see Margin.
 _SHARE = 0.2
 
 
 def _scale_free_temperature(logits: Tensor) -> Tensor:
-    """A fifth of z_(1) - z_(3) for each sample, [B]; see :class:`Margin`. Takes no part in differentiation."""
+    """A fifth of z_(1) - z_(3) for each sample, [B]; see :class:`Margin`. Not differentiated."""
     logits = logits.detach()
-    if logits.shape[1] < 3:  # a single competing class, for which all temperatures are one
+    if logits.shape[1] < 3:  # with a single competing class the temperature has no effect
         return torch.ones_like(logits[:, 0])
     top = logits.topk(3, dim=1).values
     spread = top[:, 0] - top[:, 2]
-    # Where the three are equal the others tell what is large. -inf is a class that is out.
+    # If the three are equal, the others set the scale. -inf marks an excluded class.
     finite = logits.masked_fill(~logits.isfinite(), float("inf")).amin(dim=1)
     spread = torch.where(spread > 0, spread, top[:, 0] - finite)
     return torch.where((spread > 0) & spread.isfinite(), _SHARE * spread, torch.ones_like(spread))
@@ -57,21 +59,25 @@ def _scale_free_temperature(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Margin(Objective):
-    """``T logsumexp_{j != y} (z_j / T) - z_y``: a smooth maximum of the other logits over the target's own.
+    """``T logsumexp_{j != y} (z_j / T) - z_y``: a smooth maximum of the other logits minus the target's logit.
 
-    The gradient of the cross-entropy is that of the margin at T = 1 times ``sigmoid(margin)``, a number per sample that
+    The gradient of the cross-entropy is that of the margin at T = 1 times ``sigmoid(margin)``, a per-sample factor that
     vanishes for confident predictions (1e-40 is 0 in float32). A step that normalises the gradient, L2 or sign, sees
-    only the direction, so ``Margin(1.0)`` takes the steps of the cross-entropy in exact arithmetic, as the paper's
-    recipes and trainings do, and keeps its strength however large the logits are.
-
-    temperature: T. None, the default, takes a fifth of the difference between the largest and the third largest logit
-        of each sample, the divisor of the DLR loss (Croce and Hein 2020). A fixed T is weak for a model whose logits
-        are small beside it, since all other classes then weigh the same, and sees a single one of them where they are
-        large. Chosen from the logits, the attack is the same at every scale of them and as strong as at the best fixed
-        T; measured in docs/decisions.md. T counts as a constant: the gradient is that of the formula at this T.
+    only the direction. In exact arithmetic ``Margin(1.0)`` therefore takes the steps of the cross-entropy, which the
+    paper's recipes and training use, and it keeps its strength however large the logits are.
 
     A model with a single logit has two classes, see :func:`advfeat.forward.class_logits`.
-    Errors: ValueError for a temperature that is not a positive finite number.
+
+    Args:
+        temperature: T, a positive number, held constant in the gradient. None, the default, takes a fifth of the
+            difference between the largest and the third largest logit of each sample; that difference is the divisor of
+            the DLR loss (Croce and Hein 2020). A fixed T is weak if the logits are small compared with it, since all
+            other classes then weigh the same, and sees a single class if they are large. With the default, the attack
+            is the same at every scale of the logits and as strong as at the best fixed T; see docs/decisions.md for the
+            measurements.
+
+    Raises:
+        ValueError: ``temperature`` is not a positive finite number.
     """
 
     temperature: float | None = None
@@ -85,14 +91,16 @@ class Margin(Objective):
 
     @property
     def name(self) -> str:
+        """The name by which results are looked up, such as "Margin(scale-free)"."""
         if type(self) is not Margin:
             return type(self).__name__
         if self.temperature is None:
             return "Margin(scale-free)"
-        # As it has always been written down, so that sets and steps made with it are found.
+        # Unchanged since the first version, so that data sets and steps cached under it are found.
         return "Margin" if self.temperature == 1 else f"Margin({self.temperature:g})"
 
     def value(self, model, x, target):
+        """See :meth:`Objective.value`."""
         logits = _by_class(model(x), target)
         others, own = _others(logits, target), _own(logits, target)
         if self.temperature == 1:
@@ -101,6 +109,7 @@ class Margin(Objective):
         return top[:, 0] + (t * _lifted(others, top).div(t).logsumexp(dim=1, keepdim=True))[:, 0] - own
 
     def slope_rule(self):
+        """See :meth:`Objective.slope_rule`."""
         return self._value_and_slope if type(self).value is Margin.value else None
 
     def _temperature(self, logits: Tensor) -> Tensor:
@@ -120,14 +129,14 @@ class Margin(Objective):
         # The two maxima belong to the same class, so their difference is the logsumexp, without overflow.
         value = (top - t * log_share.amax(dim=1, keepdim=True))[:, 0] - own
         slope = log_share.exp_().scatter_(1, target[:, None], -1.0)
-        alone = top[:, 0] == -torch.inf  # all other classes are out: nothing to share, and nothing to reach
+        alone = top[:, 0] == -torch.inf  # all other classes are excluded: there is none to weigh or to reach
         value = torch.where(alone, top[:, 0] - own, value)
         slope = torch.where(alone[:, None] & slope.isnan(), 0.0, slope)
         return value, slope[:, 1:] if logits.shape[1] == 1 else slope
 
 
 def _lifted(others: Tensor, top: Tensor) -> Tensor:
-    """The other logits below the largest of them, whatever they have in common; all of them -inf where all are out."""
+    """The other logits minus the largest of them; all of them -inf if all are excluded."""
     return others - torch.where(top == -torch.inf, torch.zeros_like(top), top)
 
 
@@ -135,6 +144,7 @@ class CrossEntropy(Objective):
     """``-log softmax(z)_y``, the usual loss. Its gradient underflows on confident samples: prefer :class:`Margin`."""
 
     def value(self, model, x, target):
+        """See :meth:`Objective.value`."""
         return F.cross_entropy(_by_class(model(x), target), target, reduction="none")
 
 
@@ -142,13 +152,17 @@ class CW(Objective):
     """``max_{j != y} z_j - z_y``, the margin of Carlini and Wagner 2017 (their f6, without the floor)."""
 
     def value(self, model, x, target):
+        """See :meth:`Objective.value`."""
         logits = _by_class(model(x), target)
         return _others(logits, target).amax(dim=1) - _own(logits, target)
 
 
 def _ratio(difference: Tensor, spread: Tensor) -> Tensor:
-    """A difference of logits over their spread; over 1 where they are tied or one of them is out (-inf), so that the
-    direction stays that of the difference. AutoAttack adds 1e-12, which small logits are lost beside."""
+    """A difference of logits over their spread; over 1 if they are tied or one is excluded (-inf).
+
+    The direction is then still that of the difference. AutoAttack adds 1e-12 to the spread, beside which small logits
+    are lost.
+    """
     return difference / torch.where((spread > 0) & spread.isfinite(), spread, torch.ones_like(spread))
 
 
@@ -161,6 +175,19 @@ class DLR(Objective):
     untargeted_only = True
 
     def value(self, model, x, target):
+        """See :meth:`Objective.value`.
+
+        Args:
+            model: returns logits of at least 3 classes.
+            x: images [B, ...].
+            target: labels, int64 [B].
+
+        Returns:
+            The values [B].
+
+        Raises:
+            ValueError: the model has fewer than 3 classes, or ``target`` is not labels.
+        """
         logits = _by_class(model(x), target)
         if logits.shape[1] < 3:
             raise ValueError(f"DLR needs at least 3 classes, the model has {logits.shape[1]}")
@@ -172,12 +199,25 @@ class DLR(Objective):
 class TargetedDLR(Objective):
     """``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`` for target rows (y, t); Croce and Hein 2020, Equation 7, negated.
 
-    Pushed up, it leads from y to t; a success is any prediction but y. Untargeted only. Needs four classes.
+    Maximising it leads from y to t; a success is any prediction but y. Untargeted only. Needs four classes.
     """
 
     untargeted_only = True
 
     def value(self, model, x, target):
+        """See :meth:`Objective.value`.
+
+        Args:
+            model: returns logits of at least 4 classes.
+            x: images [B, ...].
+            target: pairs (y, t), int64 [B, 2].
+
+        Returns:
+            The values [B].
+
+        Raises:
+            ValueError: the model has fewer than 4 classes, or ``target`` is not pairs.
+        """
         _check_pairs(target)
         logits = wide(model(x))
         if logits.shape[1] < 4:
@@ -187,5 +227,6 @@ class TargetedDLR(Objective):
         return _ratio(_own(logits, target[:, 1]) - _own(logits, target[:, 0]), spread)
 
     def labels(self, target):
+        """The labels y of the pairs; see :meth:`Objective.labels`."""
         _check_pairs(target)
         return target[:, 0]

@@ -1,4 +1,4 @@
-"""Matching the representation of another image, as D_R and D_NR are built."""
+"""Representation matching: the objective with which D_R and D_NR are built."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from advfeat.objectives.base import Objective, wide
 class Representation(Objective):
     """``||f(x) - target||_2`` for a feature map f: the paper's representation matching, Equation (5) (arXiv (6)).
 
-    The target is a tensor [B, k] of features; run it with ``targeted=True``, which descends. ``features``: a function
-    from inputs to [B, k]; None takes the model's own ``representation``. ``relative`` divides by ||target|| as the
-    authors' notebook does; for normalised steps that changes the reported value alone, and a target of zeros, which has
-    no length (every ReLU is dead), leaves the distance as it is. At distance 0 the gradient is 0.
+    The target is a tensor [B, k] of features. Run it with ``targeted=True``, which descends. At distance 0 the gradient
+    is 0.
+
+    Args:
+        features: a function from inputs to [B, k]; None for the model's own ``representation``.
+        relative: divide by ||target||, as the authors' notebook does. For normalised steps this changes only the
+            reported value. A target of zeros (every ReLU is dead) has no length, so its distance is left as it is.
+
+    Raises:
+        TypeError: ``features`` is not callable, or ``relative`` is not a bool.
     """
 
     features: Callable[[Tensor], Tensor] | None = None
@@ -31,6 +37,19 @@ class Representation(Objective):
         object.__setattr__(self, "relative", flag("relative", self.relative))
 
     def value(self, model, x, target):
+        """See :meth:`Objective.value`.
+
+        Args:
+            model: has a method ``representation``, unless ``features`` is given.
+            x: images [B, ...].
+            target: features [B, k].
+
+        Returns:
+            The distances [B].
+
+        Raises:
+            ValueError: there is no feature map, or ``target`` has another shape than the features.
+        """
         features = getattr(model, "representation", None) if self.features is None else self.features
         if features is None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Losses of torch as objectives: ``nn.CrossEntropyLoss()``, ``F.cross_entropy`` and the like."""
+"""torch losses as objectives: ``nn.CrossEntropyLoss()``, ``F.cross_entropy`` and the like."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ from advfeat._names import function_name, parameters_for
 from advfeat.forward import class_logits
 from advfeat.objectives.base import Objective, wide
 
-# A target of labels, or of the shape of the logits, is theirs to look at.
+# These take labels or a target like the logits, and check it themselves.
 _OF_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
 _FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss, F.binary_cross_entropy_with_logits)
 
 
 def is_torch_loss(loss: object) -> bool:
-    """Whether it is a loss of ``torch.nn``, (logits, target) -> a number: a module, a function, or a function with
-    keywords of its own by functools.partial."""
+    """Whether an object is a torch loss of (logits, target).
+
+    Args:
+        loss: a module or function of ``torch.nn``, or such a function with keyword arguments bound by
+            functools.partial.
+
+    Returns:
+        True for a loss that :class:`TorchLoss` can wrap.
+    """
     if isinstance(loss, functools.partial):
         return not loss.args and is_torch_loss(loss.func) and not isinstance(loss.func, nn.Module)
     return isinstance(loss, nn.modules.loss._Loss) or any(loss is function for function in _FUNCTIONS)
@@ -30,12 +37,16 @@ def is_torch_loss(loss: object) -> bool:
 
 @dataclass(frozen=True)
 class TorchLoss(Objective):
-    """A loss of torch on the logits, sample by sample whatever its ``reduction``; of several values, their mean.
+    """A torch loss on the logits, per sample whatever its ``reduction``; several values per sample are averaged.
 
-    Labels of a loss for one logit (``BCEWithLogitsLoss``) are 0 and 1; any other one sees two logits for one. A loss
-    that compares value by value (``MSELoss``) takes a target like the logits.
-    Errors: TypeError for a loss of more than logits and target; ValueError for a target that the loss would broadcast,
-    and a loss that gives no value for each sample.
+    Labels for a loss on one logit (``BCEWithLogitsLoss``) are 0 and 1; any other loss sees a single logit as two. A
+    loss that compares elementwise (``MSELoss``) takes a target like the logits.
+
+    Args:
+        loss: the loss, a module or a function of (logits, target).
+
+    Raises:
+        TypeError: the loss takes more than logits and target.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -48,6 +59,19 @@ class TorchLoss(Objective):
             )
 
     def value(self, model, x, target):
+        """See :meth:`Objective.value`.
+
+        Args:
+            model: returns logits [B, classes].
+            x: images [B, ...].
+            target: labels [B], or values like the logits.
+
+        Returns:
+            The values [B].
+
+        Raises:
+            ValueError: the loss would broadcast ``target``, or does not give a value for each sample.
+        """
         logits = wide(model(x))
         function = getattr(self.loss, "func", self.loss)
         if isinstance(self.loss, nn.BCEWithLogitsLoss) or function is F.binary_cross_entropy_with_logits:
@@ -75,18 +99,19 @@ class TorchLoss(Objective):
     def _each(self, logits: Tensor, target: Tensor) -> Tensor:
         if not isinstance(self.loss, nn.Module):
             return self.loss(logits, target, reduction="none")
-        loss = copy.copy(self.loss)  # the caller's own stays as it is
+        loss = copy.copy(self.loss)  # the caller's loss stays unchanged
         loss.reduction = "none"
         return loss(logits, target)
 
     @property
     def name(self) -> str:
+        """The name of the loss with its parameters, by which results are looked up."""
         if not isinstance(self.loss, nn.Module):
             return f"torch {function_name(self.loss) if hasattr(self.loss, 'func') else self.loss.__name__}"
         parts = [
             f"{key}={value:g}" for key in ("label_smoothing", "p", "margin") if (value := getattr(self.loss, key, 0))
         ]
-        # Weights of classes by a hash, so that two losses that differ in them have two names.
+        # Class weights as a hash, so that losses with different weights have different names.
         for key, value in self.loss.state_dict().items():
             digest = hashlib.sha256(value.detach().cpu().double().numpy().tobytes()).hexdigest()[:8]
             parts.append(f"{key}={digest}")

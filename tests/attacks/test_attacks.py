@@ -370,7 +370,7 @@ def test_wrong_settings_are_named(settings, message):
     [
         ({"target": torch.full((8,), 5)}, "target holds label 5, but the model has 5 classes"),
         ({"target": torch.full((8,), -1)}, "labels of at least 0, got -1"),
-        ({"target": torch.zeros(7, dtype=torch.int64)}, "target should have one entry a sample, 8"),
+        ({"target": torch.zeros(7, dtype=torch.int64)}, "target should have one entry per sample, 8"),
         ({"target": torch.rand(8)}, "target should be labels"),
         ({"x": torch.rand(8, 3, 2, 2) * 2 - 1}, r"x should lie in the box \[0.0, 1.0\]"),
         ({"x": torch.zeros(8, 3, 2, 2, dtype=torch.int64)}, "x should be a floating-point batch"),

@@ -439,8 +439,8 @@ X, Y = torch.rand(4, 12), torch.tensor([0, 1, 2, 0])
             TypeError,
             r"should take \(model, x, target\), got .*which takes \(z, y\)",
         ),
-        (lambda m, x, y: F.cross_entropy(m(x), y), ValueError, r"one value a sample.*got \(\).*reduction=.none"),
-        (lambda m, x, y: 1.0, TypeError, "the objective should give a tensor, one value a sample, got float"),
+        (lambda m, x, y: F.cross_entropy(m(x), y), ValueError, r"one value per sample.*got \(\).*reduction=.none"),
+        (lambda m, x, y: 1.0, TypeError, "the objective should give a tensor, one value per sample, got float"),
         (torch.nn.TripletMarginLoss(), TypeError, r"a loss of \(logits, target\), got Triplet.*which takes .anchor"),
         # Of three samples and three classes these would be compared crosswise.
         (torch.nn.MSELoss(), ValueError, r"target should be like the logits, \(4, 4\), for MSELoss.*got \(4,\)"),
