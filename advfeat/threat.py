@@ -104,7 +104,7 @@ class Threat:
         if not bool(torch.isfinite(mean).all()):
             raise ValueError(f"mean should be finite, got {mean.tolist()}")
         if len({len(mean), len(std)} - {1}) > 1:
-            raise ValueError(f"mean and std should have one value a channel, got {len(mean)} and {len(std)}")
+            raise ValueError(f"mean and std should have one value per channel, got {len(mean)} and {len(std)}")
         bounds = ((0 - mean) / std, (1 - mean) / std, 1 / std)
         return cls(eps, *(float(value) if len(value) == 1 else value for value in bounds))
 

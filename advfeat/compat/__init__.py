@@ -1,18 +1,21 @@
-"""Names and signatures of torchattacks (``PGD``, ``PGDL2``, ``FGSM``, ``MultiAttack``) and of MadryLab/robustness
-(``L2Step``, ``LinfStep``) over our ops.
+"""Drop-in replacements for torchattacks and MadryLab/robustness on this library's kernels.
+
+They have the names and signatures of ``PGD``, ``PGDL2``, ``FGSM`` and ``MultiAttack`` of torchattacks, and of
+``L2Step`` and ``LinfStep`` of robustness.
 
     import advfeat.compat as torchattacks                      # was: import torchattacks
     from advfeat.compat import L2Step                          # was: from robustness.attack_steps import L2Step
 
-An existing script changes this one line. What changes with it:
+An existing script changes only this line. The differences are:
 
-* The objective is the margin that never saturates instead of the mean cross-entropy; in exact arithmetic both give the
-  same steps (the per-sample direction is the same), but confident samples are attacked too, and no floor of 1e-10 slows
-  samples whose gradient is small. Robust accuracies can therefore only come out lower, and nearer to the truth.
-* PGDL2 starts uniformly in the ball (torchattacks' start is denser at the centre); L2Step.random_perturb likewise (it
-  was on the sphere). Random numbers are drawn from a seed taken from torch's global generator, so ``torch.manual_seed``
-  works.
-* The model's submodules keep their own training flags, parameters their ``.grad``; it runs under ``no_grad``.
+* The objective is the margin, which never saturates, instead of the mean cross-entropy. In exact arithmetic both give
+  the same steps (the per-sample direction is the same), but confident samples are attacked too, and no floor of 1e-10
+  slows samples whose gradient is small. Robust accuracies can therefore only come out lower, and closer to the truth.
+* PGDL2 starts uniformly in the ball (torchattacks' start is denser at the centre), and so does L2Step.random_perturb
+  (it was on the sphere). Random numbers are drawn from a seed taken from torch's global generator, so
+  ``torch.manual_seed`` works.
+* The model's submodules keep their own training flags, and parameters their ``.grad``; the attacks run under
+  ``no_grad``.
 """
 
 from __future__ import annotations

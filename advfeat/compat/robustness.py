@@ -1,4 +1,4 @@
-"""The steps of MadryLab/robustness (``robustness.attack_steps``) over our ops."""
+"""The steps of MadryLab/robustness (``robustness.attack_steps``) on this library's kernels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ from advfeat.threat import L2, Linf, Threat, as_number
 
 
 class _Step:
-    """The four methods of ``robustness.attack_steps.AttackerStep``."""
+    """The four methods of ``robustness.attack_steps.AttackerStep``.
+
+    Args:
+        orig_input: images [B, C, H, W] in [0, 1], the centres of the balls.
+        eps: the radius, in pixel scale.
+        step_size: the length of a step, in pixel scale.
+        use_grad: as in robustness.
+    """
 
     _threat: type[Threat]
 
     def __init__(self, orig_input: Tensor, eps: float, step_size: float, use_grad: bool = True) -> None:
         check_tensor("orig_input", orig_input, "images [B, C, H, W]")
         eps = as_number("eps", eps)
-        step_size = None if step_size is None else as_number("step_size", step_size)  # of one that projects alone
+        step_size = None if step_size is None else as_number("step_size", step_size)  # None if it only projects
         self.orig_input, self.eps, self.step_size, self.use_grad = orig_input, eps, step_size, use_grad
 
     def random_perturb(self, x: Tensor) -> Tensor:
@@ -31,32 +38,77 @@ class _Step:
         return self._threat(self.eps).random_start(x, fresh_seed(), ids)
 
     def to_image(self, x: Tensor) -> Tensor:
+        """The images themselves."""
         return x
 
 
 class LinfStep(_Step):
-    """``robustness.attack_steps.LinfStep``."""
+    """``robustness.attack_steps.LinfStep``.
+
+    Args:
+        orig_input: images [B, C, H, W] in [0, 1], the centres of the balls.
+        eps: the radius per value, in pixel scale.
+        step_size: the step per value, in pixel scale.
+        use_grad: as in robustness.
+    """
 
     _threat = Linf
 
     def project(self, x: Tensor) -> Tensor:
-        """x into the L-inf ball around orig_input and [0, 1]."""
+        """Projects onto the L-inf ball around ``orig_input`` and [0, 1].
+
+        Args:
+            x: images [B, C, H, W].
+
+        Returns:
+            The projection.
+        """
         return ops.project_linf(x, self.orig_input, self.eps)
 
     def step(self, x: Tensor, g: Tensor) -> Tensor:
-        """``x + step_size * sign(g)``."""
+        """``x + step_size * sign(g)``.
+
+        Args:
+            x: images [B, C, H, W].
+            g: the gradient, like x.
+
+        Returns:
+            The new iterate, not projected.
+        """
         return ops.linf_step(x, g, x, self.step_size, math.inf, -math.inf, math.inf)
 
 
 class L2Step(_Step):
-    """``robustness.attack_steps.L2Step``."""
+    """``robustness.attack_steps.L2Step``.
+
+    Args:
+        orig_input: images [B, C, H, W] in [0, 1], the centres of the balls.
+        eps: the L2 radius, in pixel scale.
+        step_size: the L2 length of a step, in pixel scale.
+        use_grad: as in robustness.
+    """
 
     _threat = L2
 
     def project(self, x: Tensor) -> Tensor:
-        """x into the L2 ball around orig_input and [0, 1]."""
+        """Projects onto the L2 ball around ``orig_input`` and [0, 1].
+
+        Args:
+            x: images [B, C, H, W].
+
+        Returns:
+            The projection.
+        """
         return ops.project_l2(x, self.orig_input, self.eps)
 
     def step(self, x: Tensor, g: Tensor) -> Tensor:
-        """``x + step_size * g / ||g||``."""
+        """``x + step_size * g / ||g||``.
+
+        Args:
+            x: images [B, C, H, W].
+            g: the gradient, like x.
+
+        Returns:
+            The new iterate, not projected.
+        """
         return ops.l2_step(x, g, x, self.step_size, math.inf, -math.inf, math.inf)

@@ -1,4 +1,4 @@
-"""The file of adversarial inputs that torchattacks' ``save`` writes and its ``load`` reads, in either direction."""
+"""The file of adversarial inputs that torchattacks' ``save`` writes and its ``load`` reads, for exchange both ways."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ TYPES = ("float", "int")
 
 
 def as_type(images: Tensor, kind: str) -> Tensor:
-    """Images in pixel scale as "float", or as "int": uint8, 255 times as large.
+    """Images in pixel scale in the type in which they are stored.
 
-    Rounded to nearest (torchattacks cuts off): no value moves by more than half a level, and none leaves an L-inf ball
-    of whole levels around an image of whole levels.
+    "int" rounds to nearest (torchattacks truncates): no value moves by more than half a level, and none leaves an L-inf
+    ball of a whole number of levels around an image of whole levels.
+
+    Args:
+        images: in [0, 1].
+        kind: "float", or "int" for uint8, 255 times as large.
+
+    Returns:
+        The images.
     """
     if kind == "int":
         return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
@@ -29,18 +36,37 @@ def as_type(images: Tensor, kind: str) -> Tensor:
 
 
 def check_type(name: str, kind: object) -> None:
-    """Raises ValueError for another type of images."""
+    """Checks the type of stored images.
+
+    Args:
+        name: the name of the argument.
+        kind: "float" or "int".
+
+    Raises:
+        ValueError: ``kind`` is neither.
+    """
     if kind not in TYPES:
         raise ValueError(f"{name} should be one of {', '.join(TYPES)}, got {kind!r}")
 
 
 def by_channel(mean: object, std: object) -> dict[str, Tensor]:
-    """A mean and a standard deviation a channel, float32 [1, C, 1, 1] each. Errors: TypeError for what are no lists of
-    numbers, ValueError for lists of different lengths and for a std that is not above 0."""
+    """A mean and a standard deviation per channel as tensors.
+
+    Args:
+        mean: a list of C numbers.
+        std: a list of C numbers, positive.
+
+    Returns:
+        {"mean": ..., "std": ...}, float32 [1, C, 1, 1] each.
+
+    Raises:
+        TypeError: they are not lists of numbers.
+        ValueError: their lengths differ, or ``std`` is not above 0.
+    """
     values = {"mean": numbers("mean", mean), "std": numbers("std", std)}
     if len(values["mean"]) != len(values["std"]):
         raise ValueError(
-            f"mean and std should have one value a channel, got {len(values['mean'])} and {len(values['std'])}"
+            f"mean and std should have one value per channel, got {len(values['mean'])} and {len(values['std'])}"
         )
     if not min(values["std"], default=0) > 0:
         raise ValueError(f"std should be above 0 in every channel, got {std!r}")
@@ -48,8 +74,13 @@ def by_channel(mean: object, std: object) -> dict[str, Tensor]:
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], kind: str) -> None:
-    """Writes the file whole or not at all. tensors: ``adv_inputs`` and ``labels``, perhaps ``preds`` and
-    ``clean_inputs``, images in pixel scale. kind: what images are stored as, "float" or "int"."""
+    """Writes the file atomically.
+
+    Args:
+        path: the file.
+        tensors: ``adv_inputs`` and ``labels``, optionally ``preds`` and ``clean_inputs``; images in pixel scale.
+        kind: the type in which images are stored, "float" or "int".
+    """
     content: dict = {name: as_type(t, kind) if name in _IMAGES else t for name, t in tensors.items()}
     buffer = io.BytesIO()
     torch.save(content | {"save_type": kind}, buffer)
@@ -64,10 +95,24 @@ def load(
     load_predictions: bool = False,
     load_clean_inputs: bool = False,
 ) -> DataLoader:
-    """``torchattacks``' ``load``: a loader of (adversarial inputs, labels[, predictions][, clean inputs]), float32.
+    """A loader of (adversarial inputs, labels[, predictions][, clean inputs]) in float32, as torchattacks' ``load``.
 
-    normalize: ``{"mean": [C], "std": [C]}`` for images that come out normalised. Nothing in the file is run.
-    Errors: ValueError for a file that holds something else, or lacks what is asked for.
+    Nothing in the file is executed.
+
+    Args:
+        load_path: the file that ``save`` wrote.
+        batch_size: samples per batch.
+        shuffle: whether to shuffle.
+        normalize: ``{"mean": [C], "std": [C]}`` to get normalised images; None for pixel scale [0, 1].
+        load_predictions: whether to load the predictions.
+        load_clean_inputs: whether to load the clean inputs.
+
+    Returns:
+        The loader.
+
+    Raises:
+        TypeError: ``normalize`` is not such a dict.
+        ValueError: the file holds something else, or lacks what is requested.
     """
     check_path("load_path", load_path)
     batch_size = whole_number("batch_size", batch_size)

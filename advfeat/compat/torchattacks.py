@@ -1,4 +1,4 @@
-"""The attacks of torchattacks over ours, with what its scripts call on them."""
+"""The attacks of torchattacks on this library's attacks, with the methods that scripts call on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from advfeat.threat import L2, Linf, Threat
 
 
 class _TorchAttack:
-    """The part of ``torchattacks.Attack`` that scripts use; an attack writes ``forward``."""
+    """The part of ``torchattacks.Attack`` that scripts use; a subclass implements ``forward``."""
 
     load = staticmethod(saved.load)
 
@@ -43,27 +43,31 @@ class _TorchAttack:
         self.set_mode_default(quiet=True)
 
     def set_model(self, model: Callable) -> None:
+        """Replaces the model."""
         self.model, self.model_name = model, type(model).__name__
 
     def set_device(self, device: torch.device | str) -> None:
+        """Replaces the device."""
         self.device = device
 
     def set_normalization_used(self, mean: list[float], std: list[float]) -> None:
-        """Inputs and outputs are normalised images; eps stays in pixel scale."""
+        """Declares that inputs and outputs are normalised images; eps stays in pixel scale."""
         self.normalization_used = saved.by_channel(mean, std)
 
     def set_model_training_mode(
         self, model_training: bool = False, batchnorm_training: bool = False, dropout_training: bool = False
     ) -> None:
+        """Accepts eval mode only; raises ValueError for any training mode."""
         if model_training or batchnorm_training or dropout_training:
             raise ValueError("advfeat attacks models in eval mode; training modes of torchattacks are not supported")
 
     def set_return_type(self, type: str) -> None:
-        """ "float", or "int": results are uint8 images in pixel scale, rounded to nearest."""
+        """Sets the type of results: "float", or "int" for uint8 images in pixel scale, rounded to nearest."""
         saved.check_type("type", type)
         self.return_type = type
 
     def get_mode(self) -> str:
+        """The attack mode, such as "default"."""
         return self.attack_mode
 
     def _set_mode(self, mode: str, targets: Callable | None, quiet: bool) -> None:
@@ -74,15 +78,20 @@ class _TorchAttack:
             _print(f"Attack mode is changed to '{mode}.'")
 
     def set_mode_default(self, quiet: bool = False) -> None:
+        """Makes the attack untargeted."""
         self._set_mode("default", None, quiet)
 
     def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
+        """Makes the attack targeted, towards the labels that it is given."""
         self._set_mode("targeted(label)", lambda inputs, labels: labels, quiet)
 
     def set_mode_targeted_by_function(self, target_map_function: Callable, quiet: bool = False) -> None:
+        """Makes the attack targeted, towards ``target_map_function(inputs, labels)``."""
         self._set_mode("targeted(custom)", target_map_function, quiet)
 
     def set_mode_targeted_random(self, quiet: bool = False) -> None:
+        """Makes the attack targeted, towards random other classes."""
+
         def targets(inputs: Tensor, labels: Tensor | None) -> Tensor:
             logits = self._clean_logits(inputs)
             labels = predicted_classes(logits) if labels is None else labels
@@ -92,6 +101,7 @@ class _TorchAttack:
         self._set_mode("targeted(random)", targets, quiet)
 
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
+        """Makes the attack targeted, towards the other class with the ``kth_min``-th smallest logit."""
         kth_min = whole_number("kth_min", kth_min)
 
         def targets(inputs: Tensor, labels: Tensor | None) -> Tensor:
@@ -99,20 +109,20 @@ class _TorchAttack:
             labels = predicted_classes(logits).clamp(min=0) if labels is None else labels
             if kth_min >= logits.shape[1]:
                 raise ValueError(f"kth_min should be below the number of classes, {logits.shape[1]}, got {kth_min}")
-            others = logits.scatter(1, labels[:, None], math.inf)  # the own label comes last
+            others = logits.scatter(1, labels[:, None], math.inf)  # the true label comes last
             return others.kthvalue(kth_min, dim=1).indices
 
         self._set_mode("targeted(least-likely)", targets, quiet)
 
     def get_logits(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The model's logits for images in pixel scale. A subclass may write its own: the attack then calls that."""
+        """The model's logits for images in pixel scale; the attack calls a subclass's override."""
         return logits_of(self._pixel_model()(inputs))
 
     def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The labels that a targeted attack goes for, int64 [B]."""
+        """The labels that a targeted attack aims for, int64 [B]."""
         if self._targets is None:
             raise ValueError("a target needs a targeted mode: call set_mode_targeted_by_label() or the like before")
-        # A copy: a function of the script's may fill its argument in place.
+        # A copy: the script's function may modify its argument in place.
         targets = self._targets(inputs, None if labels is None else labels.clone())
         if targets is None:
             raise ValueError("labels should be given where they are the targets, got None")
@@ -133,11 +143,11 @@ class _TorchAttack:
         return mean, std
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Adversarial images for images [B, C, H, W] (in [0, 1], or normalised as told) and labels int64 [B]."""
+        """Adversarial images for images [B, C, H, W] (in [0, 1], or normalised as declared) and labels int64 [B]."""
         check_tensor("inputs", inputs, "images [B, C, H, W]")
         if labels is not None:
             check_tensor("labels", labels, "int64 [B]")
-        # Copies: what a subclass or a target function writes may work in place.
+        # Copies: a subclass or a target function may work in place.
         inputs = inputs.detach().to(self.device or inputs.device).clone()
         labels = None if labels is None else labels.detach().to(inputs.device).clone()
         if labels is None and not self.targeted:
@@ -149,11 +159,11 @@ class _TorchAttack:
         return saved.as_type(adversarial, "int") if self.return_type == "int" else (adversarial - mean) / std
 
     def _called(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        with in_eval_mode(self.model):  # a subclass's own forward finds the model so, too
+        with in_eval_mode(self.model):  # also for the forward of a subclass
             return self.forward(images, labels).detach()
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """The attack on images in pixel scale; what a subclass of torchattacks' writes."""
+        """The attack on images in pixel scale, which a subclass implements."""
         raise NotImplementedError
 
     def save(
@@ -168,9 +178,24 @@ class _TorchAttack:
     ) -> tuple[float, float, float] | None:
         """Attacks every batch (inputs, labels) of a loader and writes the results, with their labels, to a file.
 
-        The file, in pixel scale, is there when the last batch is done, whole; torchattacks writes it after every batch.
-        return_verbose: returns (robust accuracy in per cent, mean L2 distance of the samples that are misclassified,
-        seconds of the last batch). save_type: "float" or "int", see :meth:`set_return_type`.
+        The file, in pixel scale, is written atomically after the last batch; torchattacks writes it after every batch.
+
+        Args:
+            data_loader: a DataLoader, or a list of batches.
+            save_path: the file; None for none.
+            verbose: whether to print the progress.
+            return_verbose: whether to return the statistics.
+            save_predictions: whether to store the predictions.
+            save_clean_inputs: whether to store the clean inputs.
+            save_type: "float" or "int", see :meth:`set_return_type`.
+
+        Returns:
+            With ``return_verbose`` the robust accuracy in per cent, the mean L2 distance of the misclassified samples,
+            and the seconds for the last batch; otherwise None.
+
+        Raises:
+            TypeError: ``data_loader`` does not give (inputs, labels).
+            ValueError: ``data_loader`` is empty.
         """
         saved.check_type("save_type", save_type)
         if save_path is not None:
@@ -211,12 +236,12 @@ class _TorchAttack:
         return report if return_verbose else None
 
     def _attacked(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images in pixel scale, before and after."""
+        """Images in pixel scale, before and after the attack."""
         inputs, labels = (t.detach().to(self.device or t.device) for t in (inputs, labels))
         if self.normalization_used is not None:
             mean, std = self._mean_and_std(inputs.device)
             inputs = inputs * std + mean
-        return inputs, self._called(inputs.clone(), labels.clone())  # copies, as in a call
+        return inputs, self._called(inputs.clone(), labels.clone())  # copies, as in __call__
 
     def _progress(self, percent: float, robust: float, distance: float, seconds: float) -> str:
         return (
@@ -231,7 +256,7 @@ class _TorchAttack:
 class _GradientAttack(_TorchAttack):
     """An attack of torchattacks that is :class:`advfeat.PGD`.
 
-    eps, alpha: numbers, or one a sample: [B] or [B, 1, 1, 1].
+    ``eps`` and ``alpha`` are numbers or per sample: [B] or [B, 1, 1, 1].
     """
 
     def __init__(self, model: Callable, eps: float, alpha: float, steps: int, random_start: bool) -> None:
@@ -242,6 +267,7 @@ class _GradientAttack(_TorchAttack):
         raise NotImplementedError
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """See :meth:`_TorchAttack.forward`."""
         own_logits = type(self).get_logits is not _TorchAttack.get_logits
         return attacks.PGD(
             self._threat(),
@@ -265,15 +291,17 @@ class _GradientAttack(_TorchAttack):
 
 
 def _by_sample(value: float | Tensor) -> float | Tensor:
-    """A radius or step [B, 1, 1, 1], as torchattacks broadcasts them, in the form [B] of our ops."""
+    """A radius or step [B, 1, 1, 1], as torchattacks broadcasts it, in the shape [B] of this library."""
     if isinstance(value, Tensor) and value.dim() > 1 and value.numel() == value.shape[0]:
         return value.reshape(-1)
     return value
 
 
 def _normalised(model: Callable, mean: Tensor, std: Tensor) -> Callable:
-    """The model for images in pixel scale; a module of a module, for its layout and its training flags to be found, and
-    a function of a function, whose modules an attack looks for."""
+    """The model for images in pixel scale: a module for a module, a function for a function.
+
+    A module keeps its layout and training flags visible; an attack looks for the modules in a function.
+    """
     if isinstance(model, nn.Module):
         return _Normalised(model, mean, std)
     return lambda x: model((x - mean) / std)
@@ -289,7 +317,15 @@ class _Normalised(nn.Module):
 
 
 class PGD(_GradientAttack):
-    """``torchattacks.PGD``: L-inf PGD (Madry et al. 2018)."""
+    """``torchattacks.PGD``: L-inf PGD (Madry et al. 2018).
+
+    Args:
+        model: returns logits [B, classes].
+        eps: the radius per value, in pixel scale [0, 1]; a number, or per sample [B] or [B, 1, 1, 1].
+        alpha: the step per value, like ``eps``.
+        steps: number of steps.
+        random_start: whether to start at a random point of the ball.
+    """
 
     def __init__(self, model, eps=8 / 255, alpha=2 / 255, steps=10, random_start=True):
         super().__init__(model, eps, alpha, steps, random_start)
@@ -299,7 +335,12 @@ class PGD(_GradientAttack):
 
 
 class FGSM(_GradientAttack):
-    """``torchattacks.FGSM``: one step of the whole radius (Goodfellow et al. 2015)."""
+    """``torchattacks.FGSM``: a single step of the full radius (Goodfellow et al. 2015).
+
+    Args:
+        model: returns logits [B, classes].
+        eps: the radius per value, in pixel scale [0, 1]; a number, or per sample [B] or [B, 1, 1, 1].
+    """
 
     def __init__(self, model, eps=8 / 255):
         super().__init__(model, eps, eps, 1, False)
@@ -308,12 +349,22 @@ class FGSM(_GradientAttack):
         return Linf(_by_sample(self.eps))
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        self.alpha = self.eps  # which scripts change
+        """See :meth:`_TorchAttack.forward`."""
+        self.alpha = self.eps  # scripts change eps
         return super().forward(images, labels)
 
 
 class PGDL2(_GradientAttack):
-    """``torchattacks.PGDL2``: L2 PGD. ``eps_for_division`` is accepted and not needed."""
+    """``torchattacks.PGDL2``: L2 PGD. ``eps_for_division`` is accepted but not needed.
+
+    Args:
+        model: returns logits [B, classes].
+        eps: the L2 radius, in pixel scale [0, 1]; a number, or per sample [B] or [B, 1, 1, 1].
+        alpha: the L2 length of a step, like ``eps``.
+        steps: number of steps.
+        random_start: whether to start at a random point of the ball.
+        eps_for_division: ignored.
+    """
 
     def __init__(self, model, eps=1.0, alpha=0.2, steps=10, random_start=True, eps_for_division=1e-10):
         super().__init__(model, eps, alpha, steps, random_start)
@@ -324,10 +375,18 @@ class PGDL2(_GradientAttack):
 
 
 class MultiAttack(_TorchAttack):
-    """``torchattacks.MultiAttack``: each attack on the samples that those before it left standing.
+    """``torchattacks.MultiAttack``: each attack runs on the samples that survive those before it.
 
-    attacks: at least two attacks of one model; of other libraries' too, which are called with images in pixel scale and
-    labels. The result of a sample that none of them breaks is the sample itself.
+    A sample that none of them breaks is returned unchanged.
+
+    Args:
+        attacks: at least two attacks on one model. Those of other libraries work too; they are called with images in
+            pixel scale and labels.
+        verbose: as in torchattacks.
+
+    Raises:
+        TypeError: ``attacks`` is not a list of attacks with a model.
+        ValueError: there are fewer than two, or their models differ.
     """
 
     def __init__(self, attacks: Sequence[Callable], verbose: bool = False) -> None:
@@ -344,14 +403,16 @@ class MultiAttack(_TorchAttack):
         super().__init__(attacks[0].model)
         self.supported_mode = ["default"]
         self.attacks, self.verbose = attacks, verbose
-        self._totals = [0] * (len(attacks) + 1)  # samples, and those left standing by each attack
+        self._totals = [0] * (len(attacks) + 1)  # the number of samples, and of survivors after each attack
 
     def set_normalization_used(self, mean: list[float], std: list[float]) -> None:
+        """See :meth:`_TorchAttack.set_normalization_used`."""
         super().set_normalization_used(mean, std)
         for attack in self.attacks:
             attack.set_normalization_used(mean, std)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """See :meth:`_TorchAttack.forward`."""
         adversarial, left = images.clone(), torch.arange(len(images), device=images.device)
         standing = [len(images)]
         for attack in self.attacks:
@@ -368,8 +429,10 @@ class MultiAttack(_TorchAttack):
         return adversarial
 
     def save(self, data_loader, *args, **options):
-        """As of the other attacks; what ``return_verbose`` returns has, in the second place, the share of samples in
-        per cent that each attack and those before it break."""
+        """See :meth:`_TorchAttack.save`; the second value that ``return_verbose`` returns holds success rates.
+
+        They are the percentages of samples that each attack and those before it break.
+        """
         self._totals, verbose, self.verbose = [0] * len(self._totals), self.verbose, False
         try:
             report = super().save(data_loader, *args, **options)
@@ -390,5 +453,5 @@ def _rates(standing: list[int]) -> str:
 
 
 def _print(text: str, end: str = "\n") -> None:
-    with suppress(OSError, UnicodeError):  # a closed pipe takes no attack's work with it
+    with suppress(OSError, UnicodeError):  # a closed pipe must not lose the results of an attack
         print(text, end=end, flush=True)

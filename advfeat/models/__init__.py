@@ -1,4 +1,4 @@
-"""Models: small and CIFAR-style networks with a representation apart from the head, a user's own, and files."""
+"""Models: small and CIFAR-style networks with a separate representation, adapters for a user's own, and model files."""
 
 from advfeat.eval_mode import evaluating
 from advfeat.models.attack_copy import attack_copy

@@ -1,4 +1,4 @@
-"""A model's copy for attacks: the same function, faster to differentiate by its input."""
+"""A copy of a model for attacks: the same function, faster to differentiate by its input."""
 
 from __future__ import annotations
 
@@ -12,24 +12,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advfeat._arguments import check_autocast, flag
 from advfeat.models.model import Classifier
 
-# Of the largest feature: what rounding may change. Another function is off by much more.
+# Tolerance for rounding, relative to the largest feature. A different function is off by much more.
 _SAME = 1e-2
 
 
 def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compile: bool = False) -> nn.Module:
-    """A copy of ``model`` in eval mode that computes the same function faster: the same logits but for rounding.
+    """A copy of a model in eval mode that computes the same function faster: the same logits up to rounding.
 
-    In eval mode BatchNorm is a fixed scale and shift by channel, which torch's own fusion puts into the weights of the
-    convolution or linear layer before it, so that neither pass runs it. Weights are laid out as channels_last on the
-    CPU and, with ``autocast`` to a half type, on CUDA: attacks then keep their images in that layout too.
+    In eval mode BatchNorm is a fixed per-channel scale and shift, which torch's own fusion folds into the weights of
+    the convolution or linear layer before it, so that neither pass runs it. Weights are laid out as channels_last on
+    the CPU and, with ``autocast`` to a half type, on CUDA; attacks then keep their images in that layout too.
 
-    Only a :class:`Classifier`'s body is changed: a trace of another module would lose methods and hooks that a
-    representation or an objective may need. Such a module, and a Classifier that cannot be copied, comes back as it is:
-    itself, not a copy; BatchNorm stays in a body that torch.fx cannot trace (control flow on values), or whose traced
-    form gives other features for two images of noise (layers called twice, hooks). Parameters of the copy need no
-    gradient. What is done to the model later is not seen by the copy.
+    Only the body of a :class:`Classifier` is changed: a trace of another module would lose methods and hooks that a
+    representation or an objective may need. Such a module, and a Classifier that cannot be copied, is returned itself,
+    not as a copy. BatchNorm stays in a body that torch.fx cannot trace (control flow on values), or whose traced form
+    gives other features for two noise images (layers called twice, hooks). Parameters of the copy need no gradient.
+    Later changes to the model do not affect the copy.
 
-    autocast: the attack's. compile: torch.compile the body of a Classifier, or another module as a whole.
+    Args:
+        model: the model.
+        autocast: the autocast dtype of the attack; None for none.
+        compile: apply torch.compile to the body of a Classifier, or to any other module as a whole.
+
+    Returns:
+        The copy, or the model itself where it cannot be copied.
+
+    Raises:
+        TypeError: ``model`` is not a module.
     """
     if not callable(model) or isinstance(model, type):
         raise TypeError(f"model should be a torch.nn.Module, got {model!r}")
@@ -38,9 +47,9 @@ def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compil
     if not isinstance(model, Classifier):
         return torch.compile(model) if compile else model
     try:
-        with torch.inference_mode(False):  # else the copy's weights could take no part in a gradient
+        with torch.inference_mode(False):  # otherwise the copy's weights could not take part in autograd
             twin = copy.deepcopy(model)
-    except Exception:  # a body of the user's own may raise any
+    except Exception:  # a user's body may raise anything
         return model
     for module in twin.modules():
         module.training = False  # as no_trace does: train() may be overridden
@@ -58,28 +67,28 @@ def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compil
 
 
 def _fused(model: Classifier) -> nn.Module:
-    """The body without BatchNorm, or as it is where that cannot be had."""
+    """The body with BatchNorm folded, or unchanged where that is impossible."""
     from torch.fx.experimental import optimization
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             fused = optimization.fuse(copy.deepcopy(model.body), inplace=True)
-        # A layer that is called twice, or has a hook, is folded into another function: so both are asked. In float64,
-        # because TensorFloat-32, torch's setting for convolutions on GPUs, makes a deep network differ by more than
-        # another function might.
+        # Folding a layer that is called twice, or has a hook, changes the function, so the outputs are compared. In
+        # float64, because TensorFloat-32, torch's default for convolutions on GPUs, can make a deep network differ by
+        # more than a different function would.
         x = model.normalise(_probe(model)).double()
         expected, got = (copy.deepcopy(body).double()(x) for body in (model.body, fused))
     except Exception:  # fx raises errors of many kinds
         return model.body
     if not bool((got - expected).abs().max() <= _SAME * expected.abs().max()):
         return model.body
-    for parameter in fused.parameters():  # fusing makes new ones
+    for parameter in fused.parameters():  # fusing creates new parameters
         parameter.requires_grad_(False)
     return fused
 
 
 def _probe(model: Classifier) -> Tensor:
-    """Two images of noise, the same ones every time."""
+    """Two noise images, always the same."""
     g = torch.Generator().manual_seed(0)
     return torch.rand(2, *model.input_shape, generator=g, device="cpu").to(model.mean)

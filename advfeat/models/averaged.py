@@ -1,4 +1,4 @@
-"""A random model as the mean of several passes, for predictions and for gradients."""
+"""A stochastic model averaged over several passes, for predictions and for gradients."""
 
 from __future__ import annotations
 
@@ -11,26 +11,57 @@ from advfeat.forward import logits_of
 
 
 class Averaged(nn.Module):
-    """See :func:`averaged`."""
+    """A module whose outputs are means over several passes; see :func:`averaged`.
+
+    Args:
+        model: a module that is random in eval mode.
+        draws: the number of passes.
+    """
 
     def __init__(self, model: nn.Module, draws: int) -> None:
         super().__init__()
         self.model, self.draws = model, draws
 
     def forward(self, x: Tensor) -> Tensor:
+        """The mean logits [B, classes] for images [B, C, H, W] in [0, 1].
+
+        Args:
+            x: images [B, C, H, W].
+
+        Returns:
+            The mean logits [B, classes].
+        """
         return _mean(lambda x: logits_of(self.model(x)), x, self.draws)
 
     def representation(self, x: Tensor) -> Tensor:
+        """The mean representation of the model.
+
+        Args:
+            x: images [B, C, H, W].
+
+        Returns:
+            The mean features [B, k].
+        """
         return _mean(self.model.representation, x, self.draws)
 
 
 def averaged(model: Callable, draws: int) -> Callable:
-    """The mean logits, and the mean representation, of ``draws`` passes of a model that is random in eval mode.
+    """The mean logits, and the mean representation, of several passes of a model that is random in eval mode.
 
-    An attack on it follows the gradient of that mean, as expectation over transformation does (Athalye et al. 2018):
-    of a single pass it would follow the noise. A pass costs ``draws`` of the model, and so does its memory where a
-    gradient is taken. The model is used, not copied; of a function comes a function.
-    Errors: ValueError for draws that are not an integer, at least 1; TypeError for what is no model.
+    An attack on it follows the gradient of that mean, as in expectation over transformation (Athalye et al. 2018); on a
+    single pass it would follow the noise. A pass costs ``draws`` passes of the model, and as much memory where a
+    gradient is taken. The model is used, not copied.
+
+    Args:
+        model: a module, or a function from images to logits.
+        draws: the number of passes, at least 1.
+
+    Returns:
+        A module for a module, a function for a function.
+
+    Raises:
+        ValueError: ``draws`` is not an integer of at least 1.
+        TypeError: ``model`` is not a model.
     """
     if not callable(model) or isinstance(model, type):
         raise TypeError(f"model should be a module or a function that gives logits, got {model!r}")

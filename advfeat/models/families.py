@@ -1,4 +1,4 @@
-"""The paper's families from torchvision's blocks: any width, and a stem for images as small as CIFAR's."""
+"""The paper's network families from torchvision's blocks: any width, and a stem for images as small as CIFAR's."""
 
 from __future__ import annotations
 
@@ -9,23 +9,37 @@ from types import ModuleType
 
 from torch import nn
 
-_IMAGENET = 96  # pixels; from here on a network keeps the ImageNet stem
+_IMAGENET = 96  # pixels; from this size on a network keeps the ImageNet stem
 
-Body = tuple[nn.Sequential, int]  # and its number of features
+Body = tuple[nn.Sequential, int]  # a body and its number of features
 
 
 def resnet(arch: str, block: str, blocks: Sequence[int], input_shape: Sequence[int], width: int) -> Body:
-    """Four groups of blocks, with ``width``, twice, four and eight times as many planes."""
+    """A ResNet: four groups of blocks, with one, two, four and eight times ``width`` planes.
+
+    Args:
+        arch: torchvision's name, such as "resnet50".
+        block: the name of torchvision's block class.
+        blocks: the number of blocks of each group.
+        input_shape: (C, H, W).
+        width: planes of the first group.
+
+    Returns:
+        The body and its number of features.
+
+    Raises:
+        ImportError: torchvision does not import.
+    """
     module = _torchvision(arch).resnet
 
     class Scaled(module.ResNet):
         def _make_layer(self, block, planes: int, *arguments, **options) -> nn.Sequential:
             if planes == 64:
-                self.inplanes = width  # what the stem gives
+                self.inplanes = width  # the output of the stem
             return super()._make_layer(block, planes * width // 64, *arguments, **options)
 
-    # torchvision's own constructor, unused last layer and all: each random number that it draws is part of what a seed
-    # means, and saved fingerprints are of such weights. For the same reason a first layer that fits stays.
+    # torchvision's own constructor, including the unused last layer: every random number that it draws affects the
+    # weights of a seed, and saved fingerprints depend on them. For the same reason a first layer that fits is kept.
     net = Scaled(getattr(module, block), list(blocks))
     small = _small(input_shape)
     if small or input_shape[0] != 3 or width != 64:
@@ -36,7 +50,20 @@ def resnet(arch: str, block: str, blocks: Sequence[int], input_shape: Sequence[i
 
 
 def vgg16(input_shape: Sequence[int], width: int) -> Body:
-    """13 convolutions with BatchNorm, and of the five max-pools those that leave a pixel; no 4096-unit classifier."""
+    """VGG-16: 13 convolutions with BatchNorm, without the 4096-unit classifier.
+
+    Of the five max-pools it keeps those that leave at least one pixel.
+
+    Args:
+        input_shape: (C, H, W).
+        width: channels of the first layer.
+
+    Returns:
+        The body and its number of features.
+
+    Raises:
+        ImportError: torchvision does not import.
+    """
     vgg = _torchvision("vgg16").vgg
     side, layers = min(input_shape[1:]), []
     for layer in vgg.cfgs["D"]:
@@ -52,19 +79,29 @@ def vgg16(input_shape: Sequence[int], width: int) -> Body:
 
 
 def inception_v3(input_shape: Sequence[int], width: int) -> Body:
-    """Up to Mixed_7c, without the auxiliary head; every number of channels is torchvision's times ``width`` / 32.
+    """Inception v3 up to Mixed_7c, without the auxiliary head; channel counts are torchvision's times ``width`` / 32.
 
     For small images the stem's convolutions have stride 1 and padding, and its pools are left out.
+
+    Args:
+        input_shape: (C, H, W).
+        width: channels of the first layer.
+
+    Returns:
+        The body and its number of features.
+
+    Raises:
+        ImportError: torchvision does not import.
     """
     inception = _torchvision("inception_v3").inception
 
     def conv(before: int, after: int, **options) -> nn.Module:
-        before = input_shape[0] if before == 3 else before * width // 32  # 3: the image, no layer has so few channels
+        before = input_shape[0] if before == 3 else before * width // 32  # 3 is the image; no layer has so few channels
         return inception.BasicConv2d(before, after * width // 32, **options)
 
     mixed = [partial(getattr(inception, f"Inception{letter}"), conv_block=conv) for letter in "ABCDE"]
     blocks = [conv, *mixed, inception.InceptionAux]
-    # torchvision's initial weights have a deviation of 0.1 in every layer, and come from scipy in older versions.
+    # torchvision's initial weights have a standard deviation of 0.1 in every layer, and older versions need scipy.
     net = inception.Inception3(2, aux_logits=False, inception_blocks=blocks, init_weights=False)
     del net.avgpool, net.dropout, net.fc
     if _small(input_shape):
@@ -78,7 +115,20 @@ def inception_v3(input_shape: Sequence[int], width: int) -> Body:
 
 
 def densenet121(input_shape: Sequence[int], width: int) -> Body:
-    """Growth ``width`` / 2. The last BatchNorm and its ReLU belong to the body: the representation comes after them."""
+    """DenseNet-121 with growth rate ``width`` / 2.
+
+    The last BatchNorm and its ReLU belong to the body: the representation comes after them.
+
+    Args:
+        input_shape: (C, H, W).
+        width: channels of the first layer.
+
+    Returns:
+        The body and its number of features.
+
+    Raises:
+        ImportError: torchvision does not import.
+    """
     net = _torchvision("densenet121").densenet.DenseNet(width // 2, (6, 12, 24, 16), width, num_classes=2)
     body = net.features
     body.conv0 = _first(input_shape, width)
@@ -92,7 +142,7 @@ def densenet121(input_shape: Sequence[int], width: int) -> Body:
 def _torchvision(arch: str) -> ModuleType:
     try:
         from torchvision import models
-    except Exception as error:  # torchvision beside another torch fails with RuntimeError, not ImportError
+    except Exception as error:  # a torchvision built for another torch fails with RuntimeError, not ImportError
         raise ImportError(f"arch {arch!r} needs torchvision, which did not import: {error}") from error
     return models
 
@@ -108,7 +158,7 @@ def _first(input_shape: Sequence[int], width: int) -> nn.Conv2d:
 
 
 def _initialise(body: nn.Module) -> None:
-    """As torchvision's VGG and ResNet; BatchNorm starts as the identity anyway."""
+    """Initialises weights as torchvision's VGG and ResNet do; BatchNorm starts as the identity anyway."""
     for module in body.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

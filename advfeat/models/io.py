@@ -1,4 +1,4 @@
-"""Models on disk: ``model.safetensors`` with the weights, ``model.json`` with the rest. Nothing is ever unpickled."""
+"""Models on disk: ``model.safetensors`` holds the weights, ``model.json`` the rest. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from advfeat.settings import as_json
 _FORMAT = "advfeat-model-1"
 _LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
-# Bounded, so that an altered file cannot ask for more memory than there is.
+# Bounded, so that an altered file cannot request more memory than there is.
 _ARGUMENTS = {
     "num_classes": range(2, 10**6),
     "input_shape": [range(1, 10**5)],
@@ -47,14 +47,20 @@ _FORM = {
 
 
 def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
-    """Writes a model to a folder, atomically: afterwards it is there and whole, or :func:`load` says that it is not.
-    Links of the names of its files are replaced.
+    """Writes a model to a folder, atomically: it is there and complete, or :func:`load` reports that it is not.
 
-    model: from :func:`create` or :func:`adapt`. One whose layers were changed after :func:`create`, with a
-    RuntimeWarning, is saved as a module of the user's own, for no name says how to build it.
-    extra: JSON values to keep with it, see :func:`load_extra`.
-    Errors: TypeError for another module, and for one whose extra state is more than JSON values and tensors, or whose
-    tensors no file can hold (sparse ones, complex128); OSError naming the file that could not be written.
+    Links with the names of its files are replaced.
+
+    Args:
+        model: from :func:`create` or :func:`adapt`. One whose layers were changed after :func:`create` is saved as a
+            user's own module, with a RuntimeWarning, since no name says how to build it.
+        folder: the folder.
+        extra: JSON values to store with it, see :func:`load_extra`.
+
+    Raises:
+        TypeError: another kind of module; extra state that is more than JSON values and tensors; or tensors that no
+            file can hold (sparse, complex128).
+        OSError: a file could not be written; the message names it.
     """
     if not isinstance(model, Model):
         raise TypeError(f"model should come from advfeat.models.create or adapt, got {type(model).__name__}")
@@ -88,15 +94,25 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
 
 
 def load(folder: str | Path, model: Model | None = None) -> Model:
-    """Reads a model from a folder, in eval mode: on the CPU in the dtype that it was saved in, or into ``model``.
+    """Reads a model from a folder, in eval mode.
 
-    model: for a model from :func:`adapt`, which no file can build, an adapted one of the same module; for one that was
-        changed after :func:`create`, another that was changed in the same way. It is loaded in place: its parameters
-        stay the same objects, so that ties between them and optimizers of them stay as they are, and keep their device
-        and dtype. Nothing is changed if the file does not fit.
-    Errors, each naming the file: FileNotFoundError; ValueError for truncated or altered weights (their SHA-256 is in
-    model.json), missing, unknown or wrongly shaped tensors, values that the model's dtype cannot hold, other values for
-    memory that the model's tensors share, or a folder of another format.
+    Without ``model`` it is built on the CPU in the dtype in which it was saved.
+
+    Args:
+        folder: the folder.
+        model: for a model from :func:`adapt`, which no file can build, an adapted model of the same module; for one
+            that was changed after :func:`create`, another that was changed in the same way. It is loaded in place: its
+            parameters stay the same objects, so that ties between them and optimizers stay valid, and they keep their
+            device and dtype. Nothing is changed if the file does not fit.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message names it.
+        ValueError: the weights are truncated or altered (model.json holds their SHA-256); tensors are missing, unknown
+            or of the wrong shape; values do not fit the model's dtype; tensors that share memory in the model have
+            different values in the file; or the folder has another format. The message names the file.
     """
     if model is not None and not isinstance(model, Model):
         raise TypeError(f"model should come from advfeat.models.create or adapt, got {type(model).__name__}")
@@ -114,7 +130,7 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
             raise ValueError(
                 f"{path} describes a module of the user's own. {how_to_load(folder, description.get('module'))}"
             )
-        try:  # in outline: a damaged file may ask for more memory than there is
+        try:  # without values: a damaged file may request more memory than there is
             model = outline(description["arch"], description["arguments"] or {})
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} does not describe a known network: {error}") from error
@@ -125,8 +141,8 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
     layout = description.get("memory_format", "contiguous")
     if layout not in _LAYOUTS:
         raise ValueError(f"{path} should have a memory_format of {', '.join(_LAYOUTS)}, got {layout!r}")
-    if made_here:  # assign, so that a model saved in another dtype comes back in it
-        # Clones, for the buffer behind the tensors is read-only.
+    if made_here:  # assign, so that a model keeps the dtype in which it was saved
+        # Clones, since the buffer behind the tensors is read-only.
         state = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
         model.load_state_dict(state, strict=True, assign=True)
     else:
@@ -136,13 +152,32 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
 
 
 def load_extra(folder: str | Path) -> dict:
-    """What was saved with a model as ``extra``. Errors as :func:`load` has them."""
+    """The JSON values saved with a model as ``extra``.
+
+    Args:
+        folder: the folder of the model.
+
+    Returns:
+        The values.
+
+    Raises:
+        FileNotFoundError: as for :func:`load`.
+        ValueError: as for :func:`load`.
+    """
     check_path("folder", folder)
     return read_description(Path(folder))["extra"]
 
 
 def how_to_load(folder: Path, module: dict | None) -> str:
-    """One sentence on how to load a module of the user's own, which no command can. module: of the description."""
+    """One sentence on how to load a user's own module, which no command can build.
+
+    Args:
+        folder: the folder of the model.
+        module: the entry of model.json that describes the module.
+
+    Returns:
+        The sentence.
+    """
     if created := (module or {}).get("created"):
         return (
             "No file can build it, so no command can: in Python, advfeat.models.load("
@@ -157,13 +192,36 @@ def how_to_load(folder: Path, module: dict | None) -> str:
 
 
 def read_weights(folder: Path, description: dict) -> bytes:
-    """The bytes of the weights, as their checksum says. Errors: FileNotFoundError, ValueError naming the file."""
+    """The bytes of the weights, verified by their checksum.
+
+    Args:
+        folder: the folder of the model.
+        description: the contents of model.json.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: the file does not match its checksum; the message names it.
+    """
     weights = description["weights"]
     return read_checked(folder / weights["file"], weights["bytes"], weights["sha256"])
 
 
 def read_description(folder: Path) -> dict:
-    """What model.json says. Errors: FileNotFoundError, ValueError naming the file."""
+    """The contents of model.json.
+
+    Args:
+        folder: the folder of the model.
+
+    Returns:
+        The JSON object.
+
+    Raises:
+        FileNotFoundError: the folder or the file is missing.
+        ValueError: the file is damaged or has another format; the message names it.
+    """
     path = folder / _DESCRIPTION
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: expected one with {_DESCRIPTION} and {_WEIGHTS}")
@@ -211,17 +269,17 @@ def _check_state(file: Path, state: dict[str, object], model: Model, in_place: b
             check_ties(expected, state)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-    for name in ("mean", "std"):  # the model was built with its own: its weights were trained behind these
+    for name in ("mean", "std"):  # the weights were trained with this normalisation
         found, own = state[name], expected[name]
-        # Cast with the rest of the model, they are what that dtype holds of its own.
+        # After a cast of the model, compare at the precision of the narrower dtype.
         if not (torch.equal(found.to(own), own) or torch.equal(own.to(found), found)):
             raise ValueError(f"{file}: {name} is {state[name].tolist()}, the model has {expected[name].tolist()}")
 
 
 def _set_classes(path: Path, description: dict, model: Model) -> None:
-    """Gives the model the names of classes that it was saved with."""
+    """Sets the class names with which the model was saved."""
     names = description.get("classes")
-    if names is None:  # a model of an older version; a training kept what it was trained on
+    if names is None:  # saved by an older version; the training data may still be recorded
         training = description["extra"].get("training")
         data = training.get("data") if isinstance(training, dict) else None
         data = data.get("train") if isinstance(data, dict) else None
@@ -235,7 +293,7 @@ def _set_classes(path: Path, description: dict, model: Model) -> None:
 
 
 def _module_of(model: Model) -> dict | None:
-    """For a module of the user's own: what a person needs to make such a one again."""
+    """For a user's own module: what a person needs to rebuild it."""
     if not isinstance(model, Adapted):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         return model.arch and {"class": kind, "representation": "input of head", "created": model.arch}
@@ -244,7 +302,7 @@ def _module_of(model: Model) -> dict | None:
 
 
 def _memory_format(model: Model) -> str:
-    # Kept, since convolutions in another layout give other last bits, and a data set built with them other bytes.
+    # Stored, since convolutions in another layout round differently, and a data set built with them has other bytes.
     kernels = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
     last = any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
     return "channels_last" if last else "contiguous"

@@ -1,4 +1,4 @@
-"""Tensors of a module that share memory: filled together, and laid out only where none is torn from another."""
+"""Tensors of a module that share memory: loading them together, and changing layouts without breaking ties."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ _ALIGNED = 16  # bytes: the largest element
 
 
 def fill(model: nn.Module, state: Mapping[str, object]) -> None:
-    """``load_state_dict``, in place: tensors of the model stay the same objects in the same memory.
+    """In-place ``load_state_dict``: tensors of the model stay the same objects in the same memory.
 
-    Also into tensors whose elements repeat (of ``expand``), which torch does not write to. Errors: RuntimeError as
-    ``load_state_dict`` has it.
+    Also fills tensors whose elements repeat (from ``expand``), to which torch does not write.
+
+    Args:
+        model: the module.
+        state: its state dict.
+
+    Raises:
+        RuntimeError: as for ``load_state_dict``, or the names differ.
     """
     repeated = {}
     for name, tensor in model.state_dict().items():
@@ -34,10 +40,14 @@ def fill(model: nn.Module, state: Mapping[str, object]) -> None:
 
 
 def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
-    """The model's kernels, parameters of four dimensions, in this memory format.
+    """Puts the model's kernels (4-D parameters) into a memory format.
 
-    One that shares its memory with another tensor stays as it is: in memory of its own it would be tied no longer.
-    Buffers stay, too: a layout is for the weights of convolutions.
+    A parameter that shares its memory with another tensor is left as it is: in its own memory it would no longer be
+    tied. Buffers are left too: layouts are for the weights of convolutions.
+
+    Args:
+        model: the module, changed in place.
+        memory_format: such as ``torch.channels_last``.
     """
     parameters = dict.fromkeys(model.parameters())
     sharing = Counter(_memory(t) for t in [*parameters, *dict.fromkeys(model.buffers())] if _is_dense(t))
@@ -47,9 +57,16 @@ def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
 
 
 def check_ties(expected: Mapping[str, object], state: Mapping[str, object]) -> None:
-    """Raises ValueError where tensors of ``expected`` share memory that cannot hold all of their values in ``state``.
+    """Checks that tensors that share memory can hold all their values in a state.
 
-    Both by name, of equal shapes; what is no tensor is passed over, and nothing is written.
+    Non-tensors are skipped, and nothing is written.
+
+    Args:
+        expected: the tensors of the model, by name.
+        state: the values, by name, of equal shapes.
+
+    Raises:
+        ValueError: tensors of ``expected`` share memory but have different values in ``state``.
     """
     groups: dict[tuple, dict[str, Tensor]] = {}
     for name, tensor in expected.items():
@@ -61,7 +78,7 @@ def check_ties(expected: Mapping[str, object], state: Mapping[str, object]) -> N
 
 
 def _check_group(group: dict[str, Tensor], state: Mapping[str, object]) -> None:
-    """Writes the values into memory that is shared in the same way, and looks what is left of them."""
+    """Writes the values into memory that is shared in the same way, and checks which survive."""
     places = {name: _place(tensor) for name, tensor in group.items()}
     start = min(first for first, _ in places.values()) // _ALIGNED * _ALIGNED
     memory = torch.UntypedStorage(max(end for _, end in places.values()) - start, device="cpu")
@@ -83,7 +100,7 @@ def _check_group(group: dict[str, Tensor], state: Mapping[str, object]) -> None:
 
 
 def _write(tensor: Tensor, value: Tensor) -> None:
-    """Copies a value of the same shape, of elements that repeat the first."""
+    """Copies a value of the same shape into a tensor; where elements repeat, only the first is written."""
     for dim in range(tensor.dim()):
         if tensor.stride(dim) == 0 and tensor.shape[dim] > 1:
             tensor, value = tensor.narrow(dim, 0, 1), value.narrow(dim, 0, 1)
@@ -110,7 +127,7 @@ def _memory(tensor: Tensor) -> tuple:
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
-    """The bytes of its memory that a tensor lies in: first and end."""
+    """The byte range of its memory that a tensor occupies: first and end."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     first = tensor.storage_offset()
     return first * tensor.itemsize, (first + last + 1) * tensor.itemsize

@@ -1,4 +1,4 @@
-"""What every part above expects of a model: images in [0, 1] in, logits out, a representation apart from the head."""
+"""The interface of models: images in [0, 1] in, logits out, and a representation separate from the head."""
 
 from __future__ import annotations
 
@@ -18,16 +18,29 @@ from advfeat.models.tensors import resolved
 
 
 class Model(nn.Module):
-    """Base of :class:`Classifier` and :class:`Adapted`: the shapes, and the normalisation inside the model.
+    """Base class of :class:`Classifier` and :class:`Adapted`: shapes, and normalisation inside the model.
 
-    num_classes: number of logits. classes: their names by label, which a training sets, or None where nobody said them.
-    trained_with: what a training was done with, {"config": ..., "data": ...} as JSON values; None if that is not known.
-    input_shape: (C, H, W) of a sample. mean, std: per channel, in pixel scale [0, 1]; None leaves the input as it is.
-    They are buffers of the state dict: with another normalisation it is another model, and its file, checksum and
-    fingerprint should say so. Attacks thus work in pixel space, where the paper states eps.
+    Attacks thus work in pixel space, in which the paper states eps.
+
+    Args:
+        num_classes: number of logits.
+        input_shape: (C, H, W) of a sample.
+        mean: per channel, in pixel scale [0, 1]; None for no normalisation. A buffer of the state dict, like ``std``:
+            with another normalisation it is another model, with another file, checksum and fingerprint.
+        std: per channel, in pixel scale [0, 1], positive; None for no normalisation.
+
+    Attributes:
+        classes: the class names by label, which training sets; None if they are unknown.
+        trained_with: {"config": ..., "data": ...} of the training as JSON values; None if unknown.
+        arch: the name from which :func:`load` rebuilds the network; None for a user's own module.
+        arch_arguments: the arguments for ``arch``.
+
+    Raises:
+        TypeError: ``mean`` or ``std`` is not a list of numbers.
+        ValueError: ``mean`` or ``std`` is not one finite number per channel, or ``std`` is not positive.
     """
 
-    arch: str | None = None  # with arch_arguments what load() needs to build the same network; None for a user's own
+    arch: str | None = None  # load() rebuilds the network from this and arch_arguments; None for a user's own
     arch_arguments: dict | None = None
 
     def __init__(
@@ -50,7 +63,11 @@ class Model(nn.Module):
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The names of the classes by label, None where they are not known."""
+        """The class names by label; None if they are unknown.
+
+        Raises:
+            ValueError: set to something other than one name per logit.
+        """
         return self._classes
 
     @classes.setter
@@ -64,7 +81,18 @@ class Model(nn.Module):
         self._classes = tuple(given)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """(x - mean) / std per channel, in the dtype of the model; x [B, C, H, W] in [0, 1]."""
+        """The normalised images, ``(x - mean) / std`` per channel.
+
+        Args:
+            x: [B, C, H, W] floating-point, in [0, 1].
+
+        Returns:
+            [B, C, H, W] in the dtype of the model.
+
+        Raises:
+            TypeError: ``x`` is not a floating-point tensor.
+            ValueError: ``x`` has another shape.
+        """
         if not isinstance(x, Tensor):
             raise TypeError(f"x should be a torch tensor [B, C, H, W], got {type(x).__name__}")
         if tuple(x.shape[1:]) != self.input_shape:
@@ -80,19 +108,45 @@ class Model(nn.Module):
         return self.mean.dtype  # which is cast with the weights
 
     def representation(self, x: Tensor) -> Tensor:
-        """The features g(x) [B, k] that the head reads; x [B, C, H, W] in [0, 1]."""
+        """The features g(x) that the head reads.
+
+        Args:
+            x: [B, C, H, W] in [0, 1].
+
+        Returns:
+            The features [B, k].
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits [B, num_classes]; x [B, C, H, W] in [0, 1]."""
+        """The logits of images.
+
+        Args:
+            x: [B, C, H, W] in [0, 1].
+
+        Returns:
+            The logits [B, num_classes].
+        """
         raise NotImplementedError
 
 
 class Classifier(Model):
-    """``head(representation(x))``, where ``representation`` normalises x, runs the body and averages over the image.
+    """``head(representation(x))``: ``representation`` normalises x, runs the body and averages over the image.
 
-    The representation is the paper's g(x), the penultimate layer: [B, k], after the last ReLU and the global average
-    (Section 3.1). Errors: ValueError for x of another shape, TypeError for integer images.
+    The representation is the paper's g(x), the penultimate layer (Section 3.1): [B, k], after the last ReLU and global
+    average pooling.
+
+    Args:
+        body: from normalised images to feature maps.
+        head: from features [B, k] to logits.
+        num_classes: as for :class:`Model`.
+        input_shape: as for :class:`Model`.
+        mean: as for :class:`Model`.
+        std: as for :class:`Model`.
+
+    Raises:
+        ValueError: on a call, x has another shape.
+        TypeError: on a call, the images are integers.
     """
 
     def __init__(
@@ -109,14 +163,30 @@ class Classifier(Model):
         self.head = head
 
     def representation(self, x: Tensor) -> Tensor:
+        """See :meth:`Model.representation`."""
         return pooled(self.body(self.normalise(x)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Model.forward`."""
         return self.head(self.representation(x))
 
 
 class Adapted(Model):
-    """A user's own module with the interface of :class:`Classifier`; made by :func:`adapt`."""
+    """A user's own module with the interface of :class:`Classifier`; created by :func:`adapt`.
+
+    Args:
+        module: as for :func:`adapt`.
+        num_classes: as for :func:`adapt`.
+        input_shape: as for :func:`adapt`.
+        mean: as for :func:`adapt`.
+        std: as for :func:`adapt`.
+        representation: as for :func:`adapt`.
+        head: as for :func:`adapt`.
+
+    Raises:
+        TypeError: as for :func:`adapt`.
+        ValueError: as for :func:`adapt`.
+    """
 
     def __init__(
         self,
@@ -141,7 +211,7 @@ class Adapted(Model):
         if representation is None and head is None:
             linear = [n for n, m in names.items() if isinstance(m, nn.Linear) and m.out_features == num_classes]
             head = linear[0] if len(linear) == 1 else None
-        # Past nn.Module's own bookkeeping: a representation that is itself a module is not a second copy of weights.
+        # Bypasses nn.Module's registration: a representation that is a module is not a second set of weights.
         self.__dict__["_representation"], self.__dict__["_head"] = representation, head
 
     def _image_dtype(self) -> torch.dtype | None:
@@ -149,15 +219,27 @@ class Adapted(Model):
 
     @property
     def features_from(self) -> str:
-        """Where the representation is taken, in words: two models of the same weights may differ in it."""
+        """Where the representation is taken, in words: models with equal weights may differ in it."""
         if callable(self._representation):
             return f"function {function_name(self._representation)}"
         return f"output of {self._representation}" if self._representation is not None else f"input of {self._head}"
 
     def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Model.forward`."""
         return logits_of(self.module(self.normalise(x)))
 
     def representation(self, x: Tensor) -> Tensor:
+        """See :meth:`Model.representation`.
+
+        Args:
+            x: [B, C, H, W] in [0, 1].
+
+        Returns:
+            The features [B, k].
+
+        Raises:
+            ValueError: the module has no representation, or its submodule gives no tensor.
+        """
         x = self.normalise(x)
         if callable(self._representation):
             return pooled(self._representation(x))
@@ -194,16 +276,27 @@ def adapt(
     std: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
 ) -> Adapted:
-    """A user's own module as a model of this library: normalisation inside, logits out, a representation.
+    """Wraps a user's own module as a model of this library: normalisation inside, logits out, a representation.
 
-    module: gives logits [B, num_classes] or an output with ``.logits``; it is used, not copied.
-    representation: what counts as g(x): the name of the submodule whose output it is, or a function from the normalised
-        images to the features. Feature maps [B, k, H, W] are averaged over the image.
-    head: or the name of the submodule whose input it is. With neither, the input of the only nn.Linear with num_classes
-        outputs; if there is not exactly one, ``representation`` raises ValueError and everything else works.
-    mean, std: per channel, where the module expects normalised images; None where it takes pixels in [0, 1].
-    classes: the names of the classes by label, compared with those of the data; None where they are not known.
-    Errors: ValueError for a name that the module lacks; TypeError naming an argument of another kind.
+    Args:
+        module: returns logits [B, num_classes] or an output with ``.logits``; it is used, not copied.
+        num_classes: number of logits.
+        input_shape: (C, H, W) of a sample.
+        representation: what counts as g(x): the name of the submodule whose output it is, or a function from the
+            normalised images to the features. Feature maps [B, k, H, W] are averaged over the image.
+        head: alternatively, the name of the submodule whose input is g(x). With neither, g(x) is the input of the only
+            nn.Linear with ``num_classes`` outputs; if there is not exactly one, ``representation`` raises ValueError
+            and everything else works.
+        mean: per channel, if the module expects normalised images; None if it takes pixels in [0, 1].
+        std: like ``mean``.
+        classes: the class names by label, compared with those of the data; None if they are unknown.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a name that the module lacks, or both ``representation`` and ``head`` are given.
+        TypeError: an argument has the wrong type; the message names it.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module should be a torch.nn.Module, got {type(module).__name__}")
@@ -215,17 +308,36 @@ def adapt(
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Feature maps [B, k, H, W] averaged over the image, [B, k]; anything else flattened to [B, k]."""
+    """Feature maps [B, k, H, W] averaged over the image; anything else flattened.
+
+    Args:
+        features: [B, ...].
+
+    Returns:
+        [B, k].
+
+    Raises:
+        TypeError: ``features`` is not a tensor.
+    """
     if not isinstance(features, Tensor):
         raise TypeError(f"representation should give a tensor [B, k], got {type(features).__name__}")
     return features.mean((2, 3)) if features.dim() == 4 else features.flatten(1)
 
 
 def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes of the state dict, in the order of the names.
+    """SHA-256 (hex) over names, dtypes, shapes and bytes of the state dict, sorted by name.
 
-    The same on every device and in every memory format. Extra state counts, buffers outside the state dict do not.
-    Errors: TypeError for a state that is more than tensors and JSON values.
+    It is the same on every device and in every memory format. Extra state counts; buffers outside the state dict do
+    not.
+
+    Args:
+        model: a module or a state dict.
+
+    Returns:
+        64 hex digits.
+
+    Raises:
+        TypeError: the state is more than tensors and JSON values.
     """
     state = tensors_of(model)
     digest = hashlib.sha256()
@@ -239,16 +351,24 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
 def check_fits(
     model: nn.Module, classes: Sequence[str], image_shape: Sequence[int], what: str, same_classes: bool = False
 ) -> None:
-    """Raises ValueError where the model's number or names of classes or its input shape are not those of the data.
+    """Checks that a model's classes and input shape are those of the data.
 
-    classes: names of the data's classes by label. what: the data in the message, as in "data set 'digits'".
-    same_classes: take classes of the same number for the same, whatever their names are. A module without the
-    attributes ``num_classes``, ``classes`` or ``input_shape`` passes.
+    A module without the attributes ``num_classes``, ``classes`` or ``input_shape`` passes.
+
+    Args:
+        model: the model.
+        classes: the class names of the data by label.
+        image_shape: (C, H, W) of the data.
+        what: the data, for the message, as in "data set 'digits'".
+        same_classes: accept any class names if their number is equal.
+
+    Raises:
+        ValueError: the number or names of classes, or the input shape, differ.
     """
     own_classes, own_shape = known(model, "num_classes"), known(model, "input_shape")
     own_classes = len(classes) if own_classes is None else own_classes
     own_shape = tuple(image_shape) if own_shape is None else own_shape
-    if own_classes == 1:  # of one logit, which is two classes
+    if own_classes == 1:  # one logit means two classes
         own_classes = 2
     if own_classes != len(classes):
         raise ValueError(f"the model has {own_classes} classes, {what} has {len(classes)}")
@@ -264,9 +384,9 @@ def _per_channel(name: str, values: Sequence[float] | None, default: float, chan
     try:
         tensor = torch.as_tensor(values, dtype=torch.float32, device="cpu").clone()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} should be {channels} numbers, one a channel, got {values!r}") from error
+        raise TypeError(f"{name} should be {channels} numbers, one per channel, got {values!r}") from error
     if tensor.shape != (channels,) or not bool(torch.isfinite(tensor).all()):
-        raise ValueError(f"{name} should be {channels} finite numbers, one a channel, got {values!r}")
+        raise ValueError(f"{name} should be {channels} finite numbers, one per channel, got {values!r}")
     return tensor
 
 

@@ -1,4 +1,4 @@
-"""The networks by name: a small convolutional network for CPUs, and the families of the paper's Figure 3."""
+"""Networks by name: a small convolutional network for CPUs, and the families of the paper's Figure 3."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advfeat._torch_defaults import Float32OnCPU
 from advfeat.models import families
 from advfeat.models.model import Classifier
 
-_LARGE = 24  # pixels; from here on the stem halves the image
+_LARGE = 24  # pixels; from this size on the stem halves the image
 
 
 def create(
@@ -29,45 +29,71 @@ def create(
 ) -> Classifier:
     """A freshly initialised classifier, in train mode.
 
-    arch: "small-convnet"; "resnet50", which the paper trains (Appendix C.2), or "resnet18", "vgg16" (with BatchNorm),
-        "inception_v3" or "densenet121", which it transfers to (Figure 3). These keep torchvision's stem from 96 pixels
-        on; smaller images get that of the usual CIFAR networks, without strides and pools.
-    num_classes, input_shape: as :class:`Classifier` has them; any number of channels, any side from 4 pixels
-        (inception_v3: 7, densenet121: 8).
-    mean, std: normalisation inside the model, per channel in pixel scale; None for none.
-    width: channels of the first layer, to which all others are proportional; even for inception_v3 and densenet121.
-        None for the full size: 32 for small-convnet and inception_v3, 64 elsewhere. The representation has 4 * width
-        features for small-convnet, 8 for resnet18 and vgg16, 16 for densenet121, 32 for resnet50, 64 for inception_v3.
-    seed: of the initial weights; the global random state is left as it was.
-    Errors: ValueError for an unknown arch, a width that it does not take or an image too small for it; ImportError for
-    all but small-convnet where torchvision is missing.
+    Args:
+        arch: "small-convnet"; "resnet50", which the paper trains (Appendix C.2); or "resnet18", "vgg16" (with
+            BatchNorm), "inception_v3" or "densenet121", to which it transfers (Figure 3). These keep torchvision's stem
+            from 96 pixels on; smaller images get the stem of the usual CIFAR networks, without strides and pools.
+        num_classes: as for :class:`Classifier`.
+        input_shape: (C, H, W), with any number of channels and any side from 4 pixels (inception_v3: 7, densenet121:
+            8).
+        mean: normalisation inside the model, per channel in pixel scale [0, 1]; None for none.
+        std: like ``mean``.
+        width: channels of the first layer, to which all others are proportional; even for inception_v3 and densenet121.
+            None for the full size: 32 for small-convnet and inception_v3, 64 elsewhere. The number of features is
+            ``width`` times 4 for small-convnet, 8 for resnet18 and vgg16, 16 for densenet121, 32 for resnet50 and 64
+            for inception_v3.
+        seed: of the initial weights; the global random state is unchanged.
+
+    Returns:
+        The classifier, on the CPU in float32.
+
+    Raises:
+        ValueError: ``arch`` is unknown, does not support ``width``, or needs a larger image.
+        ImportError: torchvision is missing, for all but small-convnet.
     """
     seed = whole_number("seed", seed, None)
-    # Not torch.manual_seed: that would also reseed the generators of every GPU, which fork_rng([]) does not put back.
+    # Not torch.manual_seed: that would also reseed the generators of every GPU, which fork_rng([]) does not restore.
     with torch.random.fork_rng(devices=[]), Float32OnCPU():
         torch.default_generator.manual_seed(seed)
         return _made(arch, num_classes, input_shape, mean, std, width)
 
 
 def outline(arch: str, arguments: Mapping[str, Any]) -> Classifier:
-    """The network that :func:`create` makes, with all that can be said of it but values, which take no memory: its
-    weights are on the device "meta". ``load_state_dict(..., assign=True)`` gives it some.
+    """The network that :func:`create` builds, on the "meta" device: everything but values, at no memory cost.
 
-    arguments: a model's ``arch_arguments``. Errors as :func:`create` has them.
+    ``load_state_dict(..., assign=True)`` gives it values.
+
+    Args:
+        arch: as for :func:`create`.
+        arguments: a model's ``arch_arguments``.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: as for :func:`create`.
+        ImportError: as for :func:`create`.
     """
     with torch.random.fork_rng(devices=[]), Float32OnCPU(), torch.device("meta"):
         return _made(arch, **arguments)
 
 
 def is_as_created(model: Classifier) -> bool:
-    """Whether a model from :func:`create` still has the layers that it was made with, whatever their weights are."""
+    """Whether a model from :func:`create` still has its original layers, whatever their weights.
+
+    Args:
+        model: the model.
+
+    Returns:
+        False if layers were changed.
+    """
     return _layers(model) == _layers(outline(model.arch, model.arch_arguments))
 
 
 def _layers(model: Classifier) -> tuple[list, list]:
-    """What makes two networks of equal weights one function: their layers and the shapes of their tensors."""
+    """The layers and tensor shapes: with equal weights, two networks that agree in these compute the same function."""
     layers = [
-        # A forward of its own: one that was put over that of its class.
+        # An instance attribute "forward" overrides that of the class.
         (name, type(module), module.extra_repr(), vars(module).get("forward"))
         for name, module in model.named_modules()
     ]
@@ -107,15 +133,20 @@ def _made(
 
 
 def archs() -> tuple[str, ...]:
-    """The names that :func:`create` takes."""
+    """The names that :func:`create` accepts.
+
+    Returns:
+        The names.
+    """
     return tuple(_ARCHS)
 
 
 def _small_convnet(input_shape: Sequence[int], width: int) -> tuple[nn.Sequential, int]:
-    """Four convolutions with BatchNorm and ReLU, the last two at 8x8 and 4x4, whatever the size of the image.
+    """Four convolutions with BatchNorm and ReLU, the last two at 8x8 and 4x4, whatever the image size.
 
-    12 million multiply-adds for a 32x32 image at width 32: from 24 pixels on the stem halves the image, since at full
-    size its activations cost more time than they bring accuracy. A plain Sequential, so that BatchNorm folds easily.
+    12 million multiply-adds for a 32x32 image at width 32: from 24 pixels on the stem halves the image, since the
+    activations at full size cost more time than the accuracy they gain is worth. A plain Sequential, so that BatchNorm
+    folds easily.
     """
     channels = input_shape[0]
     large = min(input_shape[1:]) >= _LARGE
@@ -133,7 +164,7 @@ def _small_convnet(input_shape: Sequence[int], width: int) -> tuple[nn.Sequentia
 class _Arch(NamedTuple):
     make: Callable[[Sequence[int], int], tuple[nn.Module, int]]  # input shape and width to body and features
     full_width: int
-    step: int = 1  # a width is a multiple of it
+    step: int = 1  # widths must be multiples of this
     smallest: int = 4  # side of an image, in pixels
 
 
@@ -142,7 +173,7 @@ _ARCHS: dict[str, _Arch] = {
     "resnet18": _Arch(partial(families.resnet, "resnet18", "BasicBlock", (2, 2, 2, 2)), 64),
     "resnet50": _Arch(partial(families.resnet, "resnet50", "Bottleneck", (3, 4, 6, 3)), 64),
     "vgg16": _Arch(families.vgg16, 64),
-    # Two stride-2 convolutions without padding take 7 pixels to 1, three halvings 8.
+    # Two stride-2 convolutions without padding reduce 7 pixels to 1; three halvings reduce 8 to 1.
     "inception_v3": _Arch(families.inception_v3, 32, step=2, smallest=7),
     "densenet121": _Arch(families.densenet121, 64, step=2, smallest=8),
 }

@@ -1,4 +1,4 @@
-"""What lies in a model's folder, said without building the model."""
+"""A summary of a model's folder, without building the model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ _BUFFERS = ("mean", "std", "running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A saved model: arch, None for a module of the user's own, then module says its class and where the representation
-    is taken (None in folders of older versions), and of which network it is a changed one, if it is.
+    """A saved model.
 
-    parameters: numbers in the weights, those of tied ones each time. dtypes: of the weights. fingerprint: see
-    :func:`advfeat.models.fingerprint`. training: {"config": ..., "data": ...} of the training, None if it is not known.
+    Attributes:
+        folder: the folder of the model.
+        arch: its name; None for a user's own module.
+        module: for a user's own module, its class, where the representation is taken (None in folders of older
+            versions) and, if it is a changed network, which one.
+        num_classes: number of logits.
+        classes: the class names by label; None if unknown.
+        input_shape: (C, H, W).
+        parameters: the number of weights; tied ones are counted each time.
+        dtypes: of the weights.
+        fingerprint: see :func:`advfeat.models.fingerprint`.
+        training: {"config": ..., "data": ...} of the training; None if unknown.
     """
 
     folder: Path
@@ -34,7 +43,11 @@ class SavedModel:
     training: dict | None
 
     def lines(self) -> list[str]:
-        """A few lines for a person."""
+        """A short description for people.
+
+        Returns:
+            The lines.
+        """
         name = self.arch
         if name is None and (created := (self.module or {}).get("created")):
             name = f"{created}, changed after it was created"
@@ -56,9 +69,17 @@ class SavedModel:
 
 
 def describe(folder: str | Path) -> SavedModel:
-    """What a folder says of the model in it; its weights are read and compared with their checksum.
+    """A summary of the model in a folder; its weights are read and checked against their checksum.
 
-    Errors, each naming the file: FileNotFoundError; ValueError for a damaged folder.
+    Args:
+        folder: the folder.
+
+    Returns:
+        The summary.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message names it.
+        ValueError: the folder is damaged; the message names the file.
     """
     check_path("folder", folder)
     folder = Path(folder)

@@ -1,7 +1,7 @@
-"""The state of a module as tensors alone, which is what a safetensors file holds, and back.
+"""Conversion of a module's state to tensors alone, as a safetensors file holds it, and back.
 
-A module's ``get_extra_state`` may return anything; what consists of JSON values and tensors is kept: as JSON text in a
-uint8 tensor of its own name, with the tensors in it beside. Nothing is pickled.
+A module's ``get_extra_state`` may return anything; JSON values and tensors are supported: as JSON text in a uint8
+tensor under the name of the entry, with the tensors in it alongside. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -13,14 +13,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-_EXTRA = "_extra_state"  # how torch ends the names of such entries
+_EXTRA = "_extra_state"  # torch's suffix for the names of such entries
 _TENSOR, _TUPLE, _FLOAT = "$tensor", "$tuple", "$float"
 
 
 def tensors_of(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
-    """The state dict of a module, or a state dict, as tensors; extra state as uint8 [bytes] and the tensors it holds.
+    """A state dict as tensors; extra state becomes uint8 [bytes] and the tensors that it holds.
 
-    Errors: TypeError naming the entry and what it holds besides dense tensors and JSON values.
+    Args:
+        model: a module or a state dict.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        TypeError: an entry holds something other than dense tensors and JSON values; the message names it.
     """
     if not isinstance(model, (nn.Module, Mapping)):
         raise TypeError(f"model should be a torch.nn.Module or a state dict, got {type(model).__name__}")
@@ -43,7 +50,17 @@ def tensors_of(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def state_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
-    """The state dict that :func:`tensors_of` made tensors of. Errors: ValueError naming a damaged entry."""
+    """The state dict from the tensors of :func:`tensors_of`.
+
+    Args:
+        tensors: the tensors by name.
+
+    Returns:
+        The state dict.
+
+    Raises:
+        ValueError: an entry is damaged; the message names it.
+    """
     state: dict[str, object] = {}
     for name, tensor in tensors.items():
         if not is_extra(name):
@@ -58,7 +75,14 @@ def state_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
 
 
 def is_extra(name: str) -> bool:
-    """Whether an entry of a state dict is what a module's ``get_extra_state`` returned."""
+    """Whether an entry of a state dict comes from a module's ``get_extra_state``.
+
+    Args:
+        name: the name of the entry.
+
+    Returns:
+        True for extra state.
+    """
     return name.rpartition(".")[2] == _EXTRA
 
 
@@ -79,7 +103,7 @@ def _encoded(value: object, name: str, place: str, inside: list[Tensor]) -> obje
         items = [_encoded(item, name, f"{place}[{i}]", inside) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {_TUPLE: items}
     if isinstance(value, dict) and all(isinstance(key, str) and not key.startswith("$") for key in value):
-        # Sorted, so that equal values have one text, and one fingerprint.
+        # Sorted, so that equal values have the same text and fingerprint.
         return {key: _encoded(value[key], name, f"{place}[{key!r}]", inside) for key in sorted(value)}
     raise TypeError(_refusal(name, place, value))
 

@@ -199,7 +199,7 @@ def test_what_a_normalised_threat_moves_stays_in_the_pixel_ball_and_the_box(kind
     [
         (MEAN, [0.2, 0.2, 0.0], "std should be finite and above 0"),
         (MEAN, -1.0, "std should be finite and above 0"),
-        (MEAN, [0.2, 0.2], "mean and std should have one value a channel, got 3 and 2"),
+        (MEAN, [0.2, 0.2], "mean and std should have one value per channel, got 3 and 2"),
         ("0.5", 0.2, "mean should be a number or a tensor, got the text"),
     ],
 )
@@ -211,7 +211,7 @@ def test_a_mean_and_a_std_that_are_none_are_refused(mean, std, message):
 def test_a_unit_is_told_where_it_matters():
     threat = L2.normalised(0.5, MEAN, STD)
     assert threat.to_dict()["unit"] == [1 / s for s in STD] and "unit" not in L2(0.5).to_dict()
-    with pytest.raises(ValueError, match="unit should be a float or a tensor .C. with one value a channel"):
+    with pytest.raises(ValueError, match="unit should be a float or a tensor .C. with one value per channel"):
         PGD(L2(0.5, unit=torch.ones(3)), steps=1)(lambda z: z.flatten(1), torch.rand(2, 4, 2, 2), torch.arange(2))
     with pytest.raises(ValueError, match="unit should be finite and above 0"):
         L2(0.5, unit=0)

@@ -28,7 +28,7 @@ def _attack(targets=None):
         (lambda: _attack()(X.numpy(), Y), TypeError, "inputs should be a torch tensor, .* got ndarray"),
         (lambda: _attack()(X, Y.tolist()), TypeError, "labels should be a torch tensor, .* got list"),
         (lambda: _attack().set_normalization_used(0.5, 0.5), TypeError, "mean should be a list of numbers, got 0.5"),
-        (lambda: _attack().set_normalization_used([0.5] * 3, [0.5]), ValueError, "one value a channel, got 3 and 1"),
+        (lambda: _attack().set_normalization_used([0.5] * 3, [0.5]), ValueError, "one value per channel, got 3 and 1"),
         # Images were infinite in silence.
         (lambda: _attack().set_normalization_used([0.5], [0.0]), ValueError, "std should be above 0 in every channel"),
         (lambda: _attack().set_return_type("uint8"), ValueError, "type should be one of float, int, got 'uint8'"),

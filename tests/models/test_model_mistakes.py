@@ -22,10 +22,10 @@ def _create(arch="small-convnet", num_classes=3, input_shape=(3, 8, 8), **settin
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: _adapt(mean=0.5), ValueError, "mean should be 3 finite numbers, one a channel, got 0.5"),
-        (lambda: _adapt(mean=[0.5] * 2), ValueError, "mean should be 3 finite numbers, one a channel"),
-        (lambda: _adapt(mean="0.5"), TypeError, "mean should be 3 numbers, one a channel, got '0.5'"),
-        (lambda: _adapt(std=["a"] * 3), TypeError, "std should be 3 numbers, one a channel"),
+        (lambda: _adapt(mean=0.5), ValueError, "mean should be 3 finite numbers, one per channel, got 0.5"),
+        (lambda: _adapt(mean=[0.5] * 2), ValueError, "mean should be 3 finite numbers, one per channel"),
+        (lambda: _adapt(mean="0.5"), TypeError, "mean should be 3 numbers, one per channel, got '0.5'"),
+        (lambda: _adapt(std=["a"] * 3), TypeError, "std should be 3 numbers, one per channel"),
         (lambda: _adapt(num_classes="3"), ValueError, "num_classes should be an integer, at least 2, got '3'"),
         (lambda: _adapt(num_classes=True), ValueError, "num_classes should be an integer, at least 2, got True"),
         (lambda: _adapt(input_shape=8), TypeError, r"input_shape should be \(channels, height, width\), got 8"),
