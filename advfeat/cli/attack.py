@@ -1,4 +1,4 @@
-"""``advfeat attack``."""
+"""The ``advfeat attack`` command."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 
 def run(c: commands.Attack) -> None:
+    """Attack the images of a data set and write the examples, their statistics and a picture.
+
+    Args:
+        c: Parsed options.
+
+    Raises:
+        ValueError: If the model does not fit the data set, or the radius covers the whole box.
+        OSError: If the results cannot be written; the summary is printed first.
+    """
     check_results(c.out, "adversarial.safetensors", "samples.png", "attack.json")
     eps = radii("--eps", c.eps, NORMS[c.norm], NORMS[c.norm].usual_radii[-1])
     device = c.runtime.torch_device()
@@ -53,7 +62,7 @@ def run(c: commands.Attack) -> None:
         "zero_grad_steps": torch.cat([p.zero_grad_steps.cpu() for p in parts]),
         "nonfinite_grad_steps": torch.cat([p.nonfinite_grad_steps.cpu() for p in parts]),
     }
-    # safetensors shares no memory
+    # safetensors refuses tensors that share memory
     own = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     summary = {"attack": pgd.to_dict(), **of_what(model, source), "success": float(success.float().mean())}
     shown = success.nonzero()[:10, 0] if success.any() else torch.arange(min(10, len(source)))

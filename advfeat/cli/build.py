@@ -1,4 +1,4 @@
-"""``advfeat build``."""
+"""The ``advfeat build`` command."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 
 def run(c: commands.Build) -> None:
+    """Build a data set with a trained model.
+
+    Args:
+        c: Parsed options.
+
+    Raises:
+        ValueError: If an option does not apply to the recipe, or the model does not fit the data set.
+    """
     check_place(c.out, "manifest.json")
     device = c.runtime.torch_device()
     model = load_model(c.model)
@@ -51,5 +59,5 @@ def run(c: commands.Build) -> None:
 
 
 def _preset_of(dataset: str) -> str:
-    """The preset that a data set's name stands for."""
+    """Return the preset that belongs to a data set."""
     return dataset if dataset in PRESETS else ("digits" if dataset in ("planted",) else "cifar10")

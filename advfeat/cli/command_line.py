@@ -1,4 +1,4 @@
-"""The command line: ``advfeat train | build | evaluate | attack | features | demo | reproduce | theory | info``."""
+"""The ``advfeat`` command: parsing, dispatch and shell completion."""
 
 from __future__ import annotations
 
@@ -21,13 +21,20 @@ _GOING_ON = ("train", "build", "demo", "reproduce")
 _EXTRA_OPTIONS = {Train: {"batch_size": "train_batch_size", "attack": "adversarial", "resume": "restart"}}
 _DESCRIPTION = """Robust and non-robust features: attacks, data sets, training, evaluation.
 
-advfeat COMMAND --help shows the options of a command; advfeat --version; advfeat --completion bash | zsh prints what a
-shell needs to complete them. Exit status: 0 done, 1 an error, 2 a wrong command line, 75 the time is over and the same
-command goes on, 130 interrupted."""
+advfeat COMMAND --help lists the options of a command, advfeat --version prints the version, and advfeat --completion
+bash | zsh | tcsh prints a completion script for that shell. Exit status: 0 success, 1 error, 2 invalid command line,
+75 time limit reached (run the same command again to resume), 130 interrupted."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The ``advfeat`` command; how it ends is in :mod:`advfeat.cli.ending`."""
+    """Run the ``advfeat`` command.
+
+    Args:
+        arguments: Command-line arguments without the program name; None takes ``sys.argv``.
+
+    Raises:
+        SystemExit: With the exit status described in :mod:`advfeat.cli.ending`, unless it is 0.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     names: dict[str, str] = {}
     first = arguments[0] if arguments else ""
@@ -50,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _widen() -> None:
-    """The help needs some columns: tyro never comes to an end in five or fewer."""
+    """Ensure a minimum terminal width for the help: tyro never returns with five columns or fewer."""
     if shutil.get_terminal_size().columns < _NARROWEST:
         os.environ["COLUMNS"] = str(_NARROWEST)
 
@@ -58,7 +65,7 @@ def _widen() -> None:
 def _after(command: str) -> str:
     if command not in _COMMANDS:
         return ""
-    again = "goes on where it stopped" if command in _GOING_ON else "starts again"
+    again = "resumes" if command in _GOING_ON else "starts again"
     return f"; the same command {again}"
 
 
@@ -70,7 +77,7 @@ def _unknown(command: str) -> None:
 
 
 def _option_names(command: object) -> dict[str, str]:
-    """What the library's arguments are called on the command line."""
+    """Map the library's argument names to the options of the command line."""
     names: dict[str, str] = {}
     for f in dataclasses.fields(command):
         value = getattr(command, f.name)

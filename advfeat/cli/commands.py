@@ -1,6 +1,7 @@
-"""The options of each command, as dataclasses; what a command does is in the module of its name.
+"""The options of each command, as dataclasses; each command is implemented in the module of its name.
 
-Nothing heavy is imported before a command runs, so that ``advfeat --help`` need not wait for torch.
+tyro builds the help from the class docstrings and the string below each field. Heavy modules are imported only when a
+command runs, so that ``advfeat --help`` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -38,41 +39,47 @@ class Train:
     """Train a classifier, by standard or by adversarial training, into a run folder."""
 
     out: NeededPath
-    """The run folder: model, config, metrics, checkpoint. A run that was interrupted goes on."""
+    """Run folder for the model, config, metrics and checkpoint. An interrupted run resumes."""
     restart: bool = False
-    """Train anew, in the place of the run that is there, whatever its settings were."""
+    """Discard the run in the folder, whatever its settings, and train from scratch."""
     data: Data = field(default_factory=Data)
     test_dataset: OptionalText = None
-    """What to test on after each epoch; for a constructed set, the data set it was built from."""
+    """Data set to test on after each epoch (default: that of --dataset; for a constructed set, its original)."""
     arch: str = "small-convnet"
     """small-convnet, resnet18, resnet50, vgg16, inception_v3 or densenet121."""
     width: OptionalCount = None
-    """Channels of the first layer, which the others follow; default 32 for small-convnet and inception_v3, else 64."""
+    """Channels of the first layer; the others scale (default: 32 for small-convnet, inception_v3; else 64)."""
     epochs: Count = 20
+    """Passes over the training data."""
     lr: Number = 0.1
-    """The highest of the one-cycle schedule."""
+    """Peak learning rate of the one-cycle schedule."""
     train_batch_size: Count = 128
+    """Images per training step."""
     weight_decay: Number = 5e-4
+    """Weight decay of SGD."""
     augment: Literal["none", "shift", "crop-flip"] = "none"
+    """Data augmentation: random shifts, or random shifts and horizontal flips (crop-flip)."""
     allow_flip: bool = False
-    """Also flip images whose classes are named like digits."""
+    """Allow flips for data sets whose classes are digits."""
     adversarial: Literal["none", "l2", "linf"] = "none"
-    """Train on adversarial examples of this norm."""
+    """Train on adversarial examples within a ball of this norm."""
     eps: OptionalRadius = None
-    """Radius of adversarial training, in pixel scale [0, 1], also as 8/255."""
+    """Radius for adversarial training, in pixel scale [0, 1]; may be a fraction such as 8/255."""
     attack_steps: OptionalCountOrNone = None
-    """Steps of its attack (default: 7)."""
+    """Attack steps in adversarial training (default: 7)."""
     attack_step_size: OptionalRadius = None
-    """Default eps / 5, the paper's."""
+    """Attack step size in adversarial training (default: eps / 5, as in the paper)."""
     same_classes: bool = False
-    """Classes are compared by name; take those of the same number for the same, whatever their names are."""
+    """Match classes by index instead of by name."""
     seed: Seed = 0
+    """Seed of the weights, the order and the augmentation."""
     device: OptionalText = None
-    """cpu, cuda, cuda:1, ...; the first GPU if there is one."""
+    """cpu, cuda, cuda:1, ... (default: the first GPU if there is one)."""
     amp: Literal["none", "bf16"] = "none"
-    """Run the model in bfloat16."""
+    """Mixed precision: run the model under bfloat16 autocast."""
 
     def run(self) -> None:
+        """Run the command."""
         from advfeat.cli import train
 
         train.run(self)
@@ -80,37 +87,43 @@ class Train:
 
 @dataclass(frozen=True)
 class Build:
-    """Build D_R, D_NR, D_rand or D_det with a trained model. Goes on where it was interrupted."""
+    """Build D_R, D_NR, D_rand or D_det with a trained model. An interrupted build resumes."""
 
     recipe: Positional[Literal["robust", "nonrobust", "rand", "det"]]
+    """Data set to build: robust (D_R), nonrobust (D_NR), rand (D_rand) or det (D_det)."""
     model: NeededPath
-    """A run folder of advfeat train; an adversarially trained one for "robust", a standard one for the others."""
+    """Run folder of advfeat train; adversarially trained for robust, standard training for the others."""
     out: NeededPath
-    """The folder of the set."""
+    """Folder for the constructed set."""
     data: Data = field(default_factory=Data)
     preset: Literal["cifar10", "restricted-imagenet", "digits", "cifar10-cpu"] | None = None
-    """Settings; by default those of the data set (cifar10: the paper's)."""
+    """Named steps, radii and starts; cifar10 has the paper's. None: chosen by the data set."""
     eps: OptionalRadius = None
-    """Radius of the perturbation (rand and det)."""
+    """Radius of the perturbation, in pixel scale [0, 1] (rand and det only; default: the preset's)."""
     steps: OptionalCountOrNone = None
+    """Gradient steps per image (default: the preset's)."""
     step_size: OptionalRadius = None
+    """Size of a gradient step, in pixel scale [0, 1] (default: the preset's)."""
     start: Literal["image", "noise"] | None = None
-    """What the robust and nonrobust sets start from."""
+    """Starting point of the optimisation (robust and nonrobust only). None: the preset's."""
     converge: bool = False
-    """Of robust and nonrobust: end a sample's steps once its distance has stopped falling, by 5 % in 50 steps."""
+    """Stop a sample once its distance falls by less than 5 % in 50 steps (robust and nonrobust only)."""
     dtype: Literal["float32", "float16", "uint8"] = "float32"
-    """How images are stored; uint8 is rounded inside the ball."""
+    """Storage type of the images; uint8 values are rounded so that they stay inside the ball."""
     shard_size: Count = 2000
+    """Images per shard file."""
     same_classes: bool = False
-    """Classes are compared by name; take those of the same number for the same, whatever their names are."""
+    """Match classes by index instead of by name."""
     seed: Seed = 0
+    """Seed of the starts, targets and attacks."""
     compile: bool = False
-    """torch.compile the model."""
+    """Compile the model with torch.compile."""
     any_source: bool = False
-    """Take a model that was trained in another way than the recipe asks for."""
+    """Accept a model that was not trained in the way the recipe requires."""
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:
+        """Run the command."""
         from advfeat.cli import build
 
         build.run(self)
@@ -121,31 +134,36 @@ class Evaluate:
     """Clean and robust accuracy of a trained model, with confidence intervals."""
 
     model: NeededPath
-    """A run folder of advfeat train."""
+    """Run folder of advfeat train."""
     data: Data = field(default_factory=Data)
     split: Literal["train", "test"] = "test"
+    """Split of the data set to evaluate on."""
     norm: Norm = "l2"
+    """Norm of the threat model."""
     eps: OptionalRadii = None
-    """Radii, in pixel scale [0, 1], also as 8/255; default 0.25 0.5 for l2, 4/255 8/255 for linf."""
+    """Radii, in pixel scale [0, 1]; may be fractions (default: 0.25 0.5 for l2, 4/255 8/255 for linf)."""
     attack: Literal["strong", "pgd", "apgd", "auto"] = "strong"
-    """strong: 20 steps of PGD, then the first two attacks of AutoAttack on what is left; these two alone (auto), the
-    first of them (apgd), or PGD from the sample, which can leave much more standing (pgd)."""
+    """strong: 20 steps of PGD, then the first two attacks of AutoAttack on the remaining samples;
+    auto: these two attacks alone; apgd: the first of them;
+    pgd: PGD started at the sample, which can overestimate robust accuracy by far."""
     steps: OptionalCountOrNone = None
-    """Default 40 for pgd, 100 for each run of Auto-PGD."""
+    """Attack steps (default: 40 for pgd, 100 for each run of Auto-PGD)."""
     step_size: OptionalRadius = None
-    """Of pgd; default 2.5 * eps / steps."""
+    """Step size (pgd only; default: 2.5 * eps / steps)."""
     restarts: Count = 1
-    """From so many random points; 1: from the sample itself (pgd), from one (apgd, auto)."""
+    """Number of random starts; 1 starts pgd at the sample itself, apgd and auto at one random point."""
     stop: bool = False
-    """Of pgd: leave a sample once it is broken. The same accuracy, several times faster; no margins of the broken."""
+    """Stop each sample at its first success (pgd only): same accuracy, several times faster, no final margins."""
     out: OptionalPath = None
-    """Also write the results, with every setting, as JSON; sample by sample beside it, as NAME.samples.jsonl."""
+    """JSON file for the results and all settings; per-sample outcomes go to NAME.samples.jsonl beside it."""
     same_classes: bool = False
-    """Classes are compared by name; take those of the same number for the same, whatever their names are."""
+    """Match classes by index instead of by name."""
     seed: Seed = 0
+    """Seed of the random starts."""
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:
+        """Run the command."""
         from advfeat.cli import evaluate
 
         evaluate.run(self)
@@ -153,28 +171,35 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Attack:
-    """Adversarial examples for the images of a data set, saved with their statistics and a picture."""
+    """Attack the images of a data set with PGD and save the adversarial examples, their statistics and a picture."""
 
     model: NeededPath
-    """A run folder of advfeat train."""
+    """Run folder of advfeat train."""
     out: NeededPath
-    """A folder for adversarial.safetensors, attack.json and samples.png."""
+    """Folder for adversarial.safetensors, attack.json and samples.png."""
     data: Data = field(default_factory=Data)
     split: Literal["train", "test"] = "test"
+    """Split of the data set to attack."""
     norm: Norm = "l2"
+    """Norm of the threat model."""
     eps: OptionalRadius = None
-    """Radius, in pixel scale [0, 1], also as 8/255; default 0.5 for l2, 8/255 for linf."""
+    """Radius, in pixel scale [0, 1]; may be a fraction (default: 0.5 for l2, 8/255 for linf)."""
     steps: CountOrNone = 40
+    """PGD steps."""
     step_size: OptionalRadius = None
+    """Step size (default: 2.5 * eps / steps)."""
     restarts: Count = 1
+    """Number of random starts; 1 starts at the sample itself."""
     target: Literal["none", "next"] = "none"
-    """Leave the label, or reach the next class."""
+    """none: any other class than the label; next: the class after the label."""
     same_classes: bool = False
-    """Classes are compared by name; take those of the same number for the same, whatever their names are."""
+    """Match classes by index instead of by name."""
     seed: Seed = 0
+    """Seed of the random starts."""
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:
+        """Run the command."""
         from advfeat.cli import attack
 
         attack.run(self)
@@ -182,28 +207,33 @@ class Attack:
 
 @dataclass(frozen=True)
 class Features:
-    """How useful each feature of a model's representation is, and how much of it an adversary leaves (Section 2)."""
+    """Measure the usefulness of each feature of a model's representation, with and without an adversary (Section 2)."""
 
     model: NeededPath
-    """A run folder of advfeat train."""
+    """Run folder of advfeat train."""
     data: Data = field(default_factory=lambda: Data(limit=500))
     split: Literal["train", "test"] = "test"
+    """Split of the data set to measure on."""
     norm: Norm = "l2"
+    """Norm of the threat model."""
     eps: OptionalRadius = None
-    """Radius, in pixel scale [0, 1], also as 8/255; default 0.25 for l2, 4/255 for linf."""
+    """Radius, in pixel scale [0, 1]; may be a fraction (default: 0.25 for l2, 4/255 for linf)."""
     steps: CountOrNone = 10
+    """PGD steps for each end of a feature's range."""
     step_size: OptionalRadius = None
-    """Default 2.5 * eps / steps."""
+    """Step size (default: 2.5 * eps / steps)."""
     show: CountOrNone = 20
-    """Rows of the table, the most useful features first."""
+    """Rows of the table; the most useful features come first."""
     out: OptionalPath = None
-    """A folder for features.json (every feature and setting) and features.png (gamma against rho)."""
+    """Folder for features.json (every feature and setting) and features.png (gamma against rho)."""
     same_classes: bool = False
-    """Classes are compared by name; take those of the same number for the same, whatever their names are."""
+    """Match classes by index instead of by name."""
     seed: Seed = 0
+    """Seed of the random starts."""
     runtime: Runtime = field(default_factory=Runtime)
 
     def run(self) -> None:
+        """Run the command."""
         from advfeat.cli import features
 
         features.run(self)
@@ -211,17 +241,19 @@ class Features:
 
 @dataclass(frozen=True)
 class Demo:
-    """The paper's main experiment on scikit-learn's digits: six models, four sets, one report."""
+    """Run the paper's main experiment on scikit-learn's digits: six models, four data sets, one report."""
 
     out: NeededPath = Path("report")
-    """The folder of the report; steps that are already done there are not done again."""
+    """Folder for the report; completed stages in it are reused."""
     preset: Literal["digits", "cifar10-cpu"] = "digits"
-    """cifar10-cpu takes about 40 minutes on two cores and needs --root."""
+    """digits needs no download; cifar10-cpu takes about 40 minutes on two cores and needs --root."""
     root: OptionalPath = field(default_factory=root_from_environment)
-    """Where CIFAR-10 lies (default: the environment variable ADVFEAT_DATA)."""
+    """Folder with CIFAR-10 (default: the environment variable ADVFEAT_DATA)."""
     seed: Seed = 0
+    """Seed of the models and data sets."""
 
     def run(self) -> None:
+        """Run the command."""
         from advfeat.cli import reproduce
 
         reproduce.demo(self)
@@ -229,31 +261,31 @@ class Demo:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """The paper's tables and figures, one name each: our numbers, the paper's, verdicts, and a page of a report."""
+    """Reproduce the paper's tables and figures: our numbers beside the paper's, verdicts, and an HTML report."""
 
     name: Positional[OptionalText] = None
-    """table1, figure2, ... or all; without a name, the list."""
+    """Experiment to run: table1, figure2, ..., or all. Without a name, list the experiments."""
     list: bool = False
-    """Show the experiments with the paper's numbers and the expected times."""
+    """List the experiments with the paper's numbers and the expected times."""
     measure: bool = False
-    """The list with the times that this machine will take for the preset, from a few batches of each network."""
+    """List the experiments with times estimated for this machine and preset, from a few batches of each network."""
     preset: Literal["digits", "cifar10-cpu", "cifar10"] = "digits"
-    """digits: minutes; cifar10-cpu: small networks, for two cores; cifar10: the paper's network, for a GPU."""
+    """digits: takes minutes; cifar10-cpu: small networks, for two cores; cifar10: the paper's network, for a GPU."""
     arch: OptionalText = None
-    """Another network in the place of the preset's own, as resnet18 with cifar10."""
+    """Network to use instead of the preset's, such as resnet18 with cifar10."""
     seeds: OptionalCount = None
-    """So many seeds, 0, 1, ..."""
+    """Number of seeds, counted from 0 (default: the preset's)."""
     out: OptionalPath = None
-    """The folder of models, sets and pages (default: reproduction/PRESET); what is done there is not done again."""
+    """Folder for models, data sets and pages (default: reproduction/PRESET); completed stages are reused."""
     root: OptionalPath = field(default_factory=root_from_environment)
-    """Where data sets lie (default: the environment variable ADVFEAT_DATA)."""
+    """Folder with the data sets (default: the environment variable ADVFEAT_DATA)."""
     minutes: OptionalMinutes = None
-    """Stop after so many minutes and what is under way, an epoch or a shard, with exit status 75; the same command
-    goes on."""
+    """Time limit; stops after the current epoch or shard with exit status 75. The same command resumes."""
     device: OptionalText = None
-    """cpu, cuda, cuda:1, ...; the first GPU if there is one."""
+    """cpu, cuda, cuda:1, ... (default: the first GPU if there is one)."""
 
     def run(self) -> None:
+        """Run the command."""
         from advfeat.cli import reproduce
 
         reproduce.reproduce(self)
@@ -261,12 +293,13 @@ class Reproduce:
 
 @dataclass(frozen=True)
 class Info:
-    """What was built and what it runs on; or what a run folder or a constructed set is."""
+    """Describe the installation, a run folder or a constructed set."""
 
     path: Positional[OptionalPath] = None
-    """A run folder or the folder of a constructed set."""
+    """Run folder or folder of a constructed set; without it, describe the installation."""
 
     def run(self) -> None:
+        """Run the command."""
         from advfeat.cli import info
 
         info.run(self)
@@ -274,21 +307,23 @@ class Info:
 
 @dataclass(frozen=True)
 class Theory:
-    """Theorems 1-3 on a Gaussian task: closed forms, numerical values, sampling, verdicts; and Figures 4 and 14."""
+    """Check Theorems 1-3 on a Gaussian task, in closed form, numerically and by sampling; draw Figures 4 and 14."""
 
     dim: OptionalCount = None
-    """Dimension; by default the number of variances given."""
+    """Dimension (default: the number of variances)."""
     eps: Radius = 0.8
     """Radius of the adversary."""
     covariance: str = "3,0.7,0.2"
-    """Variances "3,0.7,0.2", "isotropic:2", "geometric:1e4", or a .npy, .csv or .txt file."""
+    """Covariance: variances such as 3,0.7,0.2, or isotropic:2, geometric:1e4, or a .npy, .csv or .txt file."""
     seed: Seed = 0
+    """Seed of the Monte Carlo samples."""
     out: NeededPath = Path("theory-report")
-    """The folder of the figures."""
+    """Folder for the figures."""
     samples: Count = 100_000
-    """Of each Monte Carlo estimate."""
+    """Samples per Monte Carlo estimate."""
 
     def run(self) -> None:
+        """Run the command; exit with status 1 unless every verdict holds."""
         from advfeat.theory import command
 
         report = command.run(command.TheoryConfig(**dataclasses.asdict(self)))

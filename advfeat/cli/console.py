@@ -1,7 +1,6 @@
-"""What a person sees while something runs: progress bars with rate and time left, sentences and tables.
+"""Terminal output while a command runs: progress bars with rate and time left, sentences and tables.
 
-Strings are shown as they are: a path or a class may be called ``[bold]``. What is meant to have a style is a
-:class:`rich.text.Text`.
+Strings are printed literally: a path or a class may be called ``[bold]``. Styled text is a :class:`rich.text.Text`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ console = Console(file=stdout)
 
 
 class _Rate(ProgressColumn):
-    """Units a second, over the recent past."""
+    """Units per second, over the recent past."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -32,15 +31,27 @@ class _Rate(ProgressColumn):
 
 
 def say(*parts: str | tuple[str, str]) -> None:
-    """A line on the terminal, not broken, so that a path in it can be copied; parts: texts, or pairs of one and its
-    style."""
+    """Print one line without wrapping it, so that a path in it can be copied.
+
+    Args:
+        *parts: Texts, or pairs (text, style).
+    """
     console.print(Text.assemble(*(_shown(part) for part in parts)), soft_wrap=True)
 
 
 @contextmanager
 def bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; yields ``report(done, total)``. Ends as one line with the time it took, also without a
-    terminal."""
+    """Show a progress bar, and one line with the time taken once it is finished.
+
+    The final line is printed even without a terminal.
+
+    Args:
+        title: Text before the bar.
+        unit: Plural name of what is counted, such as ``"images"``.
+
+    Yields:
+        A function ``report(done, total)`` that updates the bar.
+    """
     began = time.monotonic()
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -50,7 +61,7 @@ def bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(compact=True),
     )
     total_seen = 0
-    # Into a file or a pipe goes the last line alone; a bar that is not drawn would leave an empty one.
+    # A file or a pipe gets the final line alone; a transient bar would leave an empty line there.
     drawn = console.is_terminal or console.is_jupyter
     with Progress(*columns, console=console, transient=True, disable=not drawn) as progress:
         task = progress.add_task(_one_line(title), total=None, unit=unit)
@@ -67,7 +78,14 @@ def bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], caption: str | None = None) -> None:
-    """A table on the terminal: the first column left, the others right. caption: below it, as wide as the terminal."""
+    """Print a table: first column aligned left, the others right.
+
+    Args:
+        title: Title above the table.
+        columns: Headings.
+        rows: Cells of each row; plain strings are printed literally.
+        caption: Text below the table, as wide as the terminal; None for none.
+    """
     t = Table(title=Text(title, "table.title"), title_justify="left")
     for i, name in enumerate(columns):
         t.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
@@ -83,5 +101,5 @@ def _shown(part: str | tuple[str, str]) -> str | tuple[str, str]:
 
 
 def _one_line(text: str) -> str:
-    """Without what moves a terminal's cursor or changes its colours; bytes that are not UTF-8 as ``\\udcNN``."""
+    # Escapes what would move the cursor or change colours; bytes that are not UTF-8 become \udcNN.
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,12 +1,12 @@
-"""How a command ends: with an exit status, and one line on standard error for what its user can mend.
+"""Exit status of a command, and its one-line message on standard error for errors that the user can fix.
 
 ====  ===========================================================================================
-0     all done
-1     an error that a sentence explains; ADVFEAT_TRACEBACK=1 shows where it came from
-2     the command line itself is wrong
-75    the time that was given is over; the same command goes on
+0     success
+1     an error explained in one sentence; ADVFEAT_TRACEBACK=1 shows the traceback
+2     invalid command line
+75    time limit reached; the same command resumes
 130   interrupted by Ctrl-C
-143   ended by SIGTERM
+143   terminated by SIGTERM
 ====  ===========================================================================================
 """
 
@@ -24,22 +24,32 @@ from types import MappingProxyType
 
 from advfeat.cli.output import discard, stdout
 
-# What a user can cause and mend; anything else is a defect and shows its traceback.
+# Errors that a user can cause and fix; anything else is a defect and shows its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, OverflowError, RuntimeError)
 _OF_SIZE = ("batch_size", "limit", "size", "width", "samples", "dim")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as of a scheduler that wants the machine for somebody else."""
+    """SIGTERM, as a batch scheduler sends it when it reclaims the machine."""
 
 
 @contextlib.contextmanager
 def in_order(command: str, options: Mapping[str, str] = _NOTHING, interrupted: str = "") -> Iterator[None]:
-    """A block whose errors are told in a line on standard error and end the process by SystemExit.
+    """Turn errors in the block into one line on standard error and a SystemExit.
 
-    command: as in ``advfeat evaluate``. options: what the library's arguments are called on the command line, by which
-    its messages are told; may be filled inside the block. interrupted: what to say after Ctrl-C.
+    Args:
+        command: Name that starts the line, such as ``advfeat evaluate``.
+        options: Maps the library's argument names to the options of the command line, which replace them in messages.
+            It may be filled inside the block.
+        interrupted: Text to append to ``interrupted`` after Ctrl-C.
+
+    Yields:
+        None.
+
+    Raises:
+        SystemExit: With the status of the module's table, unless it is 0.
+        Exception: A defect, or any error if ADVFEAT_TRACEBACK is set, is raised again as it is.
     """
     stdout.take_failure()
     status: object = 0
@@ -64,14 +74,22 @@ def in_order(command: str, options: Mapping[str, str] = _NOTHING, interrupted: s
     _flush()
     if (failure := stdout.take_failure()) is not None:
         why = getattr(failure, "strerror", None) or failure
-        _tell(f"{command}: what it had to say could not be printed: {why}")
+        _tell(f"{command}: the output could not be printed: {why}")
         status = status or 1
     if status:
         raise SystemExit(status)
 
 
 def explanation(error: Exception, options: Mapping[str, str] = _NOTHING) -> str | None:
-    """One line for what a user can mend; None for a defect. options: as of :func:`in_order`."""
+    """Explain an error in one line.
+
+    Args:
+        error: The error.
+        options: As in :func:`in_order`.
+
+    Returns:
+        The message for an error that the user can fix; None for a defect.
+    """
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or _is_of_memory(error, text):
         names = [options[name] for name in _OF_SIZE if name in options]
@@ -90,7 +108,15 @@ def explanation(error: Exception, options: Mapping[str, str] = _NOTHING) -> str 
 
 
 def in_options(sentence: str, options: Mapping[str, str]) -> str:
-    """A message of the library with its arguments named as the command line has them: ``root=x`` as ``--root x``."""
+    """Replace argument names in a message by command-line options: ``root=x`` becomes ``--root x``.
+
+    Args:
+        sentence: Message of the library.
+        options: Maps argument names to options.
+
+    Returns:
+        The message in terms of the command line.
+    """
     if not options:
         return sentence
     names = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
@@ -104,9 +130,9 @@ def _written(option: str, switch: str | None) -> str:
 
 
 def _is_of_printing(error: Exception) -> bool:
-    """Of a stream that others print to: errors of files name them, and none but standard output is a pipe."""
+    """Return whether an error is of standard output: file errors name their file, and nothing else is a pipe."""
     unnamed = isinstance(error, OSError) and error.filename is None and error.errno is not None
-    # The system's words alone: those of this library's own errors say of which file they are.
+    # Only the system's own message: errors raised by this library name their file.
     return (
         unnamed
         and error.strerror == os.strerror(error.errno)
@@ -115,7 +141,7 @@ def _is_of_printing(error: Exception) -> bool:
 
 
 def _is_of_memory(error: Exception, text: str) -> bool:
-    # Without importing torch for it: where it is not loaded, the error is not its own.
+    # Does not import torch: if it is not loaded, the error cannot be torch's.
     torch = sys.modules.get("torch")
     own = getattr(torch, "OutOfMemoryError", None)
     if own is not None and isinstance(error, own):
@@ -124,7 +150,7 @@ def _is_of_memory(error: Exception, text: str) -> bool:
 
 
 def _told(command: str, options: Mapping[str, str], otherwise):
-    """Warnings as one line without the place in the code, which says nothing to a user of the command line."""
+    """Print warnings as one line, without the code location, which means nothing to a command-line user."""
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
         if issubclass(category, (UserWarning, RuntimeWarning)) and file is None:
@@ -136,16 +162,16 @@ def _told(command: str, options: Mapping[str, str], otherwise):
 
 
 def _tell(text: str) -> None:
-    """On standard error, which may be closed or full as well."""
+    """Write to standard error, which may itself be closed or full."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
-            # A stranger's file names its classes: nothing that a terminal would carry out.
+            # Class names come from untrusted files: escape everything that a terminal would interpret.
             shown = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
             print(shown, file=sys.stderr, flush=True)
 
 
 def _flush() -> None:
-    """What others printed, such as the help, reaches standard output here, where its failing can be told."""
+    """Flush what others printed, such as the help, here where a failure can be reported."""
     stdout.flush()
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.flush()
@@ -155,7 +181,7 @@ def _flush() -> None:
 
 @contextlib.contextmanager
 def _any_encoding() -> Iterator[None]:
-    """What others print, such as the help, may hold characters that standard output has no bytes for."""
+    """Let others, such as the help, print characters that the encoding of standard output lacks."""
     stream = sys.stdout
     if not hasattr(stream, "reconfigure"):
         yield
@@ -165,20 +191,20 @@ def _any_encoding() -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError, ValueError):  # it may be closed, or full and not empty
+        with contextlib.suppress(OSError, ValueError):  # closed, or the disk is full and the buffer is not empty
             stream.reconfigure(errors=before)
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does: locks are given back and nothing half-written stays."""
+    """Make SIGTERM end the block as Ctrl-C does: locks are released and no partial file remains."""
 
     def terminated(*_: object) -> None:
         raise _Terminated
 
     try:
         before = signal.signal(signal.SIGTERM, terminated)
-    except ValueError:  # not the main thread, which alone gets signals
+    except ValueError:  # only the main thread can handle signals
         yield
         return
     try:

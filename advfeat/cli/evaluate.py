@@ -1,4 +1,4 @@
-"""``advfeat evaluate``."""
+"""The ``advfeat evaluate`` command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from advfeat.threat import NORMS, Threat
 if TYPE_CHECKING:
     from advfeat.cli import commands
 
-# What evaluate's --out could replace, and make a model, a set, an export or a result unreadable.
+# Files that --out must not replace: a model, set, export or result would become unreadable.
 _OWN_FILES = re.compile(
     r"(model|config|manifest|checkpoint|step|outcome|attack|features|advfeat-classes)\.json|metrics\.jsonl|metadata\.csv|"
     r"(shard|checkpoint)-\d+\..*|.*\.safetensors"
@@ -33,6 +33,16 @@ _OWN_FILES = re.compile(
 
 
 def run(c: commands.Evaluate) -> None:
+    """Evaluate a model, print a table and optionally write the results.
+
+    Args:
+        c: Parsed options.
+
+    Raises:
+        ValueError: If ``--out`` would replace a file of a run, set or result, an option does not apply to the attack,
+            or the model does not fit the data set.
+        OSError: If the results cannot be written; the table is printed first.
+    """
     samples, failed = None, None
     if c.out is not None:
         behind = Path(os.path.realpath(c.out))
@@ -40,7 +50,7 @@ def run(c: commands.Evaluate) -> None:
             raise ValueError(
                 f"--out should be a file of its own, got {c.out}, which is part of a run, a set or a result"
             )
-        # Of the whole name: radii have a point in them, and what stands behind it is no ending.
+        # Not with_suffix: a name may contain a radius, whose decimal point does not start a suffix.
         samples = check_writable_file(c.out).with_name(f"{c.out.name.removesuffix('.json')}.samples.jsonl")
         check_writable_file(samples)
     eps = radii("--eps", c.eps, NORMS[c.norm], NORMS[c.norm].usual_radii)
@@ -57,7 +67,7 @@ def run(c: commands.Evaluate) -> None:
             same_classes=c.same_classes,
             progress=report,
         )
-    if c.out is not None:  # first: whatever happens to the terminal, the results are there
+    if c.out is not None:  # before printing, so that the results survive a failure of the terminal
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.samples()).encode()
         of_samples = {"samples": samples.name, "samples_sha256": hashlib.sha256(lines).hexdigest()}
         results = {"model": str(c.model), **result.to_dict(), **of_samples, **provenance(device)}
@@ -66,15 +76,15 @@ def run(c: commands.Evaluate) -> None:
     for r in result.robustness:
         notes = [] if r.converged else [f"{r.carried} carried over from a smaller radius"]
         notes += [f"{r.zero_gradient} with zero gradients"] if r.zero_gradient else []
-        notes += [f"{r.nonfinite_gradient} with gradients not finite"] if r.nonfinite_gradient else []
+        notes += [f"{r.nonfinite_gradient} with non-finite gradients"] if r.nonfinite_gradient else []
         name = f"{c.norm} {NORMS[c.norm].write_radius(r.eps)}"
         rows.append([name, _percent(r.accuracy), _margin(r.margin), ", ".join(notes)])
     caption = f"{result.clean.n:,} samples; 95 % Wilson intervals"
     if attacks:
         passes = sum(r.backward_passes for r in result.robustness) / max(sum(r.attacked for r in result.robustness), 1)
-        caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} gradient passes a sample attacked"
+        caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} gradient passes per attacked sample"
     table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
-    say_written(c.out, failed, f"sample by sample to {samples.name}" if samples else "")
+    say_written(c.out, failed, f"per-sample outcomes to {samples.name}" if samples else "")
 
 
 def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
@@ -94,7 +104,7 @@ def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
     steps = 100 if c.steps is None else c.steps
     if c.attack == "strong":
         if c.restarts != 1:
-            raise ValueError("--restarts has no meaning for --attack strong, whose runs of Auto-PGD start anew each")
+            raise ValueError("--restarts has no meaning for --attack strong, whose runs of Auto-PGD each start afresh")
         return strong_attack(eps, c.norm, steps=steps, seed=c.seed, autocast=c.runtime.autocast())
     kind = APGD if c.attack == "apgd" else Auto
     return kind(Threat.of(c.norm, eps), steps=steps, restarts=c.restarts, seed=c.seed, autocast=c.runtime.autocast())
@@ -104,14 +114,14 @@ def _attack_in_words(c: commands.Evaluate, attack: Attack) -> str:
     if c.attack == "strong":
         auto = attack.attacks[-1]
         return (
-            f"20 steps of PGD, then Auto-PGD of {auto.steps} steps on the margin and towards each of "
-            f"{auto.target_classes} other classes, on what was left: the first two attacks of AutoAttack"
+            f"20 steps of PGD, then on the remaining samples {auto.steps} steps of Auto-PGD on the margin and towards "
+            f"each of {auto.target_classes} other classes (the first two attacks of AutoAttack)"
         )
     settings = attack.to_dict()
     words = f"{settings['attack']}, {settings['steps']} steps"
-    words += " of 2.5 eps / steps unless given" if c.attack == "pgd" else ""
+    words += " of size 2.5 eps / steps unless given" if c.attack == "pgd" else ""
     words += f", {settings['restarts']} start(s), {settings['objective']}, best iterate"
-    return words + ("; a stronger attack can leave much less" if c.attack == "pgd" else "")
+    return words + ("; a stronger attack can give much lower accuracy" if c.attack == "pgd" else "")
 
 
 def _percent(share) -> Text:
@@ -120,7 +130,7 @@ def _percent(share) -> Text:
 
 
 def _margin(value: float | None) -> str:
-    """A mean margin: none where no sample was attacked, infinite where a model puts classes out."""
+    """Format a mean margin: None if no sample was attacked, infinite if a model excludes classes."""
     return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""``advfeat features``."""
+"""The ``advfeat features`` command."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 
 def run(c: commands.Features) -> None:
+    """Measure the usefulness of a model's features, print a table and optionally write the results.
+
+    Args:
+        c: Parsed options.
+
+    Raises:
+        ValueError: If the model does not fit the data set, or its labels have fewer than two classes.
+        OSError: If the results cannot be written; the table is printed first.
+    """
     failed = None
     if c.out is not None:
         check_results(c.out, "features.png", "features.json")
@@ -47,9 +56,9 @@ def run(c: commands.Features) -> None:
         failed = write_results([(c.out / "features.png", picture), (c.out / "features.json", to_json(results))])
     console.print(found.table(c.show))
     words = (
-        f"rho: usefulness for the class against the rest; gamma: what is left of it at {radius} (PGD, {c.steps} steps: "
-        "an upper bound, which a stronger attack lowers). ± one standard error; robust and non-robust are three of "
-        "them from 0."
+        f"rho: usefulness for the class against the rest; gamma: robust usefulness at {radius} (PGD, {c.steps} steps: "
+        "an upper bound, which a stronger attack would lower). ± one standard error; robust and non-robust mean more "
+        "than three standard errors above or below 0."
     )
     console.print(Text(words, "dim"))
     say_written(c.out, failed, "features.json and features.png")

@@ -1,4 +1,4 @@
-"""``advfeat info``."""
+"""The ``advfeat info`` command."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 
 def run(c: commands.Info) -> None:
+    """Describe the installation, a run folder or a constructed set.
+
+    Args:
+        c: Parsed options.
+
+    Raises:
+        FileNotFoundError: If the path is neither a run folder nor a constructed set.
+    """
     if c.path is None:
         rows = [[k, _short(v)] for k, v in build_config().items()]
         rows += [["python", platform.python_version()]]
@@ -31,7 +39,7 @@ def run(c: commands.Info) -> None:
         made = ConstructedSet.open(c.path)
         describe_set(made, c.path)
         parts = {k: made.manifest[k] for k in ("recipe", "source", "model", "seed")}
-        console.print_json(json.dumps(parts), ensure_ascii=True)  # nothing that a terminal would carry out
+        console.print_json(json.dumps(parts), ensure_ascii=True)  # no terminal control codes
     elif (c.path / "model.json").is_file():
         for line in describe(c.path).lines():
             say(line)

@@ -1,6 +1,6 @@
-"""Options that several commands share, and the numbers and paths that they take.
+"""Options that several commands share, and the types of numbers and paths they accept.
 
-Numbers are checked by :func:`settled` before anything runs, so that the sentence names the option.
+Numbers are checked by :func:`settled` before anything runs, so that the message names the option.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ if TYPE_CHECKING:
     from advfeat.threat import Threat
 
 Radii = TypeVar("Radii", float, tuple[float, ...])
-# advfeat.threat.NORMS, which would import torch.
+# The names in advfeat.threat.NORMS, spelled out because that module imports torch.
 Norm = Literal["l2", "linf"]
 
 
 @dataclass(frozen=True)
 class Within:
-    """The numbers that an option takes, both ends included. hint: what a user may have meant instead."""
+    """Range of numbers that an option accepts.
+
+    Attributes:
+        low: Smallest value accepted.
+        high: Largest value accepted.
+        hint: What the user may have meant instead.
+    """
 
     low: float
     high: float
@@ -34,7 +40,17 @@ class Within:
 
 
 def parse_number(text: str) -> float:
-    """A number as the field writes it: 0.03, .03, 3e-2 or 8/255. Errors: ValueError."""
+    """Parse a number in a usual notation: 0.03, .03, 3e-2 or 8/255.
+
+    Args:
+        text: The text.
+
+    Returns:
+        Its value.
+
+    Raises:
+        ValueError: If the text is not a number.
+    """
     above, slash, below = text.partition("/")
     try:
         return float(above) / float(below) if slash else float(above)
@@ -90,12 +106,12 @@ def _text(metavar: str, make: type) -> PrimitiveConstructorSpec:
 
 
 def _given_path(text: str) -> Path:
-    if not text:  # of a variable of the shell that is not set: it would be the current folder
+    if not text:  # such as an unset shell variable, which would mean the current folder
         raise ValueError("should be a path, got an empty text")
     return Path(text)
 
 
-# Where nothing is the default, the help says in words what that means.
+# If the default is None, the help text says what that means.
 _QUIET = arg(help_behavior_hint=lambda default: "" if default == "None" else f"(default: {default})")
 
 OptionalPath = Annotated[Path | None, _text("PATH", _given_path), _QUIET]
@@ -103,7 +119,7 @@ NeededPath = Annotated[Path, _text("PATH", _given_path)]
 OptionalText = Annotated[str | None, _text("STR", str), _QUIET]
 Number = Annotated[float, _number(optional=False), Within(0, 10**6)]
 OptionalNumber = Annotated[float | None, _number(optional=True), _QUIET]
-# Images lie in [0, 1]: beyond these there is nothing left to reach, and float32 ends somewhere.
+# Images lie in [0, 1]: a larger radius reaches nothing new and would eventually overflow float32.
 _RADIUS = Within(0, 10_000, "radii are in pixel scale [0, 1], as in 8/255")
 Radius = Annotated[float, _number(optional=False), _RADIUS]
 OptionalRadius = Annotated[float | None, _number(optional=True), _RADIUS, _QUIET]
@@ -113,71 +129,91 @@ OptionalCount = Annotated[int | None, _INTEGER, Within(1, 10**9), _QUIET]
 CountOrNone = Annotated[int, _INTEGER, Within(0, 10**9)]
 OptionalCountOrNone = Annotated[int | None, _INTEGER, Within(0, 10**9), _QUIET]
 OptionalMinutes = Annotated[float | None, _number(optional=True), Within(0, 10**7), _QUIET]
-# Some seeds are made of others by adding a few; all have to be what torch takes.
+# Some seeds are derived by adding small numbers; all have to stay within torch's range.
 Seed = Annotated[int, _INTEGER, Within(0, 2**62)]
 
 
 def root_from_environment() -> Path | None:
+    """Return the data folder from the environment variable ADVFEAT_DATA, None if it is unset or empty."""
     root = os.environ.get("ADVFEAT_DATA")
     return Path(root) if root else None
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which images."""
+    """Images to use."""
 
     dataset: str = "digits"
-    """digits, planted, cifar10, cifar10.1, fashion-mnist, mnist, folder, or the folder of a constructed set."""
+    """digits, planted, cifar10, cifar10.1, fashion-mnist, mnist, folder, or the path of a constructed set."""
     root: OptionalPath = field(default_factory=root_from_environment)
-    """Where the data set lies (default: the environment variable ADVFEAT_DATA); digits and planted need none."""
+    """Folder with the data set (default: the environment variable ADVFEAT_DATA); not needed for digits and planted."""
     limit: OptionalCount = None
-    """Use a class-balanced part of this many images."""
+    """Use a class-balanced subset of this many images."""
     size: Annotated[int | tuple[int, int] | None, Within(1, 10_000), _QUIET] = None
-    """Side in pixels, or height and width, to which the images of a folder are brought; a model's own by default."""
+    """Resize images of a folder to this side, or height and width, in pixels (default: the model's input size)."""
     holdout: OptionalNumber = None
-    """Of a folder without test images: hold out this share of the training images, the same ones in every command."""
+    """Share of training images held out for a folder without test images, the same ones in every command."""
 
     def load(self, split: str, input_shape: tuple[int, ...] | None = None):
-        """input_shape: what the model takes, (C, H, W); images of any size are brought to it unless a size is given."""
+        """Load the chosen data set.
+
+        Args:
+            split: ``"train"`` or ``"test"``.
+            input_shape: Input shape (C, H, W) of the model; images of an image folder are resized to it unless a size
+                is given.
+
+        Returns:
+            The data set.
+        """
         from advfeat.datasets import sources
 
         fitting = {} if input_shape is None else sources.options_for(self.dataset, input_shape)
         return sources.load(self.dataset, split=split, root=self.root, limit=self.limit, **(fitting | self.options()))
 
     def options(self) -> dict:
-        """What was given of how to read images, by name."""
+        """Return the given options for reading images, by name."""
         given = {"size": self.size, "holdout": self.holdout}
         return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how it runs."""
+    """Device, precision and batch size."""
 
     device: OptionalText = None
-    """cpu, cuda, cuda:1, ...; the first GPU if there is one."""
+    """cpu, cuda, cuda:1, ... (default: the first GPU if there is one)."""
     amp: Literal["none", "bf16"] = "none"
-    """Run the model in bfloat16; iterates and projections stay in float32."""
+    """Mixed precision: run the model under bfloat16 autocast; iterates and projections stay in float32."""
     batch_size: Count = 250
-    """Images at a time."""
+    """Images per batch."""
 
     def torch_device(self):
+        """Return the chosen device, see :func:`torch_device`."""
         return torch_device(self.device)
 
     def autocast(self):
+        """Return the autocast dtype: ``torch.bfloat16`` or None."""
         import torch
 
         return torch.bfloat16 if self.amp == "bf16" else None
 
 
 def torch_device(name: str | None):
-    """The device of an option ``--device``; of None the process's own GPU, else the CPU.
+    """Resolve the option ``--device``.
 
-    Errors: ValueError for a name that is none, and for a GPU that is not there.
+    Args:
+        name: ``cpu``, ``cuda`` or ``cuda:NUMBER``; None takes the GPU of this process (LOCAL_RANK), or the CPU if there
+            is no GPU.
+
+    Returns:
+        The torch device.
+
+    Raises:
+        ValueError: If the name is not a device, or the GPU does not exist.
     """
     import torch
 
-    from advfeat._checks import from_environment  # with torch, which the options alone do without
+    from advfeat._checks import from_environment  # imports torch
 
     own = from_environment("LOCAL_RANK", 0)  # torchrun gives each process a GPU
     if name is None:
@@ -199,7 +235,17 @@ def torch_device(name: str | None):
 
 
 def settled(command: Any) -> Any:
-    """The command with its numbers checked and ``~`` in its paths resolved. Errors: ValueError naming the option."""
+    """Check the numbers of a command and expand ``~`` in its paths.
+
+    Args:
+        command: Dataclass of options, which may hold others.
+
+    Returns:
+        The command with expanded paths.
+
+    Raises:
+        ValueError: Naming the option whose value is out of range, or whose path is invalid.
+    """
     hints = typing.get_type_hints(type(command), include_extras=True)
     changed = {}
     for f in dataclasses.fields(command):
@@ -216,7 +262,14 @@ def settled(command: Any) -> Any:
 
 
 def option_of(name: str) -> str:
-    """A field's name as it is written on the command line."""
+    """Spell the name of a field as an option of the command line.
+
+    Args:
+        name: Such as ``step_size``.
+
+    Returns:
+        Such as ``--step-size``.
+    """
     return f"--{name.replace('_', '-')}"
 
 
@@ -240,10 +293,21 @@ def _path(option: str, path: Path) -> Path:
 
 
 def radii(option: str, given: Radii | None, norm: type[Threat], usual: Radii | None = None) -> Radii:
-    """The radius or radii of an option, or the usual ones.
+    """Return the radius or radii of an option, or the usual ones.
 
-    Errors: ValueError for a radius whose ball holds every image from each, as an 8 that was meant as 8/255, where that
-    does not hang on the size of the images; and for one radius twice.
+    Args:
+        option: Name of the option, for messages.
+        given: Radius or radii in pixel scale [0, 1]; None takes ``usual``.
+        norm: Class of the threat model.
+        usual: Default.
+
+    Returns:
+        The radius or radii.
+
+    Raises:
+        ValueError: If one radius is given twice, or an L-infinity radius exceeds 1, so that the ball around any image
+            contains every image (such as 8 where 8/255 was meant). Other norms are not checked, because their bound
+            depends on the image size.
     """
     eps = usual if given is None else given
     several = eps if isinstance(eps, tuple) else (eps,)

@@ -1,4 +1,4 @@
-"""Standard output that never costs a command its work: what cannot be written is told at the end, not in the middle."""
+"""Standard output that never aborts a command: a failed write is reported at the end."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-# What a terminal without Unicode gets for the characters that tables and sentences are made of.
+# Replacements for the typographic characters of tables and sentences on a terminal without Unicode.
 _PLAIN = str.maketrans({"–": "-", "−": "-", "±": "~", "→": ">", "·": "*", "…": ".", "≈": "~", "≤": "<", "≥": ">"})
 
 
 class StandardOutput:
-    """Writes to what ``sys.stdout`` is at the time.
+    """Write to the current ``sys.stdout``.
 
-    A character that its encoding lacks becomes a plain one. Once a write fails (the reader of a pipe has gone, the disk
-    is full, there is none), ``failure`` holds the error, and nothing more is written.
+    Characters that its encoding lacks are replaced by plain ones. After the first failed write (the reader of a pipe is
+    gone, the disk is full, there is no stream), ``failure`` holds the error and nothing more is written.
     """
 
     def __init__(self) -> None:
@@ -23,9 +23,18 @@ class StandardOutput:
 
     @property
     def encoding(self) -> str:
+        """The encoding of the stream, UTF-8 if it has none."""
         return getattr(self._stream(), "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
+        """Write text unless an earlier write failed.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Its length, whether or not it was written.
+        """
         if self.failure is None and (stream := self._stream()) is not None:
             try:
                 stream.write(self._encodable(text))
@@ -34,6 +43,7 @@ class StandardOutput:
         return len(text)
 
     def flush(self) -> None:
+        """Flush the stream unless an earlier write failed."""
         if self.failure is None and (stream := self._stream()) is not None:
             try:
                 stream.flush()
@@ -41,20 +51,26 @@ class StandardOutput:
                 self.fail(error)
 
     def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
         with suppress(AttributeError, ValueError):
             return self._stream().isatty()
         return False
 
     def fileno(self) -> int:
+        """Return the file descriptor of ``sys.stdout``."""
         return sys.stdout.fileno()
 
     def take_failure(self) -> OSError | ValueError | None:
-        """What went wrong since this was asked last."""
+        """Return the error since the last call, and clear it.
+
+        Returns:
+            The error, None if there was none.
+        """
         failure, self.failure = self.failure, None
         return failure
 
     def _stream(self) -> TextIO | None:
-        # While a progress bar is shown rich puts a stream of its own there, which would write to this one again.
+        # During a progress bar rich replaces sys.stdout by a proxy that would write back to this object.
         return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
 
     def _encodable(self, text: str) -> str:
@@ -66,13 +82,23 @@ class StandardOutput:
         return text
 
     def fail(self, error: OSError | ValueError) -> None:
-        """From here on nothing is written."""
+        """Record an error and stop writing.
+
+        Args:
+            error: What went wrong.
+        """
         self.failure = error
         discard(self._stream())
 
 
 def discard(stream: TextIO | None) -> None:
-    """Sends what a failing stream still holds to nowhere, else Python tries once more as it ends, and says so."""
+    """Send what a failing stream still buffers to the null device.
+
+    Otherwise Python would flush it again at exit and report the error once more.
+
+    Args:
+        stream: The stream, which may be None.
+    """
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:

@@ -1,4 +1,4 @@
-"""What ``advfeat reproduce`` and ``advfeat demo`` do: experiments with progress, a table on the terminal, and pages."""
+"""The commands ``advfeat reproduce`` and ``advfeat demo``: experiments with progress, tables and HTML pages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from advfeat.report.page import VERDICTS, command, duration, write_experiment, w
 if TYPE_CHECKING:
     from advfeat.cli import commands
 
-# Says to a script that the time was over and the same command goes on; beside 0 (all done) and 1 (an error).
+# Exit status when the time limit is reached and the same command resumes; 0 is success, 1 an error.
 PAUSED = 75
 
 _COLOURS = {
@@ -40,6 +40,11 @@ _COLOURS = {
 
 
 def demo(c: commands.Demo) -> None:
+    """Run the main experiment and write its report.
+
+    Args:
+        c: Parsed options.
+    """
     chosen = preset(c.preset).replace(seeds=(c.seed,))
     workspace = Workspace(check_writable_folder(c.out), bar=bar, root=c.root)
     began = time.monotonic()
@@ -51,6 +56,17 @@ def demo(c: commands.Demo) -> None:
 
 
 def reproduce(c: commands.Reproduce) -> None:
+    """List the experiments, or run one or all of them and write the report.
+
+    With ``all``, experiments that fail or lack their data are reported and skipped.
+
+    Args:
+        c: Parsed options.
+
+    Raises:
+        SystemExit: With status 75 when the time limit is reached, 1 if an experiment of ``all`` failed.
+        ValueError: If an option is invalid; errors of a single experiment are raised as they are.
+    """
     if c.list or c.measure or c.name is None:
         _list(c)
         return
@@ -62,9 +78,8 @@ def reproduce(c: commands.Reproduce) -> None:
         check_writable_folder(out), bar=bar, root=c.root, device=torch_device(c.device), deadline=deadline
     )
     if c.name == "all":
-        workspace.open(
-            shared_stages.data(chosen)
-        )  # without D there is next to nothing to be done; a single one says what it needs
+        # Almost every experiment needs D, so fail now; a single experiment names what it lacks itself.
+        workspace.open(shared_stages.data(chosen))
     states: dict[str, str] = {}
     failed = False
     try:
@@ -77,7 +92,7 @@ def reproduce(c: commands.Reproduce) -> None:
                 if c.name != "all":
                     raise
                 states[name] = str(error)
-                say(("left out", "yellow"), f"  {error}")
+                say(("skipped", "yellow"), f"  {error}")
             except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError) as error:
                 if c.name != "all":
                     raise
@@ -87,7 +102,7 @@ def reproduce(c: commands.Reproduce) -> None:
                 write_experiment(page, out / f"{name}.html", command(page.results))
                 _show(page)
     except Pause:
-        say(f"{c.minutes:g} minutes are over; the same command goes on")
+        say(f"time limit of {c.minutes:g} minutes reached; the same command resumes")
         raise SystemExit(PAUSED) from None
     finally:
         say("report: ", (str(_overview(out, chosen, states)), "bold"))
@@ -96,7 +111,7 @@ def reproduce(c: commands.Reproduce) -> None:
 
 
 def _steps(names: list[str], chosen: Preset) -> list[Stage]:
-    """All stages of some experiments, each after what it needs."""
+    """Return the stages of several experiments, each after those it needs."""
     experiments = [catalogue.experiment(name) for name in names]
     return [step for found in experiments if found.concerns(chosen) for step in found.stages(chosen).values()]
 
@@ -147,12 +162,12 @@ def _list(c: commands.Reproduce) -> None:
             if text:
                 console.print(Padding(Text(f"{title}: {text}"), (0, 0, 0, 4)))
     if expected is None:
-        console.print(Text(f"\n{CAPTION} --measure measures this machine.", "dim"))
+        console.print(Text(f"\n{CAPTION} --measure estimates the times for this machine.", "dim"))
     say("advfeat reproduce NAME --preset digits | cifar10-cpu | cifar10")
 
 
 def _expected(c: commands.Reproduce) -> dict[str, str]:
-    """The time that each experiment will take on this machine: alone, and with what is done already."""
+    """Estimate the time of each experiment on this machine: alone, and with completed stages reused."""
     chosen = _preset(c)
     device = torch_device(c.device)
     workspace = Workspace(_out(c, chosen), bar=bar, root=c.root, device=device)
@@ -173,7 +188,7 @@ def _expected(c: commands.Reproduce) -> dict[str, str]:
         left = {k: s for k, s in found.stages(chosen).items() if k not in seen and not workspace.is_done(s)}
         seen |= left.keys()
         todo = cost.seconds(cost.passes(left.values()), rates)
-        times[name] = f"{duration(cost.seconds(work[name], rates))} alone, {duration(todo)} after those above"
+        times[name] = f"{duration(cost.seconds(work[name], rates))} alone, {duration(todo)} after the ones above"
     return times
 
 

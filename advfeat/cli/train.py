@@ -1,4 +1,4 @@
-"""``advfeat train``."""
+"""The ``advfeat train`` command."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 
 def run(c: commands.Train) -> None:
+    """Train a model into a run folder.
+
+    Args:
+        c: Parsed options.
+
+    Raises:
+        ValueError: If an option of adversarial training is given without ``--adversarial``, ``--adversarial`` without
+            ``--eps``, or an option does not apply to the data set.
+    """
     check_place(c.out, "model.json")
     device = torch_device(c.device)
     source, test = _train_and_test(c)
@@ -53,7 +62,7 @@ def run(c: commands.Train) -> None:
             progress=report,
         )
     if not result.history:
-        say(f"a trained model is in {c.out} already, without the metrics of its training")
+        say(f"{c.out} already holds a trained model, without its training metrics")
         return
     last = result.history[-1]
     say(
@@ -64,7 +73,7 @@ def run(c: commands.Train) -> None:
 
 
 def _train_and_test(c: commands.Train) -> tuple[sources.Source, sources.Source]:
-    """What is trained and what is tested on; --size and --holdout are for the one of them that takes them, or both."""
+    """Load the training and the test set; ``--size`` and ``--holdout`` apply to whichever of them accepts them."""
 
     def load_it(name: str, split: str, limit: int | None, fitting: dict) -> sources.Source:
         taken = {option: value for option, value in given.items() if sources.takes(name, option)}
@@ -76,7 +85,7 @@ def _train_and_test(c: commands.Train) -> tuple[sources.Source, sources.Source]:
     name = c.test_dataset or source.built_from or c.data.dataset
     fitting = sources.options_for(name, source.image_shape)
     if name == c.data.dataset and c.data.size is None:
-        fitting.pop("size", None)  # an image of another size would be cut without a word
+        fitting.pop("size", None)  # an image of another size would be cropped silently
     elif sources.takes(name, "size"):
         fitting["size"] = source.image_shape[1:]
     test = load_it(name, "test", None, fitting)

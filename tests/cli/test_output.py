@@ -115,4 +115,4 @@ def test_a_help_that_cannot_be_printed_is_a_sentence(output, capsys, request):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--help"])
     assert stopped.value.code == 1
-    assert capsys.readouterr().err.startswith("advfeat: what it had to say could not be printed: ")
+    assert capsys.readouterr().err.startswith("advfeat: the output could not be printed: ")

@@ -213,7 +213,7 @@ def test_minutes_that_are_over(tiny, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(command)
     assert stopped.value.code == 75
-    assert "0 minutes are over; the same command goes on" in capsys.readouterr().out
+    assert "time limit of 0 minutes reached; the same command resumes" in capsys.readouterr().out
     cli.main(command[:-2])
     assert (tmp_path / "table1.html").is_file()
 
