@@ -1,4 +1,4 @@
-"""Random translations and flips of a batch, per sample, that do not change what an image shows."""
+"""Label-preserving random translations and flips, per sample."""
 
 from __future__ import annotations
 
@@ -15,18 +15,29 @@ AUGMENTATIONS = ("none", "shift", "crop-flip")
 
 
 class Augmentation:
-    """One of "none", "shift" and "crop-flip".
+    """Random translation and flip of each sample: "none", "shift" or "crop-flip".
 
-    "shift": a translation by up to ``pixels`` in each direction, zeros (black) moving in: the random crop of an image
-    padded with zeros. ``pixels`` is an eighth of the side by default: 1 for 8x8, 3 for 28x28, 4 for 32x32 (the paper's
-    library, Appendix C.2). Of wide and tall images it is the eighth of the height down and of the width across, so
-    that as much of them stays.
-    "crop-flip": the same, then a horizontal flip with probability 1/2.
+    "shift" translates by up to ``pixels`` in each direction and fills with zeros (black): the random crop of a
+    zero-padded image. "crop-flip" does the same, then flips horizontally with probability 1/2.
 
-    size: (height, width) of the images, or the side of square ones. Images of another size are moved by an eighth of
-    their own sides. What a sample gets is a function of (seed, epoch, its id) and the image size alone: not of the
-    batch it is in, nor of the global random state. ``samples`` is the size of the data set that the ids count.
-    Errors: ValueError for an unknown name, or so many pixels that nothing of an image might stay.
+    The transformation of a sample is a function of (seed, epoch, sample id) and the image size alone; it depends
+    neither on the batch nor on the global random state. Images of another size than ``size`` are moved by up to an
+    eighth of their own sides.
+
+    Args:
+        name: "none", "shift" or "crop-flip".
+        size: (height, width) of the images, or the side of square ones.
+        samples: Size of the data set; sample ids are in 0 .. samples - 1.
+        seed: Seed of the transformations.
+        pixels: Largest translation in pixels. None takes an eighth of the side: 1 for 8x8, 3 for 28x28, 4 for 32x32
+            (the default of the paper authors' library, Appendix C.2). For images that are not square it is an eighth of
+            the height vertically and of the width horizontally, so that the same share of the image remains.
+
+    Attributes:
+        pixels: The largest translations (down, right).
+
+    Raises:
+        ValueError: If the name is unknown, or ``pixels`` is so large that nothing of an image might remain.
     """
 
     def __init__(
@@ -41,7 +52,7 @@ class Augmentation:
         self._moves = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def _most(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The largest move down and to the right."""
+        """Return the largest translations (down, right)."""
         if self._pixels is None:
             down, right = (min(max(1, side // 8), side - 1) for side in size)  # an image of one row stays where it is
         elif 0 <= self._pixels < min(size):
@@ -51,24 +62,43 @@ class Augmentation:
         return down, right
 
     def moves(self, epoch: int, device: torch.device | str = "cpu", size: tuple[int, int] | None = None) -> Tensor:
-        """What every sample gets in an epoch, the same on every device: int64 [samples, 3] of (down, right, flip),
-        moves in -pixels .. pixels."""
+        """Return the transformations of all samples in an epoch.
+
+        They are the same on every device.
+
+        Args:
+            epoch: Epoch, from 0.
+            device: Device of the result.
+            size: (height, width) of the images; None takes the size given at construction.
+
+        Returns:
+            int64 [samples, 3] of (down, right, flip); translations are in -pixels .. pixels, flip is 0 or 1.
+        """
         down, right = most = self.pixels if size is None or size == self.size else self._most(size)
         if (epoch, most) != self._made_for:
             random = generator(self.seed, "augment", epoch)
             moves = torch.randint(-right, right + 1, (self.samples, 3), generator=random, device="cpu")
             moves[:, 2] = torch.randint(0, 2, (self.samples,), generator=random, device="cpu")
-            if down != right:  # of their own: square images keep the draws that they have always had
+            if down != right:  # a separate stream, so that the draws for square images stay as they were
                 random = generator(self.seed, "augment down", epoch)
                 moves[:, 0] = torch.randint(-down, down + 1, (self.samples,), generator=random, device="cpu")
             if self.name == "shift":
                 moves[:, 2] = 0
             self._made_for, self._moves = (epoch, most), moves
-        self._moves = self._moves.to(device)  # once an epoch: at each step the device would be waited for
+        self._moves = self._moves.to(device)  # once per epoch: a copy at each step would synchronise
         return self._moves
 
     def __call__(self, images: Tensor, epoch: int, sample_ids: Tensor) -> Tensor:
-        """The augmented images [B, C, H, W]; sample_ids: int64 [B], where the images are."""
+        """Augment a batch.
+
+        Args:
+            images: Floating point [B, C, H, W].
+            epoch: Epoch, from 0.
+            sample_ids: int64 [B] on the device of the images.
+
+        Returns:
+            The augmented images [B, C, H, W].
+        """
         if self.name == "none":
             return images
         size = tuple(images.shape[2:])
@@ -77,10 +107,18 @@ class Augmentation:
 
 
 def translate(images: Tensor, down: Tensor, right: Tensor, pixels: int | tuple[int, int]) -> Tensor:
-    """Each image moved by its own number of pixels, with zeros moving in.
+    """Translate each image by its own number of pixels, filling with zeros.
 
-    images [B, C, H, W]; down, right: int64 [B], each in -pixels .. pixels, which may be two numbers, (down, right). One
-    gather from the view of all windows of the padded images; no loop over samples.
+    It is one gather from the view of all windows of the padded images, without a loop over samples.
+
+    Args:
+        images: [B, C, H, W].
+        down: int64 [B], each in -pixels .. pixels.
+        right: int64 [B], each in -pixels .. pixels.
+        pixels: Largest translation, or a pair (down, right).
+
+    Returns:
+        The translated images [B, C, H, W].
     """
     height, width = images.shape[2:]
     most_down, most_right = (pixels, pixels) if isinstance(pixels, int) else pixels
@@ -90,15 +128,32 @@ def translate(images: Tensor, down: Tensor, right: Tensor, pixels: int | tuple[i
 
 
 def flip(images: Tensor, which: Tensor) -> Tensor:
-    """The images [B, C, H, W] mirrored left to right where ``which`` (bool [B]) is true."""
+    """Flip selected images horizontally.
+
+    Args:
+        images: [B, C, H, W].
+        which: bool [B], true for the images to flip.
+
+    Returns:
+        The images [B, C, H, W].
+    """
     return torch.where(which[:, None, None, None], images.flip(3), images)
 
 
 def check_label_safe(augment: str, data: str, classes: Sequence[str], allow_flip: bool) -> None:
-    """Raises ValueError where flips could turn an image into one of another class: the data set's classes are digits.
+    """Check that flips do not change the class of images, as they do for digits.
 
-    A mirrored 2 is no 2. Data sets count as digits by the names of their classes ("2", or torchvision's "2 - two"), so
-    that the sets constructed from them do too.
+    A mirrored 2 is not a 2. A data set counts as digits by the names of its classes ("2", or torchvision's "2 - two"),
+    so that the check also covers the sets constructed from digits.
+
+    Args:
+        augment: Name of the augmentation.
+        data: Description of the data set, for the message.
+        classes: Names of the classes.
+        allow_flip: Accept flips of digits.
+
+    Raises:
+        ValueError: If digits would be flipped and ``allow_flip`` is false.
     """
     digits = len(classes) > 0 and all(re.fullmatch(r"\s*\d(\s*-.*)?\s*", name) for name in classes)
     if augment == "crop-flip" and digits and not allow_flip:

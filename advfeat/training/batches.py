@@ -1,4 +1,4 @@
-"""Batches for training: from images on the device where they fit, else read ahead by a thread; the same either way."""
+"""Training batches: from images held on the device if they fit, else read ahead by a thread, with the same result."""
 
 from __future__ import annotations
 
@@ -16,14 +16,28 @@ from advfeat.training.augment import Augmentation
 
 
 class Batches:
-    """The shuffled and augmented batches of a data set, epoch by epoch.
+    """Shuffled and augmented batches of a data set, epoch by epoch.
 
-    source: ``images(indices) -> float32 [n, C, H, W] in [0, 1]``, ``labels`` int64 [N], ``image_shape``. The order of
-    an epoch is a function of (seed, epoch). Batches differ in size by at most one sample instead of leaving a small
-    last one, whose BatchNorm statistics would be noise.
-    memory_limit: bytes of images up to which all of them are kept on the device.
-    Errors: ValueError naming the sample whose image is not finite or leaves [0, 1], or for images of another shape
-    than the source says; TypeError for another dtype.
+    The order of an epoch is a function of (seed, epoch). Batch sizes differ by at most one sample, instead of leaving a
+    small last batch with noisy BatchNorm statistics.
+
+    Args:
+        source: Data set with ``images(indices) -> float32 [n, C, H, W]`` in [0, 1], ``labels`` int64 [N] and
+            ``image_shape``.
+        batch_size: Largest batch size.
+        seed: Seed of the order.
+        augmentation: Augmentation of the batches.
+        device: Device of the batches.
+        channels_last: Yield images in channels_last memory format.
+        memory_limit: Keep all images on the device if they take at most this many bytes.
+
+    Attributes:
+        steps: Batches per epoch.
+
+    Raises:
+        ValueError: Naming the sample, if an image is not finite, leaves [0, 1] or does not have the shape that the
+            source declares.
+        TypeError: If the images have another dtype.
     """
 
     def __init__(
@@ -46,10 +60,17 @@ class Batches:
             self.resident = self._read(torch.arange(len(source), device="cpu")).to(device)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(images, labels, sample ids) of each step, on the device."""
+        """Iterate over the batches of an epoch.
+
+        Args:
+            epoch: Epoch, from 0.
+
+        Yields:
+            (images, labels, sample ids) of each step, on the device.
+        """
         order = torch.randperm(len(self.source), generator=generator(self.seed, "order", epoch), device="cpu")
         chunks = torch.tensor_split(order, self.steps)
-        there = torch.tensor_split(order.to(self.device), self.steps)  # at once: a copy for each step would wait for it
+        there = torch.tensor_split(order.to(self.device), self.steps)  # one copy: a copy per step would synchronise
         if self.resident is None:
             images = read_ahead(self._read, chunks)
         else:
@@ -65,9 +86,15 @@ class Batches:
 
 
 def channel_statistics(source: LabelledImages, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, in pixel scale, of at most so many evenly spaced images.
+    """Compute mean and standard deviation per channel over evenly spaced images.
 
-    A channel that never varies gets 1 for its standard deviation.
+    Args:
+        source: The data set.
+        most: Largest number of images to read.
+
+    Returns:
+        (mean, std) per channel in pixel scale [0, 1], rounded to 6 digits. A constant channel gets a standard deviation
+        of 1.
     """
     count, total, squares = 0, 0.0, 0.0
     for part in evenly_spaced(len(source), most).split(1000):

@@ -1,13 +1,13 @@
-"""The folder of a training: its config, its metrics, and checkpoints from which it goes on as if nothing had happened.
+"""The run folder of a training: its config, metrics, and checkpoints from which an interrupted run resumes exactly.
 
-``config.json``         the resolved config, the data, and what it ran with
-``metrics.jsonl``       one line an epoch
-``checkpoint.json``     the epoch reached and the history; names the file with weights and momentum, and its checksum
-``checkpoint-*.safetensors``
-``model.safetensors``, ``model.json``    the trained model; while they are missing, the training is not finished
+``config.json``         the resolved config, the data, and the software and hardware
+``metrics.jsonl``       one line per epoch
+``checkpoint.json``     the epoch reached, the history, and name and checksum of the file with weights and momentum
+``checkpoint-*.safetensors``    weights and momentum
+``model.safetensors``, ``model.json``    the trained model; the training is unfinished while they are missing
 
-One process writes into it at a time, see :mod:`advfeat._locks`. A link of one of these names is replaced, not followed:
-what it points to may be another run's.
+Only one process writes to the folder at a time, see :mod:`advfeat._locks`. A symbolic link with one of these names is
+replaced, not followed, because its target may belong to another run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from advfeat.models.state import state_of, tensors_of
 from advfeat.models.tensors import from_bytes, to_bytes
 
 _FORMAT = "advfeat-checkpoint-1"
-# Of the config, what does not change the result and may differ when a run goes on.
+# Settings that do not affect the result and may differ when a run resumes.
 _FREE = ("checkpoint_every",)
 _RESTART = "resume=False (--restart)"
 _TENSORS = re.compile(r"checkpoint-\d{5,}\.safetensors")
@@ -56,21 +56,38 @@ _CONFIG = {"config": dict, "data": {"train": dict, "test?": (None, dict)}}
 
 
 class RunFolder:
-    """Reads and writes the folder of one training; every write is atomic."""
+    """Reads and writes the folder of one training; every write is atomic.
+
+    Args:
+        path: The folder, which need not exist.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()  # a script may change its folder meanwhile
+        self.path = Path(path).absolute()  # a script may change its working directory
         self._lock: Lock | None = None
 
     def file(self, name: str) -> Path:
+        """Return the path of a file in the folder.
+
+        Args:
+            name: Name of the file.
+        """
         return self.path / name
 
     @contextmanager
     def alone(self, resume: bool) -> Iterator[None]:
-        """For as long as the block takes, no other process trains into the folder; if one does, it is waited for, with
-        a warning that says who it is.
+        """Keep other processes from training in the folder during the block.
 
-        Errors: Busy without ``resume``: what the other one makes should not be thrown away.
+        If another process is training in it, wait for that process and warn, naming it.
+
+        Args:
+            resume: Whether to wait and use what the other process makes; without it, that result would be discarded.
+
+        Yields:
+            None.
+
+        Raises:
+            Busy: If another process is training in the folder and ``resume`` is false.
         """
 
         def waiting(holder: str) -> None:
@@ -90,9 +107,13 @@ class RunFolder:
                 self._lock = None
 
     def check(self, description: dict) -> None:
-        """Errors: ValueError naming the settings that differ from those of the run that is there, if one is.
+        """Check that the run in the folder, if any, has the same settings.
 
-        description: {"config": ..., "data": ...}, and whatever else goes into config.json.
+        Args:
+            description: ``{"config": ..., "data": ...}`` and anything else that goes into config.json.
+
+        Raises:
+            ValueError: Naming the settings that differ.
         """
         path = self.file("config.json")
         if not path.is_file():
@@ -105,13 +126,18 @@ class RunFolder:
             )
 
     def is_finished(self) -> bool:
-        """Whether a run is there, and finished."""
+        """Return whether the folder holds a finished run."""
         return self.file("config.json").is_file() and self.file("model.json").is_file()
 
     def begin(self, description: dict, resume: bool) -> None:
-        """Makes the folder; with ``resume`` what is in it stays, as :meth:`check` has seen that it fits.
+        """Create the folder and write config.json.
 
-        Errors: ValueError for files of these names that are no run's.
+        Args:
+            description: Content of config.json, see :meth:`check`.
+            resume: Keep an existing run, which :meth:`check` has found to match; otherwise it is removed.
+
+        Raises:
+            ValueError: If the folder has files with the names of a run's but no config.json.
         """
         ours = self.file("config.json").is_file()
         if ours and resume:
@@ -121,28 +147,48 @@ class RunFolder:
                 f"{self.path} holds {', '.join(strangers[:3])} but no config.json of a run, and a training would "
                 "replace them: take another folder"
             )
-        for file in self._files():  # model.json first: from then on the old run is not finished, and can be repeated
+        for file in self._files():  # model.json first: without it the old run is unfinished and can be repeated
             file.unlink()
         write_json(self.file("config.json"), description)
 
     def clear(self) -> None:
-        """Removes the run that is there."""
+        """Remove the run in the folder."""
         for file in [*self._files(), self.file("config.json")]:
             file.unlink(missing_ok=True)
 
     def append(self, row: dict) -> None:
-        """One more line of metrics."""
+        """Append one epoch to the metrics.
+
+        Args:
+            row: Metrics of the epoch, JSON values.
+
+        Raises:
+            OSError: If the folder was removed, or another process has taken it over.
+        """
         self._check_place()
         append_json_line(self.file("metrics.jsonl"), row)
 
     def history(self) -> list[dict]:
-        """The metrics of the last checkpoint; for a finished run all of them."""
+        """Return the metrics up to the last checkpoint; for a finished run, all of them.
+
+        Raises:
+            ValueError: If a file is damaged.
+        """
         if self.file("checkpoint.json").is_file():
             return self._state()["history"]
         return _read_lines(self.file("metrics.jsonl"))
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
-        """A checkpoint after the epochs in the history."""
+        """Write a checkpoint.
+
+        Args:
+            model: Model whose weights to save.
+            optimizer: Optimizer whose momentum to save.
+            history: Metrics of the epochs so far.
+
+        Raises:
+            OSError: If the folder was removed, or another process has taken it over.
+        """
         self._check_place()
         epoch = len(history)
         tensors = {f"model.{name}": tensor for name, tensor in tensors_of(model).items()}
@@ -157,10 +203,21 @@ class RunFolder:
         self._drop_tensors(but=file.name)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict]:
-        """Puts the last checkpoint into model and optimizer; the history so far, empty if there is no checkpoint.
+        """Load the last checkpoint into model and optimizer.
 
-        A run that was finished, and whose model.json is gone, is repeated from its beginning, with a warning.
-        metrics.jsonl is cut back to the checkpoint. Errors: FileNotFoundError and ValueError naming the file.
+        metrics.jsonl is truncated to the checkpoint. A finished run whose model.json is gone is repeated from the
+        start, with a warning.
+
+        Args:
+            model: Model to fill.
+            optimizer: Optimizer to fill.
+
+        Returns:
+            The history so far, empty if there is no checkpoint.
+
+        Raises:
+            FileNotFoundError: Naming the file that is missing.
+            ValueError: Naming the file that is damaged or does not fit the model.
         """
         path = self.file("checkpoint.json")
         history: list[dict] = []
@@ -180,17 +237,21 @@ class RunFolder:
         return history
 
     def finish(self, history: list[dict]) -> None:
-        """The model is saved: the checkpoint's tensors go, the history stays."""
+        """Remove the checkpoint tensors after the model is saved, and keep the history.
+
+        Args:
+            history: Metrics of all epochs.
+        """
         self._write_state(history, None)
         self._drop_tensors()
 
     def tidy(self) -> None:
-        """Of a finished run that was killed before its end, what it left."""
+        """Clean up after a finished run that was killed before its last step."""
         if self.file("checkpoint.json").is_file() and self._state()["tensors"] is not None:
             self.finish(self.history())
 
     def is_tidy(self) -> bool:
-        """Whether a finished run has nothing left but what belongs to it."""
+        """Return whether no temporary files or checkpoint tensors remain."""
         return not self._tensors() and not any(p.suffix in (".tmp", ".lock") for p in self.path.glob(".*"))
 
     def _state(self) -> dict:
@@ -205,7 +266,7 @@ class RunFolder:
         return state
 
     def _check_place(self) -> None:
-        """Errors: OSError if the folder was removed meanwhile, or another process has taken it over."""
+        """Raise OSError if the folder was removed or taken over by another process."""
         if self._lock is not None:
             self._lock.check()
         if not self.file("config.json").is_file():
@@ -224,13 +285,13 @@ class RunFolder:
         return [file for file in self.path.glob("checkpoint-*.safetensors") if _TENSORS.fullmatch(file.name)]
 
     def _files(self) -> list[Path]:
-        """What a run leaves in its folder beside config.json."""
+        """Return the files of a run other than config.json."""
         names = ("model.json", "model.safetensors", "checkpoint.json", "metrics.jsonl")
         return [*(file for name in names if (file := self.file(name)).is_file()), *self._tensors()]
 
 
 def _read_lines(path: Path) -> list[dict]:
-    """The rows of metrics. Errors: ValueError naming file and line."""
+    """Read the rows of metrics; a damaged line raises ValueError naming file and line."""
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
         try:
@@ -259,12 +320,12 @@ def _restore(file: Path, tensors: dict[str, Tensor], model: nn.Module, optimizer
 
 def _identity(description: dict) -> dict:
     config = {key: value for key, value in description.get("config", {}).items() if key not in _FREE}
-    # A data set is what it holds: a constructed one is named after its folder, which may have moved.
+    # A data set is identified by its content: a constructed one is named after its folder, which may have moved.
     data = {
         split: entry and {key: value for key, value in entry.items() if key != "name"}
         for split, entry in (description.get("data") or {}).items()
     }
-    # Through JSON, so that what was read compares with what is about to be written.
+    # A round trip through JSON, so that values read back compare equal to those about to be written.
     return json.loads(json.dumps({"config": config, "data": data}))
 
 

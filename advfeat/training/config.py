@@ -1,4 +1,4 @@
-"""The settings of a training, and those of the paper."""
+"""Training settings, and those of the paper."""
 
 from __future__ import annotations
 
@@ -18,23 +18,44 @@ from advfeat.training.schedules import SCHEDULES
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that a training's result depends on, besides the data.
+    """All settings that the result of a training depends on, apart from the data.
 
-    arch, width: see :func:`advfeat.models.create`. mean, std: normalisation inside the model, per channel in pixel
-        scale; None takes the training images' own.
-    epochs, batch_size, lr, momentum, nesterov, weight_decay: SGD. The paper has momentum 0.9, weight decay 5e-4, batch
-        128 and lr 0.1 or 0.01 (Table 3).
-    schedule, milestones, gamma, peak: see :func:`advfeat.training.schedules.learning_rate`.
-    augment: "none", "shift" or "crop-flip", see :class:`advfeat.training.augment.Augmentation`; flips are refused for
-        digits unless ``allow_flip``.
-    label_smoothing: share of the label spread over all classes.
-    attack: adversarial training: each batch is replaced by the attack's examples, made in eval mode (Madry et al.
-        2018); see :func:`paper_attack`. A random start differs between epochs.
-    amp: "bf16" runs forward passes, the attack's too, under bfloat16 autocast; weights and updates stay float32.
-    channels_last: memory format of the images and weights; faster, other last bits.
-    eval_every: epochs between tests, 0 for the last epoch only. eval_attack, eval_limit: also robust accuracy at these
-        tests, on so many samples. checkpoint_every: epochs between checkpoints, 0 for none.
-    seed: of the weights, the order and the augmentation, each a stream of its own; global random state has no effect.
+    Every stream of random numbers is derived from ``seed``; the global random state has no effect.
+
+    Attributes:
+        arch: Name of the network, see :func:`advfeat.models.create`.
+        epochs: Passes over the training data.
+        batch_size: Images per step. The paper uses 128 (Table 3).
+        lr: Learning rate of SGD, the highest of the schedule. The paper uses 0.1 or 0.01 (Table 3).
+        momentum: Momentum of SGD. The paper uses 0.9.
+        nesterov: Use Nesterov momentum.
+        weight_decay: Weight decay of SGD. The paper uses 5e-4.
+        schedule: Learning rate schedule, see :func:`advfeat.training.schedules.learning_rate`.
+        milestones: Epochs at which "step" lowers the learning rate.
+        gamma: Factor by which "step" lowers it.
+        peak: Share of the training at which "cyclic" peaks.
+        augment: "none", "shift" or "crop-flip", see :class:`advfeat.training.augment.Augmentation`.
+        allow_flip: Accept "crop-flip" for digits, for which it is otherwise refused.
+        label_smoothing: Share of the label that is spread over all classes.
+        attack: Attack for adversarial training, which replaces each batch by adversarial examples computed in eval mode
+            (Madry et al. 2018), see :func:`paper_attack`. Random starts differ between epochs. None for standard
+            training.
+        amp: "bf16" runs forward passes, including the attack's, under bfloat16 autocast; weights and updates stay
+            float32.
+        channels_last: Use the channels_last memory format for images and weights; it is faster and rounds differently.
+        width: Channels of the first layer, see :func:`advfeat.models.create`.
+        mean: Normalisation inside the model, per channel in pixel scale; None takes the mean of the training images.
+        std: Normalisation inside the model, per channel in pixel scale; None takes the standard deviation of the
+            training images.
+        eval_every: Epochs between tests; 0 tests after the last epoch only.
+        eval_attack: Attack for robust accuracy at these tests; None skips it.
+        eval_limit: Number of samples for robust accuracy; None takes all.
+        checkpoint_every: Epochs between checkpoints; 0 writes only one, after the last epoch.
+        seed: Seed of the weights, the order and the augmentation, each with its own stream.
+
+    Raises:
+        TypeError: Naming a field of the wrong type.
+        ValueError: Naming a field that is out of range.
     """
 
     arch: str = "small-convnet"
@@ -104,14 +125,18 @@ class TrainConfig:
                 raise ValueError(f"{name} should not be targeted: its target is the label to get away from")
 
     def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)  # frozen for all others
+        object.__setattr__(self, name, value)  # the dataclass is frozen
 
     def replace(self, **changes: Any) -> TrainConfig:
-        """A copy with some settings changed."""
+        """Return a copy with some settings changed.
+
+        Args:
+            **changes: Fields and their new values.
+        """
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict:
-        """The settings as JSON values."""
+        """Return the settings as JSON values."""
         return {f.name: as_json(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
@@ -122,9 +147,18 @@ def _epochs(name: str, given: Any) -> tuple[int, ...]:
 
 
 def paper_attack(eps: float = 0.5, norm: str = "l2", steps: int = 7) -> PGD:
-    """The attack of the paper's adversarial training: 7 normalised steps of eps / 5 from the image itself.
+    """Return the attack of the paper's adversarial training: 7 normalised steps of eps / 5, started at the image.
 
-    eps: 0.5 for CIFAR-10, 3 for Restricted ImageNet (Table 4, Appendix C.3). Errors: ValueError for an unknown norm.
+    Args:
+        eps: Radius in pixel scale; 0.5 for CIFAR-10, 3 for Restricted ImageNet (Table 4, Appendix C.3).
+        norm: Norm of the threat model.
+        steps: Number of steps.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: If the norm is unknown.
     """
     check_norm(norm)
     eps = float(number("eps", eps))
@@ -134,11 +168,18 @@ def paper_attack(eps: float = 0.5, norm: str = "l2", steps: int = 7) -> PGD:
 
 
 def paper_cifar10(**changes: Any) -> TrainConfig:
-    """ResNet-50 on CIFAR-10: batch 128, lr 0.1, momentum 0.9, weight decay 5e-4 (Table 3), standard training.
+    """Return the paper's standard training of ResNet-50 on CIFAR-10 (Table 3).
 
-    Epochs, drops and plain momentum are not in the paper, but defaults of the authors' library: 150 epochs and a factor
-    0.1 after 50 and 100. ``attack=paper_attack()`` makes it adversarial; D_rand was trained with lr 0.01, D_det
-    with augment="none" (Table 3).
+    Batch size 128, learning rate 0.1, momentum 0.9 and weight decay 5e-4. The paper does not state epochs, learning
+    rate drops and the kind of momentum; they are defaults of the authors' library: 150 epochs, a factor 0.1 after
+    epochs 50 and 100, and plain momentum. ``attack=paper_attack()`` makes the training adversarial; D_rand was trained
+    with learning rate 0.01, D_det with ``augment="none"`` (Table 3).
+
+    Args:
+        **changes: Fields of :class:`TrainConfig` to change.
+
+    Returns:
+        The config.
     """
     return TrainConfig(
         arch="resnet50",

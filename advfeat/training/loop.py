@@ -1,4 +1,4 @@
-"""Training a classifier on a data set: standard, or adversarial with the attack of this library."""
+"""Training of a classifier on a data set: standard, or adversarial with an attack of this library."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from advfeat.training.checkpoint import RunFolder
 from advfeat.training.config import TrainConfig
 from advfeat.training.schedules import learning_rate
 
-# How often, in steps, the loss is looked at. On the CPU looking is free; elsewhere it waits for the device.
+# How often, in steps, the loss is checked. On the CPU this is free; elsewhere it synchronises with the device.
 _LOOK_EVERY = {"cpu": 1}
 _LOOK_EVERY_ELSEWHERE = 50
 _TEST_BATCH = 500  # images at once, unless a DataLoader says otherwise
@@ -47,10 +47,13 @@ _TEST_BATCH = 500  # images at once, unless a DataLoader says otherwise
 class TrainResult:
     """A trained model in eval mode, and its metrics.
 
-    history: a dict an epoch: ``epoch`` (from 1), ``lr`` (of its last step), ``train_loss`` and ``train_accuracy`` (of
-    the batches as they were trained on: augmented, adversarial, in train mode), ``test_accuracy`` and
-    ``robust_accuracy`` (None where not measured), ``seconds``. config: with mean and std filled in. out: the run folder
-    or None.
+    Attributes:
+        model: The model.
+        history: One dict per epoch: ``epoch`` (from 1), ``lr`` (of its last step), ``train_loss`` and
+            ``train_accuracy`` (on the batches as trained on: augmented, adversarial, in train mode), ``test_accuracy``
+            and ``robust_accuracy`` (None if not measured), ``seconds``.
+        config: The settings, with mean and std filled in.
+        out: The run folder, or None.
     """
 
     model: Model
@@ -71,31 +74,44 @@ def train(
     device: torch.device | str | None = None,
     progress: Any = None,
 ) -> TrainResult:
-    """Trains a classifier by SGD on the cross-entropy, on the images or on adversarial examples of them.
+    """Train a classifier by SGD on the cross-entropy, on images or on their adversarial examples.
 
-    train_source, test_source: data sets of this package, or what has the same attributes
-        (:class:`advfeat.datasets.LabelledImages`) and a ``fingerprint``; or ``torch.utils.data`` datasets of
-        (image, label), read as they are: without transforms that draw. A ``DataLoader`` stands for its dataset: the
-        order of a training is drawn by ``config.seed``, its batch size is ``config.batch_size``, from which that of
-        a loader may not differ, and tests are in batches of the loader's. One whose sampler or collate_fn makes
-        something else of the dataset is refused.
-    out: the run folder, see :mod:`advfeat.training.checkpoint`. With ``resume`` a run that was stopped goes on from its
-        last checkpoint and ends with the same weights as if it had not been (bit for bit on the CPU, with the same
-        number of threads), and a finished one is read; a folder of a run with other settings is refused. Without, it is
-        replaced. A training runs in one process: another one in the same folder, as each but one of ``torchrun``'s,
-        waits for it with a warning that says which it is, and reads what it made, or goes on if it was killed.
-    model: a model to train instead of a fresh one; its weights change, and ``arch`` and ``width`` are not used. With
-        ``out`` it comes from :func:`advfeat.models.create` or ``adapt``. One with a single logit learns two classes.
-    same_classes: classes are compared by name, of the two data sets and of ``model``; True takes those of the same
-        number for the same. The trained model's ``classes`` are those of the training data.
-    device: None takes CUDA where there is one. progress: see :class:`advfeat.progress.Reporter`; counts steps.
+    With ``out`` and ``resume``, an interrupted run resumes at its last checkpoint and ends with the same weights as an
+    uninterrupted one (bit for bit on the CPU with the same number of threads); a finished run is loaded. A training
+    runs in one process. Another process with the same folder, such as all but one of ``torchrun``'s, waits with a
+    warning that names the first, then loads its result, or resumes the training if the first was killed.
 
-    Errors, before anything is written: TypeError naming an argument of another kind; ValueError for labels out of
-    range, images outside [0, 1], a test set or model of other classes or shape, flips of digits, a device that is not
-    there, a folder with another run. While it runs: FloatingPointError naming
-    epoch and step for a loss that is not finite; RuntimeError for a model that another thread uses; OSError naming the
-    file for a full disk (the last checkpoint stays), a place that cannot be written, another process at work there
-    without ``resume``.
+    Arguments and data are checked before anything is written.
+
+    Args:
+        config: Settings of the training.
+        train_source: Data set of this package, or an object with the same attributes
+            (:class:`advfeat.datasets.LabelledImages`) and a ``fingerprint``, or a ``torch.utils.data`` dataset of
+            (image, label), which is read as it is and must not have random transforms. A ``DataLoader`` stands for its
+            dataset: the order is drawn by ``config.seed``, the loader's batch size must equal ``config.batch_size``,
+            and a sampler or collate_fn that changes the dataset is refused.
+        test_source: Data set for tests, of the same kinds; a ``DataLoader`` also sets the batch size of tests.
+        out: Run folder, see :mod:`advfeat.training.checkpoint`; None saves nothing.
+        model: Model to train instead of a new one. Its weights change, and ``arch`` and ``width`` are ignored. With
+            ``out`` it must come from :func:`advfeat.models.create` or ``adapt``. A model with a single logit learns two
+            classes.
+        resume: Resume or load the run in ``out``; a run with other settings is refused. False replaces it.
+        same_classes: Match the classes of the two data sets and ``model`` by index instead of by name. The trained
+            model's ``classes`` are those of the training data.
+        device: Device to train on; None takes CUDA if it is available.
+        progress: Counts steps, see :class:`advfeat.progress.Reporter`.
+
+    Returns:
+        The trained model and its metrics.
+
+    Raises:
+        TypeError: Naming an argument of the wrong type.
+        ValueError: For labels out of range, images outside [0, 1], a test set or model with other classes or another
+            shape, flips of digits, a device that does not exist, or a folder with another run.
+        FloatingPointError: Naming epoch and step, if the loss is not finite.
+        RuntimeError: If another thread uses the model.
+        OSError: Naming the file, if the disk is full (the last checkpoint remains), the folder cannot be written, or
+            another process trains in it and ``resume`` is false.
     """
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config should be an advfeat.training.TrainConfig, got {type(config).__name__}")
@@ -107,7 +123,7 @@ def train(
         check_module(model)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("model should have parameters to train, got none that requires a gradient")
-        if out is not None and not isinstance(model, Model):  # now, and not when it is to be saved
+        if out is not None and not isinstance(model, Model):  # fail now rather than on saving
             raise TypeError(
                 f"model should come from advfeat.models.create or adapt where it is to be saved in out, got "
                 f"{type(model).__name__}"
@@ -139,7 +155,7 @@ def train(
         )
     else:
         check_fits(model, train_source.classes, shape, f"data set {train_source.name!r}", same_classes)
-        # Of the weights that it starts from, so that a resumed run is known to have started from the same.
+        # Identifies the initial weights, so that a run resumes only from the same ones.
         description["config"]["initial_weights"] = fingerprint(model)
     if isinstance(model, Model):
         model.classes = train_source.classes
@@ -164,12 +180,12 @@ def train(
     check_writable_folder(folder.path)
     with folder.alone(resume), _own_random_state(device):
         if resume:
-            folder.check(description)  # what another process began meanwhile
+            folder.check(description)  # another process may have started a run meanwhile
             if folder.is_finished():
                 folder.tidy()
                 return finished()
         loop = _Loop(config, model, train_source, test_source, device, test_batch)
-        folder.begin({**description, **provenance(device)}, resume)  # only now, that the data was found to be good
+        folder.begin({**description, **provenance(device)}, resume)  # only after the data has been checked
         history = loop.run(folder, progress)
         _note(model.eval(), description)
         save(model, folder.path, extra={"training": description, "metrics": history[-1]})
@@ -178,7 +194,7 @@ def train(
 
 
 def _note(model: nn.Module, description: dict) -> None:
-    """So that a set is not built with a model of another training without a word."""
+    """Record the training in the model, so that building a data set with a model of another training is noticed."""
     if isinstance(model, Model):
         model.trained_with = as_json(description)
 
@@ -234,7 +250,7 @@ class _Loop:
         config, steps = self.config, self.batches.steps
         look_every = _LOOK_EVERY.get(self.device.type, _LOOK_EVERY_ELSEWHERE)
         attack = _attack_of_epoch(config, epoch)
-        # Dropout and the like in a user's model: the stream of an epoch does not depend on how the run came to it.
+        # For dropout and the like in a user's model: the stream of an epoch is the same in a resumed run.
         _seed_device(derive_seed(config.seed, "model", epoch), self.device)
         losses = torch.zeros(steps, dtype=torch.float32, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -287,7 +303,7 @@ class _Loop:
         if self.test_source is None:
             return dict(_UNTESTED)
         config, batch_size = self.config, self.test_batch
-        # That the classes are the same was looked at before.
+        # The classes were checked before.
         clean = evaluate(self.model, self.test_source, batch_size=batch_size, same_classes=True).clean.value
         robust = None
         if config.eval_attack is not None:
@@ -321,7 +337,7 @@ def _attack_of_epoch(config: TrainConfig, epoch: int) -> PGD | None:
         return None
     if config.amp == "bf16" and attack.autocast is None:
         attack = attack.replace(autocast=torch.bfloat16)
-    if attack.random_start:  # else a sample would get the same start in every epoch
+    if attack.random_start:  # otherwise a sample would have the same start in every epoch
         attack = attack.replace(seed=derive_seed(config.seed, "attack", attack.seed or 0, epoch))
     return attack
 
@@ -352,7 +368,7 @@ def _describe(source: LabelledImages) -> dict:
 
 @contextmanager
 def _own_random_state(device: torch.device) -> Iterator[None]:
-    """Afterwards the global random state, the CPU's and this device's, is as before."""
+    """Restore the global random state of the CPU and this device afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield

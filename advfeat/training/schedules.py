@@ -1,4 +1,4 @@
-"""Learning rates over a training, each a function of the step alone, so that a resumed run needs no state for them."""
+"""Learning rate schedules, each a function of the step alone, so that a resumed run needs no state for them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,32 @@ def learning_rate(
     gamma: float = 0.1,
     peak: float = 4 / 15,
 ) -> float:
-    """The learning rate of a step.
+    """Return the learning rate of a step.
 
-    With T = steps_per_epoch * epochs and s = step in 0 .. T - 1:
-    "constant": base. "cosine": base (1 + cos(pi s / T)) / 2.
-    "step": base gamma^m, where m counts the milestones (in epochs) that are reached; the paper's library drops by 0.1
-    after epochs 50 and 100 of 150.
-    "cyclic": a triangle, 0 -> base -> 0, with its top at the share ``peak`` of the training (4/15 in the paper's
-    library); taken at (s + 1) / (T + 1), so that no step is wasted on a rate of 0.
-    Errors: ValueError for an unknown schedule.
+    With T = steps_per_epoch * epochs and s = step:
+
+    * "constant": base.
+    * "cosine": base (1 + cos(pi s / T)) / 2.
+    * "step": base gamma^m, where m counts the milestones reached; the paper authors' library drops by 0.1 after epochs
+      50 and 100 of 150.
+    * "cyclic": a triangle 0 -> base -> 0 that peaks at the share ``peak`` of the training (4/15 in the authors'
+      library), evaluated at (s + 1) / (T + 1), so that no step is wasted on a rate of 0.
+
+    Args:
+        schedule: "constant", "cosine", "step" or "cyclic".
+        base: Highest learning rate.
+        step: Step, in 0 .. T - 1.
+        steps_per_epoch: Steps per epoch.
+        epochs: Number of epochs.
+        milestones: Epochs at which "step" drops.
+        gamma: Factor of a drop.
+        peak: Share of the training at which "cyclic" peaks.
+
+    Returns:
+        The learning rate.
+
+    Raises:
+        ValueError: If the schedule is unknown.
     """
     total = steps_per_epoch * epochs
     if schedule == "constant":

@@ -224,4 +224,4 @@ def test_an_interrupted_command_says_how_it_goes_on(model, capsys, monkeypatch):
 
     monkeypatch.setattr(files, "load", interrupt)
     assert "starts again" in fails(capsys, "evaluate", "--model", model, status=130)
-    assert "goes on" in fails(capsys, "build", "det", "--model", model, "--out", "unused", status=130)
+    assert "resumes" in fails(capsys, "build", "det", "--model", model, "--out", "unused", status=130)
