@@ -1,12 +1,12 @@
-"""How useful features are, and how much of it an adversary leaves (Section 2; Goh 2019, "Two Examples").
+"""Usefulness of features, and how much of it remains under attack (Section 2; Goh 2019, "Two Examples").
 
 A feature f, shifted and scaled to mean 0 and variance 1 on the data, is rho-useful for a label y in {-1, +1} with
 
     rho   = E[y f(x)]                                       (1)
     gamma = E[min over allowed delta of y f(x + delta)]     (2)
 
-robust if gamma > 0 and useful but non-robust if rho > 0 and gamma <= 0. With more than two classes, y is one class
-against the rest. The sign of f is free, so every rho here is >= 0: -f is meant where f itself is anti-correlated.
+It is robust if gamma > 0, and useful but non-robust if rho > 0 and gamma <= 0. With more than two classes, y is one
+class against the rest. The sign of f is free, so every rho here is >= 0: an anti-correlated feature is replaced by -f.
 """
 
 from __future__ import annotations
@@ -32,16 +32,20 @@ from advfeat.objectives import Objective
 from advfeat.threat import NORMS, check_norm
 
 ROBUST, INCONCLUSIVE, NON_ROBUST, USELESS = "robust", "inconclusive", "non-robust", "useless"
-_SHOWN_TWICE = 32  # samples, to see whether features are random
+_SHOWN_TWICE = 32  # samples that are passed twice, to detect random features
 KINDS = (ROBUST, INCONCLUSIVE, NON_ROBUST, USELESS)
 
 
 @dataclass(frozen=True, eq=False)
 class Ranges:
-    """A feature's value at each sample, and the least and greatest that the adversary can make it: each [N, k] float64.
+    """Value of each feature at each sample, and the smallest and largest value within the adversary's reach.
 
-    stuck [k]: the share of attacks that never saw a gradient other than 0 (a dead ReLU): their ends are not to be
-    trusted.
+    Attributes:
+        value: float64 [N, k].
+        low: float64 [N, k].
+        high: float64 [N, k].
+        stuck: float64 [k], share of attacks that never saw a non-zero gradient (a dead ReLU), whose results cannot be
+            trusted; None for closed forms.
     """
 
     value: Tensor
@@ -53,11 +57,23 @@ class Ranges:
 def linear_ranges(
     weights: Tensor, x: Tensor, eps: float, norm: str = "l2", *, box: tuple[float, float] | None = None
 ) -> Ranges:
-    """Ranges of the linear features w_j^T x in closed form: w_j^T x -+ eps ||w_j||_* (Goh's R3).
+    """Compute the ranges of linear features w_j^T x in closed form: w_j^T x -+ eps ||w_j||_* (Goh's R3).
 
-    weights: [k, D]. x: [N, ...] with D values a sample. eps >= 0 in the units of x. norm: a name in
-    :data:`advfeat.threat.NORMS`. box: (lo, hi) that x + delta keeps, exactly, for "linf"; any other ball cut by a box
-    has no closed form and is refused.
+    Args:
+        weights: [k, D].
+        x: [N, ...] with D values per sample.
+        eps: Radius >= 0, in the units of x.
+        norm: A name in :data:`advfeat.threat.NORMS`.
+        box: (lo, hi) that x + delta must stay in, handled exactly, for "linf" only: other balls cut by a box have no
+            closed form.
+
+    Returns:
+        The ranges.
+
+    Raises:
+        TypeError: If ``box`` is not a pair.
+        ValueError: If shapes do not match, eps is negative or not finite, the norm is unknown, ``box`` is given with
+            another norm than "linf", or x is outside the box.
     """
     check_tensor("weights", weights, "[k, D]")
     check_tensor("x", x, "[N, ...]")
@@ -74,7 +90,7 @@ def linear_ranges(
     if box is None:
         reach = eps * torch.linalg.vector_norm(weights, NORMS[norm].dual_order, dim=1)
         return Ranges(value, value - reach, value + reach)
-    if norm != "linf":  # whose ball is a box itself
+    if norm != "linf":  # whose ball is itself a box
         raise ValueError(f"box should be None with norm={norm!r}: no closed form there; use attacked_ranges")
     if not isinstance(box, (tuple, list)) or len(box) != 2:
         raise TypeError(f"box should be (lo, hi), got {box!r}")
@@ -90,12 +106,27 @@ def linear_ranges(
 
 @dataclass(frozen=True)
 class SignedFeature(Objective):
-    """sign * f_j(x) for target rows (j, sign): pushed down, one attack serves every feature and both ends of its
-    range."""
+    """Objective sign * f_j(x) for targets (j, sign).
+
+    Maximised or minimised, it lets one attack serve every feature and both ends of its range.
+
+    Attributes:
+        features: Function [B, ...] -> [B, k].
+    """
 
     features: Callable[[Tensor], Tensor]
 
     def value(self, model, x, target):
+        """Return sign * f_j(x) of each sample.
+
+        Args:
+            model: Ignored.
+            x: [B, ...].
+            target: Floating point [B, 2] of (j, sign).
+
+        Returns:
+            [B].
+        """
         f = taken_by(self.features, x).flatten(1)
         return target[:, 1].to(f.dtype) * f.gather(1, target[:, :1].to(torch.int64))[:, 0]
 
@@ -109,16 +140,28 @@ def attacked_ranges(
     batch_size: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ranges:
-    """Ranges of any differentiable features by projected gradient descent, each end its own attack.
+    """Compute the ranges of any differentiable features by projected gradient descent, with one attack per end.
 
-    features: a module, or a function or method of one (model.representation), [B, ...] -> [B, k]. x: [N, ...] in the
-    box of attack.threat. attack: gives the ball, steps, step size, random starts and restarts; its objective and
-    direction are set here, and the best iterate is kept. select: which of the k features (default all). Costs
-    2 N len(select) attacks, batch_size at a time; progress(done, total) counts them.
+    It costs 2 N len(select) attacks. A gradient attack finds inner bounds: the true range is at least as wide, so gamma
+    computed from it is an upper bound. The unattacked value is always inside the range. A RuntimeWarning is given if
+    two passes over the first samples give different features: each value is then a single draw.
 
-    A RuntimeWarning says where two passes over the first samples give other features: each value is then a single draw.
-    A gradient attack finds inner bounds: the true range is at least as wide, so gamma from it is an upper bound. The
-    unattacked value is always inside.
+    Args:
+        features: Module, or function or method of one (such as ``model.representation``), [B, ...] -> [B, k].
+        x: Floating point [N, ...] in the box of ``attack.threat``.
+        attack: Gives the ball, steps, step size, random starts and restarts; its objective and direction are replaced,
+            and the best iterate is kept.
+        select: Indices of the features to attack; None takes all.
+        batch_size: Attacks per batch.
+        progress: Function (done, total) that counts attacks.
+
+    Returns:
+        The ranges of the selected features.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If x is empty or not floating point, a selected feature does not exist, or ``features`` does not
+            give a tensor [B, k].
     """
     if not isinstance(attack, PGD):
         raise TypeError(f"attack should be advfeat.PGD, got {type(attack).__name__}")
@@ -151,7 +194,7 @@ def attacked_ranges(
                 [columns[column].to(torch.float32), torch.full_like(column, sign, dtype=torch.float32)], dim=1
             )
             rows = x[sample.to(x.device)]
-            # Random starts are keyed by what is attacked, so a result does not depend on batch_size.
+            # Random starts are keyed by (sample, feature), so that a result does not depend on batch_size.
             ids = sample * total + columns[column]
             result = attack.run(features, rows, target.to(x.device), sample_ids=ids.to(x.device))
             ends[side, pair] = sign * result.value.to("cpu", torch.float64)
@@ -161,12 +204,15 @@ def attacked_ranges(
             if progress:
                 progress(side * n * k + first + len(pair), 2 * n * k)
     low, high = torch.minimum(ends[0].view(n, k), value), torch.maximum(ends[1].view(n, k), value)
-    # With no steps every attack counts as one that saw no gradient; there was none to see.
+    # With no steps, every attack would count as stuck, though there was no gradient to see.
     return Ranges(value, low, high, stuck / (2 * n) if attack.steps else torch.zeros_like(stuck))
 
 
 def _selected(select: Sequence[int]) -> list[int]:
-    """Features by number. Errors: TypeError for anything else: of a mask, or a text, each entry would count as one."""
+    """Return features as indices.
+
+    Anything else raises TypeError: the entries of a mask or a text, for instance, would be read as indices.
+    """
     given = select.tolist() if hasattr(select, "tolist") else select
     try:
         if isinstance(given, str):
@@ -178,11 +224,18 @@ def _selected(select: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Usefulness:
-    """rho and gamma of k features for each class against the rest, [k, classes], with their standard errors over
-    samples.
+    """rho and gamma of k features for each class against the rest, with standard errors over samples.
 
-    classes: what the columns are; for two classes one column, the greater label as +1. sign [k, classes]: -1 where -f
-    is meant. stuck: as in `Ranges`. significance: how many standard errors count as being above 0.
+    Attributes:
+        rho: [k, classes], usefulness.
+        rho_error: [k, classes], its standard error.
+        gamma: [k, classes], robust usefulness.
+        gamma_error: [k, classes], its standard error.
+        sign: [k, classes], -1 where f is replaced by -f.
+        classes: Class of each column; for two classes a single column, with the greater label as +1.
+        n: Number of samples.
+        stuck: See :class:`Ranges`.
+        significance: Number of standard errors that count as different from 0.
     """
 
     rho: np.ndarray
@@ -197,23 +250,26 @@ class Usefulness:
 
     @property
     def useful(self) -> np.ndarray:
-        """[k, classes]: rho is above 0 beyond sampling error."""
+        """[k, classes]: rho is significantly above 0."""
         return self.rho > self.significance * self.rho_error
 
     @property
     def robust(self) -> np.ndarray:
-        """[k, classes]: useful, and gamma is above 0 beyond sampling error."""
+        """[k, classes]: useful, and gamma is significantly above 0."""
         return self.useful & (self.gamma > self.significance * self.gamma_error)
 
     @property
     def non_robust(self) -> np.ndarray:
-        """[k, classes]: useful, and gamma is below 0 beyond sampling error."""
+        """[k, classes]: useful, and gamma is significantly below 0."""
         return self.useful & (self.gamma < -self.significance * self.gamma_error)
 
     @property
     def kinds(self) -> list[str]:
-        """For each feature "robust" if it is for one class at least (as Goh counts), "useless" if it is for all, else
-        "non-robust"; "inconclusive" where no class is robust and some gamma lies within its error of 0."""
+        """The kind of each feature.
+
+        "robust" if it is robust for at least one class (as Goh counts), "useless" if it is useless for all,
+        "inconclusive" if it is robust for none but some gamma is within its error of 0, else "non-robust".
+        """
         robust, useful, open_ = self.robust.any(1), self.useful, self.useful & ~self.robust & ~self.non_robust
         return [
             ROBUST if robust[j] else USELESS if not useful[j].any() else INCONCLUSIVE if open_[j].any() else NON_ROBUST
@@ -222,14 +278,21 @@ class Usefulness:
 
     @property
     def best(self) -> np.ndarray:
-        """For each feature the column that `kinds` speaks of: the largest gamma among the columns it is robust for, or
-        else useful for; the largest rho if there is none."""
+        """The column that determines the kind of each feature.
+
+        It is the one with the largest gamma among the columns for which the feature is robust, or else useful; the one
+        with the largest rho if there is none.
+        """
         shown = np.where(self.robust.any(1, keepdims=True), self.robust, self.useful)
         gamma = np.where(shown, self.gamma, -np.inf)
         return np.where(shown.any(1), gamma.argmax(1), self.rho.argmax(1))
 
     def rows(self) -> list[dict]:
-        """One dict a feature, of JSON values: index, kind, class, sign, rho, gamma, errors; most useful first."""
+        """Return one dict of JSON values per feature, most useful first.
+
+        Returns:
+            Dicts with feature (its index), kind, class, sign, rho, rho_error, gamma, gamma_error.
+        """
         best, kinds = self.best, self.kinds
         found = [
             {
@@ -247,7 +310,11 @@ class Usefulness:
         return sorted(found, key=lambda row: -row["rho"])
 
     def table(self, limit: int = 20):
-        """A rich table of the `limit` most useful features."""
+        """Return a rich table of the most useful features.
+
+        Args:
+            limit: Number of features.
+        """
         from rich.table import Table
 
         kinds = self.kinds
@@ -266,12 +333,29 @@ class Usefulness:
         return result
 
     def scatter(self, path: Path, title: str = "") -> Path:
-        """Writes :meth:`scatter_png` to a file."""
+        """Write :meth:`scatter_png` to a file.
+
+        Args:
+            path: The file.
+            title: Title of the figure.
+
+        Returns:
+            The path.
+        """
         write_bytes(path, self.scatter_png(title))
         return Path(path)
 
     def scatter_png(self, title: str = "") -> bytes:
-        """A PNG of gamma against rho, a point a feature, coloured by kind; robust ones lie above the line gamma = 0."""
+        """Plot gamma against rho, one point per feature, coloured by kind.
+
+        Robust features lie above the line gamma = 0.
+
+        Args:
+            title: Title of the figure.
+
+        Returns:
+            The PNG file.
+        """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -290,7 +374,13 @@ class Usefulness:
 
 
 def draw_scatter(axis, found: Usefulness, title: str = "") -> None:
-    """gamma against rho on a matplotlib Axes."""
+    """Plot gamma against rho on matplotlib axes.
+
+    Args:
+        axis: The axes.
+        found: The features.
+        title: Title of the axes.
+    """
     rows = found.rows()
     styles = {
         ROBUST: ("#2f8f5b", "o"),
@@ -303,16 +393,26 @@ def draw_scatter(axis, found: Usefulness, title: str = "") -> None:
         label = f"{kind} ({len(points)})"
         axis.plot(*(zip(*points, strict=True) if points else ([], [])), marker, ms=5, color=colour, label=label)
     right = 1.08 * max((row["rho"] for row in rows), default=0.0)
-    right = right if right > 0 else 1.0  # of constant features alone
+    right = right if right > 0 else 1.0  # all features are constant
     axis.plot([0, right], [0, right], color="#8a8a8a", lw=0.8, ls=":", label=r"no adversary: $\gamma = \rho$")
     axis.axhline(0, color="black", lw=0.8)
     axis.set(xlim=(0, right), xlabel=r"usefulness $\rho$", ylabel=r"robust usefulness $\gamma$")
-    axis.set_title(title, parse_math=False)  # a path may hold dollars
+    axis.set_title(title, parse_math=False)  # a path may contain dollar signs
     axis.legend(fontsize=8)
 
 
 def check_labels(labels: Tensor) -> list[int]:
-    """The classes that labels hold. Errors: ValueError for fewer than two, which no feature can tell apart."""
+    """Return the classes that labels contain.
+
+    Args:
+        labels: Integers [N].
+
+    Returns:
+        The classes in ascending order.
+
+    Raises:
+        ValueError: If there are fewer than two classes, between which no feature could discriminate.
+    """
     classes = torch.as_tensor(labels, device="cpu").unique().tolist()
     if len(classes) < 2:
         raise ValueError(f"labels should hold at least two classes, got {classes}")
@@ -320,10 +420,23 @@ def check_labels(labels: Tensor) -> list[int]:
 
 
 def usefulness(ranges: Ranges, labels: Tensor, *, significance: float = 3.0) -> Usefulness:
-    """rho and gamma of (1) and (2) from the ranges of the features and the labels [N] (integers, at least two classes).
+    """Compute rho (1) and gamma (2) from the ranges of features.
 
     Means and variances are those of the N samples. A constant feature has rho = gamma = 0 (it cannot be scaled to
     variance 1). With C classes and one against the rest at share p, no rho exceeds 2 sqrt(p (1 - p)).
+
+    Args:
+        ranges: Ranges of k features at N samples.
+        labels: Integers [N] of at least two classes.
+        significance: Number of standard errors that count as different from 0.
+
+    Returns:
+        rho and gamma with their standard errors.
+
+    Raises:
+        TypeError: If ``ranges`` is not a :class:`Ranges`, or labels are not integers.
+        ValueError: If shapes do not match, a value is not finite, labels hold a single class, or significance is
+            negative.
     """
     significance = number("significance", significance)
     if not significance >= 0:
@@ -342,7 +455,7 @@ def usefulness(ranges: Ranges, labels: Tensor, *, significance: float = 3.0) -> 
         if not np.isfinite(part).all():
             raise ValueError(f"ranges.{name} should be finite, feature {np.argwhere(~np.isfinite(part))[0][1]} is not")
     mean, spread = value.mean(0), value.std(0)
-    # A feature that rounding alone moves is constant too: scaling it up would be scaling noise.
+    # A feature that varies only by rounding is constant too: scaling it up would amplify noise.
     constant = spread <= 1e-12 * np.abs(value).max(0)
     scale = np.where(constant, 0.0, 1 / np.where(constant, 1.0, spread))
     value, low, high = ((part - mean) * scale for part in (value, low, high))
@@ -374,16 +487,28 @@ def _check_ranges(ranges: Ranges) -> None:
 
 
 def containment(first: tuple[float, float], second: tuple[float, float], alpha: float) -> tuple[float, float]:
-    """(robustness, usefulness) of alpha f_1 + (1 - alpha) f_2 for two linear features along singular vectors (Goh's
-    R3).
+    """Return robustness and usefulness of a mixture of two linear features along singular vectors (Goh's R3).
 
     For f_i = a_i^T x / ||a_i||_S with a_i eigenvectors of S = E x x^T, robustness is ||a||_S / ||a||_2 (the singular
-    value s_i for a_i itself) and usefulness E[y f]. With u_i the usefulness of a_i:
+    value s_i for a_i itself) and usefulness is E[y f]. With u_i the usefulness of a_i, the feature alpha f_1 + (1 -
+    alpha) f_2 has
 
         v = sqrt((alpha s_1)^2 + ((1 - alpha) s_2)^2),
         usefulness = (alpha s_1 u_1 + (1 - alpha) s_2 u_2) / v,    robustness = v / sqrt(alpha^2 + (1 - alpha)^2).
 
     A useful feature mixed into a useless non-robust one gives a feature that is useful and non-robust.
+
+    Args:
+        first: (robustness, usefulness) of f_1.
+        second: (robustness, usefulness) of f_2.
+        alpha: Weight of f_1, in [0, 1].
+
+    Returns:
+        (robustness, usefulness) of the mixture.
+
+    Raises:
+        TypeError: If ``first`` or ``second`` is not a pair.
+        ValueError: If a robustness is not positive, or alpha is outside [0, 1].
     """
     for name, pair in (("first", first), ("second", second)):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -411,14 +536,14 @@ def _width(features: Callable, x: Tensor) -> int:
 def _warn_of_randomness(features: Callable, x: Tensor) -> None:
     from advfeat.attacks.no_trace import no_trace
 
-    with no_trace(features, x.device), torch.no_grad():  # once for both: it puts the random state back
+    with no_trace(features, x.device), torch.no_grad():  # one block for both: it restores the random state
         first, second = taken_by(features, x.clone()), taken_by(features, x.clone())
     if isinstance(first, Tensor) and first.is_floating_point() and not _model_checks.agree(first, second):
         _model_checks.warn_of_randomness("usefulness and its ranges are of single draws", 3)
 
 
 def _clean_values(features: Callable, x: Tensor, batch_size: int) -> Tensor:
-    """The features of x [N, k] float64 on the CPU, in eval mode and without a trace."""
+    """Return the features of x, float64 [N, k] on the CPU, computed in eval mode without side effects."""
     from advfeat.attacks.no_trace import no_trace
 
     with no_trace(features, x.device), torch.no_grad():

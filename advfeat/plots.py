@@ -1,4 +1,4 @@
-"""Pictures as PNG bytes: figures in the forms of the paper, training curves and grids of sample images."""
+"""Plots as PNG bytes: figures in the style of the paper, training curves and grids of sample images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TypeVar
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # not pyplot: no window, no display, and a notebook keeps its own settings
+from matplotlib.figure import Figure  # not pyplot: needs no display and leaves a notebook's settings alone
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from torch import Tensor
 
-# One colour a training set, the same in every picture; chosen to stay apart for colour-blind readers.
+# One colour per training set, the same in every picture; distinguishable for colour-blind readers.
 COLOURS = {
     "standard": "#4d4d4d",
     "adversarial": "#000000",
@@ -30,8 +30,17 @@ _MISSING = "\N{WHITE SQUARE}"
 
 
 def own_style(draw: Callable[..., T]) -> Callable[..., T]:
-    """Draws with matplotlib's own settings: those of the user, or of a ``matplotlibrc`` in the current folder, may have
-    LaTeX set the names of classes."""
+    """Make a function draw with matplotlib's default settings.
+
+    The settings of the user, or of a ``matplotlibrc`` in the current folder, could have LaTeX typeset the names of
+    classes.
+
+    Args:
+        draw: Function that draws.
+
+    Returns:
+        The function with default settings.
+    """
 
     @functools.wraps(draw)
     def drawn(*args, **options):
@@ -49,8 +58,18 @@ def _png(figure: Figure) -> bytes:
 
 
 def label(text: str, longest: int = 28) -> str:
-    """Text of a user's, such as the name of a class, for a picture: on one line, cut where it is too long, and with a
-    box for what the font lacks. Draw it with ``parse_math=False``: a class may be called ``$x$``."""
+    """Prepare user-provided text, such as a class name, for a picture.
+
+    The text is put on one line, truncated if it is too long, and characters that the font lacks become boxes. Draw it
+    with ``parse_math=False``: a class may be called ``$x$``.
+
+    Args:
+        text: The text.
+        longest: Largest number of characters.
+
+    Returns:
+        The text to draw.
+    """
     known = get_font(findfont(FontProperties())).get_charmap()
     text = "".join(c if ord(c) in known else _MISSING for c in " ".join(text.split()))
     if len(text) > longest:
@@ -67,10 +86,15 @@ def _plain(ax: Axes) -> None:
 
 @own_style
 def training_curves(curves: dict[str, list[dict]], labels: dict[str, str]) -> bytes:
-    """Accuracy on the model's own training set and on the true test set against the epoch, one panel a model.
+    """Plot accuracy on the model's own training set and on the true test set against the epoch, one panel per model.
 
-    curves: for each model the metrics of its epochs, with ``epoch``, ``train_accuracy`` and ``test_accuracy`` (or
-    None).
+    Args:
+        curves: For each model, the metrics of its epochs: ``epoch``, ``train_accuracy`` and ``test_accuracy`` (or
+            None), accuracies in [0, 1].
+        labels: Title for each model.
+
+    Returns:
+        The PNG file.
     """
     names = [name for name in curves if curves[name]]
     columns = 2 if len(names) == 4 else min(3, len(names))
@@ -100,17 +124,23 @@ def training_curves(curves: dict[str, list[dict]], labels: dict[str, str]) -> by
 
 def _picture(image: Tensor) -> np.ndarray:
     array = image.detach().cpu().float().clamp(0, 1)
-    if len(array) not in (3, 4):  # nor one that matplotlib knows colours for
+    if len(array) not in (3, 4):  # not RGB or RGBA
         array = array.mean(dim=0, keepdim=True).expand(3, -1, -1)
     return array.permute(1, 2, 0).numpy()
 
 
 @own_style
 def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference: tuple[str, Tensor]) -> bytes:
-    """Sample images in columns: one row for each (title, images [n, C, H, W]), then the amplified difference.
+    """Draw sample images in columns: one row per title, then the amplified difference.
 
-    difference: (title, values [n, C, H, W]), shown around mid-grey, scaled so that the largest magnitude fills the
-    range; the factor is written into the title. captions: a line or two below each column.
+    Args:
+        rows: Pairs (title, images [n, C, H, W] in [0, 1]).
+        captions: One or two lines below each column.
+        difference: (title, values [n, C, H, W]), shown around mid-grey and scaled so that the largest magnitude fills
+            the range; the factor is added to the title.
+
+    Returns:
+        The PNG file.
     """
     title, values = difference
     largest = float(values.abs().max())
@@ -120,10 +150,18 @@ def sample_grid(rows: list[tuple[str, Tensor]], captions: list[str], difference:
 
 @own_style
 def image_grid(shown: list[tuple[str, Tensor]], captions: list[str]) -> bytes:
-    """Images in columns: a row for each (title, images [n, C, H, W]), a caption of a line or two below each column."""
+    """Draw images in columns: one row per title, and a caption below each column.
+
+    Args:
+        shown: Pairs (title, images [n, C, H, W] in [0, 1]).
+        captions: One or two lines below each column.
+
+    Returns:
+        The PNG file.
+    """
     n = len(captions)
     height, width = shown[0][1].shape[2:]
-    # Wide and tall images get cells like them, to a limit; square ones what they always had.
+    # Cells follow the aspect ratio of wide and tall images, up to a limit; square ones keep their size.
     wide, tall = min(max(1.0, width / height), 3.0), min(max(1.0, height / width), 3.0)
     figure = Figure(figsize=(1.05 * n * wide + 1.2, 1.12 * len(shown) * tall + 0.3))
     axes = figure.subplots(len(shown), n, squeeze=False)
@@ -148,9 +186,14 @@ def image_grid(shown: list[tuple[str, Tensor]], captions: list[str]) -> bytes:
 def paired_bars(
     groups: list[tuple[str, tuple[float, float, float], tuple[float, float, float], tuple[float, float]]], second: str
 ) -> bytes:
-    """Figure 2b: two bars a group, accuracy and robust accuracy in per cent, and the paper's two values as marks.
+    """Plot accuracy and robust accuracy as two bars per group, with the paper's values as marks (Figure 2b).
 
-    groups: (name, (mean, low, high), (mean, low, high), the paper's two). second: what the second bar is.
+    Args:
+        groups: (name, (mean, low, high), (mean, low, high), the paper's two values), in per cent.
+        second: Legend of the second bar.
+
+    Returns:
+        The PNG file.
     """
     figure = Figure(figsize=(6.4, 3.4))
     ax = figure.subplots()
@@ -173,9 +216,15 @@ def paired_bars(
 
 @own_style
 def scatter_fit(series: list[tuple[str, list[tuple[str, float, float]], str]], x_label: str, y_label: str) -> bytes:
-    """Figure 3: named points, and a least-squares line through each series of at least three.
+    """Plot named points, and a least-squares line through each series of at least three (Figure 3).
 
-    series: (name, [(name of the point, x, y)], colour).
+    Args:
+        series: (name, [(name of the point, x, y)], colour).
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+
+    Returns:
+        The PNG file.
     """
     figure = Figure(figsize=(6.0, 3.8))
     ax = figure.subplots()
@@ -196,14 +245,14 @@ def scatter_fit(series: list[tuple[str, list[tuple[str, float, float]], str]], x
 
 
 def _name_points(ax: Axes, points: list[tuple[str, float, float]]) -> None:
-    """Names beside points, each at the side that lies furthest from the other points and names."""
-    ax.figure.canvas.draw()  # else the limits are not those of the picture yet
+    """Write names beside points, each on the side that is furthest from the other points and names."""
+    ax.figure.canvas.draw()  # sets the final axis limits
     to_points = 72 / ax.figure.dpi
     taken = [to_points * ax.transData.transform(at) for _, *at in points]
     for i, (name, *at) in enumerate(points):
         x, y = taken[i]
         width = 1.9 * len(name)  # half of it
-        # The text's centre from the point, with what annotate takes for it.
+        # Offset of the text's centre from the point, then the arguments of annotate for it.
         sides = [
             (side * (6 + width), up + 3, side * 5, up, anchor)
             for side, anchor in ((1, "left"), (-1, "right"))
@@ -217,15 +266,21 @@ def _name_points(ax: Axes, points: list[tuple[str, float, float]]) -> None:
 
 
 def _gap(dx: float, dy: float, width: float) -> float:
-    """How far apart a text of this half width is from a point: across, or above and below, whichever is more."""
+    """Return the horizontal or vertical distance of a text of this half width from a point, whichever is larger."""
     return max(abs(dx) - width, abs(dy) - 4)
 
 
 @own_style
 def lines_over_steps(series: list[tuple[str, list[int], list[float], str, str]], x_label: str, y_label: str) -> bytes:
-    """Figure 8: accuracy against the number of steps, on a logarithmic axis.
+    """Plot accuracy against the number of steps, on a logarithmic axis (Figure 8).
 
-    series: (name, steps, values, colour, line style).
+    Args:
+        series: (name, steps, values, colour, line style).
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+
+    Returns:
+        The PNG file.
     """
     figure = Figure(figsize=(6.0, 3.4))
     ax = figure.subplots()

@@ -1,4 +1,4 @@
-"""Clean and robust accuracy, each with its sample size, its 95 % interval and the settings of the attack behind it."""
+"""Clean and robust accuracy, with sample sizes, 95 % confidence intervals and the settings of each attack."""
 
 from advfeat.evaluation.given import pgd_attack, strong_attack
 from advfeat.evaluation.measure import accuracy, evaluate, label_agreement

@@ -1,4 +1,4 @@
-"""The attacks that an evaluation is given: a radius, an attack, or a pair of a name and one."""
+"""Attacks as arguments of an evaluation: a radius, an attack, or a pair of a name and an attack."""
 
 from __future__ import annotations
 
@@ -18,17 +18,26 @@ from advfeat.threat import Threat, check_norm
 def strong_attack(
     eps: float, norm: str = "l2", *, steps: int = 100, seed: int = 0, autocast: torch.dtype | None = None
 ) -> Ensemble:
-    """The attack that a bare radius stands for: 20 steps of PGD, then :class:`advfeat.Auto` on what they left.
+    """Return the attack that a bare radius stands for: PGD, then :class:`advfeat.Auto` on the remaining samples.
 
-    PGD (:func:`pgd_attack`, leaving a sample at its first success) clears what breaks easily for a fifth of Auto-PGD's
-    passes. ``Auto`` is Auto-PGD on the margin and then towards each of nine other classes, the first two attacks of
-    AutoAttack (Croce and Hein 2020), whose standard version left the same samples as ``Auto`` on the models that were
-    tried, but for one or two; docs/decisions.md has the numbers. What is left standing is an upper bound of the model's
-    robust accuracy: FAB and Square are not here, and gradients that a model hides are not found.
+    PGD (:func:`pgd_attack`, 20 steps, stopping each sample at its first success) breaks the easy samples for a fifth of
+    Auto-PGD's passes. ``Auto`` is Auto-PGD on the margin and then towards each of nine other classes: the first two
+    attacks of AutoAttack (Croce and Hein 2020). On the models tried, AutoAttack's standard version left the same
+    samples as ``Auto`` except for one or two; docs/decisions.md has the numbers. The result is an upper bound of the
+    model's robust accuracy: FAB and Square are not included, and gradients that a model masks are not recovered.
 
-    eps: the radius, in pixel scale. norm: "l2" or "linf". steps: of each run of Auto-PGD. seed: of its random starts.
-    autocast: torch.bfloat16 to run the model in; :func:`evaluate` has the model itself confirm each success.
-    Errors: ValueError for another norm.
+    Args:
+        eps: Radius in pixel scale [0, 1].
+        norm: "l2" or "linf".
+        steps: Steps of each run of Auto-PGD.
+        seed: Seed of the random starts of Auto-PGD.
+        autocast: ``torch.bfloat16`` to run the model in; :func:`evaluate` confirms each success with the model itself.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: If the norm is another one.
     """
     first = pgd_attack(eps, norm).replace(stop="success", autocast=autocast)
     return Ensemble((first, Auto(first.threat, steps=steps, seed=seed, autocast=autocast)))
@@ -44,12 +53,25 @@ def pgd_attack(
     objective: Objective | Callable | None = None,
     seed: int = 0,
 ) -> PGD:
-    """PGD with ``steps`` steps of ``2.5 eps / steps`` on the margin, the usual protocol before AutoAttack.
+    """Return PGD with steps of ``2.5 eps / steps`` on the margin, the usual protocol before AutoAttack.
 
-    What it leaves standing can be much more than what :func:`strong_attack` leaves. The step size is that of the
-    authors' library (MadryLab/robustness, README); the margin never saturates. It starts at the sample; with
-    ``restarts`` > 1 at that many random points. The best iterate counts, not the last.
-    Errors: ValueError for a norm that is neither "l2" nor "linf".
+    It can leave many more samples unbroken than :func:`strong_attack`. The step size is that of the paper authors'
+    library (MadryLab/robustness, README); the margin never saturates. The best iterate counts, not the last.
+
+    Args:
+        eps: Radius in pixel scale [0, 1].
+        norm: "l2" or "linf".
+        steps: Number of steps.
+        step_size: Step size in pixel scale; None takes ``2.5 eps / steps``.
+        restarts: Number of random starts; 1 starts at the sample itself.
+        objective: Objective to maximise; None takes the margin.
+        seed: Seed of the random starts.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: If the norm is neither "l2" nor "linf".
     """
     check_norm(norm)
     eps, restarts = float(number("eps", eps)), whole_number("restarts", restarts)
@@ -66,10 +88,19 @@ def pgd_attack(
 
 
 def named_attacks(attacks: Any, norm: str) -> list[tuple[str, Attack]]:
-    """Each attack with its name.
+    """Resolve the attacks of an evaluation to pairs of a name and an attack.
 
-    Errors: TypeError for anything else, ValueError for another norm, two of one name, a targeted attack and radii by
-    sample.
+    Args:
+        attacks: Radii, attacks, or pairs of a name and an attack.
+        norm: Norm of the attacks that bare radii stand for.
+
+    Returns:
+        Each attack with its name.
+
+    Raises:
+        TypeError: If an entry is none of these.
+        ValueError: If the norm is unknown, two attacks have the same name, an attack is targeted, or its radius differs
+            between samples.
     """
     check_norm(norm)
     wanted = "a list of radii, attacks or pairs of a name and an attack"

@@ -1,4 +1,4 @@
-"""Clean and robust accuracy, and how often a model says the label or the relabelled one."""
+"""Clean and robust accuracy, and how often a model predicts the label or the relabelled target."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from advfeat.intervals import Share
 from advfeat.models import averaged, check_fits, fingerprint
 from advfeat.progress import Reporter
 
-_BATCH = 500  # images at once, unless asked otherwise
+_BATCH = 500  # default batch size
 
 
 def evaluate(
@@ -40,36 +40,44 @@ def evaluate(
     same_classes: bool = False,
     progress: Any = None,
 ) -> Evaluation:
-    """Clean accuracy, and robust accuracy under each attack.
+    """Measure clean accuracy, and robust accuracy under each attack.
 
-    model: gives logits [B, classes] or an output with ``.logits``, for images in [0, 1]; a binary one may give a single
-        logit, positive for class 1. It runs in eval mode and in the precision it is in, and is left exactly as it was:
-        images are cast to its dtype as it is called, and attacked in float64 for float64, else in float32. Convolutions
-        in float32 are done as torch is set: on recent GPUs in TensorFloat-32, unless
-        ``torch.backends.cudnn.allow_tf32`` is False. A function is taken too.
-    source: a data set of this package, or what has the same attributes
-        (:class:`advfeat.datasets.LabelledImages`); or a ``torch.utils.data`` dataset of (image, label), whose classes
-        are its own ``classes``, else the model's. A ``DataLoader`` stands for its dataset, in the order of that, and
-        for its batch size; one whose sampler or collate_fn makes something else of the dataset is refused.
-    attacks: radii (each stands for :func:`strong_attack` of ``norm``), attacks, or pairs of a name and an attack.
-    batch_size: images worked on at once; None takes that of a DataLoader, else 500.
-    limit: only so many samples, evenly spaced over the data set (the first of a folder would all be of one class).
-    draws: for a model that is random in eval mode: predictions and the gradients of attacks are those of the mean
-        logits of so many passes (:func:`advfeat.models.averaged`). That a model is random is seen from two passes over
-        the first images, and said in a warning and in the result.
-    same_classes: classes are compared by name, where the model says its own; True takes those of the same number for
-        the same.
-    progress: see :class:`advfeat.progress.Reporter`; counts samples.
+    Only correctly classified samples are attacked; a misclassified sample is not robust. Radius 0 gives clean accuracy.
+    Results do not depend on the batch size, except for rounding inside the model; if the model's output does depend on
+    it, a warning and the result say so. Another warning is given for a model that outputs probabilities, because
+    attacks need logits. A logit of -inf excludes a class. A sample whose logits hold NaN, or +inf more than once, has
+    no prediction and counts as wrong.
 
-    Only correctly classified samples are attacked; what is misclassified is not robust. Radius 0 gives clean accuracy.
-    Results do not depend on the batch size, but for rounding inside the model; where the model's answers do, a warning
-    and the result say so.
-    A model that gives probabilities is warned of: attacks need logits.
-    A logit of -inf says that a class is out. A sample whose logits hold NaN, or +inf several times, has no prediction
-    and counts as wrong.
-    Errors: ValueError for a model that does not fit the data or has other classes, a targeted attack, labels out of
-    range, images outside [0, 1], two attacks of one name; TypeError for what is no model, data set or list of attacks;
-    RuntimeError if an attack leaves its ball.
+    Args:
+        model: Module or function that maps images in [0, 1] to logits [B, classes], or to an output with ``.logits``. A
+            binary model may give a single logit, positive for class 1. It runs in eval mode and in its own precision,
+            and its state is restored: images are cast to its dtype for each call, and attacked in float64 for float64,
+            else in float32. Convolutions in float32 follow torch's settings: on recent GPUs they use TensorFloat-32
+            unless ``torch.backends.cudnn.allow_tf32`` is False.
+        source: Data set of this package, or an object with the same attributes
+            (:class:`advfeat.datasets.LabelledImages`), or a ``torch.utils.data`` dataset of (image, label), whose
+            classes are its ``classes``, else the model's. A ``DataLoader`` stands for its dataset, in the dataset's
+            order, and sets the batch size; a sampler or collate_fn that changes the dataset is refused.
+        attacks: Radii in pixel scale (each stands for :func:`strong_attack` with ``norm``), attacks, or pairs of a name
+            and an attack.
+        norm: Norm for bare radii.
+        batch_size: Images per batch; None takes that of a DataLoader, else 500.
+        limit: Number of samples, evenly spaced over the data set (the first ones of a folder would all be of one
+            class); None takes all.
+        draws: For a model that is random in eval mode, the number of passes to average: predictions and the gradients
+            of attacks are those of the mean logits (:func:`advfeat.models.averaged`). Randomness is detected from two
+            passes over the first images and reported in a warning and in the result.
+        same_classes: Match classes by index instead of by name, for a model that names its classes.
+        progress: Counts samples, see :class:`advfeat.progress.Reporter`.
+
+    Returns:
+        The results.
+
+    Raises:
+        ValueError: If the model does not fit the data or has other classes, an attack is targeted, labels are out of
+            range, images are outside [0, 1], or two attacks have the same name.
+        TypeError: If an argument is not a model, data set or list of attacks.
+        RuntimeError: If an attack leaves its ball.
     """
     limit = None if limit is None else whole_number("limit", limit)
     batch_size = batch_size_for(source, batch_size, _BATCH)
@@ -145,7 +153,22 @@ def accuracy(
     limit: int | None = None,
     same_classes: bool = False,
 ) -> Share:
-    """Clean accuracy alone; arguments and errors as for :func:`evaluate`."""
+    """Measure clean accuracy alone.
+
+    Args:
+        model: See :func:`evaluate`.
+        source: See :func:`evaluate`.
+        batch_size: See :func:`evaluate`.
+        limit: See :func:`evaluate`.
+        same_classes: See :func:`evaluate`.
+
+    Returns:
+        The clean accuracy.
+
+    Raises:
+        ValueError: As :func:`evaluate`.
+        TypeError: As :func:`evaluate`.
+    """
     return evaluate(model, source, batch_size=batch_size, limit=limit, same_classes=same_classes).clean
 
 
@@ -158,12 +181,25 @@ def label_agreement(
     limit: int | None = None,
     same_classes: bool = False,
 ) -> dict[str, Share]:
-    """How often a model predicts the label, and how often the relabelled one.
+    """Measure how often a model predicts the label, and how often the relabelled target.
 
-    relabel: from labels int64 [n] to labels; None is ``(y + 1) mod classes``. A model trained on D_det that follows the
-    robust features predicts y + 1, one that follows the non-robust ones y (Table 10, Appendix D.6: 43.7 % y, 16.2 %
-    y + 1).
-    Returns "label", "relabelled" and "other". Errors as for :func:`evaluate`.
+    A model trained on D_det predicts y + 1 if it follows the robust features, and y if it follows the non-robust ones
+    (Table 10, Appendix D.6: 43.7 % y, 16.2 % y + 1).
+
+    Args:
+        model: See :func:`evaluate`.
+        source: See :func:`evaluate`.
+        relabel: Function from labels int64 [n] to labels int64 [n]; None is ``(y + 1) mod classes``.
+        batch_size: See :func:`evaluate`.
+        limit: See :func:`evaluate`.
+        same_classes: See :func:`evaluate`.
+
+    Returns:
+        The shares "label", "relabelled" and "other".
+
+    Raises:
+        ValueError: If ``relabel`` gives labels of another shape or device; also as :func:`evaluate`.
+        TypeError: If ``relabel`` is not a function or gives no integer tensor; also as :func:`evaluate`.
     """
     if relabel is not None and not callable(relabel):
         raise TypeError(f"relabel should be a function of labels, got {type(relabel).__name__}")
@@ -196,7 +232,7 @@ def label_agreement(
 
 
 def _checked(model: Any, source: Data, same_classes: Any) -> tuple[Callable, LabelledImages, bool]:
-    """Model, data set and settings as they are used."""
+    """Return model, data set and settings in the form used internally."""
     same_classes = flag("same_classes", same_classes)
     _model_checks.check_model(model)
     _model_checks.check_values(model)
@@ -205,7 +241,7 @@ def _checked(model: Any, source: Data, same_classes: Any) -> tuple[Callable, Lab
 
 
 def _select(model: Callable, source: LabelledImages, limit: int | None, same_classes: bool) -> Tensor:
-    """The positions of the samples to evaluate on; checks that the model fits the data."""
+    """Return the positions of the samples to evaluate on, after checking that the model fits the data."""
     if len(source) == 0:
         raise ValueError(f"there should be at least one sample to evaluate on, {source.name!r} has none")
     index = evenly_spaced(len(source), limit)
@@ -218,8 +254,13 @@ def _select(model: Callable, source: LabelledImages, limit: int | None, same_cla
 
 
 class _Answers(NamedTuple):
-    """Whether a model says the same twice, whether it says other things of an image in other batches, and whether it
-    seems to give probabilities."""
+    """Properties of a model's output.
+
+    Attributes:
+        deterministic: Whether two passes give the same logits.
+        depend_on_batch: Whether the logits of an image depend on its batch.
+        probabilities: Whether the output looks like probabilities.
+    """
 
     deterministic: bool = True
     depend_on_batch: bool = False
@@ -229,9 +270,9 @@ class _Answers(NamedTuple):
 def _clean(
     model: Callable, source: LabelledImages, index: Tensor, batch_size: int, report: Reporter, asked: Callable
 ) -> tuple[Tensor, Tensor, _Answers]:
-    """Predictions and margins of the samples at ``index``, and what the model's answers are like.
+    """Compute predictions and margins of the samples at ``index``, and properties of the model's output.
 
-    asked: what predicts, the model or its average.
+    ``asked`` is what predicts: the model, or its average over several passes.
     """
     parts: list[tuple[Tensor, Tensor]] = []
     device, classes, answers = forward.device_of(model), len(source.classes), _Answers()
@@ -241,7 +282,7 @@ def _clean(
         if not parts and isinstance(source, TorchDataset):
             _check_still(images, read_images(source, ids), source.name)
         x = images.to(device)
-        logits = forward.logits(asked, x if parts else x.clone(), classes).cpu()  # a model may change what it is given
+        logits = forward.logits(asked, x if parts else x.clone(), classes).cpu()  # a model may modify its input
         if not parts:
             same = _model_checks.is_deterministic(model, x, classes)
             by_batch = same and _model_checks.depends_on_batch(model, x, classes)
@@ -253,11 +294,11 @@ def _clean(
 
 
 def _check_still(first: Tensor, second: Tensor, name: str) -> None:
-    """Warns of a data set that gives other images each time it is asked, as transforms that draw do."""
+    """Warn about a data set whose images change between readings, as with random transforms."""
     if not torch.equal(first, second):
         warnings.warn(
-            f"images of {name!r} should not change from one reading to the next: each attack sees other images than "
-            "the clean accuracy is of. Leave out transforms that draw random numbers",
+            f"images of {name!r} should not change from one reading to the next: each attack would see other images "
+            "than the clean accuracy was measured on. Leave out transforms that draw random numbers",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -272,22 +313,22 @@ def _warn_of_unattacked(found: Evaluation) -> None:
 def _fingerprint(model: Callable) -> str | None:
     try:
         return fingerprint(model) if isinstance(model, nn.Module) else None
-    except TypeError:  # a state of more than tensors and JSON values
+    except TypeError:  # the state holds more than tensors and JSON values
         return None
 
 
 def _data_fingerprint(source: LabelledImages, index: Tensor) -> str | None:
-    """Of the samples that were evaluated, so that a few of a large folder are not the reading of all of it."""
+    """Return the fingerprint of the evaluated samples, so that a subset of a large folder is not hashed in full."""
     if len(index) < len(source) and hasattr(source, "subset"):
         source = source.subset(index)
     try:
         return getattr(source, "fingerprint", None)
-    except (TypeError, NotImplementedError):  # the base class's, for a data set of the user's own
+    except (TypeError, NotImplementedError):  # raised by the base class for a user's own data set
         return None
 
 
 def _inside(smaller: Attack, larger: Attack) -> bool:
-    """Whether every example of one attack lies in the ball and the box of the other, at a smaller radius."""
+    """Return whether the ball and box of one attack lie inside those of the other, at a smaller radius."""
     a, b = smaller.threat.to_dict(), larger.threat.to_dict()
     same = all(a.get(key) == b.get(key) for key in ("norm", "lo", "hi", "unit"))
     return same and float(smaller.threat.eps) < float(larger.threat.eps)

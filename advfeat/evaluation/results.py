@@ -1,4 +1,4 @@
-"""What an evaluation found, with all that a reader needs to judge it."""
+"""Results of an evaluation, with everything needed to judge them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,34 @@ from advfeat.intervals import Share
 from advfeat.settings import as_json
 
 RANDOM = "the model is random in eval mode"
-DRAWS = "a prediction is a single draw, and what an attack meets is luck"
+DRAWS = "a prediction is a single draw, and the success of an attack is partly chance"
 BATCHES = "numbers depend on batch_size, and an attack on one image moves others"
 AVERAGE = "evaluate(draws=20) takes the mean of 20 passes, for predictions and for the gradients of attacks"
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """What one attack left standing.
+    """Robust accuracy under one attack.
 
-    accuracy: samples that are classified correctly and that no iterate of any restart of this attack broke, nor any
-        attack of the same evaluation with the same norm and box at a smaller radius (those lie in this ball too).
-    found_alone: the same without the smaller radii's examples.
-    carried: samples that a smaller radius broke and this attack did not; more than a few mean it has not converged.
-    attacked: samples that were attacked, which are the correctly classified ones; the counts below are of these.
-    margin: mean of ``z_y - max_{j != y} z_j`` at the examples returned; negative is broken. Infinite where a model puts
-        all other classes out by -inf, None where there is none (no samples, no prediction).
-    zero_gradient, nonfinite_gradient: samples that met at least one gradient that was zero, or held NaN or infinity.
-        The sample did not move at such a step: where there are many, "robust" means "not attacked".
-    largest_distance: of the examples from their samples, in the attack's norm; at most the radius.
-    forward_passes, backward_passes: what the attack cost, in samples through the model, all of its parts together.
+    Attributes:
+        name: Name of the attack.
+        eps: Radius in pixel scale [0, 1].
+        attack: Settings of the attack.
+        accuracy: Samples that are classified correctly and that no iterate of any restart of this attack broke, nor any
+            attack of the same evaluation with the same norm and box at a smaller radius (whose examples lie in this
+            ball too).
+        found_alone: The same without the examples from smaller radii.
+        carried: Samples that a smaller radius broke and this attack did not; more than a few mean that it has not
+            converged.
+        attacked: Number of attacked samples, which are the correctly classified ones; the counts below refer to them.
+        margin: Mean of ``z_y - max_{j != y} z_j`` at the returned examples; negative means broken. Infinite if a model
+            excludes all other classes by -inf, None if undefined (no samples, or no prediction).
+        zero_gradient: Samples that met at least one zero gradient. A sample does not move at such a step: if there are
+            many, "robust" means "not attacked".
+        nonfinite_gradient: Samples that met at least one gradient with NaN or infinity, where they do not move either.
+        largest_distance: Largest distance of an example from its sample, in the attack's norm; at most the radius.
+        forward_passes: Samples passed forward through the model, over all parts of the attack.
+        backward_passes: Samples passed backward through the model, over all parts of the attack.
     """
 
     name: str
@@ -48,21 +56,22 @@ class Robustness:
 
     @property
     def converged(self) -> bool:
-        """False where a smaller radius broke samples that this attack could not."""
+        """Whether no smaller radius broke samples that this attack could not."""
         return self.carried == 0
 
     @property
     def unattacked(self) -> str | None:
-        """What a reader has to know where most samples gave the attack no gradient to follow; None elsewhere."""
+        """A warning if most samples gave the attack no gradient to follow, else None."""
         without = self.zero_gradient + self.nonfinite_gradient
         if 2 * without <= self.attacked or self.eps == 0:
             return None
         return (
-            f"{without} of {self.attacked} samples met gradients that are zero or not finite, which no attack can "
-            "follow: their robustness is not shown"
+            f"{without} of {self.attacked} samples met zero or non-finite gradients, which no attack can follow: "
+            "their robustness is not shown"
         )
 
     def to_dict(self) -> dict:
+        """Return the results as JSON values."""
         carried = None if self.converged else f"attack not converged: {self.carried} samples broke at a smaller radius"
         return as_json(
             {
@@ -86,17 +95,29 @@ class Robustness:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on a data set: clean accuracy, and one :class:`Robustness` an attack, in the order they were given.
+    """Clean accuracy of a model on a data set, and one :class:`Robustness` per attack, in the order given.
 
-    nonfinite_logits: samples without a prediction, which count as wrong: a logit is NaN, or several are +inf.
-    deterministic: whether two passes over the same images gave the same logits; a random model's numbers are single
-        draws. draws: over how many a prediction averages. depends_on_batch: whether images got other logits in a
-        smaller batch. model_fingerprint: see :func:`advfeat.models.fingerprint`; None for a function, and for a module
-        with a state that cannot be hashed. data_fingerprint: of the samples that were evaluated; None where the source
-        has none.
-    Per sample, on the CPU: ``index`` int64 [n] (its position in the data set), ``labels`` int64 [n], ``prediction``
-    int64 [n] (-1 for none), ``correct`` bool [n], ``margins`` float32 [n] (clean, positive is correct), ``robust`` a
-    bool [n] for each attack's name.
+    Per-sample tensors are on the CPU.
+
+    Attributes:
+        data: Name of the data set.
+        clean: Clean accuracy.
+        margin: Mean clean margin, None if undefined.
+        robustness: Results of each attack.
+        nonfinite_logits: Samples without a prediction, which count as wrong: a logit is NaN, or several are +inf.
+        deterministic: Whether two passes over the same images gave the same logits; the numbers of a random model are
+            single draws.
+        depends_on_batch: Whether images got other logits in a smaller batch.
+        draws: Number of passes that a prediction averages.
+        model_fingerprint: See :func:`advfeat.models.fingerprint`; None for a function, and for a module whose state
+            cannot be hashed.
+        data_fingerprint: Fingerprint of the evaluated samples; None if the source has none.
+        index: int64 [n], position of each sample in the data set.
+        labels: int64 [n].
+        prediction: int64 [n], -1 for none.
+        correct: bool [n].
+        margins: float32 [n], clean margins; positive is correct.
+        robust: bool [n] for each attack, by name.
     """
 
     data: str
@@ -118,9 +139,9 @@ class Evaluation:
 
     @property
     def note(self) -> str | None:
-        """What a reader has to know about the numbers; None where there is nothing."""
+        """A caveat about the numbers, None if there is none."""
         if self.depends_on_batch:
-            return f"what the model says of an image depends on its batch: {BATCHES}"
+            return f"the model's output for an image depends on its batch: {BATCHES}"
         if self.deterministic:
             return None
         if self.draws == 1:
@@ -128,8 +149,11 @@ class Evaluation:
         return f"{RANDOM}: predictions and the gradients of attacks are those of the mean of {self.draws} passes"
 
     def samples(self) -> list[dict]:
-        """A dict of JSON values for each sample: index, label, prediction (None for none), margin, and whether each
-        attack left it standing."""
+        """Return the outcome of each sample as a dict of JSON values.
+
+        Returns:
+            For each sample: index, label, prediction (None for none), margin, and whether it is robust to each attack.
+        """
         columns = zip(
             self.index.tolist(), self.labels.tolist(), self.prediction.tolist(), self.margins.tolist(), strict=True
         )
@@ -146,7 +170,11 @@ class Evaluation:
         ]
 
     def to_dict(self, samples: bool = False) -> dict:
-        """The results as JSON values; with ``samples``, the per-sample outcomes too."""
+        """Return the results as JSON values.
+
+        Args:
+            samples: Include the outcome of each sample.
+        """
         result = {
             "data": self.data,
             "data_fingerprint": self.data_fingerprint,

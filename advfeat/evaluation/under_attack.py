@@ -1,4 +1,4 @@
-"""The samples that an attack breaks."""
+"""Which samples an attack breaks."""
 
 from __future__ import annotations
 
@@ -22,13 +22,24 @@ from advfeat.progress import Reporter
 
 @dataclass(frozen=True)
 class Judged:
-    """A model under evaluation. deterministic: whether it says the same twice."""
+    """A model under evaluation.
+
+    Attributes:
+        model: The model, or its average over several passes.
+        classes: Number of classes.
+        deterministic: Whether two passes give the same logits.
+    """
 
     model: Callable
     classes: int
     deterministic: bool
 
     def logits(self, x: Tensor) -> Tensor:
+        """Return the logits [B, classes] of images.
+
+        Args:
+            x: Images [B, C, H, W] in [0, 1].
+        """
         return forward.logits(self.model, x, self.classes)
 
 
@@ -41,9 +52,22 @@ def attacked_samples(
     report: Reporter,
     itself: bool = False,
 ) -> tuple[Tensor, dict]:
-    """Whether each sample of ``ids`` was broken, bool, and the statistics that :class:`Robustness` keeps.
+    """Attack samples of a data set and decide which of them are broken.
 
-    itself: attack the model itself, in its own precision.
+    Args:
+        judged: The model.
+        source: The data set.
+        attack: The attack.
+        ids: int64 [n], positions of the samples in the data set.
+        batch_size: Images per batch.
+        report: Progress; counts samples.
+        itself: Attack the model itself, in its own precision, instead of a faster copy.
+
+    Returns:
+        bool [n], whether each sample was broken, and the statistics that :class:`Robustness` keeps.
+
+    Raises:
+        RuntimeError: If an example lies outside the ball.
     """
     model, eps = judged.model, float(attack.threat.eps)
     device, dtype = forward.device_of(model), forward.image_dtype(model)
@@ -51,17 +75,17 @@ def attacked_samples(
     forwarded = backwarded = 0
     if itself:
         attack = attack.replace(autocast=None)
-    if eps == 0:  # nothing to search, and rounding in another batch must not look like an attack
+    if eps == 0:  # nothing to search, and rounding differences between batches must not count as success
         attack = PGD(attack.threat, steps=0)
-    # A copy made for attacks rounds differently, so only the example that is returned counts, and the model itself
-    # decides on it; the same where low precision may take something for a success. Else every iterate counts, also one
-    # that keep="last" moved on from.
+    # The attack copy of a model rounds differently, so only the returned example counts, and the model itself decides;
+    # likewise in low precision, which may report a false success. Otherwise every iterate counts, even one that
+    # keep="last" left behind.
     returned_counts = not isinstance(attack, PGD) or attack.keep == "best" or attack.stop is not None
     attacked = attack_copy(model, autocast=attack.autocast) if returned_counts and not itself else model
-    # Of a random model an iterate that was once taken for another class may be a lucky draw.
+    # For a random model, an iterate that was misclassified once may be a lucky draw.
     every_iterate_counts = attacked is model and attack.autocast is None and eps > 0 and judged.deterministic
 
-    def read(batch: Tensor) -> Tensor:  # in a thread of its own
+    def read(batch: Tensor) -> Tensor:  # runs in a separate thread
         images = read_images(source, batch)
         return images.pin_memory() if device.type == "cuda" else images
 
@@ -90,8 +114,9 @@ def attacked_samples(
             forwarded, backwarded = forwarded + result.samples_forwarded, backwarded + result.samples_backwarded
             report.advance(len(x))
     broken = torch.cat(broken) if broken else torch.zeros(0, dtype=torch.bool, device="cpu")
-    # What only the copy or low precision took for a success was left there, or preferred to a real one: such samples
-    # would count as robust for an attack that never saw the model. They are attacked once more, on the model itself.
+    # A false success, seen only by the copy or in low precision, may have stopped the attack or displaced a real
+    # success: the sample would count as robust though the model itself was never attacked. Attack these samples again,
+    # on the model itself.
     doubtful = (torch.cat(claimed) & ~broken).nonzero()[:, 0] if claimed and eps > 0 and not itself else ids[:0]
     if len(doubtful):
         again, more = attacked_samples(
@@ -113,12 +138,16 @@ def attacked_samples(
 
 
 def _distance(attack: Attack, x_adv: Tensor, x: Tensor) -> float:
-    """The largest distance, in float64 and by torch alone: the attack's own word is not taken for it."""
+    """Return the largest distance, computed independently of the attack, in float64."""
     difference = (x_adv.double() - x.double()).flatten(1)
     return float(torch.linalg.vector_norm(difference, attack.threat.order, dim=1).max())
 
 
 def mean(values: Tensor) -> float | None:
-    """The mean, which may be infinite; None where there is none."""
+    """Return the mean of values, which may be infinite, or None if it is undefined.
+
+    Args:
+        values: Floating point [n].
+    """
     mean = float(values.double().mean())
     return None if math.isnan(mean) else mean

@@ -473,7 +473,7 @@ def test_samples_without_a_gradient_are_told_not_to_be_robust(kind):
             found = evaluate(model, source, attacks=attack)
         assert found.robustness[0].unattacked is None and found.robustness[0].to_dict()["note"] is None
         return
-    with pytest.warns(RuntimeWarning, match="attack: 12 of 12 samples met gradients that are zero or not finite"):
+    with pytest.warns(RuntimeWarning, match="attack: 12 of 12 samples met zero or non-finite gradients"):
         found = evaluate(model, source, attacks=attack)
     assert "their robustness is not shown" in found.robustness[0].to_dict()["note"]
 
