@@ -1,5 +1,6 @@
 """What is printed, where it cannot be printed, and what that costs: never the work."""
 
+import builtins
 import io
 import json
 import os
@@ -116,3 +117,16 @@ def test_a_help_that_cannot_be_printed_is_a_sentence(output, capsys, request):
         cli.main(["--help"])
     assert stopped.value.code == 1
     assert capsys.readouterr().err.startswith("advfeat: the output could not be printed: ")
+
+
+def test_an_interrupt_while_python_imports_the_command_shows_no_traceback(monkeypatch, capsys):
+    def interrupted(name, *arguments, **settings):
+        if name == "advfeat.cli" and arguments[2] == ("command_line",):
+            raise KeyboardInterrupt
+        return given(name, *arguments, **settings)
+
+    given = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["info"])
+    assert stopped.value.code == 130 and capsys.readouterr().err == "\ninterrupted\n"
