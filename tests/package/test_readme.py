@@ -1,17 +1,34 @@
-"""The README's Python runs as it stands there."""
+"""The Python of README and CONTRIBUTING runs as it stands there, and the documents' links lead somewhere."""
 
 import functools
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from advfeat import datasets
+from advfeat import L2, PGD, datasets
 from advfeat.datasets import sources
+from advfeat.evaluation import evaluate
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.S)
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "README.md").is_file())
+DOCUMENTS = [
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "csrc/README.md", "benchmarks/README.md")
+    ),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def python_of(document: str) -> list[str]:
+    found = re.findall(r"^( *)```python\n(.*?)```", (ROOT / document).read_text(), re.S | re.M)
+    return [textwrap.dedent(code) for _, code in found]
+
+
+BLOCKS = python_of("README.md")
 
 
 def test_loop_attack_and_compat_run(capsys):
@@ -58,3 +75,35 @@ def test_the_blocks_are_short():
     """Ten lines each, as promised."""
     for block in BLOCKS[:3]:
         assert len(block.strip().splitlines()) <= 11
+
+
+def test_what_contributing_adds_works():
+    """An objective, an attack and a data set, by its own text."""
+    names: dict = {"__name__": __name__}
+    for block in python_of("CONTRIBUTING.md"):
+        exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    labels = torch.arange(20) % 2
+    source = names["Mine"]((torch.rand(20, 3, 32, 32) * 255).to(torch.uint8), labels)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
+    attack = names["Iterative"](L2(2.0), objective=names["LogitGap"](weight=2.0))
+    same = PGD(L2(2.0), steps=10, step_size=0.2, objective=attack.objective, keep="best")
+    x = source.images()
+    found, expected = attack.run(model, x, labels), same.run(model, x, labels)
+    assert torch.equal(found.x_adv, expected.x_adv) and torch.equal(found.first_success, expected.first_success)
+    assert 0 < found.success.sum() and attack.to_dict()["objective"] == "LogitGap(weight=2.0)"
+    (robust,) = evaluate(model, source, attacks=[("iterative", attack)]).robustness
+    assert robust.accuracy.n == len(source) and robust.largest_distance <= 2 + 1e-5
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document):
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if not link.startswith(("http", "#")):
+            assert (document.parent / link.split("#")[0]).exists(), link
+
+
+def test_readme_links_every_document():
+    readme = (ROOT / "README.md").read_text()
+    for document in DOCUMENTS[1:]:
+        assert f"]({document.relative_to(ROOT).as_posix()})" in readme
