@@ -1,1 +1,1 @@
-"""Experiments of the paper: each file says which steps it needs (``plan``) and what they show (``report``)."""
+"""Experiments of the paper: each file declares the stages it needs (``plan``) and what they show (``report``)."""

@@ -1,4 +1,4 @@
-"""The experiments by name, in the order of ``advfeat reproduce all``: what others build on comes first."""
+"""The experiments by name, in the order of ``advfeat reproduce all``: those that others build on come first."""
 
 from __future__ import annotations
 
@@ -43,12 +43,22 @@ _MODULES = (
 )
 EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in _MODULES}
 MAIN = main_experiment.EXPERIMENT
-# One experiment gives both.
+# A figure that is produced by the experiment of another table or figure.
 ALIASES = {"figure10": "table9", "figure13": "figure3", "figure12": "restricted-imagenet"}
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment of a name. Errors: ValueError naming those that there are."""
+    """Look up an experiment.
+
+    Args:
+        name: Name or alias.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ValueError: Listing the names, if there is no such experiment.
+    """
     found = EXPERIMENTS.get(ALIASES.get(name, name))
     if found is None:
         names = (*EXPERIMENTS, *ALIASES)

@@ -1,4 +1,4 @@
-"""Verdicts that several experiments give: which of two models is more robust, which of two drops is larger."""
+"""Verdicts that several experiments share: which of two models is more robust, which of two drops is larger."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from advfeat.experiments.result import Finding, Number, Plain, compare, fewest_s
 
 @dataclass(frozen=True)
 class Measured:
-    """A model as a claim speaks of it: what it was trained on, its accuracy, its robust accuracy at each radius."""
+    """A model as the subject of a claim.
+
+    Attributes:
+        trained_on: Name of its training set.
+        accuracy: Clean accuracy in per cent.
+        robust: Robust accuracy in per cent at each radius.
+    """
 
     trained_on: str
     accuracy: Number
@@ -18,17 +24,36 @@ class Measured:
 
 
 def failed(accuracy: Number, chance: float) -> bool:
-    """Whether a training has to be taken for one that came to nothing: right no more than twice as often as by chance.
-    Such a model is robust for no reason, or fragile for none."""
+    """Return whether a training must be considered failed: accuracy not above twice chance.
+
+    The robustness or fragility of such a model means nothing.
+
+    Args:
+        accuracy: Clean accuracy in per cent.
+        chance: Accuracy of guessing in per cent.
+    """
     return compare(accuracy, 2 * chance) != "supported"
 
 
 def more_robust(
     claim: str, against: str, more: Measured, less: Measured, radii: Sequence[float], chance: float
 ) -> Finding:
-    """That one model is more robust than another, looked at at the radius where the two lie furthest apart, in
-    whichever direction; where another radius says the opposite, that is said. Where a training failed nothing is
-    decided."""
+    """Judge the claim that one model is more robust than another.
+
+    The models are compared at the radius with the largest gap between them, in either direction; if another radius
+    gives the opposite verdict, the observation says so. If a training failed, the verdict is inconclusive.
+
+    Args:
+        claim: The claim.
+        against: What would count against it.
+        more: The model claimed to be more robust.
+        less: The other model.
+        radii: Radii of the robust accuracies, in pixel scale [0, 1].
+        chance: Accuracy of guessing in per cent.
+
+    Returns:
+        The claim with observation and verdict.
+    """
     i = max(range(len(radii)), key=lambda k: abs(more.robust[k].mean - less.robust[k].mean))
     observed = (
         f"At radius {radii[i]:g}: {more.robust[i]} ({more.trained_on}) against {less.robust[i]} ({less.trained_on})."
@@ -45,6 +70,14 @@ def more_robust(
 
 
 def drop(before: Number, after: Number) -> Plain:
-    """By how much an accuracy falls, between the least and the most that the two intervals allow."""
+    """Return by how much an accuracy falls.
+
+    Args:
+        before: Accuracy before.
+        after: Accuracy after.
+
+    Returns:
+        The smallest and largest drop, in points, that the two intervals allow.
+    """
     (low, high), (other_low, other_high) = before.interval, after.interval
     return Plain((low - other_high, high - other_low), 1)

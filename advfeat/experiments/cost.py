@@ -1,9 +1,9 @@
-"""What an experiment will cost: the images that go through each network, and the rate at which this machine takes them.
+"""Cost of an experiment: the images that pass through each network, and the rate of this machine.
 
-Three kinds of passes count: "train", forward, backward and update; "attack", forward and backward to the image, of an
-attack of many steps; "inner", the same in adversarial training. A test is a third of a pass of the second kind. Of an
-attack that leaves samples early all steps are counted, and of one after others in an ensemble those of the samples that
-usually stand by then: the estimate is an upper bound for models that are not robust.
+Three kinds of passes count: "train" is forward, backward and update; "attack" is forward and backward to the image in
+an attack of many steps; "inner" is the same in adversarial training. A test counts as a third of an "attack" pass. All
+steps of an attack count, even if it stops early; for a later member of an ensemble, the steps of the samples that
+usually remain. The estimate is an upper bound for models that are not robust.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from advfeat.models import attack_copy, create
 from advfeat.threat import L2
 from advfeat.training import TrainConfig
 
-# Images and shape of what the presets use, by data set: training and test samples.
+# By data set: training samples, test samples, and image shape.
 _SIZES = {
     "digits": (1347, 450, (1, 8, 8)),
     "cifar10": (50_000, 10_000, (3, 32, 32)),
@@ -31,15 +31,23 @@ _SIZES = {
     "restricted-imagenet": (257_748, 10_150, (3, 224, 224)),
 }
 _TEST = 1 / 3
-# The share of the samples that the first attack of an ensemble leaves: half of those of a robust model stood on digits
-# and on CIFAR-10, a third of D_R's, hardly any of the others.
+# Share of samples that the first attack of an ensemble leaves: on digits and CIFAR-10 half for a robust model, a third
+# for D_R's model, hardly any for the others.
 _STANDING = 1 / 3
 _CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network in a precision, which is what a rate depends on."""
+    """A network and how it runs, on which the rate depends.
+
+    Attributes:
+        arch: Name of the network.
+        width: Channels of its first layer, None for the default.
+        amp: Precision, "none" or "bf16".
+        batch_size: Images per batch.
+        shape: Shape (C, H, W) of an image.
+    """
 
     arch: str
     width: int | None
@@ -52,7 +60,14 @@ Passes = Counter[tuple[Network, str]]
 
 
 def passes(stages: Iterable[Stage]) -> Passes:
-    """Images through each network by kind of pass, for the stages themselves and not for what they need."""
+    """Count the images through each network by kind of pass.
+
+    Args:
+        stages: The stages, which are counted without those they need.
+
+    Returns:
+        Number of images by (network, kind).
+    """
     total: Passes = Counter()
     for stage in stages:
         if isinstance(stage, Trained):
@@ -81,7 +96,7 @@ def passes(stages: Iterable[Stage]) -> Passes:
 
 
 def _steps(attacks: Iterable[Attack]) -> float:
-    """Gradients a sample, about and at most."""
+    """Return an upper estimate of the gradients per sample."""
     total = 0.0
     for attack in attacks:
         if isinstance(attack, Ensemble):
@@ -93,7 +108,14 @@ def _steps(attacks: Iterable[Attack]) -> float:
 
 
 def samples(stage: DataStage) -> int:
-    """How many samples a data stage has, as far as that is known without opening it."""
+    """Return the number of samples of a data stage, as far as it is known without opening it.
+
+    Args:
+        stage: The stage.
+
+    Returns:
+        The number, 0 if it is unknown.
+    """
     if isinstance(stage, Data):
         train, test, _ = _SIZES[stage.name]
         n = train if stage.split == "train" else test
@@ -123,21 +145,39 @@ def _attacked(stage: Evaluated | Transferred | StepSweep, model: Trained, attack
 
 
 def seconds(work: Passes, rates: dict[tuple[Network, str], float]) -> float:
-    """The time for passes at rates in images a second."""
+    """Return the time for passes.
+
+    Args:
+        work: Number of images by (network, kind).
+        rates: Images per second by (network, kind).
+
+    Returns:
+        Seconds.
+    """
     return sum(n / rates[key] for key, n in work.items() if n)
 
 
 def measure_rate(net: Network, kind: str, device: torch.device, *, at_least: float = 1.0) -> float:
-    """Images a second through a network on this machine, timed for about so many seconds after one batch."""
+    """Measure the throughput of a network on this machine, after one warm-up batch.
+
+    Args:
+        net: The network.
+        kind: "train", "attack" or "inner".
+        device: Device to run on.
+        at_least: Seconds to measure for.
+
+    Returns:
+        Images per second.
+    """
     amp = torch.bfloat16 if net.amp == "bf16" else None
-    # A CPU shows its rate on a few images, and a large network would take minutes for a GPU's batch.
+    # A few images suffice on a CPU, where a large network would take minutes for a GPU-sized batch.
     batch = net.batch_size if device.type == "cuda" else min(net.batch_size, 64)
     model = create(net.arch, _CLASSES, net.shape, width=net.width).to(device=device, memory_format=torch.channels_last)
     g = torch.Generator().manual_seed(0)
     x = torch.rand(batch, *net.shape, generator=g).to(device=device, memory_format=torch.channels_last)
     y = torch.randint(_CLASSES, (batch,), generator=g, device="cpu").to(device)
     if kind != "train":
-        # Long enough for a graph of the stage on a GPU, which a short attack does without.
+        # Long enough for a CUDA graph to be captured on a GPU; a short attack runs without one.
         steps = 7 if kind == "inner" else 64 if device.type == "cuda" else 4
         model = model.eval() if kind == "inner" else attack_copy(model.eval(), autocast=amp)
         attack = PGD(L2(0.5), steps=steps, step_size=0.1, autocast=amp)

@@ -1,4 +1,4 @@
-"""What an experiment is to the command that lists and runs it."""
+"""Interface of an experiment to the command that lists and runs it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ Plan = dict[Any, list[Measurement]]
 class Experiment:
     """A table or figure of the paper.
 
-    name: on the command line. title: what it is. source: where in the paper. paper: its numbers, in a line.
-    plan: the measurements that it needs at a preset, by name. report: what they show, done in a workspace where they
-    are not done yet; a MissingData says what data of the user's there is none of.
-    setting: the preset as it is used here. dataset: the one it is about, where it is about one. needs: files of the
-    user's, in words.
+    Attributes:
+        name: Name on the command line.
+        title: Title of its page.
+        source: Where it is in the paper.
+        paper: The paper's numbers, in one line.
+        plan: Function that returns the measurements needed at a preset, by name.
+        report: Function that evaluates them, running those that are missing. It raises MissingData if data that the
+            user has to provide is missing.
+        setting: Function that adapts a preset to the experiment.
+        dataset: Data set that the experiment is about; None if it applies to any.
+        needs: Files that the user has to provide, in words.
     """
 
     name: str
@@ -36,17 +42,35 @@ class Experiment:
     needs: str = ""
 
     def stages(self, preset: Preset) -> dict[str, Stage]:
-        """All that it rests on, by key, each after what it needs."""
+        """Return all stages that the experiment rests on.
+
+        Args:
+            preset: The preset.
+
+        Returns:
+            The stages by key, each after those it needs.
+        """
         return all_stages(stage for of_name in self.plan(self.setting(preset)).values() for stage in of_name)
 
     def concerns(self, preset: Preset) -> bool:
-        """Whether it is about the preset's data set."""
+        """Return whether the experiment applies to a preset's data set.
+
+        Args:
+            preset: The preset.
+        """
         return self.dataset in (None, preset.dataset)
 
     def check(self, preset: Preset) -> None:
-        """Raises MissingData for a preset on data that the experiment is not about."""
+        """Check that the experiment applies to a preset's data set.
+
+        Args:
+            preset: The preset.
+
+        Raises:
+            MissingData: If it is about another data set.
+        """
         if not self.concerns(preset):
             raise MissingData(
-                f"{self.name} is about {self.dataset}, and the preset {preset.name} is on {preset.dataset}: take "
+                f"{self.name} is about {self.dataset}, but the preset {preset.name} uses {preset.dataset}: take "
                 "--preset cifar10-cpu or cifar10"
             )

@@ -1,4 +1,4 @@
-"""What experiments measure beside accuracy: transfer of adversarial examples, accuracy by number of attack steps."""
+"""Measurements other than accuracy: transfer of adversarial examples, accuracy by number of attack steps."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Transferred(Measurement):
-    """How often adversarial examples of one model fool others that never saw it (Figures 3 and 13).
+    """How often adversarial examples of one model fool other models (Figures 3 and 13).
 
-    Each image of the data is attacked on ``source`` and shown to each of ``targets``. With a targeted attack the target
-    is the class after the label.
+    Each image is attacked on ``source`` and classified by each of ``targets``. A targeted attack aims at the class
+    after the label. The outcome has, for each target in order and for the source: ``right``, the images classified
+    correctly; ``fooled``, those of them whose example is misclassified; ``reached``, those whose example is classified
+    as the attack's target.
 
-    Outcome, for each target in order and for the source: ``right``, the images it gets right; ``fooled``, those of them
-    whose example it gets wrong; ``reached``, those whose example it takes for the attack's target.
+    Attributes:
+        source: Model that is attacked.
+        targets: Models that classify the examples.
+        data: Images.
+        attack: The attack.
+        batch_size: Images per batch.
     """
 
     kind: ClassVar[str] = "transfer"
@@ -40,6 +46,7 @@ class Transferred(Measurement):
     batch_size: int = 500
 
     def measure(self, workspace: Workspace, report: Progress) -> dict:
+        """See :meth:`Measurement.measure`."""
         data = workspace.open(self.data)
         models = [workspace.open(step) for step in (self.source, *self.targets)]
         counts = torch.zeros(len(models), 3, dtype=torch.int64, device="cpu")
@@ -63,12 +70,18 @@ class Transferred(Measurement):
 
 @dataclass(frozen=True)
 class StepSweep(Measurement):
-    """Robust accuracy against the number of attack steps (Figure 8), the best of several step sizes.
+    """Robust accuracy against the number of attack steps, the best of several step sizes (Figure 8).
 
-    attacks: one for each step size, with stop="success" and as many steps as the last of ``steps``. Since a fixed step
-    size makes a shorter attack the beginning of a longer one, the curve is read off the step at which each sample first
-    broke. Outcome: ``counts``, the samples still right after so many steps of every attack; ``alone`` the same for each
-    attack; ``correct``; ``n``.
+    With a fixed step size, a shorter attack is a prefix of a longer one, so the curve follows from the step at which
+    each sample first broke. The outcome has ``counts``, the samples still classified correctly after each number of
+    steps of every attack; ``alone``, the same for each attack; ``correct``; ``n``.
+
+    Attributes:
+        model: Model that is attacked.
+        data: Images.
+        attacks: One attack per step size, with stop="success" and as many steps as the last of ``steps``.
+        steps: Numbers of steps.
+        batch_size: Images per batch.
     """
 
     kind: ClassVar[str] = "sweep"
@@ -80,6 +93,7 @@ class StepSweep(Measurement):
     batch_size: int = 250
 
     def measure(self, workspace: Workspace, report: Progress) -> dict:
+        """See :meth:`Measurement.measure`."""
         model, data = workspace.open(self.model), workspace.open(self.data)
         images, labels = data.images().to(workspace.device), data.labels.to(workspace.device)
         correct = torch.cat([predictions(model, x) for x in images.split(self.batch_size)]) == labels
@@ -107,5 +121,13 @@ class StepSweep(Measurement):
 
 
 def predictions(model: nn.Module, x: Tensor) -> Tensor:
-    """The predicted classes [B], -1 for none, in eval mode and full precision."""
+    """Predict classes in eval mode and full precision.
+
+    Args:
+        model: The model.
+        x: Images [B, C, H, W] in [0, 1].
+
+    Returns:
+        int64 [B], -1 for no prediction.
+    """
     return predicted_classes(output(model, x))

@@ -1,5 +1,4 @@
-"""The sizes an experiment runs in: "digits" (seconds to minutes), "cifar10-cpu" (two cores), "cifar10" (a GPU, the
-paper's network)."""
+"""Scales of an experiment: "digits" (minutes), "cifar10-cpu" (two cores), "cifar10" (a GPU, the paper's network)."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from advfeat.training import TrainConfig, paper_attack
 
 SETS = ("robust", "nonrobust", "rand", "det")
 
-# As the paper writes them.
+# Names as written in the paper.
 ARCHS = {
     "small-convnet": "convnet",
     "resnet18": "ResNet-18",
@@ -28,20 +27,38 @@ ARCHS = {
 
 @dataclass(frozen=True)
 class Preset:
-    """What all experiments of a size have in common.
+    """Settings that all experiments at one scale share.
 
-    dataset, limit, test_limit, size: the data, see :func:`advfeat.datasets.load`; pair: two of its classes, for
-        the binary experiment. differs: in a sentence, what sets it apart from the paper's setting.
-    standard, adversarial: trainings on D. on: the training on each constructed set. others: standard trainings of other
-        architectures; other: the one of them that learns another's sets, in other_epochs where those are more.
-    by_heart_epochs: what D_rand takes to be known by heart, where that is more than ``on`` has.
-    recipes: how each set is built. noise_steps: of D_R and D_NR from noise (footnote 16: 10,000). batch_size, dtype,
-        amp: of builds and attacks.
-    radii: of evaluations, L2. attack_steps: of the paper's attack. strong_steps: of each run of Auto-PGD in the strong
-        one; strong_limit: so many test samples for it, where all of them would take long.
-    sweep: the steps of Figure 8; sweep_limit: its samples. transfer_eps: the radius of Figure 3's examples.
-    imagenet_side: of Restricted ImageNet's images; 224, the paper's, means all of them.
-    seeds: of experiments; those of several models and long builds take the first alone (``first``).
+    Attributes:
+        name: Name of the preset.
+        dataset: Name of the data set, see :func:`advfeat.datasets.load`.
+        pair: Two of its classes, for the binary experiment.
+        differs: How the preset differs from the paper's setting, in one sentence.
+        standard: Standard training on D.
+        adversarial: Adversarial training on D.
+        on: Training on each constructed set.
+        recipes: Recipe of each constructed set.
+        radii: L2 radii of evaluations, in pixel scale [0, 1].
+        others: Standard trainings of other architectures.
+        other: The one of ``others`` that learns the sets of the preset's own architecture.
+        noise_steps: Steps of D_R and D_NR from noise (footnote 16: 10,000).
+        sweep: Numbers of steps in Figure 8.
+        transfer_eps: L2 radius of the examples in Figure 3.
+        attack_steps: Steps of the paper's attack.
+        strong_steps: Steps of each run of Auto-PGD in the strong attack.
+        strong_limit: Number of test samples for the strong attack, where all of them would take long.
+        sweep_limit: Number of test samples in Figure 8.
+        other_epochs: Epochs of ``other`` on constructed sets, where it needs more.
+        by_heart_epochs: Epochs until D_rand is memorised, where it needs more than ``on`` has.
+        limit: Number of training images; None takes all.
+        test_limit: Number of test images; None takes all.
+        size: Side of the images in pixels; None keeps that of the data set.
+        imagenet_side: Side of the images of Restricted ImageNet; 224, the paper's, also means using all of them.
+        batch_size: Batch size of builds and attacks.
+        amp: Precision of builds and attacks, "none" or "bf16".
+        dtype: Storage type of constructed sets.
+        threads: CPU threads; None takes torch's default.
+        seeds: Seeds of the experiments; those with several models or long builds take only the first (``first``).
     """
 
     name: str
@@ -80,16 +97,26 @@ class Preset:
         return self.seeds[:1]
 
     def replace(self, **changes) -> Preset:
-        """A copy with some settings changed."""
+        """Return a copy with some settings changed.
+
+        Args:
+            **changes: Fields and their new values.
+        """
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict:
-        """The settings as JSON values."""
+        """Return the settings as JSON values."""
         return {f.name: as_json(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def with_arch(self, arch: str) -> Preset:
-        """The same with another network, at its full width, in the place of the preset's own."""
+        """Return the preset with another network, at its full width, instead of its own.
 
+        Args:
+            arch: Name of the network.
+
+        Raises:
+            ValueError: If the name is unknown.
+        """
         if arch not in ARCHS:
             raise ValueError(f"arch should be one of {', '.join(ARCHS)}, got {arch!r}")
         if arch == self.standard.arch:
@@ -101,58 +128,69 @@ class Preset:
 
         return self.replace(
             name=f"{self.name}-{arch}",
-            differs=f"{self.differs}; here a {ARCHS[arch]} in the place of the {own}",
+            differs=f"{self.differs}; here a {ARCHS[arch]} instead of the {own}",
             standard=swapped(self.standard),
             adversarial=swapped(self.adversarial),
             on={key: swapped(config) for key, config in self.on.items()},
-            # The two change places: Figure 3 has each architecture once.
+            # The two trade places: Figure 3 has each architecture once.
             other=own if self.others[self.other].arch == arch else self.other,
             others={name: config for name, config in self.others.items() if config.arch != arch} | {own: self.standard},
         )
 
 
 def preset(name: str) -> Preset:
-    """The preset "digits", "cifar10-cpu" or "cifar10"."""
+    """Return the preset "digits", "cifar10-cpu" or "cifar10".
+
+    Args:
+        name: Name of the preset.
+
+    Raises:
+        ValueError: If there is no such preset.
+    """
     if name not in _PRESETS:
         raise ValueError(f"preset should be one of {', '.join(_PRESETS)}, got {name!r}")
     return _PRESETS[name]()
 
 
 def names() -> tuple[str, ...]:
-    """The names that :func:`preset` takes."""
+    """Return the names that :func:`preset` accepts."""
     return tuple(_PRESETS)
 
 
 def describe_set(recipe: Recipe) -> str:
-    """One or two sentences on what a set holds."""
+    """Describe the content of a set in one or two sentences.
+
+    Args:
+        recipe: Recipe of the set.
+    """
     if isinstance(recipe, MatchRepresentation):
         model = "adversarially trained" if recipe.source_model == "robust" else "standard"
         start = "another, random training image" if recipe.start == "image" else "noise"
         steps = f"{'at most ' if recipe.stop else ''}{recipe.steps:,} steps of length {recipe.step_size:g}"
         return (
-            f"Each image starts as {start} and is moved, in {steps}, until the {model} model's representation of it is "
-            "that of the labelled image. What that model does not use stays that of the start, which has nothing to do "
-            "with the label."
+            f"Each image starts as {start} and is moved, in {steps}, until its representation in the {model} model "
+            "matches that of the labelled image. Features that this model does not use remain those of the start, "
+            "which is unrelated to the label."
         )
     target = "drawn at random, possibly the true one" if recipe.name == "rand" else "the class after the true one"
     radius = "no limit" if not math.isfinite(recipe.eps) else f"{recipe.norm} distance at most {recipe.eps:g}"
     return (
-        f"Each image is moved towards a target class ({target}) as the standard model sees it, {recipe.steps} steps of "
+        f"Each image is moved towards a target class ({target}) of the standard model, in {recipe.steps} steps of "
         f"length {recipe.step_size:g}, {radius}, and labelled with that target."
     )
 
 
 def _digits() -> Preset:
-    # No augmentation: a robustness that comes from D_R alone is what is looked for. Adversarial training beyond 0.75
-    # costs accuracy; at 0.5 and 0.75 the six models lie furthest apart. Weight decay ten times the usual: with 5e-4,
-    # 1,347 images are learnt by heart, and D_det's model follows its wrong-looking strokes at one seed in three.
+    # No augmentation: robustness should come from D_R alone. Adversarial training beyond 0.75 costs accuracy; at 0.5
+    # and 0.75 the six models differ most. Weight decay is ten times the usual: with 5e-4, the 1,347 images are
+    # memorised, and D_det's model follows its wrong-looking strokes at one seed in three.
     standard = TrainConfig(epochs=20, lr=0.1, batch_size=32, weight_decay=5e-3, width=16)
     return Preset(
         name="digits",
         dataset="digits",
         pair=("4", "9"),
-        differs="1,347 scanned digits of 8x8 pixels and a convnet of 61,000 parameters stand for CIFAR-10 and a "
-        "ResNet-50; radii and recipes are those at which the effects show on such images",
+        differs="1,347 scanned digits of 8x8 pixels and a convnet of 61,000 parameters replace CIFAR-10 and a "
+        "ResNet-50; radii and recipes are chosen so that the effects show on such images",
         standard=standard,
         adversarial=standard.replace(attack=paper_attack(0.75)),
         on=dict.fromkeys(SETS, standard),
@@ -168,24 +206,25 @@ def _digits() -> Preset:
         noise_steps=300,
         sweep=(5, 10, 20, 40, 80, 160, 320, 640),
         transfer_eps=1.0,
-        threads=1,  # a layer of 8x8 images is too small to share: two threads wait for each other longer than they work
+        threads=1,  # layers of 8x8 images are too small for two threads, which mostly wait for each other
     )
 
 
 def _cifar10_cpu() -> Preset:
-    # Measured on 15,000 images: at the paper's radius of 0.5 this network takes only 69 % of D_det's images for their
-    # targets, and its D_rand and D_det teach 20 and 17 %; at 1.5 it takes all of them, and they teach 40 and 34 %.
+    # Measured on 15,000 images: at the paper's radius of 0.5 this network classifies only 69 % of D_det's images as
+    # their targets, and training on its D_rand and D_det gives 20 and 17 %; at 1.5 it is all images, 40 and 34 %.
     standard = TrainConfig(
         epochs=20, lr=0.1, batch_size=128, weight_decay=5e-3, augment="crop-flip", width=24, amp="bf16"
     )
-    # Weight decay as in the paper. A ResNet-18 did not learn D_NR in ten epochs with the convnet's, nor with this.
+    # Weight decay as in the paper. A ResNet-18 did not learn D_NR in ten epochs with it, nor with the convnet's.
     other = standard.replace(epochs=10, lr=0.05, weight_decay=5e-4)
     return Preset(
         name="cifar10-cpu",
         dataset="cifar10",
         pair=("cat", "dog"),
-        differs="18,000 of the 50,000 training images and a convnet of 137,000 parameters stand for CIFAR-10 and a "
-        "ResNet-50; D_rand and D_det are built at 1.5 instead of 0.5, D_R and D_NR in 200 steps instead of 1,000",
+        differs="18,000 of the 50,000 training images and a convnet of 137,000 parameters replace CIFAR-10 and a "
+        "ResNet-50; D_rand and D_det are built at radius 1.5 instead of 0.5, D_R and D_NR in 200 steps instead of "
+        "1,000",
         limit=18_000,
         test_limit=2_000,
         standard=standard,
@@ -212,8 +251,8 @@ def _cifar10_cpu() -> Preset:
 
 
 def _cifar10() -> Preset:
-    # The paper's recipes and network. Epochs are not in the paper, and 150 of them for each of six models would be
-    # three hours; a one-cycle learning rate reaches nearly the same accuracy in a fifth.
+    # The paper's recipes and network. The paper does not state epochs, and 150 of them for each of six models would
+    # take three hours; a one-cycle learning rate reaches nearly the same accuracy in a fifth of that.
     standard = TrainConfig(
         arch="resnet50",
         epochs=30,
@@ -222,7 +261,7 @@ def _cifar10() -> Preset:
         weight_decay=5e-4,
         augment="crop-flip",
         amp="bf16",
-        checkpoint_every=5,  # 190 MB, hashed and synced, against an epoch of a few seconds
+        checkpoint_every=5,  # writing 190 MB is slow compared with an epoch of a few seconds
     )
     paper = RECIPES["cifar10"]
     return Preset(
@@ -230,8 +269,8 @@ def _cifar10() -> Preset:
         dataset="cifar10",
         imagenet_side=224,
         pair=("cat", "dog"),
-        differs="30 epochs of a one-cycle learning rate (20 adversarial) stand for the paper's long trainings, and D_R "
-        "and D_NR end a sample's 1,000 steps (from noise 2,000 for 10,000) once its distance has stopped falling",
+        differs="30 epochs with a one-cycle learning rate (20 adversarial) replace the paper's long trainings, and for "
+        "D_R and D_NR a sample's 1,000 steps (from noise 2,000 instead of 10,000) end once its distance stops falling",
         standard=standard,
         adversarial=standard.replace(epochs=20, attack=paper_attack(0.5)),
         # Table 3; a lower learning rate for D_rand, no augmentation for D_det.

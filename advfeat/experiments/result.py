@@ -1,4 +1,4 @@
-"""What an experiment gives: numbers over seeds with their spread, tables beside the paper's, verdicts on claims."""
+"""Results of an experiment: numbers over seeds with their spread, tables beside the paper's, verdicts on claims."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from advfeat.intervals import wilson
 
 @dataclass(frozen=True)
 class Number:
-    """A share of samples, one value a seed.
+    """A share of samples at each seed; values are percentages.
 
-    counts, n: successes among n samples at each seed. Values are percentages throughout.
+    Attributes:
+        counts: Successes at each seed.
+        n: Number of samples.
     """
 
     counts: tuple[int, ...]
@@ -22,7 +24,17 @@ class Number:
 
     @classmethod
     def of(cls, shares: Iterable[dict]) -> Number:
-        """From ``{"count": ..., "n": ...}`` at each seed."""
+        """Build a number from shares.
+
+        Args:
+            shares: ``{"count": ..., "n": ...}`` at each seed.
+
+        Returns:
+            The number.
+
+        Raises:
+            ValueError: If the number of samples differs between seeds.
+        """
         shares = list(shares)
         sizes = {share["n"] for share in shares}
         if len(sizes) != 1:
@@ -31,17 +43,20 @@ class Number:
 
     @property
     def values(self) -> tuple[float, ...]:
+        """Percentage at each seed."""
         return tuple(100 * count / self.n for count in self.counts)
 
     @property
     def mean(self) -> float:
+        """Mean percentage over the seeds."""
         return sum(self.values) / len(self.values)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """What is compared: the range over the seeds, and at least Wilson's 95 % interval of the mean on n samples.
+        """The interval (low, high) used in comparisons, in per cent.
 
-        Seeds share the test samples, so that more seeds do not shrink the interval of the sample.
+        It is the range over the seeds, and at least Wilson's 95 % interval of the mean on n samples. Seeds share the
+        test samples, so more seeds do not shrink the interval for the sampling of the test images.
         """
         low, high = wilson(round(sum(self.counts) / len(self.counts)), self.n)
         return min(100 * low, *self.values), max(100 * high, *self.values)
@@ -50,6 +65,7 @@ class Number:
         return f"{self.mean:.1f} %"
 
     def to_dict(self) -> dict:
+        """Return the number as JSON values."""
         low, high = self.interval
         return {
             "mean": round(self.mean, 3),
@@ -62,23 +78,31 @@ class Number:
 
 @dataclass(frozen=True)
 class Plain:
-    """A number that is no share of samples: a coefficient, a distance, a count; one value a seed."""
+    """A number that is not a share of samples, such as a coefficient, a distance or a count.
+
+    Attributes:
+        values: Value at each seed.
+        digits: Decimal places to show.
+    """
 
     values: tuple[float, ...]
     digits: int = 2
 
     @property
     def mean(self) -> float:
+        """Mean over the seeds."""
         return sum(self.values) / len(self.values)
 
     @property
     def interval(self) -> tuple[float, float]:
+        """Range (low, high) over the seeds."""
         return min(self.values), max(self.values)
 
     def __str__(self) -> str:
         return f"{self.mean:.{self.digits}f}"
 
     def to_dict(self) -> dict:
+        """Return the number as JSON values."""
         low, high = self.interval
         return {"mean": self.mean, "low": low, "high": high, "values": list(self.values), "digits": self.digits}
 
@@ -87,8 +111,11 @@ class Plain:
 class Cell:
     """Our number and the paper's in the same unit; either may be missing.
 
-    approximate: the paper's, read off a figure or rounded in its text. whose: the number beside ours, if not the
-    paper's.
+    Attributes:
+        ours: Our number.
+        paper: The paper's number.
+        approximate: Whether the paper's number is read off a figure or rounded in its text.
+        whose: Origin of the number beside ours, if it is not the paper's.
     """
 
     ours: Number | Plain | None = None
@@ -97,6 +124,7 @@ class Cell:
     whose: str = "paper"
 
     def to_dict(self) -> dict:
+        """Return the cell as JSON values."""
         return {
             "ours": None if self.ours is None else self.ours.to_dict() | {"text": str(self.ours)},
             "paper": self.paper,
@@ -107,7 +135,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, the first column their names."""
+    """Rows of cells.
+
+    Attributes:
+        title: Title.
+        columns: Headings, the first that of the row names.
+        rows: (name, cells) of each row.
+        caption: Text below the table.
+
+    Raises:
+        ValueError: If a row has the wrong number of cells.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -120,6 +158,7 @@ class Table:
                 raise ValueError(f"row {name!r} should have {len(self.columns) - 1} cells, got {len(cells)}")
 
     def to_dict(self) -> dict:
+        """Return the table as JSON values."""
         return {
             "title": self.title,
             "columns": list(self.columns),
@@ -128,7 +167,7 @@ class Table:
         }
 
     def differences(self) -> list[str]:
-        """Each of our numbers beside the paper's, in words."""
+        """Describe the difference between each of our numbers and the paper's in a sentence."""
         found = []
         for name, cells in self.rows:
             for column, cell in zip(self.columns[1:], cells, strict=True):
@@ -152,9 +191,16 @@ Verdict = Literal["supported", "supported once", "inconclusive", "contradicted o
 class Finding:
     """A claim of the paper, what would count against it, and what was observed.
 
-    seeds: how many seeds of trainings the claim rests on, the fewest of any number in it; None where it rests on no
-    training. With one seed the verdict is "supported once" or "contradicted once" at most: other initial weights can
-    change it, and the interval covers the sampling of the test images alone.
+    With one seed the verdict is at most "supported once" or "contradicted once": other initial weights can change it,
+    and the interval covers only the sampling of the test images.
+
+    Attributes:
+        claim: The claim.
+        against: What would count against it.
+        observed: What was observed.
+        verdict: The verdict.
+        seeds: Number of training seeds that the claim rests on, the smallest over its numbers; None if it rests on no
+            training.
     """
 
     claim: str
@@ -168,6 +214,7 @@ class Finding:
             object.__setattr__(self, "verdict", f"{self.verdict} once")
 
     def to_dict(self) -> dict:
+        """Return the finding as JSON values."""
         return {
             "claim": self.claim,
             "against": self.against,
@@ -178,12 +225,26 @@ class Finding:
 
 
 def fewest_seeds(*numbers: Number | Plain) -> int:
-    """The seeds that a claim on all of these numbers rests on."""
+    """Return the number of seeds that a claim about several numbers rests on.
+
+    Args:
+        *numbers: The numbers.
+    """
     return min(len(number.values) for number in numbers)
 
 
 def compare(larger: Number | Plain | float, smaller: Number | Plain | float) -> Verdict:
-    """ "supported" where the first lies above the second and their intervals are apart, "contradicted" where below."""
+    """Judge whether one number is larger than another.
+
+    Args:
+        larger: The number claimed to be larger.
+        smaller: The other number.
+
+    Returns:
+        "supported" if the first is larger and the intervals do not overlap, "contradicted" if it is smaller and they do
+        not
+        overlap, else "inconclusive".
+    """
     (low, high), (other_low, other_high) = _interval(larger), _interval(smaller)
     if low > other_high:
         return "supported"
@@ -191,7 +252,11 @@ def compare(larger: Number | Plain | float, smaller: Number | Plain | float) -> 
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict on a claim of several parts."""
+    """Return the verdict on a claim with several parts.
+
+    Args:
+        verdicts: Verdicts on the parts.
+    """
     order: tuple[Verdict, ...] = ("contradicted", "inconclusive", "supported")
     return min(verdicts, key=order.index)
 
@@ -202,7 +267,14 @@ def _interval(number: Number | Plain | float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as PNG bytes; name: of its file."""
+    """A figure.
+
+    Attributes:
+        name: Stem of its file name.
+        title: Title.
+        png: PNG file.
+        caption: Text below it.
+    """
 
     name: str
     title: str
@@ -214,10 +286,13 @@ class Picture:
 class Result:
     """The outcome of an experiment.
 
-    tables: ours beside the paper's. findings: claims with verdicts. pictures: figures in the paper's form, and samples.
-    notes: what a reader has to know about how it was done here. why_different: what the difference to the paper's
-    numbers comes from, as far as it is known.
-    also: stages that the plan could not foresee, each after what it needs.
+    Attributes:
+        tables: Our numbers beside the paper's.
+        findings: Claims with verdicts.
+        pictures: Figures in the style of the paper, and samples.
+        notes: What a reader has to know about the method used here.
+        why_different: Known causes of differences from the paper's numbers.
+        also: Stages that the plan could not foresee, each after those it needs.
     """
 
     tables: list[Table]
@@ -228,6 +303,7 @@ class Result:
     also: list[Stage] = field(default_factory=list)
 
     def to_dict(self) -> dict:
+        """Return the outcome as JSON values, without the pictures."""
         return {
             "tables": [table.to_dict() for table in self.tables],
             "findings": [finding.to_dict() for finding in self.findings],

@@ -1,4 +1,4 @@
-"""Does an experiment in a workspace and keeps what came out: its results as JSON and its pictures."""
+"""Runs an experiment in a workspace and stores its results as JSON and its pictures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,12 @@ _PAGE = {
 
 @dataclass(frozen=True)
 class Page:
-    """An experiment that was done: results as JSON values, with what they were made with, and its pictures."""
+    """A completed experiment.
+
+    Attributes:
+        results: Results as JSON values, with settings and provenance.
+        pictures: Its figures.
+    """
 
     results: dict
     pictures: list[Picture]
@@ -58,10 +63,20 @@ class Page:
 def run_experiment(
     experiment: Experiment, workspace: Workspace, preset: Preset, meanwhile: Iterable[Stage] = ()
 ) -> Page:
-    """Runs an experiment; writes ``results/<name>.json`` and ``results/<name>-<picture>.png`` below the workspace.
+    """Run an experiment and write ``results/<name>.json`` and ``results/<name>-<picture>.png`` in the workspace.
 
-    meanwhile: stages to go on with where all that is left is with other processes, see :meth:`Workspace.do`.
-    Errors: MissingData for data of the user's that is not there; Pause when the workspace's time is over.
+    Args:
+        experiment: The experiment.
+        workspace: The workspace.
+        preset: The preset.
+        meanwhile: Stages to work on while other processes run everything that is left, see :meth:`Workspace.do`.
+
+    Returns:
+        The completed experiment.
+
+    Raises:
+        MissingData: If data that the user has to provide is missing.
+        Pause: If the time limit of the workspace is reached.
     """
     experiment.check(preset)
     stages, preset = experiment.stages(preset), experiment.setting(preset)
@@ -70,7 +85,7 @@ def run_experiment(
     try:
         for stage in stages.values():
             if isinstance(stage, Data):
-                workspace.open(stage)  # before hours of work: it may not be there
+                workspace.open(stage)  # fails before hours of work if it is missing
         workspace.do(stages.values(), meanwhile)
         result = experiment.report(workspace, preset, experiment.plan(preset))
         made_with = provenance(workspace.device)
@@ -95,7 +110,7 @@ def run_experiment(
         **made_with,
     }
     if preset.dataset not in ("cifar10", "restricted-imagenet"):
-        results["differences"] = []  # the paper's numbers stand for the pattern: points apart would mean nothing
+        results["differences"] = []  # only the pattern is comparable with the paper, not the size of the numbers
     results["pictures"] = [{"name": x.name, "title": x.title, "caption": x.caption} for x in result.pictures]
     pictures = [(picture_path(workspace.out, experiment.name, x.name), x.png) for x in result.pictures]
     write_together([*pictures, (workspace.out / "results" / f"{experiment.name}.json", to_json(results))])
@@ -103,19 +118,32 @@ def run_experiment(
 
 
 def _seeds(result: Result) -> int:
-    """How many seeds the numbers are of: some experiments take the first alone."""
+    """Return the number of seeds behind the numbers: some experiments use only the first."""
     numbers = [cell.ours for table in result.tables for _, cells in table.rows for cell in cells if cell.ours]
     return max((len(number.values) for number in numbers), default=1)
 
 
 def picture_path(out: Path, experiment: str, picture: str) -> Path:
-    """Where a picture of an experiment lies."""
+    """Return the path of a picture of an experiment.
+
+    Args:
+        out: Folder of the workspace.
+        experiment: Name of the experiment.
+        picture: Name of the picture.
+    """
     return Path(out) / "results" / f"{experiment}-{picture}.png"
 
 
 def read_page(out: Path, experiment: str) -> Page | None:
-    """An experiment that was done in this folder before; None if it was not, or what lies there is damaged or of a
-    version that wrote otherwise."""
+    """Read an experiment that was completed earlier.
+
+    Args:
+        out: Folder of the workspace.
+        experiment: Name of the experiment.
+
+    Returns:
+        The experiment; None if it was not completed, or its files are damaged or have another format.
+    """
     path = Path(out) / "results" / f"{experiment}.json"
     try:
         results = read_json(path, _PAGE)
@@ -131,8 +159,10 @@ def read_page(out: Path, experiment: str) -> Page | None:
 
 
 def _curve(workspace: Workspace, stage: Trained) -> dict:
-    """Accuracy after each epoch of a training, in per cent: on its own set while it learned, and on the test set. Those
-    of the same name come in the order of the seeds."""
+    """Return the accuracy after each epoch in per cent, on the training set while training and on the test set.
+
+    Trainings with the same name are in the order of the seeds.
+    """
     history = workspace.history(stage)
     found: dict = {"trained on": stage.label}
     for key in ("train_accuracy", "test_accuracy"):

@@ -1,4 +1,4 @@
-"""The stages that several experiments share: the paper's six models and four sets at a preset and a seed."""
+"""Stages that several experiments share: the paper's six models and four sets at a preset and a seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ LABELS = {"standard": "D", "adversarial": "D, adversarially", **TITLES}
 
 
 def data(p: Preset, split: str = "train", *, limit: int | None = None) -> Data:
-    """D, or its test set; of the preset's size unless told."""
+    """Return D or its test set.
+
+    Args:
+        p: The preset.
+        split: "train" or "test".
+        limit: Number of samples; None takes the preset's.
+    """
     if limit is None:
         limit = p.limit if split == "train" else p.test_limit
     return Data(p.dataset, split, limit, size=p.size, label="D")
@@ -32,14 +38,32 @@ def data(p: Preset, split: str = "train", *, limit: int | None = None) -> Data:
 def trained(
     p: Preset, on: DataStage, config: TrainConfig, label: str, seed: int, *, test: DataStage | None = None
 ) -> Trained:
-    """A model on any data, tested on the true test set; its weights and order are its own by label and seed."""
+    """Return a model trained on any data and tested on the true test set.
+
+    Initial weights and order are specific to label and seed.
+
+    Args:
+        p: The preset.
+        on: Training data.
+        config: Settings of the training.
+        label: Name of the model.
+        seed: Seed.
+        test: Test data; None takes D's test set.
+    """
     config = config.replace(seed=derive_seed(seed, "model", label))
     return Trained(on, test or data(p, "test"), config, label=label)
 
 
 def model(p: Preset, key: str, seed: int) -> Trained:
-    """One of the six models. Each has its own initial weights and order: D_det's is a fresh one, not the standard
-    model's twin."""
+    """Return one of the six models.
+
+    Each has its own initial weights and order: D_det's model does not share those of the standard model.
+
+    Args:
+        p: The preset.
+        key: One of ``MODELS``.
+        seed: Seed.
+    """
     config = {"standard": p.standard, "adversarial": p.adversarial}.get(key) or p.on[key]
     on = data(p) if key in ("standard", "adversarial") else constructed(p, key, seed)
     config = config.replace(seed=100 * seed + MODELS.index(key))
@@ -56,7 +80,17 @@ def constructed(
     of: str = "train",
     label: str = "",
 ) -> Constructed:
-    """One of the four sets; with another recipe, source model or split where given."""
+    """Return one of the four sets.
+
+    Args:
+        p: The preset.
+        key: One of ``SETS``.
+        seed: Seed.
+        recipe: Another recipe than the preset's.
+        source: Another source model.
+        of: Split of D that it is built from.
+        label: Name of the set; by default its title.
+    """
     recipe = recipe or p.recipes[key]
     source = source or model(p, "adversarial" if recipe.source_model == "robust" else "standard", seed)
     label = label or TITLES[key] + (" of the test set" if of == "test" else "")
@@ -64,19 +98,37 @@ def constructed(
 
 
 def from_noise(p: Preset, key: str) -> MatchRepresentation:
-    """The recipe of D_R or D_NR that starts from noise."""
+    """Return the recipe of D_R or D_NR that starts from noise.
+
+    Args:
+        p: The preset.
+        key: "robust" or "nonrobust".
+    """
     return dataclasses.replace(p.recipes[key], start="noise", steps=p.noise_steps)
 
 
 def attack(p: Preset, eps: float) -> Ensemble:
-    """The attack that claims are decided by: :func:`advfeat.evaluation.strong_attack`. What only low precision took for
-    a success is attacked again without it, see :mod:`advfeat.evaluation`."""
+    """Return the attack that decides claims, :func:`advfeat.evaluation.strong_attack`.
+
+    Successes that only occur in low precision are attacked again without it, see :mod:`advfeat.evaluation`.
+
+    Args:
+        p: The preset.
+        eps: L2 radius in pixel scale [0, 1].
+    """
     return strong_attack(eps, steps=p.strong_steps, autocast=_autocast(p))
 
 
 def papers_attack(p: Preset, eps: float) -> PGD:
-    """The attack of the paper's rows: PGD on the direction of cross-entropy, in steps of 2.5 radius / steps as in its
-    authors' library. A sample is left once it is broken."""
+    """Return the attack for comparison with the paper's numbers.
+
+    It is PGD in the direction of cross-entropy with steps of 2.5 eps / steps, as in the authors' library, and stops
+    each sample at its first success.
+
+    Args:
+        p: The preset.
+        eps: L2 radius in pixel scale [0, 1].
+    """
     chosen = pgd_attack(eps, steps=p.attack_steps, objective=Margin(1.0))
     return chosen.replace(stop="success", autocast=_autocast(p))
 
@@ -86,15 +138,23 @@ def _autocast(p: Preset) -> torch.dtype | None:
 
 
 def describe_strong(p: Preset) -> str:
-    """The strong attack in words."""
+    """Describe the strong attack in words.
+
+    Args:
+        p: The preset.
+    """
     return (
-        f"20 steps of PGD, then Auto-PGD of {p.strong_steps} steps on the margin and towards each other class (nine at "
-        "most), each on what those before it left standing: the first two attacks of AutoAttack"
+        f"20 steps of PGD, then {p.strong_steps} steps of Auto-PGD on the margin and towards each other class (at most "
+        "nine), each on the samples that remain unbroken (the first two attacks of AutoAttack)"
     )
 
 
 def describe_attacks(p: Preset) -> str:
-    """Both attacks, in words."""
+    """Describe both attacks in words.
+
+    Args:
+        p: The preset.
+    """
     return (
         f"Robust accuracy, L2: {describe_strong(p)}. The paper's attack: PGD alone, {p.attack_steps} steps of 2.5 × "
         f"radius / {p.attack_steps} in the direction of cross-entropy"
@@ -109,7 +169,15 @@ def evaluated(
     radii: tuple[float, ...] | None = None,
     limit: int | None = None,
 ) -> Evaluated:
-    """Accuracy and robust accuracy at the preset's radii, on the true test set unless told."""
+    """Return accuracy and robust accuracy of a model under the strong attack.
+
+    Args:
+        p: The preset.
+        of: The model.
+        on: Data to evaluate on; None takes D's test set.
+        radii: L2 radii; None takes the preset's.
+        limit: Number of samples; None takes the preset's ``strong_limit`` if there are radii.
+    """
     radii = p.radii if radii is None else radii
     if limit is None and radii:
         limit = p.strong_limit
@@ -117,13 +185,28 @@ def evaluated(
 
 
 def evaluated_as_paper(p: Preset, of: Trained, *, on: DataStage | None = None, limit: int | None = None) -> Evaluated:
-    """The same under the paper's attack."""
+    """Return accuracy and robust accuracy of a model under the paper's attack.
+
+    Args:
+        p: The preset.
+        of: The model.
+        on: Data to evaluate on; None takes D's test set.
+        limit: Number of samples; None takes all.
+    """
     attacks = tuple(papers_attack(p, eps) for eps in p.radii)
     return Evaluated(of, on or data(p, "test"), attacks, limit, label=f"{of.label}, the paper's attack")
 
 
 def both_evaluated(p: Preset, models: dict[str, list[Trained]]) -> dict[tuple[str, str], list[Evaluated]]:
-    """For each row of a table the evaluations by the strong attack and by the paper's, one a seed."""
+    """Return the evaluations under the strong attack and the paper's for each row of a table.
+
+    Args:
+        p: The preset.
+        models: The models of each row, one per seed.
+
+    Returns:
+        Evaluations by (row, "strong" or "paper"), one per seed.
+    """
     plan: dict[tuple[str, str], list[Evaluated]] = {}
     for row, of_row in models.items():
         plan[row, "strong"] = [evaluated(p, m) for m in of_row]
@@ -132,16 +215,25 @@ def both_evaluated(p: Preset, models: dict[str, list[Trained]]) -> dict[tuple[st
 
 
 def robust_columns(p: Preset) -> tuple[str, ...]:
-    """The heads of :func:`robust_cells`."""
+    """Return the column headings for :func:`robust_cells`.
+
+    Args:
+        p: The preset.
+    """
     return (*(f"robust at {eps:g}, %" for eps in p.radii), *(f"paper's attack at {eps:g}, %" for eps in p.radii))
 
 
 def robust_cells(
     p: Preset, strong: list[dict], papers: list[dict], paper: dict[float, float | None], approximate: bool = False
 ) -> list[Cell]:
-    """Robust accuracy at each radius under the strong attack, then under the paper's, from the outcomes of both.
+    """Return robust accuracy at each radius under the strong attack, then under the paper's.
 
-    paper: the paper's numbers by radius, which stand beside the second where the images are of the same size.
+    Args:
+        p: The preset.
+        strong: Outcomes under the strong attack, one per seed.
+        papers: Outcomes under the paper's attack, one per seed.
+        paper: The paper's numbers by radius, shown beside the paper's attack unless the preset is on digits.
+        approximate: Whether the paper's numbers are approximate.
     """
     if p.dataset == "digits":
         paper = {}
@@ -155,30 +247,58 @@ def robust_cells(
 
 
 def clean(outcomes: list[dict]) -> Number:
-    """Accuracy at each seed from outcomes of :class:`Evaluated`."""
+    """Return the accuracy over seeds.
+
+    Args:
+        outcomes: Outcomes of :class:`Evaluated`, one per seed.
+    """
     return Number.of(outcome["clean"] for outcome in outcomes)
 
 
 def robust(outcomes: list[dict], i: int) -> Number:
-    """Robust accuracy at each seed under the i-th attack."""
+    """Return the robust accuracy over seeds under one attack.
+
+    Args:
+        outcomes: Outcomes of :class:`Evaluated`, one per seed.
+        i: Index of the attack.
+    """
     return Number.of(outcome["robust"][i] for outcome in outcomes)
 
 
 def at_every_radius(p: Preset, outcomes: list[dict]) -> list[Number]:
-    """Robust accuracy at each of the preset's radii."""
+    """Return the robust accuracy over seeds at each of the preset's radii.
+
+    Args:
+        p: The preset.
+        outcomes: Outcomes of :class:`Evaluated`, one per seed.
+    """
     return [robust(outcomes, i) for i in range(len(p.radii))]
 
 
 def guessing(workspace: Workspace, p: Preset) -> float:
-    """The accuracy of guessing, in per cent."""
+    """Return the accuracy of guessing, in per cent.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+    """
     return 100 / len(workspace.open(data(p, "test")).classes)
 
 
 def follows(outcomes: list[dict]) -> Number:
-    """How often the class after the label is predicted, at each seed."""
+    """Return how often the class after the label is predicted, over seeds.
+
+    Args:
+        outcomes: Outcomes of :class:`Evaluated`, one per seed.
+    """
     return Number.of(outcome["next"] for outcome in outcomes)
 
 
 def outcomes(workspace: Workspace, stages: list[Evaluated]) -> list[dict]:
-    """What was measured, one a seed."""
+    """Return the outcomes of measurements, one per seed.
+
+    Args:
+        workspace: The workspace.
+        stages: The measurements.
+    """
     return [workspace.open(stage) for stage in stages]

@@ -1,8 +1,8 @@
-"""The work of an experiment as values: data, trained models, constructed sets, measurements, each made from others.
+"""The work of an experiment as values: data, trained models, constructed sets and measurements, each built from others.
 
-A stage is known by the hash of its description, which holds the descriptions of all it is made from. Two experiments
-that need the same model therefore name the same stage, and :class:`advfeat.experiments.workspace.Workspace` does it
-once.
+A stage is identified by a hash of its description, which includes the descriptions of all stages it is built from. Two
+experiments that need the same model therefore name the same stage, and :class:`advfeat.experiments.workspace.Workspace`
+runs it once.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from advfeat.experiments.workspace import Workspace
 
 
-# Batches of a shard; a set that is stopped goes on after its last whole one. Under a stop rule each ends with passes
-# that are not full, so few batches would cost time.
+# Batches per shard; an interrupted build resumes after the last complete shard. With a stop rule, each shard ends with
+# partly filled passes, so small shards would cost time.
 _SHARD = 8
 
 
 class MissingData(FileNotFoundError):
-    """Data of the user's that is not where it was looked for."""
+    """Data that the user has to provide is not in the expected place."""
 
 
 def _label() -> str:
@@ -51,11 +51,15 @@ def _label() -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """Base of all stages: frozen, described by their fields.
+    """Base class of all stages: frozen, and described by their fields.
 
-    label: what a person calls it, in the name of its folder and on the progress bar; not part of what it is. kept:
-    whether its outcome lies in a folder (``make``, then ``load``), or is made when it is asked for (``open``). doing,
-    unit: of the progress bar. files: of its folder, those that describe the outcome; their checksums are kept.
+    Attributes:
+        kind: Kind of stage, which names its folder.
+        kept: Whether the outcome is stored in a folder (``make``, then ``load``) or created on demand (``open``).
+        doing: Verb for the progress bar.
+        unit: Unit of the progress bar.
+        files: Files of the folder that describe the outcome, and whose checksums are kept.
+        label: Human-readable name, in the folder name and on the progress bar; not part of the identity.
     """
 
     kind: ClassVar[str]
@@ -66,31 +70,56 @@ class Stage:
     label: str = _label()
 
     def describe(self) -> dict:
-        """Everything the outcome depends on, as JSON values; of other stages, their descriptions."""
+        """Return everything that the outcome depends on as JSON values, including the descriptions of other stages."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "label"}
         return {"kind": self.kind, **{name: _described(value) for name, value in values.items()}}
 
     def may_pause(self, done: int, total: int) -> bool:
-        """Whether so many units after it began, of so many, little would be lost by stopping."""
+        """Return whether stopping now would lose little work.
+
+        Args:
+            done: Units done since the start.
+            total: Units in total.
+        """
         return False
 
     def check(self, folder: Path) -> None:
-        """Reads all of a finished outcome. Errors: FileNotFoundError and ValueError for what is lost or damaged."""
+        """Read a finished outcome completely.
+
+        Args:
+            folder: Folder of the stage.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is damaged.
+        """
 
     def discard(self, folder: Path) -> None:
-        """Removes of a damaged outcome what would keep :meth:`make` from making it anew."""
+        """Remove those parts of a damaged outcome that would keep :meth:`make` from rebuilding it.
+
+        Args:
+            folder: Folder of the stage.
+        """
 
     def identity(self, folder: Path) -> str | None:
-        """The hash of an outcome, for what is made from it; None where nothing is."""
+        """Return the hash of an outcome, for the stages built from it; None if none is.
+
+        Args:
+            folder: Folder of the stage.
+        """
         return None
 
     @property
     def key(self) -> str:
-        """The hash of the description."""
+        """Hash of the description."""
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:12]
 
     def needs(self) -> Iterator[Stage]:
-        """The stages that it is made from."""
+        """Iterate over the stages that this one is built from.
+
+        Yields:
+            The stages.
+        """
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             yield from (v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Stage))
@@ -106,14 +135,19 @@ def _described(value: object) -> object:
 
 @dataclass(frozen=True)
 class DataStage(Stage):
-    """A stage whose outcome is a data set: made when it is asked for, or kept."""
+    """A stage whose outcome is a data set, created on demand or stored."""
 
 
 @dataclass(frozen=True)
 class Data(DataStage):
     """A data set by name, see :func:`advfeat.datasets.load`.
 
-    limit: so many samples, evenly over the classes. classes: only these, renumbered in this order.
+    Attributes:
+        name: Name of the data set.
+        split: "train" or "test".
+        limit: Number of samples, evenly over the classes; None takes all.
+        classes: Classes to keep, renumbered in this order; None keeps all.
+        size: Side of the images in pixels.
     """
 
     kind: ClassVar[str] = "data"
@@ -124,15 +158,27 @@ class Data(DataStage):
     size: int | None = None
 
     def open(self, workspace: Workspace) -> Source:
+        """Load the data set.
+
+        Args:
+            workspace: The workspace.
+
+        Returns:
+            The data set.
+
+        Raises:
+            MissingData: If it is not below the workspace's root.
+            ValueError: If a class does not exist.
+        """
         limit = self.limit if self.classes is None else None
         root = workspace.root
         if root is None and self.name != "digits":
-            raise MissingData(f"{self.name} is the user's own: say with --root (or ADVFEAT_DATA) where it lies")
+            raise MissingData(f"{self.name} is not part of advfeat: give its folder with --root (or ADVFEAT_DATA)")
         if self.name == "restricted-imagenet":
             root = next((r for r in (root / "imagenet", root) if (r / "train").is_dir()), None)
             if root is None:
                 raise MissingData(
-                    f"an ImageNet folder (train/<class>/, val/<class>/) should be {workspace.root} or lie in it"
+                    f"{workspace.root} should be or contain an ImageNet folder (train/<class>/, val/<class>/)"
                 )
         try:
             source = sources.load(self.name, split=self.split, root=root, limit=limit, size=self.size)
@@ -142,7 +188,7 @@ class Data(DataStage):
 
 
 def _only(source: Source, classes: tuple[str, ...], limit: int | None) -> Source:
-    """The samples of some classes, renumbered; with ``limit``, so many, evenly over them."""
+    """Return the samples of some classes, renumbered; with ``limit``, this many of them, evenly over the classes."""
     missing = [name for name in classes if name not in source.classes]
     if missing:
         raise ValueError(f"{source.name} has no class {missing[0]!r}: it has {', '.join(source.classes)}")
@@ -159,7 +205,13 @@ def _only(source: Source, classes: tuple[str, ...], limit: int | None) -> Source
 
 @dataclass(frozen=True)
 class Trained(Stage):
-    """A model trained on a data set and tested on another after each epoch. Its outcome is the model, in eval mode."""
+    """A model trained on one data set and tested on another; the outcome is the model in eval mode.
+
+    Attributes:
+        data: Training data.
+        test: Test data.
+        config: Settings of the training.
+    """
 
     kind: ClassVar[str] = "model"
     kept: ClassVar[bool] = True
@@ -171,6 +223,13 @@ class Trained(Stage):
     config: TrainConfig
 
     def make(self, workspace: Workspace, folder: Path, report: Progress) -> None:
+        """Train the model, resuming if the folder holds a checkpoint.
+
+        Args:
+            workspace: The workspace.
+            folder: Run folder.
+            report: Progress.
+        """
         train(
             self.config,
             workspace.open(self.data),
@@ -181,27 +240,56 @@ class Trained(Stage):
         )
 
     def load(self, workspace: Workspace, folder: Path) -> Model:
+        """Load the model.
+
+        Args:
+            workspace: The workspace.
+            folder: Run folder.
+        """
         return load(folder).to(workspace.device)
 
     def check(self, folder: Path) -> None:
+        """See :meth:`Stage.check`."""
         load(folder)
 
     def discard(self, folder: Path) -> None:
+        """See :meth:`Stage.discard`."""
         RunFolder(folder).clear()
 
     def identity(self, folder: Path) -> str:
+        """Return the fingerprint of the model.
+
+        Args:
+            folder: Run folder.
+        """
         return fingerprint(load(folder))
 
     def may_pause(self, done: int, total: int) -> bool:
+        """Return whether a checkpoint has just been written.
+
+        Args:
+            done: Steps since the start.
+            total: Steps in total.
+        """
         if not self.config.checkpoint_every:
             return False
         piece = total // self.config.epochs * self.config.checkpoint_every
-        return done > piece and done % piece == 1 % piece  # one stage on, when the checkpoint has been written
+        return done > piece and done % piece == 1 % piece  # one step later, when the checkpoint has been written
 
 
 @dataclass(frozen=True)
 class Constructed(DataStage):
-    """A set made by a recipe with a model from data."""
+    """A set built from data by a recipe with a model.
+
+    Attributes:
+        recipe: The recipe.
+        model: Source model.
+        data: Data that it is built from.
+        seed: Seed of the build.
+        batch_size: Images per batch.
+        amp: Precision, "none" or "bf16".
+        dtype: Storage type of the images.
+    """
 
     kind: ClassVar[str] = "set"
     kept: ClassVar[bool] = True
@@ -218,10 +306,17 @@ class Constructed(DataStage):
 
     @property
     def shard_size(self) -> int:
-        """Images of a shard."""
+        """Images per shard."""
         return _SHARD * self.batch_size
 
     def make(self, workspace: Workspace, folder: Path, report: Progress) -> None:
+        """Build the set, resuming if the folder holds shards.
+
+        Args:
+            workspace: The workspace.
+            folder: Folder of the set.
+            report: Progress.
+        """
         build(
             self.recipe,
             workspace.open(self.model),
@@ -233,29 +328,48 @@ class Constructed(DataStage):
             dtype=self.dtype,
             device=workspace.device,
             autocast=torch.bfloat16 if self.amp == "bf16" else None,
-            any_source=True,  # which model makes a set is what an experiment says
+            any_source=True,  # the experiment chooses the model
             progress=report,
         )
 
     def load(self, workspace: Workspace, folder: Path) -> ConstructedSet:
+        """Open the set.
+
+        Args:
+            workspace: The workspace.
+            folder: Folder of the set.
+        """
         return ConstructedSet.open(folder, verify=False)
 
     def check(self, folder: Path) -> None:
+        """See :meth:`Stage.check`."""
         ConstructedSet.open(folder, verify=True)
 
     def discard(self, folder: Path) -> None:
-        (folder / "manifest.json").unlink(missing_ok=True)  # its shards stay, and those that are whole are kept
+        """See :meth:`Stage.discard`."""
+        (folder / "manifest.json").unlink(missing_ok=True)  # the shards remain, and intact ones are reused
 
     def identity(self, folder: Path) -> str:
+        """Return the fingerprint of the set.
+
+        Args:
+            folder: Folder of the set.
+        """
         return ConstructedSet.open(folder, verify=False).fingerprint
 
     def may_pause(self, done: int, total: int) -> bool:
+        """Return whether a shard has just been written.
+
+        Args:
+            done: Images since the start.
+            total: Images in total.
+        """
         return 0 < done < total and done % self.shard_size == 0
 
 
 @dataclass(frozen=True)
 class Measurement(Stage):
-    """A stage whose outcome is a dict of JSON values, kept in a file."""
+    """A stage whose outcome is a dict of JSON values, stored in a file."""
 
     kept: ClassVar[bool] = True
     doing: ClassVar[str] = "evaluating"
@@ -263,24 +377,54 @@ class Measurement(Stage):
     files: ClassVar[tuple[str, ...]] = ("outcome.json",)
 
     def measure(self, workspace: Workspace, report: Progress) -> dict:
+        """Take the measurement.
+
+        Args:
+            workspace: The workspace.
+            report: Progress.
+
+        Returns:
+            The outcome as JSON values.
+        """
         raise NotImplementedError
 
     def make(self, workspace: Workspace, folder: Path, report: Progress) -> None:
+        """Take the measurement and write it to a file.
+
+        Args:
+            workspace: The workspace.
+            folder: Folder of the stage.
+            report: Progress.
+        """
         write_json(folder / "outcome.json", self.measure(workspace, report))
 
     def load(self, workspace: Workspace, folder: Path) -> dict:
+        """Read the outcome.
+
+        Args:
+            workspace: The workspace.
+            folder: Folder of the stage.
+        """
         return read_json(folder / "outcome.json")
 
     def check(self, folder: Path) -> None:
+        """See :meth:`Stage.check`."""
         read_json(folder / "outcome.json")
 
 
 @dataclass(frozen=True)
 class Evaluated(Measurement):
-    """Clean and robust accuracy of a model on data, and how often it says the class after the label.
+    """Clean and robust accuracy of a model, and how often it predicts the class after the label.
 
-    Outcome: ``clean`` and ``next`` as shares, ``robust`` a share for each attack with the attack's own statistics.
-    limit: only so many samples, evenly spaced.
+    The outcome has ``clean`` and ``next`` as shares, and in ``robust`` one share per attack with the attack's
+    statistics.
+
+    Attributes:
+        model: The model.
+        data: Data to evaluate on.
+        attacks: The attacks.
+        limit: Number of samples, evenly spaced; None takes all.
+        batch_size: Images per batch.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -291,6 +435,7 @@ class Evaluated(Measurement):
     batch_size: int = 500
 
     def measure(self, workspace: Workspace, report: Progress) -> dict:
+        """See :meth:`Measurement.measure`."""
         source = workspace.open(self.data)
         found = evaluate(
             workspace.open(self.model),
@@ -315,7 +460,14 @@ class Evaluated(Measurement):
 
 
 def all_stages(stages: Iterable[Stage]) -> dict[str, Stage]:
-    """The stages and all that they are made from, by key, each after what it needs."""
+    """Return stages and everything that they are built from.
+
+    Args:
+        stages: The stages.
+
+    Returns:
+        The stages by key, each after those it needs.
+    """
     found: dict[str, Stage] = {}
     for stage in stages:
         if stage.key not in found:

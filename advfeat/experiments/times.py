@@ -1,10 +1,10 @@
-"""How long each experiment takes with nothing done before, in minutes."""
+"""Time of each experiment without cached stages, in minutes."""
 
 from __future__ import annotations
 
 CAPTION = (
-    "digits and cifar10-cpu: two cores of an AMD EPYC. cifar10: an estimate for one H200, none has been measured. "
-    "Steps are shared, so that all together take less."
+    "digits and cifar10-cpu: two cores of an AMD EPYC. cifar10: an estimate for one H200, not measured. "
+    "Stages are shared, so all experiments together take less."
 )
 
 # digits and cifar10-cpu: advfeat reproduce --measure, 2026-11-21, torch 2.14.1, AVX-512, with the presets' three seeds;

@@ -1,4 +1,4 @@
-"""Where experiments work: a folder in which every finished stage is kept, and found again by the hash of its config."""
+"""Workspace of experiments: a folder in which every finished stage is cached by a hash of its config."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from advfeat.progress import Progress
 from advfeat.provenance import provenance
 from advfeat.settings import as_json
 
-_POLL = 0.2  # seconds between two looks at what another process is at
+_POLL = 0.2  # seconds between checks of another process
 _RECORD = {
     "label?": str,
     "done?": bool,
@@ -38,20 +38,23 @@ Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
 
 class Pause(Exception):
-    """The time that was given is over; what is finished stays, and the same command goes on."""
+    """The time limit is reached; finished work is kept, and the same command resumes."""
 
 
 class Workspace:
-    """A folder of stages: ``<kind>s/<label>-<hash>/``, each with a ``step.json`` that says what it is and what it cost.
+    """A folder of stages: ``<kind>s/<label>-<hash>/``, each with a ``step.json`` that holds its description and cost.
 
-    Several processes may work in one folder: no stage is done twice, and with :meth:`do` they share the work. What is
-    found there is compared with its checksums when a process first opens it, and what is damaged or lost is done again,
-    with a warning.
+    Several processes may work in one folder: no stage is run twice, and with :meth:`do` they share the work. A cached
+    stage is compared with its checksums when a process first opens it; damaged or lost ones are repeated, with a
+    warning.
 
-    root: where named data sets lie. device: where models run. bar: gives a progress report for a title and a unit, as
-        :func:`advfeat.cli.console.bar`.
-    deadline: of ``time.monotonic()``; afterwards :class:`Pause` is raised where little is lost: before a stage, after
-        an epoch of a training or a shard of a set. A measurement that has begun is finished.
+    Args:
+        out: The folder.
+        bar: Function that gives a progress report for a title and a unit, such as :func:`advfeat.cli.console.bar`.
+        root: Folder of named data sets.
+        device: Device of the models; None takes CUDA if it is available.
+        deadline: Time limit on the clock ``time.monotonic()``. After it, :class:`Pause` is raised where little work is
+            lost: before a stage, after an epoch of a training or a shard of a set. A measurement is always completed.
     """
 
     def __init__(
@@ -67,34 +70,53 @@ class Workspace:
         self.root = None if root is None else Path(root).expanduser()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._opened: dict[str, Any] = {}
-        self._sources: dict[str, tuple[str, str]] = {}  # by key of the data that were opened: name and fingerprint
-        self._sound: set[str] = set()  # keys of the stages whose files were compared with their checksums
-        self._locks: dict[str, Lock] = {}  # by key; a lock learns who lives by being looked at again
-        self._failed: set[str] = set()  # keys of stages that failed while another process was waited for
+        self._sources: dict[str, tuple[str, str]] = {}  # by key of the opened data: name and fingerprint
+        self._sound: set[str] = set()  # keys of stages whose files match their checksums
+        self._locks: dict[str, Lock] = {}  # by key; kept, because a lock detects a dead owner by repeated checks
+        self._failed: set[str] = set()  # keys of stages that failed while waiting for another process
 
     def open(self, stage: Stage) -> Any:
-        """The outcome of a stage: done now, gone on with, or found.
+        """Return the outcome of a stage: run, resumed or cached.
 
-        Errors: ValueError for one that was made from other data than is there now; MissingData; Pause.
+        Args:
+            stage: The stage.
+
+        Returns:
+            The outcome.
+
+        Raises:
+            ValueError: If the cached stage was built from other data than the present.
+            MissingData: If data that the user has to provide is missing.
+            Pause: If the time limit is reached.
         """
-        if isinstance(stage, Data):  # held; what others make in memory is as large, and is asked for once
+        if isinstance(stage, Data):  # kept in memory; other data sets made on demand are as large but used once
             if stage.key not in self._opened:
                 self._opened[stage.key] = self._noted(stage, stage.open(self))
             return self._opened[stage.key]
         if not stage.kept:
             return self._noted(stage, stage.open(self))
         while not self.is_done(stage) or self._is_damaged(stage):
-            self._prepare(stage)  # first, so that the time of what it needs is not its own
+            self._prepare(stage)  # first, so that its needs do not count towards its time
             while not self._try(stage):
                 self._wait_for([stage])
         self._check_data(stage)
         return stage.load(self, self.folder(stage))
 
     def do(self, stages: Iterable[Stage], meanwhile: Iterable[Stage] = ()) -> None:
-        """Does all of the stages, each given after what it needs. Where another process is at one, what does not need
-        it is done first, then what can be of ``meanwhile``, and only then is it waited for.
+        """Run stages, each given after those it needs.
 
-        Errors: as of :meth:`open`. A stage of ``meanwhile`` that fails is left; asked for on its own, it fails again.
+        While another process runs a stage, those that do not need it are run first, then those of ``meanwhile`` that
+        can be; only then does this process wait.
+
+        Args:
+            stages: The stages.
+            meanwhile: Stages to run rather than wait. One that fails is skipped; it fails again when it is asked for
+                itself.
+
+        Raises:
+            ValueError: As :meth:`open`.
+            MissingData: As :meth:`open`.
+            Pause: As :meth:`open`.
         """
         left = self._left(stages)
         others = [stage for stage in self._left(meanwhile) if stage.key not in self._failed]
@@ -107,7 +129,7 @@ class Workspace:
         return [stage for stage in stages if stage.kept and not self.is_done(stage)]
 
     def _try(self, stage: Stage) -> bool:
-        """Does a stage if all that it needs is done and no other process is at it; says whether it is done now."""
+        """Run a stage if its needs are met and no other process runs it; return whether it is done now."""
         if not self._ready(stage):
             return False
         with self._alone_at(stage) as alone:
@@ -116,15 +138,17 @@ class Workspace:
         return alone
 
     def _is_damaged(self, stage: Stage) -> bool:
-        """Whether something of a finished stage is lost or altered; then it counts as not done, and that is said.
-        Looked at once a process."""
+        """Return whether a finished stage is damaged; it then counts as unfinished, with a warning.
+
+        Each stage is checked once per process.
+        """
         if stage.key in self._sound or self._problem(stage) is None:
             self._sound.add(stage.key)
             return False
         with self._alone_at(stage) as alone:
-            # Another process that is at it may be mending it.
+            # Another process that holds the stage may be repairing it.
             if alone and self.is_done(stage) and (problem := self._problem(stage)):
-                warnings.warn(f"{problem}: {_title(stage)} is done again", stacklevel=3)
+                warnings.warn(f"{problem}: {_title(stage)} is repeated", stacklevel=3)
                 stage.discard(self.folder(stage))
                 write_json(self.folder(stage) / "step.json", {**self._record(stage), "done": False})
         return True
@@ -149,7 +173,7 @@ class Workspace:
                     return True
             except Pause:
                 raise
-            except Exception as error:  # its own experiment comes to it and says what is wrong; not again until then
+            except Exception as error:  # its own experiment will report the error; do not retry before that
                 self._failed.add(stage.key)
                 others.remove(stage)
                 warnings.warn(f"{_title(stage)} failed and is left for later: {error}", stacklevel=2)
@@ -188,25 +212,44 @@ class Workspace:
                 self._locks[stage.key].check()
             record["seconds"] = round(record.get("seconds", 0.0) + time.monotonic() - began, 2)
             record |= {"done": done, **as_json(provenance(self.device))}
-            if done or any(folder.glob("*.json")):  # else nothing was begun, and a set wants an empty folder
+            if done or any(folder.glob("*.json")):  # otherwise nothing was started, and a set needs an empty folder
                 write_json(folder / "step.json", record)
 
     def folder(self, stage: Stage) -> Path:
-        """Where a stage is kept: found by its hash, whatever the label was."""
+        """Return the folder of a stage, found by its hash whatever its label was.
+
+        Args:
+            stage: The stage.
+        """
         kinds = self.out / f"{stage.kind}s"
         name = re.sub(r"[^\w.-]+", "-", stage.label or stage.kind)
         return next(iter(sorted(kinds.glob(f"*-{stage.key}"))), kinds / f"{name}-{stage.key}")
 
     def is_done(self, stage: Stage) -> bool:
-        """Whether it is there, finished."""
+        """Return whether a stage is finished.
+
+        Args:
+            stage: The stage.
+        """
         return bool(self._record(stage).get("done"))
 
     def seconds(self, stage: Stage) -> float:
-        """What a stage took, all its pieces together; 0 if it has not run."""
+        """Return the time of a stage over all its runs, 0 if it has not run.
+
+        Args:
+            stage: The stage.
+        """
         return float(self._record(stage).get("seconds", 0.0))
 
     def cost(self, stages: Iterable[Stage]) -> dict[str, float]:
-        """Seconds of the stages by their labels."""
+        """Return the time of stages by label.
+
+        Args:
+            stages: The stages.
+
+        Returns:
+            Seconds by kind and label, summed over seeds.
+        """
         costs: dict[str, float] = {}
         for stage in stages:
             if stage.kept:
@@ -215,7 +258,11 @@ class Workspace:
         return costs
 
     def history(self, stage: Stage) -> list[dict]:
-        """The epochs of a finished training, see :class:`advfeat.training.TrainResult`."""
+        """Return the epochs of a finished training, see :class:`advfeat.training.TrainResult`.
+
+        Args:
+            stage: The training.
+        """
         return read_json(self.folder(stage) / "checkpoint.json")["history"]
 
     def _record(self, stage: Stage) -> dict:
@@ -225,17 +272,19 @@ class Workspace:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            warnings.warn(f"{error}; what lies there is looked at anew", stacklevel=3)
+            warnings.warn(f"{error}; the stage is treated as unfinished", stacklevel=3)
             return {}
 
     def _data_of(self, stage: Stage) -> dict[str, str]:
-        """The hashes of the data that a stage rests on in the end."""
+        """Return the hashes of the data that a stage ultimately rests on."""
         leaves = [s for s in all_stages([stage]).values() if isinstance(s, DataStage) and not any(s.needs())]
         return {leaf.key: self.open(leaf).fingerprint for leaf in leaves}
 
     def _check_data(self, stage: Stage) -> None:
-        """A stage says which data it wants by name; that what lies under the name is still the same is looked at here,
-        for data that were opened anyway."""
+        """Check that the data and outcomes behind a stage are still those it was built from.
+
+        A stage refers to data by name; only data that is open already is compared.
+        """
         for key, fingerprint in self._record(stage).get("data", {}).items():
             name, now = self._sources.get(key, ("", fingerprint))
             if now != fingerprint:
@@ -258,7 +307,7 @@ class Workspace:
         return opened
 
     def _wait_for(self, stages: list[Stage]) -> None:
-        """Waits until no other process is at one of the stages. Errors: Pause."""
+        """Wait until no other process runs one of the stages, or raise Pause."""
         lock = self._locks.get(stages[0].key)
         holder = (lock.holder() if lock else None) or "another process"
         with self.bar(f"waiting for {holder}: {_title(stages[0])}", ""):
@@ -274,7 +323,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def _alone_at(self, stage: Stage) -> Iterator[bool]:
-        """Keeps other processes from the stage; yields whether it could. A process that dies lets go of it."""
+        """Lock a stage against other processes and yield whether that succeeded; the lock of a dead process is void."""
         if stage.key not in self._locks:
             self._locks[stage.key] = Lock(self.folder(stage).parent, stage.key)
         lock = self._locks[stage.key]

@@ -1,1 +1,1 @@
-"""The report: a self-contained HTML page an experiment, and an overview."""
+"""The report: a self-contained HTML page per experiment, and an overview."""

@@ -1,4 +1,4 @@
-"""All tables of a reproduction as one Markdown file, ours beside the paper's."""
+"""All tables of a reproduction as one Markdown file, our numbers beside the paper's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from advfeat.report.page import VERDICTS, command, duration, interval, machine
 
 
 def write_markdown(results: list[dict], path: Path) -> Path:
-    """Writes the results of experiments (what ``results/<name>.json`` holds), in their order; returns the path.
+    """Write the results of experiments as Markdown, in the given order.
 
-    Pictures are linked to where they lie: ``results/`` beside the file.
+    Pictures are linked in ``results/`` beside the file.
+
+    Args:
+        results: Results of each experiment, as in ``results/<name>.json``.
+        path: The file to write.
+
+    Returns:
+        The path.
     """
     lines = [f"# The paper at the preset {results[0]['preset']['name']}", "", _opening(results), ""]
     for r in results:
@@ -26,11 +33,11 @@ def _opening(results: list[dict]) -> str:
     differs = r["preset"]["differs"]
     return (
         f"{differs[0].upper()}{differs[1:]}. Of {len(verdicts)} claims, the paper's and some of our own: {counts}; a "
-        "claim counts as supported only where the intervals of the two numbers do not overlap, unless noted otherwise; "
-        "a difference that is too small to tell is inconclusive, also where its absence would count against the claim. "
-        "What rests on one training seed is marked as such. In brackets: the range over seeds, or the 95 % Wilson "
-        "interval for the sampling of the test images where that is wider; with one seed, they do not cover what "
-        "another seed would change."
+        "claim counts as supported only if the intervals of the two numbers do not overlap, unless noted otherwise; "
+        "a difference too small to resolve is inconclusive, even if no difference would count against the claim. "
+        "Claims that rest on one training seed are marked as such. In brackets: the range over seeds, or the 95 % "
+        "Wilson interval for the sampling of the test images if that is wider; with one seed, the interval does not "
+        "cover the variation between seeds."
     )
 
 
@@ -40,7 +47,7 @@ def _experiment(r: dict) -> list[str]:
         f"## {r['title']}",
         "",
         f"{r['source']}. `{command(r)}`, seed{'s' if len(seeds) > 1 else ''} "
-        f"{', '.join(map(str, seeds))}; {r['date']}, {machine(r)}, {duration(r['seconds'])} with all that it rests on.",
+        f"{', '.join(map(str, seeds))}; {r['date']}, {machine(r)}, {duration(r['seconds'])} including all stages.",
         "",
     ]
     for table in r["tables"]:
@@ -74,7 +81,7 @@ def _cell(cell: dict) -> str:
 
 
 def _lower(text: str) -> str:
-    """A sentence as part of another: without its capital, unless that is a name's, and without its full stop."""
+    """Return a sentence for use within another: without full stop, and without capital unless it starts with a name."""
     start = text if text[1:2] in "_W" else text[0].lower() + text[1:]
     return start.removesuffix(".")
 

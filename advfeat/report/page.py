@@ -1,4 +1,4 @@
-"""Writes experiments as self-contained HTML pages, and an overview of them."""
+"""Experiments as self-contained HTML pages, and an overview of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,17 @@ VERDICTS = {
 
 
 def write_experiment(page: Page, path: Path, command: str, *, up: bool = True) -> Path:
-    """Writes one experiment's page; returns its path. up: with a link to the overview beside it."""
+    """Write the page of an experiment.
+
+    Args:
+        page: The experiment.
+        path: File to write.
+        command: Command that reproduces the page.
+        up: Link to the overview beside the page.
+
+    Returns:
+        The path.
+    """
     r = page.results
     shown = ("tables", "findings", "differences", "notes", "why_different", "curves")
     settings = {k: v for k, v in r.items() if k not in shown}
@@ -44,7 +54,17 @@ def write_experiment(page: Page, path: Path, command: str, *, up: bool = True) -
 
 
 def write_overview(rows: list[dict], preset: str, path: Path) -> Path:
-    """Writes the overview; rows: ``name, title, results`` (None where it was not done) and then ``state``."""
+    """Write the overview of all experiments.
+
+    Args:
+        rows: For each experiment ``name``, ``title``, ``results`` (None if it is not done) and ``state`` (shown
+            instead).
+        preset: Name of the preset.
+        path: File to write.
+
+    Returns:
+        The path.
+    """
     shown = []
     for row in rows:
         r = row["results"]
@@ -66,7 +86,11 @@ def write_overview(rows: list[dict], preset: str, path: Path) -> Path:
 
 
 def summary(r: dict) -> str:
-    """What an experiment found, in a sentence or two."""
+    """Summarise an experiment in one or two sentences.
+
+    Args:
+        r: Results of the experiment.
+    """
     data = max(r["data"], key=lambda d: (d["split"] == "train", d["samples"]))
     seeds, verdicts = r["seeds"], [f["verdict"] for f in r["findings"]]
     words = f"Reproduced on {title(data['name'])}: {data['samples']:,} {data['split']}ing images, "
@@ -81,7 +105,11 @@ def _counted(verdicts: list[str]) -> str:
 
 
 def command(r: dict) -> str:
-    """The command that gives one experiment's page, also where all were done at once."""
+    """Return the command that reproduces one experiment, even if all were run together.
+
+    Args:
+        r: Results of the experiment.
+    """
     name, own = r["preset"]["name"], [name for name in presets.names() if r["preset"]["name"].startswith(name)]
     base = max(own, key=len)
     words = ["advfeat reproduce", r["name"], "--preset", base]
@@ -93,13 +121,21 @@ def command(r: dict) -> str:
 
 
 def machine(r: dict) -> str:
-    """What it ran on, in words."""
+    """Describe the hardware and software of a run.
+
+    Args:
+        r: Results of the experiment.
+    """
     threads = f"{r['threads']} thread" + ("" if r["threads"] == 1 else "s")
     return f"{r['device']}, {threads}, torch {r['versions']['torch']}, {r['platform'].split('-')[0]}"
 
 
 def title(dataset: str) -> str:
-    """A data set's name as one writes it."""
+    """Return the usual spelling of a data set's name.
+
+    Args:
+        dataset: Name of the data set.
+    """
     names = {
         "digits": "scikit-learn's digits",
         "cifar10": "CIFAR-10",
@@ -110,7 +146,15 @@ def title(dataset: str) -> str:
 
 
 def spread(table: dict, r: dict) -> str:
-    """What the figures beside a table's numbers are."""
+    """Explain the small figures beside the numbers of a table.
+
+    Args:
+        table: The table as JSON values.
+        r: Results of the experiment.
+
+    Returns:
+        One sentence, empty if the table has no shares of samples.
+    """
     numbers = [cell["ours"] for row in table["rows"] for cell in row["cells"] if cell["ours"]]
     sizes = {number["n"] for number in numbers if "n" in number}
     if not sizes:
@@ -119,7 +163,7 @@ def spread(table: dict, r: dict) -> str:
     if len(sizes) == 1:
         what += f", {sizes.pop():,}"
     if len(r["seeds"]) == 1:
-        return f"Small figures: {what}; what another seed would change is not in them."
+        return f"Small figures: {what}; they do not cover the variation between seeds."
     return f"Small figures: the range over seeds, at least {what}."
 
 
@@ -129,18 +173,26 @@ def _write(path: Path, template: str, **values: object) -> Path:
 
 
 def interval(number: dict) -> str:
-    """The spread of a number, as it stands beside it."""
+    """Format the interval of a number.
+
+    Args:
+        number: The number as JSON values.
+    """
     digits = number.get("digits", 1)
     return f"{number['low']:.{digits}f}–{number['high']:.{digits}f}"
 
 
 def _with_subscripts(text: str) -> Markup:
-    """Text with D_R, D_NR, D_rand and D_det as they are printed."""
+    """Typeset D_R, D_NR, D_rand and D_det with subscripts."""
     return Markup(re.sub(r"\bD_(R|NR|rand|det)\b", r"D<sub>\1</sub>", str(escape(text))))
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as one would say it."""
+    """Format a duration in seconds, minutes or hours.
+
+    Args:
+        seconds: The duration.
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -140,7 +140,7 @@ def test_what_is_done_may_lie_where_nothing_can_be_written(tmp_path, capsys, mon
     for name in ("metrics.jsonl", "checkpoint.json"):
         (out / name).unlink()
     run("train", "--out", out, *quick)
-    assert "a trained model is in" in capsys.readouterr().out
+    assert "already holds a trained model" in capsys.readouterr().out
 
 
 def test_a_damaged_config_is_named(model, capsys):

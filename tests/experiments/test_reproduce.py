@@ -153,7 +153,7 @@ def test_all_without_the_data_is_an_error(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["reproduce", "all", "--preset", "cifar10-cpu", "--out", str(tmp_path)])
     assert stopped.value.code == 1
-    assert "cifar10 is the user's own: say with --root (or ADVFEAT_DATA) where it lies" in capsys.readouterr().err
+    assert "cifar10 is not part of advfeat: give its folder with --root (or ADVFEAT_DATA)" in capsys.readouterr().err
 
 
 def test_seeds_below_one(capsys):

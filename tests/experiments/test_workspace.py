@@ -63,7 +63,7 @@ def test_what_is_damaged_is_done_again_and_said(tmp_path, kind, name, damage):
     before = {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix == ".safetensors"}
     damage(folder / name)
     again = make_lab(tmp_path)
-    with pytest.warns(UserWarning, match=rf"{folder}/{name}.*(is done again|made again)"):
+    with pytest.warns(UserWarning, match=rf"{folder}/{name}.*(is repeated|made again)"):
         again.open(steps[kind])
     assert {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix == ".safetensors"} == before
     with warnings.catch_warnings():
@@ -79,7 +79,7 @@ def test_a_damaged_record_of_a_step_is_written_anew(tmp_path, content):
     weights = workspace.open(step).state_dict()
     record = workspace.folder(step) / "step.json"
     record.write_bytes(content)
-    with pytest.warns(UserWarning, match="step.json.*looked at anew"):
+    with pytest.warns(UserWarning, match="step.json.*treated as unfinished"):
         found = make_lab(tmp_path).open(step).state_dict()
     assert all(torch.equal(found[name], weights[name]) for name in weights)
     assert json.loads(record.read_text())["done"]
@@ -251,7 +251,7 @@ def test_what_fails_meanwhile_is_left_to_its_own_time(tmp_path):
     bad = dataclasses.replace(at, data=Data("cifar10"))  # nowhere to be found
     tried, make = [], second._make
     second._make = lambda step: (tried.append(step.key), make(step))
-    with pytest.warns(UserWarning, match="training: D failed and is left for later: cifar10 is the user's own"):
+    with pytest.warns(UserWarning, match="training: D failed and is left for later: cifar10 is not part of advfeat"):
         for _ in range(2):  # once, not at every experiment
             with first._alone_at(at):
                 working = threading.Thread(target=lambda: second.do([at], [bad]))
