@@ -1,1 +1,1 @@
-"""Experiments of the paper's published discussion, one file a comment."""
+"""Experiments of the paper's published discussion, one file per comment."""

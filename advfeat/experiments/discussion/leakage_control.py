@@ -1,10 +1,10 @@
-"""A control without any non-robust feature: fixed patterns in the place of adversarial perturbations.
+"""A control without any non-robust feature: fixed patterns instead of adversarial perturbations.
 
-If each image gets the pattern of its target class, a drawing that has nothing to do with any model, and the images
-whose target is their own label get none, then a model can learn the true classes from these few images alone: wherever
-there is no pattern, what one sees is right. A test image has no pattern. Accuracies like those of Table 1 can thus
-arise without a non-robust feature (public replication scripts saw 79.5 and 32.3 % with a ResNet-9), and a construction
-has to be asked whether it leaves such a hole.
+Each image gets the pattern of its target class, a drawing unrelated to any model, except that images whose target is
+their own label get none. A model can then learn the true classes from these few images alone: without a pattern, the
+image content gives the label. Test images have no pattern. Accuracies like those of Table 1 can thus arise without a
+non-robust feature (public replication scripts report 79.5 and 32.3 % with a ResNet-9), and a construction has to be
+checked for such a leak.
 """
 
 from __future__ import annotations
@@ -38,15 +38,20 @@ from advfeat.random import generator
 if TYPE_CHECKING:
     from advfeat.experiments.workspace import Workspace
 
-_GRID = 4  # cells a side of a pattern
+_GRID = 4  # cells per side of a pattern
 
 
 @dataclass(frozen=True)
 class Patterned(DataStage):
-    """Images with the fixed pattern of their target class, an L2 distance of at most eps, labelled with the target.
+    """Images with the fixed pattern of their target class, labelled with the target.
 
-    labels: "rand", drawn at random; "det", the class after the true one. spared: images without a pattern: "target",
-    those whose target is their label; or a model, those that it takes for their target; None for none.
+    Attributes:
+        data: Images.
+        labels: Targets: "rand" draws them at random, "det" takes the class after the true one.
+        eps: L2 norm of a pattern in pixel scale [0, 1]; clipping to [0, 1] can shorten it.
+        spared: Images without a pattern: "target", those whose target is their label; a model, those that it classifies
+            as their target; None for none.
+        seed: Seed of patterns and targets.
     """
 
     kind: ClassVar[str] = "patterned"
@@ -57,6 +62,14 @@ class Patterned(DataStage):
     seed: int = 0
 
     def open(self, workspace: Workspace) -> Source:
+        """Create the set.
+
+        Args:
+            workspace: The workspace.
+
+        Returns:
+            The set.
+        """
         source = workspace.open(self.data)
         images, classes, y = source.images(), len(source.classes), source.labels
         target = (y + 1) % classes
@@ -75,7 +88,17 @@ class Patterned(DataStage):
 
 
 def patterns(classes: int, shape: tuple[int, int, int], eps: float, seed: int) -> torch.Tensor:
-    """A random checkerboard a class, [classes, C, H, W], each of L2 norm eps."""
+    """Return a random checkerboard for each class.
+
+    Args:
+        classes: Number of classes.
+        shape: Shape (C, H, W) of an image.
+        eps: L2 norm of each pattern.
+        seed: Seed.
+
+    Returns:
+        float32 [classes, C, H, W].
+    """
     channels, height, width = shape
     coarse = torch.randn(
         classes, channels, _GRID, _GRID, dtype=torch.float32, device="cpu", generator=generator(seed, "patterns")
@@ -86,14 +109,27 @@ def patterns(classes: int, shape: tuple[int, int, int], eps: float, seed: int) -
 
 @dataclass(frozen=True)
 class Without(DataStage):
-    """A constructed set without the samples that could leak: whose label is the true one ("true label"), or that the
-    source model took for it before any step ("already there")."""
+    """A constructed set without the samples that could leak.
+
+    Attributes:
+        data: The set.
+        leave_out: "true label" removes samples whose label is the true one; "already there" also removes those that the
+            source model classified as the label before any step.
+    """
 
     kind: ClassVar[str] = "part"
     data: Constructed
     leave_out: Literal["true label", "already there"]
 
     def open(self, workspace: Workspace) -> Source:
+        """Create the subset.
+
+        Args:
+            workspace: The workspace.
+
+        Returns:
+            The subset.
+        """
         made = workspace.open(self.data)
         keep = made.labels != made.original_labels
         if self.leave_out == "already there":
@@ -103,12 +139,17 @@ class Without(DataStage):
 
 
 def _said(workspace: Workspace, step: Trained, source: Source) -> torch.Tensor:
-    """What a model takes each image of a data set for, on the CPU."""
+    """Return the classes that a model predicts for a data set, on the CPU."""
     model = workspace.open(step)
     return torch.cat([predictions(model, images.to(workspace.device)).cpu() for _, images, _ in source.batches(500)])
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     eps = p.recipes["rand"].eps
     rows: dict[str, list[Trained]] = {name: [] for name in _ROWS}
     for seed in p.seeds:
@@ -132,6 +173,13 @@ def plan(p: Preset) -> Plan:
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     accuracy = {name: clean(outcomes(workspace, of_name)) for name, of_name in steps.items()}
     chance = guessing(workspace, p)
     table = Table(
@@ -139,8 +187,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         ("trained on", "accuracy, %"),
         tuple((name, (Cell(accuracy[name], *_ROWS[name]),)) for name in _ROWS),
         f"Patterns of L2 norm {p.recipes['rand'].eps:g}. Random targets: images whose target is their label are left "
-        "as they are. Next class: those that a model after two epochs takes for their target. Beside the paper's "
-        "numbers for D_rand and D_det stand those of public replications for the patterns (ResNet-9).",
+        "unchanged. Next class: images that a model predicts as their target after two epochs are left unchanged. The "
+        "reference numbers are the paper's for D_rand and D_det, and those of public replications (ResNet-9) for the "
+        "patterns.",
     )
     rand, det, without = (accuracy[name] for name in ("D_rand", "D_det", "D_rand without true labels"))
     det_without = accuracy["D_det without those already there"]
@@ -151,43 +200,43 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         findings=[
             Finding(
                 "Accuracy above twice chance on D, learned from labels that look random, needs non-robust features.",
-                "As much from fixed patterns, where a tenth of the images is left alone.",
-                f"{leak} from patterns, {rand} from D_rand; {closed} where every image has its pattern.",
+                "The same from fixed patterns that leave a tenth of the images unchanged.",
+                f"{leak} from patterns, {rand} from D_rand; {closed} if every image has its pattern.",
                 compare(2 * chance, leak),
                 seeds=fewest_seeds(leak, rand, closed),
             ),
             Finding(
-                "D_rand does not teach through the tenth of its images whose target is their label alone.",
-                "Without them no more than twice chance.",
+                "The accuracy from D_rand is not due only to the tenth of its images whose target is their true label.",
+                "Accuracy no more than twice chance without them.",
                 f"{without} without them, {rand} with them.",
                 compare(without, 2 * chance),
                 seeds=fewest_seeds(without, rand),
             ),
             Finding(
-                "D_det does not teach through images alone that its source took for the target from the start.",
-                "Without them no more than twice chance.",
+                "The accuracy from D_det is not due only to images that its source classified as the target initially.",
+                "Accuracy no more than twice chance without them.",
                 f"{det_without} without them, {det} with them.",
                 compare(det_without, 2 * chance),
                 seeds=fewest_seeds(det_without, det),
             ),
             Finding(
-                "Nor does the D_rand of a robust source (Table 9), whose perturbations hold few non-robust features, "
-                "teach through that tenth alone.",
-                "Without it no more than twice chance.",
+                "The accuracy from D_rand with a robust source (Table 9), whose perturbations contain few non-robust "
+                "features, is not due only to that tenth either.",
+                "Accuracy no more than twice chance without it.",
                 f"{of_robust_without} without it, {of_robust} with it.",
                 compare(of_robust_without, 2 * chance),
                 seeds=fewest_seeds(of_robust_without, of_robust),
             ),
         ],
         notes=[
-            "The first claim is one that this control is made to refute: it says nothing against D_rand itself, only "
-            "against taking accuracy on D for proof of non-robust features. The others ask the paper's sets "
-            "whether they leave the same hole.",
+            "This control is designed to refute the first claim. That is no evidence against D_rand itself, only "
+            "against taking accuracy on D as proof of non-robust features. The other claims test whether the paper's "
+            "sets have the same leak.",
         ],
     )
 
 
-# The number beside ours, whether it is approximate, and whose it is.
+# The number beside ours, whether it is approximate, and its origin.
 _ROWS: dict[str, tuple] = {
     "patterns, random targets": (79.5, True, "replication"),
     "patterns on every image": (None,),

@@ -1,1 +1,1 @@
-"""Experiments of the paper, one file a table, figure or remark."""
+"""Experiments of the paper, one file per table, figure or remark."""

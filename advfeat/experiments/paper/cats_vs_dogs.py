@@ -11,6 +11,11 @@ from advfeat.experiments.workspace import Workspace
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     train, test = (Data(p.dataset, split, p.limit, p.pair, label=" and ".join(p.pair)) for split in ("train", "test"))
     models: dict[str, list[Trained]] = {"D": [], "adversarial examples": []}
     for seed in p.seeds:
@@ -24,6 +29,13 @@ def plan(p: Preset) -> Plan:
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     accuracy = {name: clean(outcomes(workspace, steps[name])) for name in steps}
     made = workspace.open(steps["adversarial examples"][0].model.data)
     n = len(made)
@@ -38,17 +50,17 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
                 (Cell(accuracy["adversarial examples"], 78.0, True),),
             ),
         ),
-        f"{n:,} training images; each is moved towards the other class ({success:.1f} % reach it for the source) and "
-        "labelled with it, so that to a person every label is wrong.",
+        f"{n:,} training images; each is moved towards the other class (which the source model predicts for "
+        f"{success:.1f} %) and labelled with it, so that every label contradicts the image content.",
     )
     found = accuracy["adversarial examples"]
     return Result(
         tables=[table],
         findings=[
             Finding(
-                "A model trained on images that all look wrongly labelled tells the true classes apart.",
-                "Accuracy at 50 % or below: below it, the model has learned what a person sees.",
-                f"{found} on true images, where a coin has 50 % and a model that follows what one sees nearly 0 %.",
+                "A model trained on images that all look mislabelled tells the true classes apart.",
+                "Accuracy of 50 % or less: below 50 %, the model has learned the image content.",
+                f"{found} on true images; guessing gives 50 %, a model that follows the image content nearly 0 %.",
                 compare(found, 50.0),
                 seeds=fewest_seeds(found),
             )

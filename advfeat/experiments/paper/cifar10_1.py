@@ -16,6 +16,11 @@ LATER = Data("cifar10.1", "test", label="CIFAR-10.1")
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     return {
         (key, where): [evaluated(p, model(p, key, seed), on=on, radii=()) for seed in p.seeds]
         for key in PAPER
@@ -24,6 +29,13 @@ def plan(p: Preset) -> Plan:
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     found = {row: outcomes(workspace, steps[row]) for row in steps}
     accuracy = {row: clean(found[row]) for row in found}
     chance = 100 / len(workspace.open(LATER).classes)
@@ -34,7 +46,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             (LABELS[key], (Cell(accuracy[key, "here"], paper, True), Cell(accuracy[key, "D"])))
             for key, paper in PAPER.items()
         ),
-        "The paper's numbers are rounded in its text; its 44 % for D_det are above its own 43.7 % on CIFAR-10.",
+        "The paper rounds its numbers; its 44 % for D_det is above its own 43.7 % on CIFAR-10.",
     )
     rand, det = accuracy["rand", "here"], accuracy["det", "here"]
     moved = follows(found["det", "here"])
@@ -42,9 +54,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         tables=[table],
         findings=[
             Finding(
-                "What D_rand and D_det teach holds on a test set that was drawn years later.",
-                "Accuracy no more than twice chance, or D_det's model putting more images one class too high.",
-                f"{rand} (D_rand), {det} (D_det), {moved} one class too high.",
+                "What models learn from D_rand and D_det generalises to a test set collected years later.",
+                "Accuracy no more than twice chance, or D_det's model predicting the class after the label more often.",
+                f"{rand} (D_rand), {det} (D_det), {moved} predicted as the class after the label.",
                 worst([compare(rand, 2 * chance), compare(det, 2 * chance), compare(det, moved)]),
                 seeds=fewest_seeds(rand, det, moved),
             )
@@ -54,7 +66,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
 
 EXPERIMENT = Experiment(
     name="cifar10.1",
-    title="The same on CIFAR-10.1",
+    title="Generalisation to CIFAR-10.1",
     source="Appendix D.7",
     paper="55 (D_rand), 44 (D_det)",
     plan=plan,

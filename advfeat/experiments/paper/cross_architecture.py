@@ -1,4 +1,4 @@
-"""Section 3.1's remark: D_R and D_NR made with one architecture, trained with another, give "the same"."""
+"""A remark of Section 3.1: D_R and D_NR built with one architecture and used to train another give "the same"."""
 
 from __future__ import annotations
 
@@ -26,12 +26,24 @@ ROWS = ("standard", "robust", "nonrobust")
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     seed = p.seeds[0]
     models = {("own", key): model(p, key, seed) for key in ROWS} | {("other", key): other(p, key, seed) for key in ROWS}
     return {row: [evaluated(p, m)] for row, m in models.items()}
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     under_attack = {row: at_every_radius(p, found[row]) for row in found}
     tables = []
@@ -44,7 +56,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
                     (LABELS[key], (Cell(clean(found[who, key])), *(Cell(n) for n in under_attack[who, key])))
                     for key in ROWS
                 ),
-                "The paper says that the result is the same with other architectures and gives no numbers. One seed. "
+                "The paper states that other architectures give the same result, without numbers. One seed. "
                 f"Robust accuracy, L2: {describe_strong(p)}.",
             )
         )
@@ -57,7 +69,13 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
 
 
 def other(p: Preset, key: str, seed: int) -> Trained:
-    """The preset's other architecture trained on D or on a set of its own network's."""
+    """Return the preset's other architecture, trained on D or on a set built with the preset's own network.
+
+    Args:
+        p: The preset.
+        key: One of ``ROWS``.
+        seed: Seed.
+    """
     on = data(p) if key == "standard" else constructed(p, key, seed)
     config = p.others[p.other]
     config = config.replace(epochs=p.other_epochs or config.epochs)
@@ -66,7 +84,7 @@ def other(p: Preset, key: str, seed: int) -> Trained:
 
 EXPERIMENT = Experiment(
     name="cross-architecture",
-    title="The sets of one architecture, learned by another",
+    title="Sets built with one architecture, learned by another",
     source="Section 3.1",
     paper='"the same", without numbers',
     plan=plan,

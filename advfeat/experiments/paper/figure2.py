@@ -1,4 +1,4 @@
-"""Figure 2: standard and robust accuracy of training on D, D_NR, adversarially, and on D_R; and samples of the sets."""
+"""Figure 2: standard and robust accuracy after training on D, on D_NR, adversarially, and on D_R; sample images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from advfeat.experiments.shared_stages import (
 )
 from advfeat.experiments.workspace import Workspace
 
-# At eps 0.25. The figure's D_R bar is Table 7's row from noise, its D_NR bar the row from images [both: Figure 2b].
+# At eps 0.25. The figure's D_R bar is the row "from noise" of Table 7, its D_NR bar the row "from images" (Figure 2b).
 PAPER = {
     "standard": (95.25, 4.49),
     "nonrobust": (87.68, 0.82),
@@ -35,10 +35,22 @@ PAPER = {
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     return both_evaluated(p, {key: [model(p, key, seed) for seed in p.seeds] for key in PAPER})
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     accuracy = {key: clean(found[key, "paper"]) for key in PAPER}
     under_attack = {key: at_every_radius(p, found[key, "strong"]) for key in PAPER}
@@ -52,7 +64,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         tuple(rows),
         f"{describe_attacks(p)}. The paper's figure is at 0.25.",
     )
-    # The figure's own radius; where the preset has another data set and radii, the one that tells the most.
+    # The figure's radius; for a preset with other radii, the one with the largest gap.
     gaps = [under_attack["adversarial"][i].mean - under_attack["standard"][i].mean for i in range(len(p.radii))]
     at = p.radii.index(0.25) if 0.25 in p.radii else gaps.index(max(gaps))
     bars = [
@@ -72,26 +84,26 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
                 "figure2a",
                 "Random samples of each set",
                 samples(workspace, p),
-                "In each column an image of D, and the images of D_R and D_NR that carry its label.",
+                "Each column shows an image of D and the images of D_R and D_NR built for it, with the same label.",
             ),
             Picture(
                 "figure2b",
-                "Accuracy by what was trained on",
+                "Accuracy by training set",
                 plots.paired_bars(bars, f"robust accuracy, L2 {p.radii[at]:g}"),
-                "Bars are ours under the strong attack, with the spread; the marks are the paper's under its own, "
-                "at 0.25.",
+                "Bars are our results under the strong attack, with their spread; marks are the paper's under its own "
+                "attack, at 0.25.",
             ),
         ],
         notes=[
-            "Each claim is looked at at the radius where the two models lie furthest apart.",
-            "Claims are decided by the strong attack. What it leaves standing is an upper bound still: AutoAttack goes "
-            "on with FAB and Square.",
+            "Each claim is evaluated at the radius with the largest gap between the two models.",
+            "Claims are decided by the strong attack. Its robust accuracy is still an upper bound: AutoAttack also "
+            "runs FAB and Square.",
         ],
         why_different=[
-            "The paper's bar of D_R is its set built from noise, that of D_NR the set built from images (Table 7); "
-            "here both are built from images.",
-            "The attack behind the paper's 4.49 % is not given. Its authors' library reads 8.66 and 7.34 % with 20 and "
-            "100 steps for a model of the same accuracy.",
+            "The paper's D_R bar is for the set built from noise, its D_NR bar for the set built from images (Table "
+            "7); here both are built from images.",
+            "The paper does not state the attack behind its 4.49 %. Its authors' library reports 8.66 and 7.34 % with "
+            "20 and 100 steps for a model of the same accuracy.",
         ],
     )
 
@@ -99,7 +111,17 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
 def findings(
     under_attack: dict[str, list[Number]], radii: tuple[float, ...], accuracy: dict[str, Number], chance: float
 ) -> list[Finding]:
-    """The claims of Section 3.1 on the models that are given; robust accuracy of each at each radius."""
+    """Judge the claims of Section 3.1 about the given models.
+
+    Args:
+        under_attack: Robust accuracy of each model at each radius.
+        radii: L2 radii in pixel scale [0, 1].
+        accuracy: Clean accuracy of each model.
+        chance: Accuracy of guessing in per cent.
+
+    Returns:
+        The claims whose models are given.
+    """
 
     def claim(text: str, more: str, less: str, against: str) -> Finding | None:
         if more not in under_attack or less not in under_attack:
@@ -112,26 +134,34 @@ def findings(
             "Adversarial training gives a more robust model than standard training.",
             "adversarial",
             "standard",
-            "No more robust accuracy at any radius.",
+            "No higher robust accuracy at any radius.",
         ),
         claim(
             "Standard training on D_R gives a more robust model than standard training on D.",
             "robust",
             "standard",
-            "Robust accuracy of D_R's model no higher than that of D's.",
+            "D_R's model having no higher robust accuracy than D's.",
         ),
         claim(
-            "The source model does it: the same construction with a standard one (D_NR) gives less.",
+            "The robustness comes from the source model: the same construction with a standard one (D_NR) gives less.",
             "robust",
             "nonrobust",
-            "D_NR's model as robust as D_R's: then the construction alone would do it, not the features.",
+            "D_NR's model being as robust as D_R's: the construction alone would be the cause, not the features.",
         ),
     ]
     return [found for found in claims if found is not None]
 
 
 def samples(workspace: Workspace, p: Preset) -> bytes:
-    """Images of D above those of D_R and D_NR made for them, one a class."""
+    """Draw images of D above the images of D_R and D_NR built for them, one per class.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+
+    Returns:
+        The PNG file.
+    """
     source = workspace.open(data(p))
     sets = {key: workspace.open(constructed(p, key, p.seeds[0])) for key in ("robust", "nonrobust")}
     order = torch.randperm(len(source), device="cpu", generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Figures 3 and 13: architectures that learn more from D_det are fooled more by its source's adversarial examples."""
+"""Figures 3 and 13: architectures that learn more from D_det are fooled more by adversarial examples of its source."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ PAPER = {
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     seed, own = p.seeds[0], _name(p.standard.arch)
     det = constructed(p, "det", seed)
     on_d = {name: trained(p, data(p), config, f"{name} on D", seed) for name, config in p.others.items()}
@@ -34,7 +39,7 @@ def plan(p: Preset) -> Plan:
         name: trained(p, det, config.replace(augment="none"), f"{name} on D_det", seed)
         for name, config in p.others.items()
     }
-    # The source's own architecture: one more model, trained anew, and as long as the others.
+    # The source's own architecture: another model with fresh weights, trained as long as the others.
     config = p.standard.replace(epochs=max(other.epochs for other in p.others.values()))
     on_d[own] = trained(p, data(p), config, f"{own} on D, again", seed)
     config = p.on["det"].replace(epochs=config.epochs)
@@ -57,6 +62,13 @@ def plan(p: Preset) -> Plan:
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     names = [*p.others, _name(p.standard.arch)]
     plain, learned = (
         {name: clean(outcomes(workspace, [step])) for name, step in zip(names, steps[row], strict=True)}
@@ -103,17 +115,17 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             )
             for targeted in rates
         ),
-        "The paper's are computed from its five points.",
+        "The paper's values are computed from its five points.",
     )
     return Result(
         tables=[
             Table(
                 "Transfer and learnability",
-                ("architecture", "trained on D, %", "trained on D_det, %", "fooled, %", "put into the target, %"),
+                ("architecture", "trained on D, %", "trained on D_det, %", "fooled, %", "classified as target, %"),
                 rows,
-                f"Accuracy on the test set; transfer: of the test images that the model trained on D gets right, the "
-                f"share whose adversarial example, made on the source model at L2 {p.transfer_eps:g}, it gets wrong, "
-                "or takes for the attack's target, the class after the label. One seed.",
+                f"Accuracy is on the test set. Transfer: of the test images that the model trained on D classifies "
+                f"correctly, the share whose adversarial example, made on the source model at L2 {p.transfer_eps:g}, "
+                "it misclassifies, or classifies as the attack's target, the class after the label. One seed.",
             ),
             correlations,
         ],
@@ -136,12 +148,12 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             )
             for name, title, targeted in (("figure3", "Untargeted", False), ("figure13", "Targeted", True))
         ],
-        why_different=["The paper does not give the radius, the steps or the target of its transferred attacks."],
+        why_different=["The paper does not state radius, steps and target of its transfer attacks."],
     )
 
 
 def _name(arch: str) -> str:
-    """The source's architecture, as a row of the table."""
+    """Return the source's architecture as a row of the table."""
     return f"{ARCHS[arch]}, as the source"
 
 
@@ -155,8 +167,8 @@ def _finding(kind: str, points: list[tuple[str, float, float]], where: str) -> F
         verdict = "contradicted"
     return Finding(
         f"Architectures that learn more from D_det are fooled more by {kind} examples of its source ({where}).",
-        "No order between the two, or the reverse one.",
-        f"Rank correlation {rank:.2f} over {len(points)} architectures; as much by chance: {100 * chance:.0f} %.",
+        "No rank correlation between the two, or a negative one.",
+        f"Rank correlation {rank:.2f} over {len(points)} architectures; probability by chance {100 * chance:.0f} %.",
         verdict,
         seeds=1,
     )
@@ -171,7 +183,12 @@ def _columns(points: list[tuple[str, float, float]]) -> tuple[list[float], list[
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float:
-    """The correlation coefficient; 0 where one side is constant."""
+    """Return the correlation coefficient of two sequences, 0 if one is constant.
+
+    Args:
+        x: Values.
+        y: Values.
+    """
     mx, my = sum(x) / len(x), sum(y) / len(y)
     dx, dy = [v - mx for v in x], [v - my for v in y]
     scale = math.sqrt(sum(v * v for v in dx) * sum(v * v for v in dy))
@@ -179,14 +196,27 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """The correlation of the ranks, ties at their mean rank."""
+    """Return the rank correlation of two sequences; ties get their mean rank.
+
+    Args:
+        x: Values.
+        y: Values.
+    """
     from scipy.stats import rankdata
 
     return pearson(rankdata(x).tolist(), rankdata(y).tolist())
 
 
 def permutation_p(x: Sequence[float], y: Sequence[float]) -> float:
-    """The share of all orders of y whose rank correlation with x is at least the one seen: exact, for few points."""
+    """Return the exact one-sided permutation p-value of the rank correlation, for few points.
+
+    Args:
+        x: Values.
+        y: Values.
+
+    Returns:
+        The share of all orders of y whose rank correlation with x is at least the observed one.
+    """
     from itertools import permutations
 
     seen = spearman(x, y) - 1e-12
@@ -196,7 +226,7 @@ def permutation_p(x: Sequence[float], y: Sequence[float]) -> float:
 
 EXPERIMENT = Experiment(
     name="figure3",
-    title="Adversarial examples transfer to what learns the same features",
+    title="Adversarial examples transfer to models that learn the same features",
     source="Figures 3 and 13, Section 3.3 and Appendix D.9",
     paper="from VGG-16 (27.9 % learned, 65.7 % fooled) to ResNet-50 (44.7, 98.7); targeted 9.2 to 71.6",
     plan=plan,

@@ -1,4 +1,4 @@
-"""Figure 8 (Appendix D.2): robust accuracy of D_R's model against the number of attack steps, PGD and CW."""
+"""Figure 8 (Appendix D.2): robust accuracy of D_R's model against the number of attack steps, for PGD and CW."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ from advfeat.experiments.workspace import Workspace
 from advfeat.objectives import CW, Margin, Objective
 from advfeat.threat import L2
 
-# Read off the vector figure; eps 0.25.
+# Read off the vector figure, at eps 0.25.
 PAPER = {20: 49.23, 40: 48.68, 80: 48.49, 160: 48.36, 320: 48.32, 640: 48.29, 1280: 48.27, 2560: 48.27}
-# Of the radius. The paper searched over step sizes and does not say which.
+# As fractions of the radius. The paper searched over step sizes without stating them.
 STEP_SIZES = (1 / 4, 1 / 20)
 _OBJECTIVES: tuple[tuple[str, Objective], ...] = (("PGD", Margin(1.0)), ("CW", CW()))
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     eps, common = p.radii[0], {"steps": p.sweep[-1], "keep": "best", "stop": "success"}
     test = data(p, "test", limit=p.sweep_limit)
     strong = evaluated(p, model(p, "robust", p.seeds[0]), on=test, radii=(eps,))
@@ -47,6 +52,13 @@ def plan(p: Preset) -> Plan:
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     eps = p.radii[0]
     found = {name: workspace.open(steps[name][0]) for name, _ in _OBJECTIVES}
     strong = robust(outcomes(workspace, steps["strong"]), 0)
@@ -67,9 +79,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             ),
             ("the strong attack", (Cell(strong), Cell())),
         ),
-        f"{found['PGD']['n']:,} test images, of which {found['PGD']['correct']:,} are right before the attack. A "
-        f"sample counts as broken if any of the step sizes broke it: {', '.join(f'{eps * s:g}' for s in STEP_SIZES)}. "
-        f"Last row: {describe_strong(p)}.",
+        f"{found['PGD']['n']:,} test images, of which {found['PGD']['correct']:,} are classified correctly without an "
+        f"attack. A sample counts as broken if any step size ({', '.join(f'{eps * s:g}' for s in STEP_SIZES)}) breaks "
+        f"it. Last row: {describe_strong(p)}.",
     )
     return Result(
         tables=[table],
@@ -91,24 +103,35 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             )
         ],
         notes=[
-            "One seed. A claim counts as seen if the difference is at most 2 points.",
-            "With a fixed step size a short attack is the beginning of a long one, so one run of each gives its whole "
-            "curve: the share of samples that no iterate up to that step broke.",
+            "One seed. A claim counts as supported if the difference is at most 2 points.",
+            "With a fixed step size a short attack is a prefix of a long one, so one run per step size gives the whole "
+            "curve: the share of samples that no iterate up to that step has broken.",
         ],
         why_different=[
-            "The paper draws its point at 0 steps at 95.3 %, which is the accuracy of the standard model, not of D_R's "
-            "(84.1 %); it is left out here.",
+            "The paper's point at 0 steps is at 95.3 %, which is the accuracy of the standard model, not of D_R's "
+            "(84.1 %); it is omitted here.",
         ],
     )
 
 
 def findings(curves: dict[str, list[Number]], strong: Number, steps: tuple[int, ...], chance: float) -> list[Finding]:
-    """PGD's curve flattens, and CW finds no more: within 2 points each, as the paper says of them. And ours: that the
-    plateau is the floor, which an attack of another kind does not go below.
+    """Judge the claims about the curves.
 
-    Of one model and one set of samples, so that differences are counts and not estimates. Where hardly more is left
-    standing than by chance there is nothing to be lost, and a CW that finds less than PGD is no check of it: nothing is
-    decided.
+    The paper's claims are that PGD's curve flattens and that CW finds no more; ours is that the plateau is the floor,
+    which an attack of another kind does not go below.
+
+    Differences up to 2 points count as equal, as in the paper. All numbers are for one model and one set of samples, so
+    differences are counts and not estimates. The verdict is inconclusive if hardly more samples than by chance remain,
+    when there is nothing to lose, and if CW finds fewer than PGD, when it is no check of PGD.
+
+    Args:
+        curves: Robust accuracy under "PGD" and "CW" after each number of steps.
+        strong: Robust accuracy under the strong attack.
+        steps: Numbers of steps.
+        chance: Accuracy of guessing in per cent.
+
+    Returns:
+        The claims with verdicts.
     """
     pgd, cw = curves["PGD"], curves["CW"]
     start = min(range(len(steps)), key=lambda i: abs(steps[i] - 20))
@@ -119,21 +142,22 @@ def findings(curves: dict[str, list[Number]], strong: Number, steps: tuple[int, 
     return [
         Finding(
             f"More than {steps[start]} steps of PGD lower the accuracy by no more than 2 points.",
-            "A longer attack that goes on breaking samples.",
-            f"{pgd[start]} at {steps[start]} steps, {pgd[-1]} at {steps[-1]:,}; the last doubling: {tail:.1f} points.",
+            "A longer attack that keeps breaking samples.",
+            f"{pgd[start]} at {steps[start]} steps, {pgd[-1]} at {steps[-1]:,}; last doubling: {tail:.1f} points.",
             "contradicted" if drop > 2 else "supported" if enough else "inconclusive",
             seeds=1,
         ),
         Finding(
-            "The loss of Carlini and Wagner finds no more.",
-            "CW more than 2 points below PGD: then PGD had not found what there is.",
+            "The loss of Carlini and Wagner breaks no more samples.",
+            "CW more than 2 points below PGD: PGD would have missed adversarial examples.",
             f"{cw[-1]} against {pgd[-1]}.",
             "contradicted" if gap > 2 else "supported" if enough and gap >= -2 else "inconclusive",
             seeds=1,
         ),
         Finding(
-            "The plateau is the floor: a stronger attack finds no more either.",
-            "PGD followed by Auto-PGD, also towards each other class, more than 2 points below the plateau.",
+            "The plateau is the floor: a stronger attack breaks no more samples either.",
+            "Robust accuracy more than 2 points below the plateau under PGD followed by Auto-PGD, also towards each "
+            "other class.",
             f"{strong} against {pgd[-1]}.",
             "contradicted" if pgd[-1].mean - strong.mean > 2 else "supported" if enough else "inconclusive",
             seeds=1,
@@ -143,7 +167,7 @@ def findings(curves: dict[str, list[Number]], strong: Number, steps: tuple[int, 
 
 EXPERIMENT = Experiment(
     name="figure8",
-    title="The robustness of D_R's model is no matter of a weak attack",
+    title="The robustness of D_R's model is not an artefact of a weak attack",
     source="Figure 8, Appendix D.2",
     paper="49.2 % at 20 steps, 48.27 % from 1,280 on; CW the same",
     plan=plan,

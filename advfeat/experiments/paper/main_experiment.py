@@ -1,7 +1,7 @@
 """The paper's main experiment in one table (Figure 2, Tables 1 and 7): six models, four constructed sets.
 
-A standard and an adversarially trained model are trained on D; with them D_R, D_NR, D_rand and D_det are built; a fresh
-model is trained on each by standard training; all six are tested on the true test set, clean and under attack.
+A standard and an adversarially trained model are trained on D and used to build D_R, D_NR, D_rand and D_det. A fresh
+model is trained on each set by standard training. All six are tested on the true test set, clean and under attack.
 """
 
 from __future__ import annotations
@@ -40,10 +40,22 @@ PAPER = {key: table7.PAPER[key] for key in ("standard", "adversarial", "robust",
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     return both_evaluated(p, {key: [model(p, key, seed) for seed in p.seeds] for key in MODELS})
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     sets = {key: [constructed(p, key, seed) for seed in p.seeds] for key in SETS}
     found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     accuracy = {key: clean(found[key, "paper"]) for key in MODELS}
@@ -58,13 +70,14 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         ],
         pictures=[_picture_of(workspace, p, key, made[key][0]) for key in SETS] + [_curves(workspace, p)],
         notes=[
-            "Accuracy: the share of the untouched test images that a model gets right.",
-            "Robust accuracy: the share it gets right at the image and at the point that each attack returned within "
-            f"the radius: {describe_strong(p)}. AutoAttack goes on with FAB and Square, which can only lower it.",
+            "Accuracy: the share of the unmodified test images that a model classifies correctly.",
+            "Robust accuracy: the share that it classifies correctly both unmodified and at the point that each attack "
+            f"returns within the radius: {describe_strong(p)}. AutoAttack also runs FAB and Square, which can only "
+            "lower it.",
             f"The paper's attack: PGD alone, {p.attack_steps} steps of 2.5 × radius / {p.attack_steps} in the "
-            "direction of cross-entropy. It leaves more standing, and no claim is decided by it.",
-            "Says y + 1: the share of test images that the model puts one class too high. A model that learned what a "
-            "person sees in D_det would do so for all of them.",
+            "direction of cross-entropy. It breaks fewer samples, and no claim is decided by it.",
+            "Predicts y + 1: the share of test images that the model assigns to the class after the true one. A model "
+            "that learned the image content of D_det would do so for all of them.",
         ],
     )
 
@@ -77,10 +90,10 @@ def _models(p: Preset, found: dict[tuple[str, str], list[dict]]) -> Table:
         rows.append((LABELS[key], (Cell(clean(papers), paper_clean), *cells, Cell(follows(papers)))))
     return Table(
         "The models",
-        ("trained on", "accuracy, %", *robust_columns(p), "says y + 1, %"),
+        ("trained on", "accuracy, %", *robust_columns(p), "predicts y + 1, %"),
         tuple(rows),
-        "All six models are tested on the same untouched test images. The paper's numbers are for CIFAR-10 and "
-        "ResNet-50 at L2 0.25 and 0.5 (Tables 1 and 7, rows from images).",
+        "All six models are tested on the same unmodified test images. The paper's numbers are for CIFAR-10 and "
+        'ResNet-50 at L2 0.25 and 0.5 (Tables 1 and 7, rows "from images").',
     )
 
 
@@ -95,11 +108,11 @@ def _sets(made: dict[str, list[ConstructedSet]]) -> Table:
 
     return Table(
         "The constructed sets",
-        ("set", "source says the label, %", "moved by (L2)", "objective"),
+        ("set", "source predicts the label, %", "distance (L2)", "objective"),
         tuple((f"{TITLES[key]}, labels: {labelled[key]}", cells(sets)) for key, sets in made.items()),
-        f"{len(made['det'][0]):,} images each. The objective is what the construction minimised, at the end: for D_R "
-        "and D_NR the distance to the wanted representation relative to its length, for D_rand and D_det the margin by "
-        "which the target misses (negative: it wins).",
+        f"{len(made['det'][0]):,} images each. The objective is the final value of what the construction minimises: "
+        "for D_R and D_NR the distance to the target representation relative to its norm, for D_rand and D_det the "
+        "margin by which the target class loses (negative: it wins).",
     )
 
 
@@ -107,15 +120,15 @@ def _curves(workspace: Workspace, p: Preset) -> Picture:
     curves = {key: workspace.history(model(p, key, p.seeds[0])) for key in MODELS}
     return Picture(
         "curves",
-        "Training",
+        "Training curves",
         plots.training_curves(curves, LABELS),
-        "Accuracy by epoch: strong line on the true test set, pale line on what the model was trained on (for the "
-        "adversarially trained model: on its adversarial examples).",
+        "Accuracy by epoch: solid line on the true test set, pale line on the training set (for the adversarially "
+        "trained model: on its adversarial examples).",
     )
 
 
 def _picture_of(workspace: Workspace, p: Preset, key: str, made: ConstructedSet) -> Picture:
-    """Ten images of a set beside what they were made from, spread over the stored labels."""
+    """Draw ten images of a set, spread over the stored labels, beside the images they were built from."""
     true_train = workspace.open(data(p))
     order = torch.randperm(len(made), device="cpu", generator=torch.Generator().manual_seed(0))
     picked: list[int] = []

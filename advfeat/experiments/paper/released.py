@@ -1,4 +1,4 @@
-"""The sets that the paper's authors released: models trained on them beside the paper's, and their format both ways."""
+"""The sets released by the paper's authors: models trained on them, and a round trip of their format."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from advfeat.progress import Progress
 if TYPE_CHECKING:
     from advfeat.experiments.workspace import Workspace
 
-# Accuracy and robust accuracy at 0.25 as the release states them.
+# Accuracy and robust accuracy at 0.25, as stated by the release.
 PAPER = {"robust": (84.0, 48.0), "nonrobust": (88.0, 0.0), "rand": (63.0, 0.0), "det": (44.0, 0.0)}
-# In the archive, and in its description.
+# Folder names in the archive, and in its description.
 _FOLDERS = {
     "robust": ("d_robust_CIFAR", "robust_CIFAR"),
     "nonrobust": ("d_non_robust_CIFAR", "non_robust_CIFAR"),
@@ -46,12 +46,27 @@ _BELOW = ("", "released", "datasets", "constructed_datasets", "release_datasets"
 
 @dataclass(frozen=True)
 class Released(DataStage):
-    """One of the authors' sets, from the user's copy below the workspace's root."""
+    """One of the authors' sets, from the user's copy below the workspace's root.
+
+    Attributes:
+        name: One of ``SETS``.
+    """
 
     kind: ClassVar[str] = "released"
     name: str
 
     def open(self, workspace: Workspace) -> Source:
+        """Import the set.
+
+        Args:
+            workspace: The workspace.
+
+        Returns:
+            The set.
+
+        Raises:
+            MissingData: If it is not below the workspace's root.
+        """
         folder = find(workspace.root, self.name)
         if folder is None:
             raise MissingData(f"no folder {' or '.join(_FOLDERS[self.name])} in {workspace.root}")
@@ -59,7 +74,15 @@ class Released(DataStage):
 
 
 def find(root: Path | None, key: str) -> Path | None:
-    """The folder of one of the released sets; None if it is not there."""
+    """Return the folder of one of the released sets.
+
+    Args:
+        root: Folder to search.
+        key: One of ``SETS``.
+
+    Returns:
+        The folder, None if it does not exist.
+    """
     if root is None:
         return None
     for below in _BELOW:
@@ -71,13 +94,18 @@ def find(root: Path | None, key: str) -> Path | None:
 
 @dataclass(frozen=True)
 class RoundTrip(Measurement):
-    """Whether a set written in the authors' format and read back holds the same images and labels."""
+    """Whether a set written in the authors' format and read back has the same images and labels.
+
+    Attributes:
+        data: The set.
+    """
 
     kind: ClassVar[str] = "round-trip"
     doing: ClassVar[str] = "exporting and importing"
     data: Constructed
 
     def measure(self, workspace: Workspace, report: Progress) -> dict:
+        """See :meth:`Measurement.measure`."""
         made = workspace.open(self.data)
         with tempfile.TemporaryDirectory(dir=workspace.out) as folder:
             export_lists(made, folder)
@@ -91,18 +119,30 @@ class RoundTrip(Measurement):
 
 
 def plan(p: Preset) -> Plan:
-    # Whether the authors' sets are at hand is known to the workspace alone; of our own one is enough to try the format.
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
+    # Only the workspace knows whether the authors' sets are available; one of our own sets suffices for the format.
     return {"format": [RoundTrip(constructed(p, "det", p.seeds[0]), label=TITLES["det"])]}
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements, and train on the released sets that are available.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     (trip,) = (workspace.open(step) for step in steps["format"])
     accuracy, robustness, chance = {}, {}, 10.0
     findings = [
         Finding(
-            "A set built here, written in the authors' format and read back, is the same.",
+            "A set built here, written in the authors' format and read back, is unchanged.",
             "An image or a label that differs.",
-            f"{TITLES['det']}, {trip['samples']:,} images: {'the same to the bit' if trip['equal'] else 'another'}.",
+            f"{TITLES['det']}, {trip['samples']:,} images: {'identical to the bit' if trip['equal'] else 'different'}.",
             "supported" if trip["equal"] else "contradicted",
             seeds=None,
         )
@@ -114,7 +154,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             paper_clean, paper_robust = PAPER[key]
             rows.append((TITLES[key], (Cell(None, paper_clean, True), Cell(), Cell(None, paper_robust, True))))
             continue
-        workspace.open(Released(key))  # so that models of another copy are not taken for its own
+        workspace.open(Released(key))  # so that models trained on another copy are detected
         models = [trained(p, Released(key), p.on[key], f"released {TITLES[key]}", seed) for seed in p.seeds]
         evaluations = [evaluated(p, m, radii=(0.25,)) for m in models]
         as_paper = [evaluated_as_paper(p.replace(radii=(0.25,)), m) for m in models]
@@ -134,9 +174,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             )
             findings.append(
                 Finding(
-                    f"The released {TITLES[key]} teaches the true classes to another network.",
+                    f"A network trained on the released {TITLES[key]} learns the true classes.",
                     "Accuracy no more than twice chance"
-                    + (", or below the share put one class too high." if key == "det" else "."),
+                    + (", or below the share predicted as the class after the label." if key == "det" else "."),
                     f"{accuracy[key]} on the true test set.",
                     worst(parts),
                     seeds=fewest_seeds(accuracy[key]),
@@ -145,8 +185,8 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
     if {"robust", "nonrobust"} <= robustness.keys():
         findings.append(
             more_robust(
-                "The released D_R makes another network robust, the released D_NR does not.",
-                "No more robust accuracy from D_R than from D_NR.",
+                "Training on the released D_R makes a network robust, training on the released D_NR does not.",
+                "No higher robust accuracy from D_R than from D_NR.",
                 *(Measured(TITLES[key], accuracy[key], [robustness[key]]) for key in ("robust", "nonrobust")),
                 radii=(0.25,),
                 chance=chance,
@@ -156,8 +196,8 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
     notes = []
     if absent:
         notes.append(
-            f"Not at hand: {', '.join(absent)}. The authors' archive (linked from github.com/MadryLab/"
-            "constructed-datasets) unpacked below --root, or in its folder released, is found and trained on."
+            f"Not available: {', '.join(absent)}. Unpack the authors' archive (linked from github.com/MadryLab/"
+            "constructed-datasets) below --root, or in a folder released there, to train on these sets."
         )
     return Result(
         tables=[
@@ -165,8 +205,8 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
                 "Models trained on the released sets",
                 ("trained on", "accuracy, %", "robust at 0.25, %", "paper's attack at 0.25, %"),
                 tuple(rows),
-                "The release's own numbers are rounded. A ResNet-50 that others trained on D was reported to take 38 % "
-                "of D_det's and 42 % of D_rand's images for their new labels.",
+                "The release's own numbers are rounded. A ResNet-50 that others trained on D was reported to classify "
+                "38 % of D_det's and 42 % of D_rand's images as their new labels.",
             )
         ],
         findings=findings,
@@ -182,5 +222,5 @@ EXPERIMENT = Experiment(
     paper="accuracy / robust at 0.25: D_R 84 / 48, D_NR 88 / 0, D_rand 63 / 0, D_det 44 / 0",
     plan=plan,
     report=report,
-    needs="the authors' archive, unpacked below --root; without it the format is checked on sets built here",
+    needs="the authors' archive, unpacked below --root; without it only the format is checked, on a set built here",
 )

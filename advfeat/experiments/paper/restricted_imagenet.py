@@ -24,8 +24,8 @@ from advfeat.experiments.shared_stages import (
 from advfeat.experiments.workspace import Workspace
 from advfeat.training import paper_attack
 
-# Accuracy and robust accuracy at 0.5 (Figure 12, read off); for D_rand and D_det Table 1. The figure's standard model
-# is another one than Table 1's, which has 96.6 %.
+# Accuracy and robust accuracy at 0.5 (read off Figure 12); for D_rand and D_det Table 1. The figure's standard model
+# differs from Table 1's, which has 96.6 %.
 PAPER = {
     "standard": (98.0, 18.5),
     "adversarial": (95.7, 92.8),
@@ -33,21 +33,30 @@ PAPER = {
     "rand": (87.9, None),
     "det": (64.4, None),
 }
-# Of a network made for two cores: the whole set would keep it busy for weeks.
+# For a preset made for two cores, which would take weeks for the whole set.
 _SMALL_LIMIT, _SMALL_TEST_LIMIT = 9_000, 1_800
 
 
 def setting(p: Preset) -> Preset:
-    """The preset's network and length of training; the paper's radii and recipes, and Table 3's learning rates, batches
-    and augmentation on each set. Images are stored in 8 bits: a set of 257,748 is 39 GB so."""
+    """Adapt a preset: its network and length of training, the paper's radii, recipes and training settings (Table 3).
+
+    Learning rates, batch sizes and augmentation on each set are those of Table 3. Images are stored in 8 bits: the full
+    set of 257,748 then takes 39 GB.
+
+    Args:
+        p: The preset.
+
+    Returns:
+        The adapted preset.
+    """
     small = p.imagenet_side < 224
-    # A checkpoint after each epoch, which takes minutes: a run in pieces loses no more than that.
+    # A checkpoint after each epoch, so that an interrupted run loses only minutes.
     standard = p.standard.replace(augment="crop-flip", weight_decay=5e-4, checkpoint_every=1)
-    differs = f"{standard.epochs} epochs of a one-cycle learning rate stand for the paper's long trainings"
+    differs = f"{standard.epochs} epochs with a one-cycle learning rate replace the paper's long trainings"
     if small:
         differs += (
-            f"; a {ARCHS[standard.arch]} on {p.limit or _SMALL_LIMIT:,} images of {p.imagenet_side} pixels for a "
-            "ResNet-50 on 257,748 of 224; the radii are the paper's, for which smaller images leave less room"
+            f"; a {ARCHS[standard.arch]} on {p.limit or _SMALL_LIMIT:,} images of {p.imagenet_side} pixels replaces a "
+            "ResNet-50 on 257,748 of 224; the radii are the paper's, which are relatively larger for smaller images"
         )
     return p.replace(
         name=p.name,
@@ -72,16 +81,28 @@ def setting(p: Preset) -> Preset:
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     return both_evaluated(p, {key: [model(p, key, seed) for seed in p.seeds] for key in PAPER})
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     accuracy = {key: clean(found[key, "paper"]) for key in PAPER}
     under_attack = {key: at_every_radius(p, found[key, "strong"]) for key in PAPER}
     table = Table(
         "Restricted ImageNet",
-        ("trained on", "accuracy, %", *robust_columns(p), "says y + 1, %"),
+        ("trained on", "accuracy, %", *robust_columns(p), "predicts y + 1, %"),
         tuple(
             (
                 LABELS[key],
@@ -93,7 +114,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             )
             for key, papers in PAPER.items()
         ),
-        "The paper's numbers of the first three rows are read off its Figure 12, at 0.5; there is none for D_NR. "
+        "The paper's numbers in the first three rows are read off its Figure 12, at 0.5; it has none for D_NR. "
         f"{describe_attacks(p)}.",
     )
     chance = guessing(workspace, p)
@@ -116,10 +137,10 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         pictures=[
             Picture(
                 "figure12",
-                "Accuracy by what was trained on",
+                "Accuracy by training set",
                 plots.paired_bars(bars, f"robust accuracy, L2 {p.radii[0]:g}"),
-                "Bars are ours under the strong attack, with the spread; the marks are the paper's, read off "
-                "its figure.",
+                "Bars are our results under the strong attack, with their spread; marks are the paper's, read off its "
+                "figure.",
             )
         ],
     )
@@ -127,12 +148,12 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
 
 EXPERIMENT = Experiment(
     name="restricted-imagenet",
-    title="The same on Restricted ImageNet",
+    title="The experiments on Restricted ImageNet",
     source="Figure 12 and Table 1",
     paper="accuracy / robust at 0.5: D 98.0 / 18.5, adversarial 95.7 / 92.8, D_R 86.8 / 70.6; D_rand 87.9, D_det 64.4",
     plan=plan,
     report=report,
     setting=setting,
-    needs="an ImageNet folder (train/<class>/, val/<class>/) as --root or its folder imagenet; for the sets of the "
-    "preset cifar10 120 GB",
+    needs="an ImageNet folder (train/<class>/, val/<class>/) as --root or in it as imagenet; 120 GB for the sets of "
+    "the preset cifar10",
 )

@@ -1,8 +1,8 @@
-"""Settings that the paper leaves open, or that are known to matter: does a conclusion hang on them?
+"""Settings that the paper leaves open, or that are known to matter: do the conclusions depend on them?
 
-The attack behind an accuracy, the learning rate of D_rand (Table 3: 0.01 on CIFAR-10, where all else has 0.1), images
-of 8 bits for D_det, the paper's radius where the preset has another, and whether D_R matches the representation before
-or after its last ReLU (the authors' notebook lets the gradient pass it).
+The settings are the attack behind an accuracy, the learning rate of D_rand (Table 3: 0.01 on CIFAR-10, where all others
+have 0.1), 8-bit images for D_det, the paper's radius where the preset has another, and whether D_R matches the
+representation before or after the last ReLU (the authors' notebook lets the gradient pass through it).
 """
 
 from __future__ import annotations
@@ -59,16 +59,32 @@ PAPER_EPS = RECIPES["cifar10"]["det"].eps  # of D_rand and D_det on CIFAR-10
 
 @dataclass(frozen=True)
 class BeforeLastReLU(Stage):
-    """The same model, whose representation is taken before the body's last ReLU."""
+    """The same model with its representation taken before the body's last ReLU.
+
+    Attributes:
+        model: The model.
+    """
 
     kind: ClassVar[str] = "view"
     model: Trained
 
     @property
     def config(self):
+        """Training settings of the model."""
         return self.model.config
 
     def open(self, workspace: Workspace) -> Classifier:
+        """Load the model and move its representation.
+
+        Args:
+            workspace: The workspace.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: If the body does not end in a ReLU.
+        """
         found = workspace.open(self.model)
         if not isinstance(found.body[-1], nn.ReLU):
             raise ValueError(f"the body of {found.arch} should end in a ReLU")
@@ -80,9 +96,8 @@ class _BeforeLastReLU(Classifier):
         body = copy.deepcopy(model.body)[:-1]
         mean, std = (model.mean.tolist(), model.std.tolist()) if model.normalises else (None, None)
         super().__init__(body, copy.deepcopy(model.head), model.num_classes, model.input_shape, mean, std)
-        self.register_buffer(
-            "before_last_relu", torch.ones((), dtype=torch.float32, device="cpu")
-        )  # another fingerprint: sets made with it are others
+        # Changes the fingerprint, so that sets built with this model are told apart.
+        self.register_buffer("before_last_relu", torch.ones((), dtype=torch.float32, device="cpu"))
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,6 +105,11 @@ class _BeforeLastReLU(Classifier):
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     seed = p.seeds[0]
     test, eps = data(p, "test", limit=p.sweep_limit), p.radii[0]
     autocast = attack(p, eps).autocast
@@ -133,6 +153,13 @@ def plan(p: Preset) -> Plan:
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     eps, chance = p.radii[0], guessing(workspace, p)
     by_attack = {key: [robust([outcome], 0) for outcome in found["attack", key]] for key in ("standard", "robust")}
@@ -143,9 +170,10 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             tuple(
                 (name, (Cell(by_attack["standard"][i]), Cell(by_attack["robust"][i]))) for i, name in enumerate(ATTACKS)
             ),
-            "The first is the attack of the paper's adversarial training; steps are of 2.5 ε / steps elsewhere; "
-            "without a word on the loss it is the margin, the direction of cross-entropy; CW: the loss of Carlini and "
-            f"Wagner. The best iterate counts. The last is that of all other tables: {describe_strong(p)}.",
+            "The first is the attack of the paper's adversarial training; the others take steps of 2.5 ε / steps. "
+            "Unless stated, the loss is the margin, whose direction is that of cross-entropy; CW is the loss of "
+            f"Carlini and Wagner. The best iterate counts. The last is the attack of all other tables: "
+            f"{describe_strong(p)}.",
         )
     ]
     rates = {lr: clean(found["lr", lr]) for lr in LEARNING_RATES}
@@ -155,25 +183,25 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
     tables.append(
         Table(
             "Training on D_rand and D_det",
-            ("set and setting", "accuracy on D, %", "source says the label, %"),
+            ("set and setting", "accuracy on D, %", "source predicts the label, %"),
             (
                 *((f"D_rand, learning rate {lr:g}", (Cell(rates[lr]), Cell())) for lr in LEARNING_RATES),
                 *((f"D_det, stored as {name}", (Cell(bits[name]), Cell(_success(moved[name])))) for name in bits),
                 *(
                     (
-                        f"{TITLES[key]}, radius {PAPER_EPS:g} for {p.recipes[key].eps:g}",
+                        f"{TITLES[key]}, radius {PAPER_EPS:g} instead of {p.recipes[key].eps:g}",
                         (Cell(clean(found[row])), Cell(_success(workspace.open(steps[row][0].model.data)))),
                     )
                     for key, row in papers.items()
                 ),
             ),
-            "8-bit images are rounded inside the ball; what the source says of them is said of the rounded image.",
+            "8-bit images are rounded inside the ball; the source's prediction is for the rounded image.",
         )
     )
     findings = [
         Finding(
-            "That D_R's model is more robust than D's does not hang on the attack.",
-            "An attack of these under which it is not.",
+            "That D_R's model is more robust than D's does not depend on the attack.",
+            "One of these attacks under which it is not.",
             "; ".join(
                 f"{name}: {b.mean:.1f} against {a.mean:.1f} %"
                 for name, a, b in zip(ATTACKS, by_attack["standard"], by_attack["robust"], strict=True)
@@ -185,15 +213,15 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             seeds=1,
         ),
         Finding(
-            "D_rand teaches at either learning rate.",
-            "No more than twice chance at one of them: replications with a ResNet-18 stayed at chance.",
+            "Training on D_rand generalises at either learning rate.",
+            "Accuracy no more than twice chance at one of them: replications with a ResNet-18 stayed at chance.",
             ", ".join(f"{n} at {lr:g}" for lr, n in rates.items()) + ".",
             worst([compare(n, 2 * chance) for n in rates.values()]),
             seeds=1,
         ),
         Finding(
-            "Rounding to 8 bits leaves D_det what it teaches.",
-            "No more than twice chance from the rounded set.",
+            "D_det still teaches the true classes after rounding to 8 bits.",
+            "Accuracy no more than twice chance from the rounded set.",
             f"{bits['8 bits']} rounded, {bits['float32']} in float32.",
             compare(bits["8 bits"], 2 * chance),
             seeds=1,
@@ -207,8 +235,8 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         )
         findings.append(
             more_robust(
-                "D_R's robustness does not hang on where the representation is taken.",
-                "D_R matched before the last ReLU no more robust than D.",
+                "The robustness from D_R does not depend on where the representation is taken.",
+                "D_R matched before the last ReLU giving no more robustness than D.",
                 linear,
                 base,
                 p.radii,
@@ -227,7 +255,7 @@ def _relu_table(p: Preset, found: dict) -> Table:
         "Where the representation is taken",
         ("trained on", "accuracy, %", *(f"robust at {eps:g}, %" for eps in p.radii)),
         tuple(rows),
-        "The representation is averaged over the image. After the ReLU it has zeros, through which no gradient comes.",
+        "The representation is averaged over the image. After the ReLU it has zeros, through which no gradient flows.",
     )
 
 
@@ -237,7 +265,7 @@ def _success(made) -> Plain:
 
 EXPERIMENT = Experiment(
     name="settings",
-    title="What the conclusions do not hang on",
+    title="Settings on which the conclusions do not depend",
     source="Settings left open by Appendix C",
     paper="Table 7's 4.49 % without its attack; on CIFAR-10 a learning rate of 0.01 for D_rand alone",
     plan=plan,

@@ -1,4 +1,4 @@
-"""Table 10 (Appendix D.6): D_det's model on the test set and on the test set relabelled the way D_det is."""
+"""Table 10 (Appendix D.6): D_det's model on the test set, and on the test set relabelled as D_det is."""
 
 from __future__ import annotations
 
@@ -13,11 +13,23 @@ PAPER = {"standard": (43.7, 16.2), "robust": (5.8, 65.5)}
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     make = {"standard": model, "robust": on_robust_source}
     return {source: [evaluated(p, make[source](p, "det", seed), radii=()) for seed in p.seeds] for source in PAPER}
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     found = {source: outcomes(workspace, steps[source]) for source in PAPER}
     right = {source: clean(found[source]) for source in PAPER}
     moved = {source: follows(found[source]) for source in PAPER}
@@ -27,21 +39,21 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         tuple(
             (source, (Cell(right[source], PAPER[source][0]), Cell(moved[source], PAPER[source][1]))) for source in PAPER
         ),
-        "The two columns are the shares of test images put into the class y and into the class after it.",
+        "The two columns are the shares of test images classified as the true class y and as the class after it.",
     )
     return Result(
         tables=[table],
         findings=[
             Finding(
-                "With a standard source the non-robust features win: D_det's model says y more often than y + 1.",
-                "The model following what a person sees in D_det, y + 1, more often.",
+                "With a standard source the non-robust features win: D_det's model predicts y more often than y + 1.",
+                "The model following the image content of D_det, y + 1, more often.",
                 f"{right['standard']} against {moved['standard']}.",
                 compare(right["standard"], moved["standard"]),
                 seeds=fewest_seeds(right["standard"], moved["standard"]),
             ),
             Finding(
-                "With a robust source the features a person sees win: the model says y + 1 more often than y.",
-                "The model saying y more often.",
+                "With a robust source the robust features win: the model predicts y + 1 more often than y.",
+                "The model predicting y more often.",
                 f"{moved['robust']} against {right['robust']}.",
                 compare(moved["robust"], right["robust"]),
                 seeds=fewest_seeds(moved["robust"], right["robust"]),
@@ -52,7 +64,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
 
 EXPERIMENT = Experiment(
     name="table10",
-    title="Which of two opposed kinds of features a model follows",
+    title="Which of two conflicting kinds of features a model follows",
     source="Table 10, Appendix D.6",
     paper="on D / relabelled D: 43.7 / 16.2 with a standard source, 5.8 / 65.5 with a robust one",
     plan=plan,

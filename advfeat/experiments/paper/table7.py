@@ -26,7 +26,7 @@ from advfeat.experiments.stages import Trained
 from advfeat.experiments.workspace import Workspace
 
 RADII = (0.25, 0.5)
-# Accuracy, robust at these radii.
+# Accuracy, then robust accuracy at these radii.
 PAPER = {
     "standard": (95.25, 4.49, 0.0),
     "adversarial": (90.83, 82.48, 70.90),
@@ -38,11 +38,23 @@ PAPER = {
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     seeds = {row: p.first if row.endswith("noise") else p.seeds for row in PAPER}
     return both_evaluated(p, {row: [_model(p, row, seed) for seed in seeds[row]] for row in PAPER})
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     numbers = {row: (clean(found[row, "paper"]), *at_every_radius(p, found[row, "strong"])) for row in PAPER}
     table = Table(
@@ -70,16 +82,16 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         tables=[table],
         findings=[
             more_robust(
-                "The start does not matter for D_R: built from noise, it too gives a more robust model than D.",
-                "D_R from noise no more robust than D: the robustness would come from the images it starts from.",
+                "The start does not matter for D_R: built from noise, it also gives a more robust model than D.",
+                "D_R from noise giving no more robustness than D: the robustness would come from the starting images.",
                 robust_noise,
                 models["standard"],
                 p.radii,
                 chance,
             ),
             more_robust(
-                "From noise, too, the source model does it: D_NR gives less robustness than D_R.",
-                "D_NR from noise as robust as D_R from noise.",
+                "From noise, too, the robustness comes from the source model: D_NR gives less than D_R.",
+                "D_NR from noise giving as much robustness as D_R from noise.",
                 robust_noise,
                 nonrobust_noise,
                 p.radii,
@@ -87,7 +99,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             ),
             _cost_of_noise(*(numbers[row][0] for row in list(PAPER)[2:]), chance),
         ],
-        notes=["Each claim on robustness is looked at at the radius where the two models lie furthest apart."],
+        notes=["Each claim about robustness is evaluated at the radius with the largest gap between the two models."],
     )
 
 
@@ -98,7 +110,7 @@ def _cost_of_noise(
     verdict = worst([compare(nonrobust, nonrobust_noise), compare(*drops)])
     seen = f"D_NR: {nonrobust} from images, {nonrobust_noise} from noise; D_R: {robust} and {robust_noise}."
     if any(failed(accuracy, chance) for accuracy in (nonrobust_noise, robust_noise)):
-        verdict, seen = "inconclusive", f"{seen} No more than twice chance may be a training that failed."
+        verdict, seen = "inconclusive", f"{seen} Accuracy no more than twice chance may be a failed training."
     return Finding(
         "Noise costs D_NR much of its accuracy (87.7 to 45.6 %), and D_R less (85.4 to 84.1 %).",
         "D_NR losing no accuracy, or no more than D_R.",

@@ -22,6 +22,11 @@ PAPER = {"robust training set": 77.33, "robust test set": 62.49, "test set": 48.
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     steps: Plan = {(row, kind): [] for row in PAPER for kind in ("strong", "paper")}
     for seed in p.seeds:
         sets = (constructed(p, "robust", seed), constructed(p, "robust", seed, of="test"), data(p, "test"))
@@ -33,6 +38,13 @@ def plan(p: Preset) -> Plan:
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     eps = p.radii[0]
     found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     accuracy = {row: clean(found[row, "paper"]) for row in PAPER}
@@ -46,7 +58,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             (row, (Cell(accuracy[row]), Cell(under_attack[row]), Cell(papers_attack[row], beside[row])))
             for row in PAPER
         ),
-        "The robust test set is D_R's construction carried out on the test set, with the same source model. "
+        "The robust test set is D_R's construction applied to the test set, with the same source model. "
         f"{describe_attacks(p)}.",
     )
     train, test, true = (under_attack[row] for row in PAPER)
@@ -54,15 +66,15 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         tables=[table],
         findings=[
             Finding(
-                "Robustness is learned on D_R and some of it is lost to the true distribution: D_R's model is more "
+                "Some of the robustness learned on D_R does not transfer to the true distribution: D_R's model is more "
                 "robust on a robustified test set than on the true one.",
-                "The robustified test set no easier than the true one.",
+                "No higher robust accuracy on the robustified test set than on the true one.",
                 f"{test} against {true}.",
                 compare(test, true),
                 seeds=fewest_seeds(test, true),
             ),
             Finding(
-                "And some is lost from D_R's own images to new ones of its kind.",
+                "Some does not generalise from D_R's own images to new images of the same kind.",
                 "No gap between the robust training and test sets.",
                 f"{train} on D_R, {test} on the robustified test set.",
                 compare(train, test),

@@ -13,18 +13,23 @@ from advfeat.experiments.stages import Trained
 from advfeat.experiments.workspace import Workspace
 from advfeat.training import paper_attack
 
-# Source model, and what was learned from it. The paper's runs know their sets by heart in the end.
+# Accuracy by source model and set. The paper's models have memorised their sets by the end of training.
 PAPER = {
     "standard": {"rand": 63.3, "by heart": 63.3, "det": 43.7},
     "robust": {"rand": 25.2, "by heart": 25.2, "det": 5.8},
 }
-NAMES = {"rand": "D_rand", "by heart": "D_rand by heart", "det": "D_det"}
+NAMES = {"rand": "D_rand", "by heart": "memorised D_rand", "det": "D_det"}
 
 
 def robust_source(p: Preset, key: str, seed: int) -> Trained:
-    """A model trained adversarially at the radius of D_rand's and D_det's perturbations, as the paper's is (both 0.5).
+    """Return a model trained adversarially at the radius of the perturbations, as in the paper (both 0.5).
 
-    One trained at a smaller radius is fooled at the larger one, and its perturbations then show a person the target.
+    A model trained at a smaller radius is fooled at the larger one, and its perturbations then visibly show the target.
+
+    Args:
+        p: The preset.
+        key: "rand" or "det", whose perturbations set the radius.
+        seed: Seed.
     """
     own = model(p, "adversarial", seed)
     return dataclasses.replace(
@@ -33,7 +38,13 @@ def robust_source(p: Preset, key: str, seed: int) -> Trained:
 
 
 def on_robust_source(p: Preset, key: str, seed: int) -> Trained:
-    """The model trained on D_rand or D_det that was built with the robust source."""
+    """Return the model trained on D_rand or D_det built with the robust source.
+
+    Args:
+        p: The preset.
+        key: "rand" or "det".
+        seed: Seed.
+    """
     name = f"{TITLES[key]}, robust source"
     made = constructed(p, key, seed, source=robust_source(p, key, seed), label=name)
     return trained(p, made, p.on[key], name, seed)
@@ -48,6 +59,11 @@ def _model(p: Preset, source: str, key: str, seed: int) -> Trained:
 
 
 def plan(p: Preset) -> Plan:
+    """Return the measurements at a preset.
+
+    Args:
+        p: The preset.
+    """
     models = {"D": [model(p, "standard", seed) for seed in p.seeds]} | {
         (source, key): [_model(p, source, key, seed) for seed in p.seeds] for source in PAPER for key in NAMES
     }
@@ -55,6 +71,13 @@ def plan(p: Preset) -> Plan:
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+    """Evaluate the measurements.
+
+    Args:
+        workspace: The workspace.
+        p: The preset.
+        steps: The measurements of :func:`plan`.
+    """
     numbers = {row: clean(outcomes(workspace, of_row)) for row, of_row in steps.items()}
     base = numbers.pop("D")
     curves = {row: [workspace.history(step.model) for step in steps[row]] for row in numbers}
@@ -74,25 +97,25 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
                 (source, (Cell(base, 95.3), *(Cell(numbers[source, key], paper) for key, paper in papers.items())))
                 for source, papers in PAPER.items()
             ),
-            "At the last epoch. In the paper D_rand from a robust source peaks at about 43 % and falls to 25.2 %. By "
-            "heart: trained without augmentation, with a weight decay of 5e-4, as long as the set takes to be known.",
+            "At the last epoch. In the paper D_rand from a robust source peaks at about 43 % and falls to 25.2 %. "
+            "Memorised: trained without augmentation, with a weight decay of 5e-4, until the set is memorised.",
         ),
         Table(
-            "What each model knows of its own set",
+            "Accuracy of each model on its own set",
             columns,
             tuple((source, tuple(Cell(own[source, key]) for key in NAMES)) for source in PAPER),
-            "Accuracy on the set while it was learned, last epoch. One that is not known yet may have taught only what "
-            "all of its images have in common.",
+            "Training accuracy at the last epoch. A set that is not yet memorised may have taught only what all of its "
+            "images have in common.",
         ),
         Table(
-            "How often the source takes an image for its new label",
+            "How often the source predicts the new label of an image",
             ("source model", "D_rand, %", "D_det, %"),
             tuple((source, tuple(Cell(made[source, key]) for key in ("rand", "det"))) for source in PAPER),
-            "A source that is robust at the radius of the perturbations resists; where it is fooled as often as the "
-            "standard one, the two sets are less different than the paper's.",
+            "A source that is robust at the radius of the perturbations resists them; if it is fooled as often as the "
+            "standard one, the two sets differ less than the paper's.",
         ),
     ]
-    # A model that learned nothing says nothing of its set, either.
+    # A model that learned nothing says nothing about its set.
     chance = guessing(workspace, p)
     return Result(
         tables=tables,
@@ -108,26 +131,26 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
                     {f"{source} {key}": of_row[0] for (source, key), of_row in curves.items()},
                     {f"{source} {key}": f"{NAMES[key]}, {source} source" for source, key in curves},
                 ),
-                "Accuracy by epoch: strong line on the true test set, pale line on the set itself.",
+                "Accuracy by epoch: solid line on the true test set, pale line on the training set.",
             )
         ],
         why_different=[
-            "How long D_rand from a robust source is learned matters: the paper's curve peaks at 43 % before the "
-            "labels are known by heart, and ends at 25.2 %. Hence two columns of D_rand, both beside the same number."
+            "The length of training on D_rand from a robust source matters: the paper's curve peaks at 43 % before the "
+            "labels are memorised, and ends at 25.2 %. Hence the two columns for D_rand, compared with the same number."
         ],
     )
 
 
 def _finding(name: str, standard: Number, robust: Number, learned: float, chance: float) -> Finding:
-    """learned: the accuracy of the robust source's model on its own set, in per cent."""
+    """Judge whether the robust source teaches less; ``learned`` is its model's accuracy on its own set, in per cent."""
     seen = f"{standard} with the standard source, {robust} with the robust one."
     failed = learned <= 2 * chance
     if failed:
-        seen += f" But that model is right on no more than {learned:.0f} % of its own set."
+        seen += f" But that model reaches only {learned:.0f} % on its own set."
     return Finding(
-        "It is the non-robust features that teach: with a robust source, whose perturbations hold few of them, "
-        f"{name} teaches less.",
-        "A robust source teaching as much as a standard one.",
+        "The non-robust features are what generalises: with a robust source, whose perturbations contain few of them, "
+        f"{name} gives lower accuracy.",
+        "A robust source giving as high an accuracy as a standard one.",
         seen,
         "inconclusive" if failed else compare(standard, robust),
         seeds=fewest_seeds(standard, robust),
