@@ -7,17 +7,19 @@ import io
 import os
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from advfeat._arguments import check_path
-from advfeat.datasets.base import ArraySource, Source
+from advfeat.datasets.base import ArraySource, read_images
 from advfeat.datasets.class_folders import CLASSES_FILE
 from advfeat.datasets.official import CIFAR10_CLASSES
+from advfeat.datasets.protocol import Data, LabelledImages
 from advfeat.datasets.reading import what_is_in
+from advfeat.datasets.torch_dataset import as_source
 from advfeat.files import check_writable_folder, new_folder, write_bytes, write_together
 from advfeat.json_files import write_json
 
@@ -38,7 +40,7 @@ _UNREADABLE = (
 )
 
 
-def export_lists(source: Source, path: str | Path, prefix: str = "CIFAR") -> None:
+def export_lists(source: Data, path: str | Path, prefix: str = "CIFAR") -> None:
     """Writes the two files in which the paper's authors released their sets: ``path/CIFAR_ims`` and ``path/CIFAR_lab``.
 
     Each is a list of batches saved by ``torch.save``: float32 [n, C, H, W] in [0, 1], and int64 [n]. Their code reads
@@ -46,7 +48,7 @@ def export_lists(source: Source, path: str | Path, prefix: str = "CIFAR") -> Non
     float32. Both files are written whole or not at all, and new images never stand beside the labels of older ones.
 
     Args:
-        source: The data set.
+        source: The data set, or a ``torch.utils.data`` dataset of (image, label).
         path: The folder, made if missing.
         prefix: Of the names of the files, before ``_ims`` and ``_lab``.
 
@@ -54,11 +56,11 @@ def export_lists(source: Source, path: str | Path, prefix: str = "CIFAR") -> Non
         TypeError: For what is no data set or path.
         OSError: For a full disk, or a folder that cannot be written.
     """
-    _check_source(source)
+    source = as_source(source)
     check_path("path", path)
     check_writable_folder(path)
     images, labels = [], []
-    for _, x, y in source.batches(_BATCH):
+    for _, x, y in _batches(source):
         images.append(x)
         labels.append(y)
     files = []
@@ -120,12 +122,10 @@ def import_lists(
     return made
 
 
-def _check_source(source: object) -> None:
-    if not hasattr(source, "batches"):
-        raise TypeError(
-            f"source should be an advfeat.datasets.Source, got {type(source).__name__}: "
-            "ArraySource(images, labels, classes) makes one of tensors"
-        )
+def _batches(source: LabelledImages) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(positions, images, labels), some at a time."""
+    for index in torch.arange(len(source), device="cpu").split(_BATCH):
+        yield index, read_images(source, index), source.labels[index]
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
@@ -161,7 +161,7 @@ def _load_list(file: Path) -> Tensor:
         raise ValueError(f"{file} should hold batches of one shape: {error}") from error
 
 
-def export_folder(source: Source, path: str | Path) -> None:
+def export_folder(source: Data, path: str | Path) -> None:
     """Writes ``path/<split>/<class>/00000.png``, numbered by position, and ``path/<split>/metadata.csv``.
 
     The split is the source's, or "train". Values are rounded to the nearest of k / 255, not cut off: with ``byte()``,
@@ -172,7 +172,7 @@ def export_folder(source: Source, path: str | Path) -> None:
     The folder of the split appears when it is whole.
 
     Args:
-        source: The data set.
+        source: The data set, or a ``torch.utils.data`` dataset of (image, label).
         path: The folder, made if missing.
 
     Raises:
@@ -183,7 +183,7 @@ def export_folder(source: Source, path: str | Path) -> None:
     """
     from PIL import Image
 
-    _check_source(source)
+    source = as_source(source)
     check_path("path", path)
     channels = source.image_shape[0]
     if channels not in (1, 3):
@@ -195,7 +195,7 @@ def export_folder(source: Source, path: str | Path) -> None:
     if sorted(folders) != folders:
         digits = len(str(len(folders) - 1))
         folders = [f"{i:0{digits}d}_{f}" for i, f in enumerate(folders)]
-    name = source.split or "train"
+    name = getattr(source, "split", "") or "train"
     if name in (".", "..") or Path(name).name != name:  # of a manifest, which may be a stranger's
         raise ValueError(f"the split of {source.name!r} should be the name of a folder, got {name!r}")
     split = Path(path) / name
@@ -214,7 +214,7 @@ def export_folder(source: Source, path: str | Path) -> None:
             root / CLASSES_FILE,
             [{"folder": f, "name": c, "images": n} for f, c, n in zip(folders, source.classes, counts, strict=True)],
         )
-        for positions, images, labels in source.batches(_BATCH):
+        for positions, images, labels in _batches(source):
             pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
             for position, image, label in zip(positions.tolist(), pixels.numpy(), labels.tolist(), strict=True):
                 name = f"{folders[label]}/{position:05d}.png"

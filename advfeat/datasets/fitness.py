@@ -11,7 +11,7 @@ from advfeat import _model_checks, forward
 from advfeat._checks import evenly_spaced
 from advfeat._class_names import known
 from advfeat.attacks.no_trace import no_trace
-from advfeat.datasets.base import Source
+from advfeat.datasets.protocol import LabelledImages
 from advfeat.datasets.recipes import SETS, MatchRepresentation, Recipe
 from advfeat.forward import class_logits, predicted_classes
 from advfeat.intervals import wilson
@@ -22,7 +22,7 @@ _SHOWN_TWICE = 32
 
 
 def check_fitness(
-    recipe: Recipe, model: nn.Module, source: Source, device: torch.device, same_classes: bool, any_source: bool
+    recipe: Recipe, model: nn.Module, source: LabelledImages, device: torch.device, same_classes: bool, any_source: bool
 ) -> None:
     """One forward pass of one image, so that a wrong model fails before anything is written.
 
@@ -85,7 +85,7 @@ def _check_training(recipe: Recipe, model: nn.Module) -> None:
     )
 
 
-def is_deterministic(model: nn.Module, source: Source, device: torch.device) -> bool:
+def is_deterministic(model: nn.Module, source: LabelledImages, device: torch.device) -> bool:
     """Whether the model says the same twice of the first images.
 
     Args:
@@ -107,7 +107,7 @@ def is_deterministic(model: nn.Module, source: Source, device: torch.device) -> 
     return same
 
 
-def warn_of_chance(model: nn.Module, source: Source, device: torch.device, batch_size: int) -> None:
+def warn_of_chance(model: nn.Module, source: LabelledImages, device: torch.device, batch_size: int) -> None:
     """Warns where the model gets images of the source right no more often than chance does.
 
     Looked at are at most 500, evenly spaced. Chance is one in the number of classes; saying one class for all images is

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 from support.constructed_set import build, manifest, rows
+from support.tensor_source import striped
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from advfeat import cli
 from advfeat.datasets import base, exchange, official, sources
@@ -33,6 +35,21 @@ def test_lists_of_the_paper_s_authors(tmp_path):
     assert images.dtype == torch.float32 and torch.equal(images, made.images())
     back = exchange.import_lists(tmp_path / "lists", classes="abcd")
     assert torch.equal(back.images(), made.images()) and torch.equal(back.labels, made.labels)
+
+
+def test_a_dataset_of_torch_is_exported(tmp_path):
+    images, labels = torch.rand(7, 3, 4, 4), torch.arange(7) % 3
+    whole = TensorDataset(images, labels)
+    for name, data in [("whole", whole), ("part", Subset(whole, [6, 1]))]:
+        rows = [6, 1] if name == "part" else range(7)
+        exchange.export_lists(data, tmp_path / name)
+        back = exchange.import_lists(tmp_path / name, classes="abc")
+        assert torch.equal(back.images(), images[rows]) and torch.equal(back.labels, labels[rows])
+        exchange.export_folder(DataLoader(data), tmp_path / f"{name} as images")
+        found = FolderSource(tmp_path / f"{name} as images")
+        order = sorted(range(len(rows)), key=lambda i: int(labels[rows[i]]))
+        assert found.labels.tolist() == [int(labels[rows[i]]) for i in order]
+        assert (found.images() - images[[rows[i] for i in order]]).abs().max() < 0.51 / 255
 
 
 def test_their_lists_in_batches_of_any_size(tmp_path):
@@ -204,16 +221,11 @@ def test_lists_with_any_byte_changed_or_cut_off_are_read_or_named(tmp_path, lega
 _EXPORT = """
 import sys
 from pathlib import Path
-from test_exchange import exchange, striped
+from support.tensor_source import striped
+from advfeat.datasets import exchange
 {before}
 exchange.{what}(striped(int(sys.argv[2])), sys.argv[1])
 """
-
-
-def striped(n: int) -> ArraySource:
-    """n images of value 1/n, with labels that tell which export they are of."""
-    labels = torch.arange(n) * (1 if n % 2 else 3) % 10
-    return ArraySource(torch.full((n, 3, 4, 4), 1 / n), labels, tuple("0123456789"), "striped", "train")
 
 
 def _killed_at(call: int, what: str, folder: Path, n: int, of: str) -> bool:
@@ -226,7 +238,7 @@ def _killed_at(call: int, what: str, folder: Path, n: int, of: str) -> bool:
     )
     code = _EXPORT.format(before=before, what=what)
     done = subprocess.run(
-        [sys.executable, "-c", code, folder, str(n)], cwd=Path(__file__).parents[2], capture_output=True
+        [sys.executable, "-c", code, folder, str(n)], cwd=Path(__file__).parents[1], capture_output=True
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode != 0

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from advfeat.datasets.sources import Source
+from advfeat.datasets.base import ArraySource, Source
 
 
 class TensorSource(Source):
@@ -33,3 +33,9 @@ def blobs(n: int = 60, classes: int = 3, shape: tuple[int, int, int] = (1, 8, 8)
     for label in range(classes):
         images[labels == label, :, label * 2 : label * 2 + 2] += 0.5
     return TensorSource(images.clamp(0, 1), labels, tuple("abcdefghij"[:classes]), "blobs")
+
+
+def striped(n: int) -> ArraySource:
+    """n images of value 1/n, with labels that tell which of several exports they are of."""
+    labels = torch.arange(n) * (1 if n % 2 else 3) % 10
+    return ArraySource(torch.full((n, 3, 4, 4), 1 / n), labels, tuple("0123456789"), "striped", "train")
