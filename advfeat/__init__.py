@@ -1,8 +1,9 @@
-"""advfeat: robust and non-robust features. Fast, exact attack steps; the data sets of "Adversarial Examples Are Not
-Bugs, They Are Features" (Ilyas et al., NeurIPS 2019); training, evaluation and the theory.
+"""Robust and non-robust features: fast, exact adversarial attacks, data sets, training, evaluation and theory.
 
-``advfeat.ops`` and ``advfeat.attacks`` need torch alone. Everything is imported when it is first asked for, so that
-``advfeat --help`` need not wait for torch.
+The data sets are those of "Adversarial Examples Are Not Bugs, They Are Features" (Ilyas et al., NeurIPS 2019).
+
+``advfeat.ops`` and ``advfeat.attacks`` need only torch. Everything is imported on first use, so that ``advfeat --help``
+need not wait for torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Single arguments as they are used, or an error that names them: whole numbers, numbers, flags, texts, devices."""
+"""Checks and conversions of single arguments, with errors that name them: numbers, flags, texts, paths, devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,19 @@ import torch
 
 
 def whole_number(name: str, given: Any, least: int | None = 1) -> int:
-    """An integer of any kind, numpy's too, as Python's. Errors: ValueError for anything else and for less."""
+    """An integer of any kind, NumPy's too, as a Python int.
+
+    Args:
+        name: the name of the argument.
+        given: the value.
+        least: the smallest allowed value; None for no limit.
+
+    Returns:
+        The integer.
+
+    Raises:
+        ValueError: it is not an integer, or below ``least``.
+    """
     try:
         value = None if isinstance(given, bool) else operator.index(given)
     except TypeError:
@@ -25,8 +37,18 @@ def whole_number(name: str, given: Any, least: int | None = 1) -> int:
 
 
 def number(name: str, given: Any) -> float:
-    """A number of any kind, numpy's and a tensor of one value too, as Python's. Errors: TypeError for anything else, a
-    text such as "0.1" and True among them."""
+    """A number of any kind, including NumPy's and a tensor of one value, as a Python float.
+
+    Args:
+        name: the name of the argument.
+        given: the value.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: it is anything else, including text such as "0.1" and True.
+    """
     if type(given) in (int, float):
         return given
     if not isinstance(given, (bool, str, bytes)) and math.prod(getattr(given, "shape", ())) == 1:
@@ -38,8 +60,19 @@ def number(name: str, given: Any) -> float:
 
 
 def numbers(name: str, given: Any) -> tuple[float, ...]:
-    """Finite numbers in a list, a tuple, an array or a tensor [k]. Errors: TypeError for anything else, ValueError for
-    NaN and infinity."""
+    """Finite numbers as a tuple.
+
+    Args:
+        name: the name of the argument.
+        given: a list, a tuple, an array or a tensor [k].
+
+    Returns:
+        The numbers.
+
+    Raises:
+        TypeError: it is not a list of numbers.
+        ValueError: it holds NaN or infinity.
+    """
     if hasattr(given, "tolist"):
         given = given.tolist()
     if not isinstance(given, (list, tuple)):
@@ -51,7 +84,19 @@ def numbers(name: str, given: Any) -> tuple[float, ...]:
 
 
 def image_shape(name: str, given: Any) -> tuple[int, int, int]:
-    """(channels, height, width). Errors: TypeError for what is no sequence, ValueError for another one."""
+    """The shape of an image, (channels, height, width).
+
+    Args:
+        name: the name of the argument.
+        given: a sequence of three integers of at least 1.
+
+    Returns:
+        The shape.
+
+    Raises:
+        TypeError: it is not a sequence.
+        ValueError: it is another sequence.
+    """
     wanted = f"{name} should be (channels, height, width)"
     if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
         raise TypeError(f"{wanted}, got {given!r}")
@@ -65,10 +110,21 @@ def image_shape(name: str, given: Any) -> tuple[int, int, int]:
 
 
 def flag(name: str, given: Any) -> bool:
-    """True or False, numpy's too. Errors: TypeError for anything else: a text such as "no" would count as true."""
+    """True or False, NumPy's too, as a Python bool.
+
+    Args:
+        name: the name of the argument.
+        given: the value.
+
+    Returns:
+        The flag.
+
+    Raises:
+        TypeError: it is anything else; text such as "no" would otherwise count as true.
+    """
     if isinstance(given, bool):
         return given
-    try:  # numpy's, or of a tensor of one value
+    try:  # NumPy's, or a tensor of one value
         value = given.item()
     except (AttributeError, ValueError, RuntimeError):
         value = None
@@ -78,7 +134,16 @@ def flag(name: str, given: Any) -> bool:
 
 
 def meant(given: Any, options: Iterable[str], others: Mapping[str, str] | None = None) -> str:
-    """The option that a text may stand for, as the end of a message; "" for none. others: more names of options."""
+    """A hint at the option that a misspelt text may mean, to be appended to a message.
+
+    Args:
+        given: the text.
+        options: the valid options.
+        others: other names of options, mapped to the options.
+
+    Returns:
+        The hint, or "" for none.
+    """
     names = {_plain(option): option for option in options}
     names |= {_plain(other): option for other, option in (others or {}).items()}
     near = difflib.get_close_matches(_plain(given), names, n=1) if isinstance(given, str) else []
@@ -90,20 +155,46 @@ def _plain(text: str) -> str:
 
 
 def check_autocast(autocast: Any) -> None:
-    """Raises TypeError for what a model cannot be run in."""
+    """Checks the dtype of an autocast.
+
+    Args:
+        autocast: torch.bfloat16, torch.float16 or None.
+
+    Raises:
+        TypeError: it is anything else.
+    """
     if autocast not in (None, torch.bfloat16, torch.float16):
         raise TypeError(f"autocast should be torch.bfloat16, torch.float16 or None, got {autocast!r}")
 
 
 def check_path(name: str, given: Any) -> None:
-    """Raises TypeError for what is no path."""
+    """Checks that an argument is a path.
+
+    Args:
+        name: the name of the argument.
+        given: the value.
+
+    Raises:
+        TypeError: it is neither text nor a path object.
+    """
     if not isinstance(given, str) and not hasattr(given, "__fspath__"):
         raise TypeError(f"{name} should be a path, got {given!r}")
 
 
 def device(name: str, given: Any) -> torch.device:
-    """A device that a model can be put on. Errors: ValueError for one that is not there, among them "meta", where a
-    model would lose its weights; TypeError for what is no device."""
+    """A device on which a model can run.
+
+    Args:
+        name: the name of the argument.
+        given: a torch.device, or a text such as "cpu" or "cuda:0".
+
+    Returns:
+        The device.
+
+    Raises:
+        TypeError: it is not a device.
+        ValueError: the device is not available, or is "meta", where a model would lose its weights.
+    """
     if not isinstance(given, (str, int, torch.device)) or isinstance(given, bool):
         raise TypeError(f'{name} should be a torch.device or a text such as "cpu" or "cuda:0", got {given!r}')
     try:

@@ -1,4 +1,4 @@
-"""What data has to be before a model sees it."""
+"""Checks of data before a model sees it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ if TYPE_CHECKING:
 
 
 def from_environment(name: str, default: int) -> int:
-    """The integer, at least 0, in an environment variable; ``default`` where it is not set or empty.
+    """The integer in an environment variable.
 
-    Errors: ValueError naming the variable.
+    Args:
+        name: the variable.
+        default: the value where it is unset or empty.
+
+    Returns:
+        The integer, at least 0.
+
+    Raises:
+        ValueError: the variable holds something else; the message names it.
     """
     text = os.environ.get(name, "").strip()
     if not text:
@@ -28,7 +36,16 @@ def from_environment(name: str, default: int) -> int:
 
 
 def check_images(images: Tensor, ids: Tensor, name: str) -> None:
-    """Raises ValueError naming the first sample whose image holds NaN, infinity or a value outside [0, 1]."""
+    """Checks that images lie in [0, 1].
+
+    Args:
+        images: [N, ...].
+        ids: int64 [N], the samples' ids for the message.
+        name: the name of the data set.
+
+    Raises:
+        ValueError: an image holds NaN, infinity or a value outside [0, 1]; the message names the first such sample.
+    """
     flat = images.reshape(len(images), -1)
     good = ((flat >= 0) & (flat <= 1)).all(dim=1)  # False for NaN too
     if not bool(good.all()):
@@ -42,8 +59,17 @@ def check_images(images: Tensor, ids: Tensor, name: str) -> None:
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
-    """Raises ValueError naming the first sample whose label is not in 0 .. num_classes - 1; TypeError for labels that
-    are no int64 tensor [N]."""
+    """Checks that labels lie in 0 .. num_classes - 1.
+
+    Args:
+        labels: int64 [N].
+        num_classes: the number of classes.
+        name: the name of the data set.
+
+    Raises:
+        TypeError: the labels are not an int64 tensor [N].
+        ValueError: a label is out of range; the message names the first such sample.
+    """
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels of {name!r} should be an int64 tensor [N], got {got}")
@@ -59,11 +85,17 @@ def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
 def check_pair(
     train_source: LabelledImages, test_source: LabelledImages | None = None, same_classes: bool = False
 ) -> None:
-    """Raises ValueError for an empty training set, labels out of range, or a test set of other classes or shape.
+    """Checks a training set and its test set.
 
-    same_classes: take classes of the same number for the same, whatever their names are.
+    At most 10 000 of the test images are checked; the training images are checked when they are read.
 
-    Of the test images at most 10 000 are looked at; the training images are when they are read.
+    Args:
+        train_source: the training set.
+        test_source: the test set, or None.
+        same_classes: accept any class names if their number is equal.
+
+    Raises:
+        ValueError: a set is empty, labels are out of range, or the classes or shapes of the two differ.
     """
     classes = len(train_source.classes)
     if len(train_source) == 0:
@@ -91,9 +123,16 @@ def check_pair(
 
 
 def evenly_spaced(samples: int, most: int | None) -> Tensor:
-    """At most so many of the positions 0 .. samples - 1, evenly spaced, int64.
+    """Evenly spaced positions among 0 .. samples - 1.
 
     Not the first ones: those of an image folder would all be of one class.
+
+    Args:
+        samples: the number of samples.
+        most: the largest number of positions; None for all.
+
+    Returns:
+        int64 positions.
     """
     n = samples if most is None else min(most, samples)
     return torch.arange(n, device="cpu") * samples // max(n, 1)

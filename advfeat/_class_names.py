@@ -1,4 +1,4 @@
-"""The names of classes: a label is only a number, and two data sets may number their classes differently."""
+"""Comparison of class names: a label is only a number, and two data sets may number their classes differently."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ _NUMBERED = re.compile(r"0*(\d+)_+(.+)")
 def check_same_classes(
     first: Sequence[str] | None, first_name: str, second: Sequence[str] | None, second_name: str
 ) -> None:
-    """Raises ValueError where the classes of two data sets, or of a model and a data set, differ.
+    """Checks that the classes of two data sets, or of a model and a data set, agree.
 
-    first, second: names by label; None where they are not known, which passes. first_name, second_name: whose they are,
-    as in "the model" and "data set 'digits'". The error names the classes that differ, or those that are in another
-    order. Names that differ in case, in spaces and punctuation or in the numbers that
-    :func:`advfeat.datasets.export_folder` writes in front are the same; signs such as + and # tell classes
-    apart, and so do accents and vowel signs.
+    Names that differ only in case, in spaces and punctuation, or in the numbers that
+    :func:`advfeat.datasets.export_folder` prepends are equal; signs such as + and # distinguish classes, and so do
+    accents and vowel signs.
+
+    Args:
+        first: class names by label; None if unknown, which passes.
+        first_name: the owner of ``first``, as in "the model".
+        second: like ``first``.
+        second_name: the owner of ``second``, as in "data set 'digits'".
+
+    Raises:
+        ValueError: the classes differ; the message names those that differ or are in another order.
     """
     if first is None or second is None or tuple(first) == tuple(second):
         return
     first, second = tuple(map(str, first)), tuple(map(str, second))
     plain_first, plain_second = _plain(first), _plain(second)
     if len(set(plain_first)) < len(first) or len(set(plain_second)) < len(second):
-        plain_first, plain_second = first, second  # punctuation is all that tells some of them apart
+        plain_first, plain_second = first, second  # some names differ only in punctuation
     if plain_first == plain_second:
         return
     only_first = [name for name, plain in zip(first, plain_first, strict=True) if plain not in plain_second]
@@ -53,7 +60,14 @@ def check_same_classes(
 
 
 def class_names(model: object) -> tuple[str, ...] | None:
-    """The names of a model's classes by label, None where it does not say them."""
+    """The names of a model's classes by label.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The names; None if the model has none.
+    """
     names = known(model, "classes")
     if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
         return tuple(names)
@@ -61,7 +75,15 @@ def class_names(model: object) -> tuple[str, ...] | None:
 
 
 def known(model: object, name: str) -> object:
-    """An attribute of a model, also of one inside DataParallel, AveragedModel or ``models.averaged``; None without."""
+    """An attribute of a model, also of one inside DataParallel, AveragedModel or ``models.averaged``.
+
+    Args:
+        model: the model.
+        name: the attribute.
+
+    Returns:
+        The attribute, or None.
+    """
     if hasattr(model, name):
         return getattr(model, name)
     inside = (getattr(model, wrapper, None) for wrapper in ("module", "model"))
@@ -69,7 +91,7 @@ def known(model: object, name: str) -> object:
 
 
 def _plain(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names without case, punctuation and a number in front that only says the position."""
+    """Names without case, punctuation and a leading number that only gives the position."""
     plain = tuple(_spelled(name) or name for name in names)
     numbered = [_NUMBERED.fullmatch(name) for name in plain]
     if all(match and int(match[1]) == i for i, match in enumerate(numbered)):
@@ -78,8 +100,8 @@ def _plain(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _spelled(name: str) -> str:
-    """A name in letters, marks, digits and symbols alone, with "_" for each run of anything else."""
-    minus = "\N{MINUS SIGN}"  # which a hyphen before a number is
+    """A name reduced to letters, marks, digits and symbols, with "_" for each run of anything else."""
+    minus = "\N{MINUS SIGN}"  # the meaning of a hyphen before a number
     name = re.sub(r"^-(?=\d)", minus, unicodedata.normalize("NFC", name.casefold()))
     kept = (c if unicodedata.category(c)[0] in "LMNS" or c == "#" else "_" for c in name)
     return re.sub("_+", "_", "".join(kept)).strip("_")

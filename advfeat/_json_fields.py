@@ -1,4 +1,4 @@
-"""What a JSON file should hold, written as a value of the same form, and the sentence if it holds something else."""
+"""A schema check for JSON values, where the schema is a value of the same form."""
 
 from __future__ import annotations
 
@@ -21,12 +21,18 @@ _WORDS = {
 
 
 def check_fields(value: object, form: object, name: str = "") -> None:
-    """Raises ValueError naming the key whose value does not have the form.
+    """Checks that a value has the expected form.
 
-    form: a type (str, int, float for any finite number, bool, dict, list; object for anything); a compiled pattern, for
-    text that it matches whole; a range, for the integers in it; a tuple of alternatives, None among them; ``[form]``
-    for a list of them; ``{"key": form, "optional?": form}`` for an object that may have more keys; ``{str: form}`` for
-    one with any keys.
+    Args:
+        value: the value.
+        form: a type (str, int, float for any finite number, bool, dict, list; object for anything); a compiled pattern,
+            for text that it matches fully; a range, for the integers in it; a tuple of alternatives, which may include
+            None; ``[form]`` for a list; ``{"key": form, "optional?": form}`` for an object that may have more keys;
+            ``{str: form}`` for an object with any keys.
+        name: the key of the value, for the message.
+
+    Raises:
+        ValueError: the value has another form; the message names its key.
     """
     if isinstance(form, dict) and isinstance(value, dict):
         if str in form:
@@ -54,7 +60,14 @@ def check_fields(value: object, form: object, name: str = "") -> None:
 
 
 def check_depth(value: object) -> None:
-    """Raises ValueError for values nested so deeply that code that follows them would end in a RecursionError."""
+    """Checks that values are not nested so deeply that recursive code would end in a RecursionError.
+
+    Args:
+        value: the value.
+
+    Raises:
+        ValueError: they are.
+    """
     level, depth = [value], 0
     while level:
         depth += 1

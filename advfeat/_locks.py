@@ -1,14 +1,14 @@
 """Locks on folders that hold between processes, containers and machines that share a file system.
 
-A lock is a file that its owner alone writes, ``.NAME.OWNER.lock``. Who wants the lock puts its own file there and then
-looks for the others': if there is one, it takes its own away and tries again later. Two processes that come at once may
-both step back, but never both go on, and a file whose owner is gone can be removed by anyone, as no other owner has
-that name. This needs of the file system only that a file, once made, is seen by everybody who looks afterwards; no
-flock, which NFS may not have, may keep to one machine, or may share between containers that cannot see each other.
+A lock is a file that only its owner writes, ``.NAME.OWNER.lock``. A process that wants the lock creates its own file
+and then looks for others: if there is one, it removes its own and tries again later. Two processes that arrive at once
+may both step back, but never both proceed, and a file whose owner is gone can be removed by anyone, since no other
+owner has that name. The file system only has to show a newly created file to everybody who looks afterwards; no flock
+is needed, which NFS may lack, restrict to one machine, or share between containers that cannot see each other.
 
-An owner is gone if the process with its number and its time of start is no more. From another machine, or another
-process namespace, that cannot be seen: there it is gone if its file was not touched for two minutes (living owners
-touch it every ten seconds), by the watch of who waits, so that no clocks have to agree.
+An owner is gone if no process with its number and start time exists. From another machine or process namespace that
+cannot be checked: there it is gone if its file was not touched for two minutes (living owners touch it every ten
+seconds), measured by the waiting process's own clock, so that clocks need not agree.
 """
 
 from __future__ import annotations
@@ -29,13 +29,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_BEAT = 10.0  # seconds between two signs of life
-_PATIENCE = 120.0  # seconds without one; NFS may show a change a minute late
+_BEAT = 10.0  # seconds between two heartbeats
+_PATIENCE = 120.0  # seconds without a heartbeat; NFS may show a change a minute late
 _POLL = 0.2
 
 
 def place() -> str:
-    """Where a process number means something: one boot of one kernel and one process namespace; 8 hex digits."""
+    """An identifier of the scope in which process numbers are unique: one boot of one kernel and one process namespace.
+
+    Returns:
+        8 hex digits.
+    """
     return _place()
 
 
@@ -49,12 +53,13 @@ def _place() -> str:
 
     boot = read("/proc/sys/kernel/random/boot_id", lambda path: Path(path).read_text().strip())
     namespace = read("/proc/self/ns/pid", os.readlink)
-    # Containers of one machine share the boot; virtual machines resumed from one image may, too, but not the name.
+    # Containers on one machine share the boot id; so may virtual machines resumed from one image, but not the host
+    # name.
     return hashlib.sha256(f"{boot or uuid.getnode()} {namespace} {socket.gethostname()}".encode()).hexdigest()[:8]
 
 
 def _started(pid: int) -> int | None:
-    """When a process began, in ticks since the boot; 0 for one that has ended but was not waited for; None: unknown."""
+    """When a process started, in ticks since boot; 0 for one that has ended but was not reaped, None for unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
@@ -64,7 +69,14 @@ def _started(pid: int) -> int | None:
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that made a file, as it stands in the file's name."""
+    """The process that made a file, as encoded in the file's name.
+
+    Attributes:
+        place: see :func:`place`.
+        pid: the process number.
+        started: its start time, in ticks since boot.
+        token: random hex digits that make the name unique.
+    """
 
     place: str
     pid: int
@@ -75,12 +87,24 @@ class Owner:
 
     @classmethod
     def new(cls) -> Owner:
-        """This process, with a name that no other file has."""
+        """This process, with a new unique token.
+
+        Returns:
+            The owner.
+        """
         pid = os.getpid()
         return cls(place(), pid, _started(pid) or 0, secrets.token_hex(4))
 
     @classmethod
     def parse(cls, text: str) -> Owner:
+        """The owner that a text encodes.
+
+        Args:
+            text: as from ``str(owner)``.
+
+        Returns:
+            The owner.
+        """
         where, pid, started, token = text.split("-")
         return cls(where, int(pid), int(started), token)
 
@@ -93,31 +117,37 @@ class Owner:
         return self.place == place()
 
     def is_gone(self) -> bool:
-        """Whether it is known to have ended; False for one that cannot be seen from here."""
+        """Whether it is known to have ended.
+
+        Returns:
+            False also for a process that cannot be seen from here.
+        """
         if not self.is_near:
             return False
         try:
             os.kill(self.pid, 0)
         except (ProcessLookupError, OverflowError):
             return True
-        except OSError:  # another user's
+        except OSError:  # a process of another user
             pass
         started = _started(self.pid)
         return started is not None and self.started != 0 and started != self.started
 
 
 class Busy(OSError):
-    """Another process is at work where this one should not wait."""
+    """Another process is working where this one should not wait."""
 
 
 class LostLock(OSError):
-    """Another process took over, or the folder is gone."""
+    """Another process took over the lock, or the folder is gone."""
 
 
 class Lock:
-    """One lock of a folder. Use :func:`hold`, or :meth:`acquire` again and again: a lock learns by looking who lives.
+    """One lock of a folder. Use :func:`hold`, or call :meth:`acquire` repeatedly: each look learns who is alive.
 
-    folder: made if it is missing, and removed again with the lock if it is empty then. name: of several locks in it.
+    Args:
+        folder: created if it is missing, and removed with the lock if it is empty then.
+        name: distinguishes several locks in one folder.
     """
 
     def __init__(self, folder: str | Path, name: str = "work") -> None:
@@ -130,22 +160,29 @@ class Lock:
         self._seen: dict[str, _Sign] = {}
 
     def acquire(self) -> bool:
-        """Takes the lock if nobody has it. Errors: OSError for a folder that cannot be written."""
+        """Takes the lock if it is free.
+
+        Returns:
+            Whether it was taken.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
         if self._mine is not None or self._others():
             return False
         owner = Owner.new()
         mine = self.folder / f".{self.name}.{owner}.lock"
-        self._mine, self._process = mine, os.getpid()  # first, so that an interrupt at any moment leaves it to release
+        self._mine, self._process = mine, os.getpid()  # first, so that release() works after an interrupt at any moment
         try:
             self._make_folder()
             file = open(mine, "x")
-        except FileNotFoundError:  # who had it removed the folder just now
+        except FileNotFoundError:  # the previous owner has just removed the folder
             self._mine = None
             return False
         except OSError:
             self._mine = None
             raise
-        with suppress(OSError), file:  # the name says it all: a full disk is no reason to fail
+        with suppress(OSError), file:  # the name is enough: a full disk is no reason to fail
             file.write(json.dumps({"host": socket.gethostname(), "pid": owner.pid, "since": _now()}))
         if self._others(but=mine.name):
             mine.unlink(missing_ok=True)
@@ -156,38 +193,50 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Gives it back; of a forked child, which does not have it, nothing."""
+        """Releases the lock; does nothing in a forked child, which does not hold it."""
         if self._mine is None or self._process != os.getpid():
             return
         self._stop.set()
         self._mine.unlink(missing_ok=True)
         self._mine = None
         for folder in reversed(self._made):
-            with suppress(OSError):  # not empty: it was wanted
+            with suppress(OSError):  # not empty: it is in use
                 folder.rmdir()
         self._made = []
 
     def check(self) -> None:
-        """Errors: LostLock if it is no longer this process's: the folder was removed, or another took over because
-        this one showed no sign of life for minutes (it was stopped, or its machine slept)."""
+        """Checks that this process still holds the lock.
+
+        Raises:
+            LostLock: the folder was removed, or another process took over because this one gave no heartbeat for
+                minutes (it was stopped, or its machine slept).
+        """
         if self._mine is not None and not self._mine.exists():
             said = self.holder()
             why = f"is now worked in by {said}" if said else "was removed, or its lock was"
             raise LostLock(f"{self.folder} {why}: nothing more was written to it")
 
     def holder(self) -> str | None:
-        """Who has it, in words; None if nobody, as far as can be seen."""
+        """The holder of the lock, in words.
+
+        Returns:
+            A description; None if nobody holds it, as far as can be seen.
+        """
         for name in self._others():
             owner = Owner.parse(self._pattern.fullmatch(name).group(1))
             try:
                 record = json.loads((self.folder / name).read_bytes())
                 return f"process {owner.pid} on {record['host']}, since {record['since']}"
-            except (OSError, ValueError, KeyError, TypeError):  # gone, or its disk was full
+            except (OSError, ValueError, KeyError, TypeError):  # gone, or written on a full disk
                 return f"process {owner.pid}" + ("" if owner.is_near else " of another machine or container")
         return None
 
     def is_surely_held(self) -> bool:
-        """Whether its owner was seen alive: by its process here, or by a sign of life since the first look."""
+        """Whether its owner was seen alive: by its process here, or by a heartbeat since the first look.
+
+        Returns:
+            True if so.
+        """
         return any(
             Owner.parse(self._pattern.fullmatch(name).group(1)).is_near or self._seen[name].alive
             for name in self._others()
@@ -203,13 +252,13 @@ class Lock:
         for name in sorted(names):
             file, owner = self.folder / name, Owner.parse(self._pattern.fullmatch(name).group(1))
             try:
-                with open(file, "rb") as opened:  # opened, as NFS then asks its server
+                with open(file, "rb") as opened:  # opening makes NFS ask its server
                     changed = os.fstat(opened.fileno()).st_mtime_ns
             except FileNotFoundError:
                 continue
             sign = self._seen.setdefault(name, _Sign(changed))
             sign.look(changed)
-            # A process that is seen needs no sign, unless its number may have been given to another one.
+            # A visible process needs no heartbeat, unless its number may have been reused.
             silent = sign.silent >= _PATIENCE and (not owner.is_near or owner.started == 0)
             if owner.is_gone() or silent:
                 with suppress(OSError):
@@ -226,14 +275,15 @@ class Lock:
 
 
 class _Sign:
-    """How long a file was seen not to change, by one's own clock."""
+    """How long a file has not changed, by the local clock."""
 
     def __init__(self, changed: int) -> None:
         self.changed, self.silent, self.alive, self.looked = changed, 0.0, False, time.monotonic()
 
     def look(self, changed: int) -> None:
         now = time.monotonic()
-        # In steps: two looks far apart, before and after a sleep of this machine, say little of the time between.
+        # Capped per look: two looks far apart, such as before and after this machine slept, say little about the time
+        # between them.
         self.silent += min(now - self.looked, _BEAT / 2)
         self.looked = now
         if changed != self.changed:
@@ -246,7 +296,7 @@ def _beat(file: Path, stop: threading.Event) -> None:
             os.utime(file)
         except FileNotFoundError:
             return
-        except OSError:  # a server that is away for a while
+        except OSError:  # the server is temporarily unreachable
             continue
 
 
@@ -254,8 +304,17 @@ def _beat(file: Path, stop: threading.Event) -> None:
 def hold(folder: str | Path, name: str = "work", waiting: Callable[[str], None] | None = None) -> Iterator[Lock]:
     """Holds a lock of a folder for a block, waiting until it is free.
 
-    waiting: called once, with who has it in words, if it has to be waited for; what it raises ends the waiting.
-    Errors: OSError for a folder that cannot be written.
+    Args:
+        folder: as for :class:`Lock`.
+        name: as for :class:`Lock`.
+        waiting: called once with the holder in words, if the lock is not free; an exception that it raises ends the
+            wait.
+
+    Yields:
+        The lock.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
     lock = Lock(folder, name)
     said = waiting is None
@@ -264,7 +323,7 @@ def hold(folder: str | Path, name: str = "work", waiting: Callable[[str], None] 
             if not said and lock.is_surely_held() and (holder := lock.holder()):
                 said = True
                 waiting(holder)
-            time.sleep(_POLL * (0.5 + random.random()))  # of those who step back at once, one comes back first
+            time.sleep(_POLL * (0.5 + random.random()))  # random, so that processes that step back together come apart
         yield lock
     finally:
         lock.release()

@@ -1,4 +1,4 @@
-"""What a model has to be, and what is said of one that says other things twice, in other batches, or probabilities."""
+"""Checks of models, and warnings about randomness, dependence on the batch, and probabilities instead of logits."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from advfeat._modules import modules_of
 from advfeat._precision import dtype_of
 from advfeat.forward import device_of, logits
 
-_LOOKED_AT = 32  # images that are shown to a model twice
-# Of the largest logit: what another order of sums may change, on the CPU and where TensorFloat-32 is used.
+_LOOKED_AT = 32  # images that are passed to a model twice
+# Tolerance for another order of summation, relative to the largest logit: on the CPU, and with TensorFloat-32.
 _ROUNDING, _ROUNDING_ELSEWHERE = 1e-5, 1e-3
-# The same for batches of another size, for which libraries choose other algorithms; half types round more coarsely.
+# The same for another batch size, for which libraries choose other algorithms; half types round more coarsely.
 _ROUNDING_BY_SIZE, _ROUNDING_BY_SIZE_IN_HALF = 2e-3, 5e-2
 
-# Rows that a sum of 1 is looked for in, and by how much it may be missed.
+# The number of rows checked for a sum of 1, and the tolerance.
 _ENOUGH_ROWS, _SUM = 4, 1e-4
 
 
 def check_model(model: object) -> None:
-    """Raises TypeError for what cannot be called with images."""
+    """Checks that a model can be called with images.
+
+    Args:
+        model: the model.
+
+    Raises:
+        TypeError: it is a class, a state dict, a path or anything else that is not a model.
+    """
     if isinstance(model, type):
         raise TypeError(
             f"model should be a model, got the class {model.__name__}: give an instance, {model.__name__}()"
@@ -44,7 +51,15 @@ def check_model(model: object) -> None:
 
 
 def check_module(model: object) -> None:
-    """Raises TypeError for what is no torch.nn.Module, ValueError for one whose weights have no values."""
+    """Checks that a model is a module with weights.
+
+    Args:
+        model: the model.
+
+    Raises:
+        TypeError: it is not a torch.nn.Module.
+        ValueError: its weights have no values.
+    """
     check_model(model)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be a torch.nn.Module, got {type(model).__name__}")
@@ -52,30 +67,54 @@ def check_module(model: object) -> None:
 
 
 def check_values(model: Callable) -> None:
-    """Raises ValueError for a model on the meta device."""
+    """Checks that a model is not on the meta device.
+
+    Args:
+        model: the model.
+
+    Raises:
+        ValueError: it is.
+    """
     if device_of(model).type == "meta":
         raise ValueError("model should have weights, got one on the meta device: load its state dict with assign=True")
 
 
 def is_deterministic(model: Callable, x: Tensor, classes: int) -> bool:
-    """Whether two passes over the first images of a batch give the same logits but for rounding."""
+    """Whether two passes over the first images of a batch give the same logits up to rounding.
+
+    Args:
+        model: the model.
+        x: images [B, ...].
+        classes: the number of classes.
+
+    Returns:
+        False for a model that is random in eval mode.
+    """
     x = x[:_LOOKED_AT]
     return agree(logits(model, x.clone(), classes), logits(model, x.clone(), classes))
 
 
 def depends_on_batch(model: Callable, x: Tensor, classes: int) -> bool:
-    """Whether the first two images of a batch get other logits, beyond rounding, where the others are not there.
+    """Whether the logits of the first two images of a batch change, beyond rounding, without the other images.
 
-    A BatchNorm layer without running statistics does that, also in eval mode. Of a model that is random the answer says
+    A BatchNorm layer without running statistics causes that, also in eval mode. For a random model the answer means
     nothing.
+
+    Args:
+        model: the model.
+        x: images [B, ...].
+        classes: the number of classes.
+
+    Returns:
+        True if they change.
     """
     x = x[:_LOOKED_AT]
     if len(x) <= 2:
         return False
     together = logits(model, x.clone(), classes)[:2]
     try:
-        alone = logits(model, x[:2].clone(), classes)  # not one: a batch of one has no variance
-    except (RuntimeError, ValueError):  # a model that takes batches of one size alone, as a traced one may
+        alone = logits(model, x[:2].clone(), classes)  # two images, since a batch of one has no variance
+    except (RuntimeError, ValueError):  # a model, perhaps a traced one, that takes a single batch size
         return False
     half_type = dtype_of([model] if isinstance(model, nn.Module) else modules_of(model)) in (
         torch.float16,
@@ -85,9 +124,15 @@ def depends_on_batch(model: Callable, x: Tensor, classes: int) -> bool:
 
 
 def agree(first: Tensor, second: Tensor, rounding: float | None = None) -> bool:
-    """Whether two passes gave the same values but for rounding; NaN in the same places is the same.
+    """Whether two passes gave the same values up to rounding; NaN in the same places counts as equal.
 
-    rounding: what may differ, as a share of the largest value; by default what another order of sums may change.
+    Args:
+        first: the values of one pass.
+        second: the values of the other.
+        rounding: the tolerance as a fraction of the largest value; by default the effect of another order of summation.
+
+    Returns:
+        True if they agree.
     """
     same = (first == second) | (first.isnan() & second.isnan())
     if bool(same.all()):
@@ -100,10 +145,16 @@ def agree(first: Tensor, second: Tensor, rounding: float | None = None) -> bool:
 
 
 def are_probabilities(found: Tensor) -> bool:
-    """Whether logits [B, classes] look like a softmax: at least 0 with a sum of 1 in every row.
+    """Whether logits look like the output of a softmax: at least 0, and a sum of 1 in every row.
 
-    Of less than four rows, of rows that are all the same and of a single logit, which stands for (0, z), this says
-    nothing: true logits could be so by chance.
+    It is False for fewer than four rows, for rows that are all equal, and for a single logit, which stands for (0, z):
+    true logits could be so by chance.
+
+    Args:
+        found: [B, classes].
+
+    Returns:
+        True if they look like probabilities.
     """
     single = found.shape[1] == 2 and not bool(found[:, 0].any())
     if single or len(found) < _ENOUGH_ROWS or bool((found == found[:1]).all()):
@@ -112,7 +163,11 @@ def are_probabilities(found: Tensor) -> bool:
 
 
 def warn_of_probabilities(stacklevel: int = 3) -> None:
-    """A warning that a model gives probabilities."""
+    """Warns that a model returns probabilities.
+
+    Args:
+        stacklevel: as for :func:`warnings.warn`.
+    """
     warnings.warn(
         "the model seems to give probabilities: its values are at least 0 and sum to 1 for each image. Attacks need "
         "logits: the margin of probabilities saturates, and its gradients vanish. Take the softmax out of the model, "
@@ -123,7 +178,12 @@ def warn_of_probabilities(stacklevel: int = 3) -> None:
 
 
 def warn_of_randomness(what: str, stacklevel: int = 3) -> None:
-    """A warning that two passes of a model over the same images disagree."""
+    """Warns that two passes of a model over the same images disagree.
+
+    Args:
+        what: the consequence, for the message.
+        stacklevel: as for :func:`warnings.warn`.
+    """
     warnings.warn(
         f"the model is random in eval mode: two passes over the same images give other logits, so {what}",
         RuntimeWarning,
@@ -132,7 +192,12 @@ def warn_of_randomness(what: str, stacklevel: int = 3) -> None:
 
 
 def warn_of_batches(what: str, stacklevel: int = 3) -> None:
-    """A warning that what a model says of an image depends on the others in its batch."""
+    """Warns that a model's output for an image depends on the others in its batch.
+
+    Args:
+        what: the consequence, for the message.
+        stacklevel: as for :func:`warnings.warn`.
+    """
     warnings.warn(
         "what the model says of an image depends on the other images of its batch (BatchNorm without running "
         f"statistics?), so {what}",

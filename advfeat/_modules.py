@@ -1,4 +1,4 @@
-"""The modules that a callable is, refers to or holds, wherever it keeps them."""
+"""A search for the modules that a callable is, refers to or holds, wherever it keeps them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,29 @@ from torch import nn
 
 
 def modules_of(model: Callable) -> list[nn.Module]:
-    """The modules that a callable is, or refers to."""
+    """The modules that a callable is or refers to.
+
+    Args:
+        model: the callable.
+
+    Returns:
+        The modules.
+    """
     return [each for each in reachable(model) if isinstance(each, nn.Module)]
 
 
 def reachable(model: object, depth: int = 3) -> list[object]:
-    """Every module and function that a callable can reach: itself, what a method, partial or lambda is bound to, and
-    what it names."""
+    """Every module and function that a callable can reach.
+
+    That is itself, what a method, partial or lambda is bound to, and what its code refers to.
+
+    Args:
+        model: the callable.
+        depth: how many references to follow.
+
+    Returns:
+        The modules and functions.
+    """
     if isinstance(model, nn.Module):
         return list(model.modules())
     compiled = getattr(model, "_torchdynamo_orig_callable", None)
@@ -46,7 +62,14 @@ def reachable(model: object, depth: int = 3) -> list[object]:
 
 
 def with_those_aside(found: list[object]) -> list[object]:
-    """What was found, and what modules of the user's own classes hold where ``module.modules()`` does not look."""
+    """The given objects, plus those held by modules of a user's own classes where ``module.modules()`` does not look.
+
+    Args:
+        found: the objects.
+
+    Returns:
+        The extended list.
+    """
     seen = {id(each): each for each in found}
     left = [each for each in found if isinstance(each, nn.Module)]
     while left:
@@ -61,8 +84,10 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _held_aside(module: nn.Module) -> list[object]:
-    """Modules, functions and objects that can be called, in the plain attributes of a module and of its classes, in
-    lists, tuples, sets and dicts, too. Of torch's own classes, which hold none, nothing is looked at."""
+    """Modules, functions and callable objects in the plain attributes of a module and of its classes.
+
+    Lists, tuples, sets and dicts are searched too. torch's own classes hold none and are skipped.
+    """
     if _is_of_torch(type(module)):
         return []
     held = [value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
@@ -71,17 +96,17 @@ def _held_aside(module: nn.Module) -> list[object]:
 
 
 def _of_classes(kind: type) -> list[object]:
-    """The attributes of a class and of those that it comes from, but methods and what is of torch or Python."""
+    """The attributes of a class and its bases, without methods and without those of torch's or Python's classes."""
     owners = [owner for owner in kind.__mro__ if not _is_of_torch(owner)]
     return [value for owner in owners for value in vars(owner).values() if not isinstance(value, types.FunctionType)]
 
 
-# A container with more is one of data, and looking through it would take time at every batch.
+# A larger container holds data, and searching it would cost time at every batch.
 _MOST, _MOST_WITHIN = 1000, 100
 
 
 def _inside(value: object, most: int = _MOST) -> list[object]:
-    """The value itself, or what a container holds, and the containers in it."""
+    """The value itself, or the contents of a container, including nested containers."""
     if not isinstance(value, (list, tuple, set, frozenset, dict)):
         return [value]
     parts = (value.values() if isinstance(value, dict) else value) if len(value) <= most else ()
@@ -105,5 +130,5 @@ def _is_of_torch(own: object) -> bool:
 def _filled(cell: types.CellType) -> bool:
     try:
         return cell.cell_contents is not None
-    except ValueError:  # a name that is not assigned yet
+    except ValueError:  # not assigned yet
         return False

@@ -1,4 +1,4 @@
-"""Names as they are written down: of functions among settings, and of paths."""
+"""Names for settings and messages: of functions, and of paths."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from pathlib import Path
 
 
 def function_name(function: Callable) -> str:
-    """Its name, with what it holds of its own, so that two functions that differ are not taken for one.
+    """The name of a function with its bound values, so that two different functions have different names.
 
-    A lambda, which has no name, has a hash of its code; what is bound by functools.partial, by default arguments and by
-    a closure is given as ``f(a=1)``. The name is the same in another process.
+    A lambda gets a hash of its code; values bound by functools.partial, by default arguments and by a closure appear as
+    ``f(a=1)``. The name is the same in another process.
+
+    Args:
+        function: the function.
+
+    Returns:
+        The name.
     """
     if isinstance(function, functools.partial):
         bound = [("", value) for value in function.args] + sorted(function.keywords.items())
         return function_name(function.func) + written_arguments(bound)
     name, code = _own_name(function), getattr(function, "__code__", None)
     if code is None or not (name.startswith("<lambda") or "<locals>" in function.__qualname__):
-        return name  # the one function of its module that has this name
+        return name  # the only function of this name in its module
     defaults = function.__defaults__ or ()
     bound = list(zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True))
     bound += (function.__kwdefaults__ or {}).items()
@@ -30,10 +36,18 @@ def function_name(function: Callable) -> str:
 
 
 def parameters_for(function: Callable, count: int) -> str | None:
-    """The parameters of a function that cannot be called with so many arguments, as text; None for one that can."""
+    """The parameters of a function that cannot be called with a given number of arguments.
+
+    Args:
+        function: the function.
+        count: the number of positional arguments.
+
+    Returns:
+        The parameters as text; None if it can be called.
+    """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of C, which does not say
+    except (TypeError, ValueError):  # a C function without a signature
         return None
     try:
         signature.bind(*[None] * count)
@@ -52,7 +66,14 @@ def _own_name(function: Callable) -> str:
 
 
 def written_arguments(bound: list[tuple[str, object]]) -> str:
-    """Arguments as text, ``(a=1)``, and "" for none; of functions their names, of tensors a hash."""
+    """Arguments as text: ``(a=1)``, with the names of functions and hashes of tensors.
+
+    Args:
+        bound: names and values.
+
+    Returns:
+        The text, "" for no arguments.
+    """
     parts = [f"{name}={_value(value)}" if name else _value(value) for name, value in bound]
     return f"({', '.join(parts)})" if parts else ""
 
@@ -65,7 +86,10 @@ def _content(cell) -> object:
 
 
 def _value(value: object) -> str:
-    """Numbers and texts as they are, tensors by a hash, others by their type: an address differs at every start."""
+    """A value as text: numbers and texts as they are, tensors by a hash, others by their type.
+
+    An address would differ from process to process.
+    """
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, (tuple, list)):
@@ -74,7 +98,7 @@ def _value(value: object) -> str:
         value = value.detach().cpu().double().numpy()
     if hasattr(value, "tobytes"):
         return f"{tuple(value.shape)} {_digest(value.tobytes())}"
-    return _own_name(value) if hasattr(value, "__code__") else type(value).__name__  # a function may hold itself
+    return _own_name(value) if hasattr(value, "__code__") else type(value).__name__  # a closure may hold the function
 
 
 def _digest(data: bytes) -> str:
@@ -82,5 +106,12 @@ def _digest(data: bytes) -> str:
 
 
 def printable(name: str | Path) -> str:
-    """A path or name as text that every encoding of Unicode can write: bytes that are not UTF-8 as ``\\xNN``."""
+    r"""A path or name as text that every Unicode encoding can write: bytes that are not UTF-8 as ``\xNN``.
+
+    Args:
+        name: the path or name.
+
+    Returns:
+        The text.
+    """
     return os.fsencode(name).decode("utf-8", "backslashreplace")

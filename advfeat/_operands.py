@@ -1,7 +1,9 @@
-"""What the operators of :mod:`advfeat.ops` refuse where plain torch does their work: the same as the kernels do, which
-look for themselves (csrc/core/check.cpp and prepare.cpp). Plain torch would broadcast, or go on with a negative radius.
+"""Checks of the arguments of :mod:`advfeat.ops` where plain torch is used.
 
-Errors: RuntimeError naming the argument, what was expected and what was seen.
+They reject the same arguments as the kernels, which check for themselves (csrc/core/check.cpp and prepare.cpp); plain
+torch would broadcast, or continue with a negative radius.
+
+Errors are RuntimeErrors that name the argument, what was expected and what was given.
 """
 
 from __future__ import annotations
@@ -32,8 +34,24 @@ def check_step(
     steps: bool,
     look: bool,
 ) -> None:
-    """Of a step, or with ``steps=False`` of a projection. look: whether the values of tensors can be looked at, as
-    under a transform of torch.func or in a compiled function they cannot."""
+    """Checks the arguments of a step, or with ``steps=False`` of a projection.
+
+    Args:
+        x: as for :func:`advfeat.ops.l2_step`.
+        x0: as for :func:`advfeat.ops.l2_step`.
+        eps: as for :func:`advfeat.ops.l2_step`.
+        lo: as for :func:`advfeat.ops.l2_step`.
+        hi: as for :func:`advfeat.ops.l2_step`.
+        grad: as for :func:`advfeat.ops.l2_step`.
+        step_size: as for :func:`advfeat.ops.l2_step`.
+        grad_status: as for :func:`advfeat.ops.l2_step`.
+        steps: whether it is a step.
+        look: whether the values of tensors can be read; not so under a transform of torch.func or in a compiled
+            function.
+
+    Raises:
+        RuntimeError: an argument is invalid.
+    """
     _check_batch("x", x)
     _check_like("x0", x0, "x", x)
     if x0.dtype != x.dtype:
@@ -69,7 +87,19 @@ def check_step(
 def check_random_start(
     x0: Tensor, eps: Number, sample_ids: Tensor, lo: Number | None, hi: Number | None, *, look: bool
 ) -> None:
-    """Of a random start; the seed is :func:`check_seed`'s."""
+    """Checks the arguments of a random start, apart from the seed; see :func:`check_seed`.
+
+    Args:
+        x0: as for :func:`advfeat.ops.random_start_l2`.
+        eps: as for :func:`advfeat.ops.random_start_l2`.
+        sample_ids: as for :func:`advfeat.ops.random_start_l2`.
+        lo: as for :func:`advfeat.ops.random_start_l2`.
+        hi: as for :func:`advfeat.ops.random_start_l2`.
+        look: as for :func:`check_step`.
+
+    Raises:
+        RuntimeError: an argument is invalid.
+    """
     _check_batch("x0", x0)
     if sample_ids.dtype != torch.int64 or sample_ids.shape != x0.shape[:1]:
         raise RuntimeError(
@@ -82,8 +112,18 @@ def check_random_start(
 
 
 def check_seed(seed: int, sample_ids: Tensor) -> None:
-    """Of a random start by a kernel too: what is no integer of 64 bits, and ids that are no tensor, are refused where
-    they are handed over, in words that do not say why."""
+    """Checks the seed and ids of a random start, also where a kernel is used.
+
+    The operator's own binding rejects a seed that is not a 64-bit integer, and ids that are not a tensor, with messages
+    that do not say why.
+
+    Args:
+        seed: a 64-bit integer.
+        sample_ids: int64 [B].
+
+    Raises:
+        RuntimeError: an argument is invalid.
+    """
     _check_tensor("sample_ids", sample_ids)
     if isinstance(seed, int) and -(2**63) <= seed < 2**63:
         return
@@ -92,7 +132,16 @@ def check_seed(seed: int, sample_ids: Tensor) -> None:
 
 
 def check_copy_rows(dst: Tensor, src: Tensor, mask: Tensor) -> None:
-    """Of :func:`advfeat.ops.copy_rows_`."""
+    """Checks the arguments of :func:`advfeat.ops.copy_rows_`.
+
+    Args:
+        dst: as for :func:`advfeat.ops.copy_rows_`.
+        src: as for :func:`advfeat.ops.copy_rows_`.
+        mask: as for :func:`advfeat.ops.copy_rows_`.
+
+    Raises:
+        RuntimeError: an argument is invalid.
+    """
     _check_tensor("dst", dst)
     if dst.dim() < 1:
         raise RuntimeError("dst should be a batch [B, ...], got a tensor without dimensions")
@@ -108,7 +157,17 @@ def check_copy_rows(dst: Tensor, src: Tensor, mask: Tensor) -> None:
 
 
 def check_update(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> None:
-    """Of :func:`advfeat.ops.update_best_`."""
+    """Checks the arguments of :func:`advfeat.ops.update_best_`.
+
+    Args:
+        best_x: as for :func:`advfeat.ops.update_best_`.
+        best_value: as for :func:`advfeat.ops.update_best_`.
+        x: as for :func:`advfeat.ops.update_best_`.
+        value: as for :func:`advfeat.ops.update_best_`.
+
+    Raises:
+        RuntimeError: an argument is invalid.
+    """
     _check_tensor("x", x)
     if x.dim() < 1:
         raise RuntimeError("x should be a batch [B, ...], got a tensor without dimensions")
@@ -127,7 +186,15 @@ def check_update(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -
 
 
 def no_tensor(name: str, given: object) -> RuntimeError:
-    """The error for what is no tensor."""
+    """The error for a value that is not a tensor.
+
+    Args:
+        name: the name of the argument.
+        given: the value.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
     return RuntimeError(
         f"{name} should be a torch tensor, got {type(given).__name__}: torch.as_tensor() makes one of arrays and lists"
     )
@@ -223,11 +290,11 @@ def _check_by_row(
 
 
 def _can_be_seen(value: Number) -> bool:
-    """Whether looking at values costs no waiting for a device; a subclass of Tensor may hold none."""
+    """Whether reading values does not wait for a device; a subclass of Tensor may hold none."""
     return not isinstance(value, Tensor) or (type(value) in (Tensor, torch.nn.Parameter) and value.is_cpu)
 
 
-# What the kernels call them.
+# The names that the kernels use.
 _NAMES = {
     torch.float32: "Float",
     torch.float64: "Double",

@@ -11,10 +11,15 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def dtype_of(modules: Sequence[nn.Module]) -> torch.dtype | None:
-    """The floating-point dtype that a model takes images in: that of all its weights of two dimensions or more.
+    """The floating-point dtype in which a model takes images: that of all its weights with two or more dimensions.
 
-    modules: the model, or what a function refers to. None where weights differ, for such a model casts by itself, and
-    where there are none. Biases, scales and the like decide only where there are no other parameters.
+    Biases, scales and the like count only if there are no other parameters.
+
+    Args:
+        modules: the model, or the modules to which a function refers.
+
+    Returns:
+        The dtype; None if weights differ, since such a model casts by itself, or if there are none.
     """
     weights: list[torch.dtype] = []
     others: list[torch.dtype] = []
@@ -30,5 +35,13 @@ def dtype_of(modules: Sequence[nn.Module]) -> torch.dtype | None:
 
 
 def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Images in a dtype, as they are for None; a gradient goes back through it to ``x`` in the dtype of ``x``."""
+    """Images cast to a dtype; a gradient flows back to ``x`` in the dtype of ``x``.
+
+    Args:
+        x: images [B, ...].
+        dtype: the dtype; None to leave them unchanged.
+
+    Returns:
+        The images.
+    """
     return x if dtype is None or x.dtype == dtype or not x.is_floating_point() else x.to(dtype)

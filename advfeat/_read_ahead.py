@@ -1,4 +1,4 @@
-"""Reading the next items while the last one is worked on."""
+"""Prefetching: the next items are read while the last one is processed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from typing import TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-_AHEAD = 3  # results held ready
+_AHEAD = 3  # prefetched results
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """``read`` of each item, in order, by a thread that stays a few items ahead and ends with the iterator.
 
-    An exception in ``read`` is raised where its result would have come. The thread ends when the iterator is closed:
-    an owner whose own work may raise closes it, ``contextlib.closing``.
+    An exception in ``read`` is raised where its result would have come. The thread ends when the iterator is closed; a
+    caller whose own code may raise should close it with ``contextlib.closing``.
+
+    Args:
+        read: reads one item.
+        items: the items.
+
+    Yields:
+        The results.
     """
     items = list(items)
     ready: queue.Queue = queue.Queue(maxsize=_AHEAD)
@@ -35,7 +42,7 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
                 if stopped.is_set():
                     return
                 put((read(item), None))
-        except BaseException as error:  # handed to the reader, who raises it
+        except BaseException as error:  # passed to the consumer, which raises it
             put((None, error))
 
     thread = threading.Thread(target=work, name="advfeat-read-ahead", daemon=True)

@@ -1,19 +1,19 @@
-"""Modules made in float32 on the CPU, whatever a script has set as torch's defaults."""
+"""Creation of modules in float32 on the CPU, whatever torch defaults a script has set."""
 
 from __future__ import annotations
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-# What gives floating point unless told otherwise, among what modules and initialisers are made with.
+# The factory functions with a floating-point default dtype that modules and initialisers use.
 _FLOATING = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn}
 
 
 class Float32OnCPU(TorchFunctionMode):
-    """Within the block tensors that nobody gave a dtype or a device are float32 and on the CPU.
+    """A block in which tensors created without a dtype or a device are float32 and on the CPU.
 
-    Of this thread alone, where ``torch.set_default_dtype`` would change what all of them make. Every call in the block
-    passes through Python, so it is for making modules, not for running them.
+    It affects this thread alone, whereas ``torch.set_default_dtype`` affects all. Every torch call in the block passes
+    through Python, so it is for creating modules, not for running them.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

@@ -1,8 +1,7 @@
-"""Modules in eval mode for a while, each with its own flag back afterwards, also where threads share a model; and
-modules that one thread trains.
+"""Temporary eval mode that restores each module's own flag, also where threads share a model; and training locks.
 
-A peer's usual ``model.eval(); attack; model.train()`` un-freezes frozen BatchNorm layers, is skipped when an exception
-passes, and fails under ``torch.no_grad()``. Here each submodule's own flag is put back, whatever happens.
+The usual ``model.eval(); attack; model.train()`` un-freezes frozen BatchNorm layers, is skipped when an exception
+propagates, and fails under ``torch.no_grad()``. Here each submodule's own flag is restored, whatever happens.
 """
 
 from __future__ import annotations
@@ -21,25 +20,33 @@ from advfeat._modules import reachable, with_those_aside
 
 @dataclass
 class _Held:
-    """A module in eval mode, the flag that it had, and how many users there are."""
+    """A module in eval mode, its original flag, and its number of users."""
 
     module: nn.Module
     training: bool
     users: int = 0
 
 
-# Of the whole process: a model belongs to all threads. The first user notes a flag and the last one puts it back.
+# Process-wide: threads share models. The first user saves a flag and the last one restores it.
 _held: dict[int, _Held] = {}
-# The thread that trains a module; it alone may attack and evaluate it meanwhile. The module keeps its number taken.
+# The thread that trains a module; only that thread may attack or evaluate it meanwhile. The entry holds the module, so
+# that its id is not reused.
 _trained: dict[int, tuple[nn.Module, int]] = {}
 _lock = threading.RLock()
 
 
 @contextmanager
 def trained_here(model: nn.Module) -> Iterator[None]:
-    """Inside, this thread trains the model, and others are refused that want it in eval mode.
+    """A context in which this thread trains the model; other threads cannot put it into eval mode.
 
-    Errors: RuntimeError where another thread trains, attacks or evaluates it, or a module of it.
+    Args:
+        model: the model.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: another thread trains, attacks or evaluates the model or one of its modules.
     """
     here = threading.get_ident()
     modules = list(model.modules())
@@ -61,7 +68,7 @@ def trained_here(model: nn.Module) -> Iterator[None]:
 
 
 class EvalMode:
-    """One user's hold on the modules that it wants in eval mode; :meth:`release` ends it."""
+    """One user's hold on a set of modules in eval mode; :meth:`release` ends it."""
 
     def __init__(self) -> None:
         self._mine: dict[int, nn.Module] = {}
@@ -69,13 +76,17 @@ class EvalMode:
     def take(self, modules: Iterable[nn.Module]) -> None:
         """Puts modules into eval mode, until all of their users have released them.
 
-        Errors: RuntimeError for a module that another user holds and that was put into train mode meanwhile, and for
-        one that another thread trains.
+        Args:
+            modules: the modules.
+
+        Raises:
+            RuntimeError: another user holds a module that was put into train mode meanwhile, or another thread trains
+                one.
         """
-        # A frozen TorchScript module has no such flag.
+        # A frozen TorchScript module has no training flag.
         found = [module for module in modules if hasattr(module, "training")]
         with _lock:
-            for module in found:  # all first: a compiled module's flag is also that of the module it wraps
+            for module in found:  # all checks first: a compiled module shares the flag of the module it wraps
                 if id(module) in self._mine:
                     continue
                 if _trained.get(id(module), (module, threading.get_ident()))[1] != threading.get_ident():
@@ -93,10 +104,10 @@ class EvalMode:
                 self._mine[id(module)] = module
             for module in found:
                 if module.training:
-                    module.training = False  # not module.eval(), which walks the children and which modules override
+                    module.training = False  # not module.eval(), which recurses, and which modules may override
 
     def release(self) -> None:
-        """Gives up the hold; the last user of a module puts its flag back."""
+        """Releases the modules; the last user of a module restores its flag."""
         with _lock:
             for key in self._mine:
                 held = _held[key]
@@ -108,12 +119,12 @@ class EvalMode:
             self._mine.clear()
 
 
-# Where objectives are whose modules a search finds; by name, for they are a floor above.
+# The package of the objectives whose modules a search finds; by name, since it is in a higher layer.
 _OWN_OBJECTIVES = "advfeat.objectives."
 
 
 def _all_in_sight(model: Callable, objectives: Iterable[object]) -> bool:
-    """Whether a search finds every module that will be called: code of the user's own may name them in any way."""
+    """Whether a search finds every module that will be called; a user's own code may refer to them in any way."""
     return isinstance(model, nn.Module) and all(
         type(objective).__module__.startswith(_OWN_OBJECTIVES)
         and not any(callable(v) for v in vars(objective).values())
@@ -128,14 +139,17 @@ def _is_compiled(called: object) -> bool:
 
 @contextmanager
 def _before_each_call(turn_off: Callable[[Iterable[nn.Module]], None]) -> Iterator[None]:
-    """Inside, a module that this thread calls in train mode is turned off first, with all that it holds."""
+    """A context in which modules that this thread calls in train mode are first put into eval mode.
+
+    Their children are too.
+    """
     thread = threading.get_ident()
 
     def before_call(module: nn.Module, inputs: tuple) -> None:
         if torch.compiler.is_compiling() or threading.get_ident() != thread:
             return
         if getattr(module, "training", False):
-            turn_off(module.modules())  # some may be used without being called
+            turn_off(module.modules())  # children may be used without being called
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(before_call)
     try:
@@ -146,8 +160,17 @@ def _before_each_call(turn_off: Callable[[Iterable[nn.Module]], None]) -> Iterat
 
 @contextmanager
 def held_in_eval_mode(model: Callable, *objectives: object) -> Iterator[None]:
-    """Inside, the modules that a model or an objective is, refers to or calls are in eval mode; afterwards, also after
-    an exception, each has its own flag back."""
+    """A context in which all modules that a model or an objective is, refers to or calls are in eval mode.
+
+    Afterwards, also after an exception, each has its own flag back.
+
+    Args:
+        model: the model, any callable.
+        *objectives: objectives, which may refer to modules of their own.
+
+    Yields:
+        Nothing.
+    """
     eval_mode = EvalMode()
     found = with_those_aside([each for whole in (model, *objectives) for each in reachable(whole)])
     no_hook = _all_in_sight(model, objectives) or any(_is_compiled(each) for each in found)
@@ -161,20 +184,34 @@ def held_in_eval_mode(model: Callable, *objectives: object) -> Iterator[None]:
 
 @contextmanager
 def in_eval_mode(model: Callable, *objectives: object) -> Iterator[None]:
-    """The part of :func:`advfeat.attacks.no_trace.no_trace` without the random state: of code that draws numbers of its
-    own, which would repeat."""
+    """:func:`advfeat.attacks.no_trace.no_trace` without the random state.
+
+    For code that draws random numbers of its own, which would repeat if the state were restored.
+
+    Args:
+        model: the model, any callable.
+        *objectives: objectives, which may refer to modules of their own.
+
+    Yields:
+        Nothing.
+    """
     with held_in_eval_mode(model, *objectives), torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 @contextmanager
 def evaluating(model: Callable) -> Iterator[None]:
-    """Inside, every submodule is in eval mode; afterwards, also after an exception, each has its own flag back.
+    """A context in which every submodule is in eval mode.
 
-    Of a function, the modules that it refers to, and those that this thread calls: as an attack finds them, see
-    :func:`advfeat.attacks.no_trace.no_trace`.
+    Afterwards, also after an exception, each has its own flag back; ``model.eval(); ...; model.train()`` would
+    un-freeze a BatchNorm layer that the user keeps in eval mode. For a function, these are the modules that it refers
+    to and those that this thread calls, found as in :func:`advfeat.attacks.no_trace.no_trace`.
 
-    ``model.eval(); ...; model.train()`` would un-freeze a BatchNorm layer that the user keeps in eval mode.
+    Args:
+        model: the model, any callable.
+
+    Yields:
+        Nothing.
     """
     with held_in_eval_mode(model):
         yield

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and places that are looked at before hours of work go into them."""
+"""Atomic file writes, and checks that a place is writable before hours of work go into it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from advfeat._locks import Owner, hold
 
 _TEMPORARY = re.compile(rf"\.(?P<name>.+)\.(?P<owner>{Owner.PATTERN})\.(tmp|lock)", re.DOTALL)
-# Of earlier versions, which had the number of the process alone: of the files of runs, sets and steps, for others' may
-# be called so as well.
+# Temporary files of earlier versions, whose names hold only a process number. Limited to the files of runs, data sets
+# and steps, since other programs may use such names.
 _OWN = r"(model|config|manifest|checkpoint|step|outcome)\.json|metrics\.jsonl|(model|checkpoint-\d+|shard-\d+)\.\w+"
 _FORMERLY = re.compile(rf"\.(?P<name>{_OWN})\.\d+\.tmp")
 _PROBE = "advfeat-probe"
@@ -32,22 +32,37 @@ _KINDS = (
 
 
 def write_bytes(path: str | Path, data: bytes, *, follow: bool = True) -> None:
-    """Writes a file atomically: beside it, synced to the disk, then renamed over it.
+    """Writes a file atomically: next to its place, synced to the disk, then renamed over it.
 
-    follow: a link stays, and what it points to is written; for a name that a person chose. Without, a link is replaced:
-    for the names of a run's or a set's own files, behind which somebody else's file may lie. The permissions of a file
-    that is there stay. Errors: OSError
-    naming the file (a full disk, say); ValueError for a folder, a device or a pipe; the old file stays and no half of
-    the new one is left.
+    The permissions of an existing file are kept. After an error the old file is unchanged, and no part of the new one
+    is left.
+
+    Args:
+        path: the file.
+        data: its contents.
+        follow: whether a link is kept and its target written, for a name that a person chose. Otherwise a link is
+            replaced, for the files of a run or a data set: somebody else's file may be behind it.
+
+    Raises:
+        OSError: the file cannot be written (a full disk, say); the message names it.
+        ValueError: the path is a folder, a device or a pipe.
     """
     write_together([(Path(path), data)], follow=follow)
 
 
 def write_together(files: list[tuple[Path, bytes]], *, follow: bool = True) -> None:
-    """Writes files of one folder: all beside their places first, so that a full disk changes none, then renamed.
+    """Writes several files of one folder, so that a full disk changes none of them.
 
-    The last one describes the others: it is removed before the first rename and comes last, so that it never stands
-    beside files that are not its own. Errors as :func:`write_bytes` has them.
+    All are first written next to their places, then renamed. The last file describes the others. It is removed before
+    the first rename and renamed last, so that it never stands beside files that do not belong to it.
+
+    Args:
+        files: paths and contents.
+        follow: as for :func:`write_bytes`.
+
+    Raises:
+        OSError: as for :func:`write_bytes`.
+        ValueError: as for :func:`write_bytes`.
     """
     current = files[0][0]
     beside: list[Path] = []
@@ -66,7 +81,7 @@ def write_together(files: list[tuple[Path, bytes]], *, follow: bool = True) -> N
                 file.flush()
                 os.fsync(file.fileno())
             _keep_mode(target, temporary)
-        # Two processes that write the same files take turns, so that none of one stands beside those of the other.
+        # Two processes that write the same files take turns, so that their files never mix.
         with hold(targets[-1].parent, "write") if len(files) > 1 else nullcontext():
             if len(files) > 1:
                 targets[-1].unlink(missing_ok=True)
@@ -84,8 +99,15 @@ def write_together(files: list[tuple[Path, bytes]], *, follow: bool = True) -> N
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends a line of text; on a full disk no half of it stays. Errors: OSError naming the file; a link is one, for
-    the file is a run's own."""
+    """Appends a line of text; on a full disk no part of it stays.
+
+    Args:
+        path: the file.
+        line: the text, without the newline.
+
+    Raises:
+        OSError: the file cannot be written, or is a link, since it belongs to a run; the message names it.
+    """
     data = (line + "\n").encode()
     try:
         with open(path, "ab", buffering=0, opener=_open_itself) as file:
@@ -101,11 +123,24 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_checked(path: Path, size: int, sha256: str) -> bytes:
-    """The bytes of a file whose length and SHA-256 (hex) are known. Errors name the file and what is wrong with it."""
+    """The bytes of a file whose length and SHA-256 are known.
+
+    Args:
+        path: the file.
+        size: its length in bytes.
+        sha256: its SHA-256 in hex.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file was truncated, extended or altered; the message says which.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    found = path.stat().st_size  # before it is read: another file may be of any size
+    found = path.stat().st_size  # before reading: a wrong file may have any size
     data = path.read_bytes() if found == size else b""
     if len(data) != size:
         what = "truncated" if found <= size else "longer than it was written"
@@ -117,10 +152,19 @@ def read_checked(path: Path, size: int, sha256: str) -> bytes:
 
 
 def check_writable_file(path: str | Path) -> Path:
-    """Looks whether a file could be written here, before the work that goes into it; changes nothing.
+    """Checks whether a file could be written, before the work that goes into it; changes nothing.
 
-    Its folder may be missing, if it could be made; a link is followed. Returns the path. Errors: ValueError for a
-    folder, a device or a pipe; OSError (PermissionError, ...) for a place that cannot be written; each says where.
+    Its folder may be missing if it can be created; a link is followed.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the path is a folder, a device or a pipe.
+        OSError: the place cannot be written (PermissionError, ...); the message names it.
     """
     path = Path(path)
     try:
@@ -132,10 +176,17 @@ def check_writable_file(path: str | Path) -> Path:
 
 
 def check_writable_folder(path: str | Path) -> Path:
-    """Looks whether files could be written into this folder, which may be missing if it could be made; changes nothing.
+    """Checks whether files could be written into a folder, which may be missing if it can be created; changes nothing.
 
-    Returns the path. Errors: ValueError for a file, a device, or a link that leads nowhere; OSError (PermissionError,
-    ...) for a place that cannot be written; each says where.
+    Args:
+        path: the folder.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the path is a file, a device, or a dangling link.
+        OSError: the place cannot be written (PermissionError, ...); the message names it.
     """
     path = Path(path)
     try:
@@ -151,7 +202,11 @@ def check_writable_folder(path: str | Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, each synced so that it survives a power cut."""
+    """Creates a folder and its parents, each synced so that it survives a power failure.
+
+    Args:
+        path: the folder.
+    """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -160,9 +215,17 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears whole or not at all: yields one beside it to be filled, which then takes its name.
+    """A folder that appears completely or not at all.
 
-    Errors: FileExistsError for a path with something in it; OSError naming it.
+    Args:
+        path: the folder.
+
+    Yields:
+        A temporary folder beside it to be filled, which is then renamed to ``path``.
+
+    Raises:
+        FileExistsError: ``path`` is not empty.
+        OSError: it cannot be written; the message names it.
     """
     make_folder(path.parent)
     sweep(path.parent, {path.name})
@@ -172,7 +235,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield beside
         sync_folder(beside)
         try:
-            os.rename(beside, path)  # over an empty folder, but no other
+            os.rename(beside, path)  # replaces an empty folder, but no other
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise FileExistsError(f"{path} holds files already: take another folder") from error
@@ -183,14 +246,26 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside a file that no other process and no other write uses, and that says whose it is."""
+    """A name beside a file that no other process or write uses, and that identifies its owner.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The path of the temporary file.
+    """
     return path.with_name(f".{_short(path.name)}.{Owner.new()}.tmp")
 
 
 def sweep(folder: Path, names: set[str] | None = None) -> None:
-    """Removes what killed processes left, temporary files and locks: those of these names, or all.
+    """Removes temporary files and locks that killed processes left behind.
 
-    Only of processes that are known to be gone; of those that cannot be seen from here, after a day.
+    Files of processes known to be gone are removed at once; those of processes that cannot be checked from here after a
+    day.
+
+    Args:
+        folder: the folder.
+        names: the files whose leftovers to remove; None for all.
     """
     names = names if names is None else {_short(name) for name in names}
     try:
@@ -201,7 +276,7 @@ def sweep(folder: Path, names: set[str] | None = None) -> None:
         match = _TEMPORARY.fullmatch(entry.name) or _FORMERLY.fullmatch(entry.name)
         if match is None or (names is not None and match["name"] not in names):
             continue
-        with suppress(OSError):  # another process may be at it as well
+        with suppress(OSError):  # another process may be sweeping too
             owner = Owner.parse(match["owner"]) if match.re is _TEMPORARY else None
             if owner is None and not entry.is_file(follow_symlinks=False):
                 continue
@@ -216,7 +291,11 @@ def sweep(folder: Path, names: set[str] | None = None) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """So that a rename itself survives a power cut; some file systems refuse, and then there is nothing to do."""
+    """Syncs a folder, so that a rename survives a power failure; a refusal by the file system is ignored.
+
+    Args:
+        folder: the folder.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -230,12 +309,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """What a file of this ``st_mode`` is, in words."""
+    """The kind of a file in words.
+
+    Args:
+        mode: its ``st_mode``.
+
+    Returns:
+        Such as "a folder" or "a regular file".
+    """
     return next((kind for test, kind in _KINDS if test(mode)), "a regular file")
 
 
 def _file_behind(path: Path) -> Path:
-    """Where the bytes of a path go: itself, or what a link points to. Errors: ValueError for what is no file."""
+    """The file that a path names, behind links; raises ValueError if it is not a file."""
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r} should be the name of a file, got one with a zero byte")
     found = _status(path)
@@ -247,14 +333,14 @@ def _file_behind(path: Path) -> Path:
 
 
 def _open_itself(path: str, flags: int) -> int:
-    """For ``open``: what a link points to is not opened."""
+    """An opener for ``open`` that does not follow links."""
     if os.path.islink(path):
         raise OSError(errno.ELOOP, f"it is a link to {os.readlink(path)}")
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """What is there, behind links; None if nothing is. Errors: OSError for a name that cannot be (too long, a loop)."""
+    """The status behind links, None if nothing is there; raises OSError for an impossible name (too long, a loop)."""
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r} should be a path, got one with a zero byte")
     try:
@@ -264,7 +350,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _probe(folder: Path) -> None:
-    """Writes a file into the folder, or into the one above that is there, and removes it. Errors: OSError."""
+    """Writes a file into the folder or its nearest existing parent, and removes it; raises OSError."""
     folder = Path(os.path.abspath(folder))
     missing: list[str] = []
     while not os.path.lexists(folder):
@@ -278,7 +364,7 @@ def _probe(folder: Path) -> None:
     file = temporary_name(folder / _PROBE)
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.write(handle, bytes(4096))  # an empty file fits on a full disk
+        os.write(handle, bytes(4096))  # an empty file would fit on a full disk
     finally:
         os.close(handle)
         file.unlink(missing_ok=True)
@@ -287,15 +373,15 @@ def _probe(folder: Path) -> None:
 def _keep_mode(target: Path, temporary: Path) -> None:
     found = None if target.is_symlink() else _status(target)
     if found is not None:
-        with suppress(OSError):  # a file system without permissions
+        with suppress(OSError):  # the file system has no permissions
             os.chmod(temporary, stat.S_IMODE(found.st_mode))
 
 
 def _short(name: str) -> str:
-    """What of a name stands in that of its temporary, which may be 255 bytes long."""
+    """The part of a name that fits into that of its temporary file, which may be 255 bytes long."""
     return os.fsdecode(os.fsencode(name)[:160])
 
 
 def _named(error: OSError, what: str) -> OSError:
-    """The same error with a message that says what could not be done."""
+    """The same error with a message that says what failed."""
     return OSError(error.errno, f"{what}: {error.strerror or error}")

@@ -1,4 +1,4 @@
-"""A model called with images: where it lies, in which dtype it takes them, its logits, and the classes they predict."""
+"""Calling a model with images: its device and input dtype, its logits, and the classes that they predict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from advfeat.eval_mode import evaluating
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits in a model's output: a tensor, an object with ``.logits`` (Hugging Face), or a dict with that key."""
+    """The logits in a model's output.
+
+    Args:
+        output: a tensor, an object with ``.logits`` (Hugging Face), or a dict with that key.
+
+    Returns:
+        The logits.
+
+    Raises:
+        TypeError: the output is none of these.
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, dict) and isinstance(output.get("logits"), Tensor):
@@ -27,17 +37,31 @@ def logits_of(output: object) -> Tensor:
 
 
 def unwrapped(model: Callable) -> Callable:
-    """The module inside DistributedDataParallel, else the model itself.
+    """The module inside DistributedDataParallel, otherwise the model itself.
 
-    The wrapper talks to the other processes at every pass, and under attack each makes as many as its own samples need:
-    they would wait for each other forever. A compiled wrapper is attacked as it was before it was compiled.
+    The wrapper communicates with the other processes at every pass. Under attack each process makes as many passes as
+    its own samples need, so they would wait for each other forever. A compiled wrapper is attacked in its uncompiled
+    form.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The inner module, or ``model``.
     """
     inner = getattr(model, "_orig_mod", model) if isinstance(model, nn.Module) else model
     return inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else model
 
 
 def device_of(model: Callable) -> torch.device:
-    """Where the model's first parameter or buffer lies; the CPU where there is none."""
+    """The device of the model's first parameter or buffer.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The device; the CPU if there is no parameter or buffer.
+    """
     for module in _modules(model):
         for tensor in (*module.parameters(), *module.buffers()):
             return tensor.device
@@ -45,28 +69,61 @@ def device_of(model: Callable) -> torch.device:
 
 
 def image_dtype(model: Callable) -> torch.dtype:
-    """In which images are attacked: float64 for a model in float64, else float32, also for one in a half type."""
+    """The dtype in which images are attacked.
+
+    Args:
+        model: the model.
+
+    Returns:
+        float64 for a float64 model, otherwise float32, also for a model in half precision.
+    """
     return torch.float64 if dtype_of(_modules(model)) == torch.float64 else torch.float32
 
 
 def taken_by(model: Callable, x: Tensor, method: Callable | None = None) -> object:
-    """What a model, or a method or function of one, says of images in its own dtype; ``method`` if it is given."""
+    """The output of a model for images cast to its own dtype.
+
+    Args:
+        model: the model.
+        x: images [B, ...].
+        method: a method or function of the model to call instead; None for the model itself.
+
+    Returns:
+        The output.
+    """
     return (method or model)(cast(x, dtype_of(_modules(model))))
 
 
 def output(model: Callable, x: Tensor) -> Tensor:
-    """The logits [B, ...] of images as the model gives them, in eval mode and without a gradient; [B, 1] for [B]."""
+    """The raw logits of images, in eval mode and without a gradient.
+
+    Args:
+        model: the model.
+        x: images [B, ...].
+
+    Returns:
+        The logits [B, ...]; [B, 1] for a model that gives [B].
+    """
     with evaluating(model), torch.no_grad():
         found = logits_of(taken_by(model, x))
     return found[:, None] if found.shape == x.shape[:1] else found
 
 
 def logits(model: Callable, x: Tensor, classes: int) -> Tensor:
-    """The logits [B, classes] of images, in eval mode and without a gradient; float64 for a model in float64, else
-    float32.
+    """The logits of images, in eval mode and without a gradient.
 
     A single logit stands for two classes, see :func:`advfeat.forward.class_logits`.
-    Errors: ValueError for another number of classes.
+
+    Args:
+        model: the model.
+        x: images [B, ...].
+        classes: the expected number of classes.
+
+    Returns:
+        [B, classes], float64 for a float64 model, otherwise float32.
+
+    Raises:
+        ValueError: the model has another number of classes.
     """
     found = output(model, x)
     found = found if found.dtype == torch.float64 else found.float()
@@ -78,35 +135,50 @@ def logits(model: Callable, x: Tensor, classes: int) -> Tensor:
 
 
 def class_logits(logits: Tensor) -> Tensor:
-    """Logits [B, C], one a class, from a model's output [B, C].
+    """Logits with one column per class.
 
-    A single logit z, as of a binary model trained with the binary cross-entropy, stands for two classes with the logits
-    (0, z): the same probabilities, class 1 where z > 0.
+    A single logit z, from a binary model trained with binary cross-entropy, stands for two classes with the logits (0,
+    z): the same probabilities, and class 1 where z > 0.
+
+    Args:
+        logits: a model's output [B, C].
+
+    Returns:
+        [B, C], or [B, 2] for a single logit.
     """
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def predicted_classes(logits: Tensor) -> Tensor:
-    """The predicted class of each sample, int64 [B], and -1 where there is no prediction.
+    """The predicted class of each sample.
 
-    logits: [B, C], or [B, 1] for a binary model, whose class is the sign of its logit (0 or less is class 0).
+    There is no prediction if a logit is NaN, if several are +inf, or if all are -inf. A logit of -inf excludes its
+    class, and one of +inf makes it certain. Among equal finite logits the first wins, as for argmax.
 
-    There is no prediction where a logit is NaN, where several are +inf, and where all are -inf. A logit of -inf says
-    that its class is out, and one of +inf that it is certain. Among finite logits that are equal the first counts, as
-    for argmax.
+    Args:
+        logits: [B, C], or [B, 1] for a binary model, whose class is the sign of its logit (0 or less is class 0).
+
+    Returns:
+        int64 [B], -1 where there is no prediction.
     """
     if logits.shape[1] == 1:
         z = logits[:, 0]
         return torch.where(z.isnan(), -1, (z > 0).to(torch.int64))
-    highest, predicted = logits.max(dim=1)  # NaN where there is one
+    highest, predicted = logits.max(dim=1)  # NaN if any logit is NaN
     certain = (logits == torch.inf).sum(dim=1)
     return torch.where(highest.isnan() | (highest == -torch.inf) | (certain > 1), -1, predicted)
 
 
 def class_margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """``z_y - max_{j != y} z_j`` of each sample, [B]: positive where the label is predicted; logits as above.
+    """The margin ``z_y - max_{j != y} z_j`` of each sample: positive where the label is predicted.
 
-    Infinite where all other classes are out, minus infinity where the label's own class is; NaN without a prediction.
+    Args:
+        logits: as for :func:`predicted_classes`.
+        labels: int64 [B].
+
+    Returns:
+        [B]; infinity if all other classes are excluded, minus infinity if the label's own class is, NaN without a
+        prediction.
     """
     logits = class_logits(logits)
     own = logits.gather(1, labels[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""A proportion with its interval."""
+"""Proportions with confidence intervals."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ _Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
 def wilson(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion: 95 % by default.
+    """Wilson's score interval of a proportion, 95 % by default.
 
-    ``(p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)`` with p = successes/n; right at 0 and at n, where
-    the usual ``p -+ z sqrt(p (1 - p)/n)`` has width 0. Errors: ValueError unless 0 <= successes <= n and n > 0.
+    ``(p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)`` with p = successes/n. It is valid at 0 and at n,
+    where the usual ``p -+ z sqrt(p (1 - p)/n)`` has width 0.
+
+    Args:
+        successes: the number of successes, in 0 .. n.
+        n: the number of samples, positive.
+        z: the quantile of the normal distribution.
+
+    Returns:
+        The lower and upper bound, in [0, 1].
+
+    Raises:
+        ValueError: unless 0 <= successes <= n and n > 0.
     """
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"successes should be in 0 .. n with n > 0, got {successes} of {n}")
@@ -26,7 +37,12 @@ def wilson(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Share:
-    """``count`` of ``n`` samples, with the 95 % interval of the proportion."""
+    """A proportion, ``count`` of ``n`` samples, with its 95 % interval.
+
+    Attributes:
+        count: the number of successes.
+        n: the number of samples.
+    """
 
     count: int
     n: int
@@ -42,4 +58,9 @@ class Share:
         return wilson(self.count, self.n)
 
     def to_dict(self) -> dict:
+        """The proportion and its interval as JSON values.
+
+        Returns:
+            A dict with value, count, n and interval.
+        """
         return {"value": self.value, "count": self.count, "n": self.n, "interval": list(self.interval)}

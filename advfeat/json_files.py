@@ -1,4 +1,4 @@
-"""JSON files of a run or a set: written whole, read with their form checked."""
+"""JSON files of a run or a data set: written atomically, and validated when read."""
 
 from __future__ import annotations
 
@@ -13,30 +13,75 @@ _LARGEST = 256 << 20  # bytes of a JSON file
 
 
 def to_json(value: object) -> bytes:
-    """JSON with two spaces, keys in order of insertion. Errors: ValueError for NaN and infinity."""
+    """A value as JSON with an indent of two spaces and keys in insertion order.
+
+    Args:
+        value: JSON values.
+
+    Returns:
+        UTF-8 bytes that end with a newline.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes :func:`to_json` of a value atomically, to a run's or a set's own file: a link is replaced."""
+    """Writes a value atomically as JSON to a file of a run or a data set; a link is replaced.
+
+    Args:
+        path: the file.
+        value: as for :func:`to_json`.
+
+    Raises:
+        ValueError: as for :func:`to_json`.
+        OSError: the file cannot be written.
+    """
     write_bytes(path, to_json(value), follow=False)
 
 
 def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
-    """Writes one JSON object a line, atomically, to a run's own file: a link is replaced."""
+    """Writes one JSON object per line, atomically, to a file of a run; a link is replaced.
+
+    Args:
+        path: the file.
+        rows: the objects.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+        OSError: the file cannot be written.
+    """
     write_bytes(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode(), follow=False)
 
 
 def append_json_line(path: Path, row: dict) -> None:
-    """Appends one JSON object as a line, whole or not at all. Errors: OSError naming the file."""
+    """Appends one JSON object as a line, completely or not at all.
+
+    Args:
+        path: the file.
+        row: the object.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+        OSError: the file cannot be written; the message names it.
+    """
     append_line(path, json.dumps(row, allow_nan=False))
 
 
 def read_json(path: Path, form: object = dict) -> dict:
     """Reads a JSON object.
 
-    form: what it should hold, see :func:`advfeat._json_fields.check_fields`. Errors: FileNotFoundError; ValueError for
-    what is no such JSON, naming the file and the key.
+    Args:
+        path: the file.
+        form: the expected contents, see :func:`advfeat._json_fields.check_fields`.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such JSON; the message names the file and the key.
     """
     path = Path(path)
     if not path.is_file():

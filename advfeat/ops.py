@@ -6,28 +6,29 @@
         advfeat.ops.l2_step_(x, grad, x0, step_size=0.1, eps=0.5)    # one pass: step, ball, box; in place
 
 A batch ``[B, ...]`` is B samples. Every operator exists out of place and, with a trailing ``_``, in place on its first
-argument. In common:
+argument. They have in common:
 
-* ``x``, ``x0``: float32, float64, float16 or bfloat16, alike in shape, dtype and device; ``grad`` like ``x``, or
-  float16 or bfloat16 beside a float32 ``x``. Arithmetic is in float32 (float64 for float64), norms are summed in
-  float64. Contiguous and channels_last tensors are used as they lie; any other layout is right, at the price of a copy.
-* ``step_size``, ``eps``: a float, or a tensor [B]. ``lo``, ``hi``: a float, or a tensor [C] with a bound for each
-  channel (dimension 1), so that normalised inputs work; ``-math.inf`` and ``math.inf`` for no bound.
+* ``x``, ``x0``: float32, float64, float16 or bfloat16, with equal shape, dtype and device; ``grad`` like ``x``, or
+  float16 or bfloat16 with a float32 ``x``. Arithmetic is in float32 (float64 for float64); norms are accumulated in
+  float64. Contiguous and channels_last tensors are used without a copy; any other layout works, at the cost of a copy.
+* ``step_size``, ``eps``: a float, or a tensor [B]. ``lo``, ``hi``: a float, or a tensor [C] with one bound per channel
+  (dimension 1), so that normalised inputs work; ``-math.inf`` and ``math.inf`` for no bound.
 * The ball comes first, then the box (as in torchattacks, foolbox, MadryLab/robustness and AutoAttack).
 * The ball and the box hold in the arithmetic type. A float16 or bfloat16 result is then rounded to nearest, and can lie
-  outside by half a unit in its last place: for values in [0, 1] by at most 2^-12 (float16) or 2^-9 (bfloat16, where an
-  L-inf radius of 8/255 is 2^-5), in the L2 norm by at most that times sqrt(D). Keep ``x`` in float32, beside a
-  ``grad`` in half precision, where the ball has to hold.
-* No additive epsilon: the direction of any finite non-zero gradient is right, from 1e-38 to 1e38. A gradient that is
-  zero, or for an L2 step not finite, moves nothing (the point is still projected); pass ``grad_status``, int32 [B, 2],
-  to have such samples counted without a synchronisation: column 0 zero gradients, column 1 gradients with NaN or inf.
-* No operator but the projections has a gradient. Those are differentiable, in forward and in reverse mode and more than
-  once, and are then computed in plain torch. A step refuses where a derivative by one of its tensors is being taken,
-  also by :mod:`torch.func` and in forward mode. Under ``vmap`` all operators work, in plain torch.
-* Without the compiled extension, and on devices other than CPU and CUDA, :mod:`advfeat.reference` does the work, which
-  is said once.
+  outside by half a unit in the last place: for values in [0, 1] by at most 2^-12 (float16) or 2^-9 (bfloat16, where an
+  L-inf radius of 8/255 is 2^-5), in the L2 norm by at most that times sqrt(D). Keep ``x`` in float32, with a
+  half-precision ``grad``, where the ball has to hold exactly.
+* No additive epsilon: the direction of any finite non-zero gradient is correct, from 1e-38 to 1e38. A gradient that is
+  zero, or for an L2 step not finite, does not move the sample (which is still projected). Pass ``grad_status``, int32
+  [B, 2], to count such samples without a synchronisation: column 0 counts zero gradients, column 1 gradients with NaN
+  or inf.
+* Only the projections have a gradient. They are differentiable in forward and reverse mode, also to higher order, and
+  are then computed in plain torch. A step raises an error where a derivative by one of its tensors is being taken, also
+  by :mod:`torch.func` and in forward mode. Under ``vmap`` all operators work, in plain torch.
+* Without the compiled extension, and on devices other than CPU and CUDA, :mod:`advfeat.reference` is used, with a
+  single notice.
 
-Errors: RuntimeError naming the argument, what was expected and what was seen.
+Errors are RuntimeErrors that name the argument, what was expected and what was given.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from advfeat import _operands, reference
 
 try:
     from advfeat import _C
-except ImportError as error:  # not built, or built for another torch: plain torch does the work
+except ImportError as error:  # not built, or built for another torch: fall back to plain torch
     _C, _missing = None, error
 
 Number = float | Tensor
@@ -69,10 +70,10 @@ if _C is not None:
 
 
 def _operator(name: str) -> torch._ops.OpOverload | None:
-    """A compiled operator, None without the extension; torch.compile knows the shape of its result from now on.
+    """A compiled operator, None without the extension; also registers the shape of its result for torch.compile.
 
-    In-place operators return nothing. A tensor on the meta device among others brings the dispatcher to this function,
-    too: the result would be memory that nobody wrote, so it is refused here.
+    In-place operators return nothing. If one of several tensors is on the meta device, the dispatcher also calls the
+    registered function; the result would be uninitialised memory, so that is rejected here.
     """
     if _C is None:
         return None
@@ -100,10 +101,10 @@ def _check_devices(arguments: dict[str, object]) -> None:
 
 
 def _has_kernel(x: Tensor, name: str = "x") -> bool:
-    if _transformed():  # plain torch follows them all
+    if _transformed():  # plain torch supports all transforms
         return False
     on_cpu = getattr(x, "is_cpu", None)
-    if on_cpu and _C is not None:  # the usual case first: these lines run at every call
+    if on_cpu and _C is not None:  # the common case first: these lines run at every call
         return True
     if on_cpu is None:
         raise _operands.no_tensor(name, x)
@@ -131,14 +132,14 @@ def _numbers(
 
 
 def _by_row(value: Number, x: Tensor) -> tuple[float, Tensor | None]:
-    """A number as the operators take it: the float, and the tensor [B] that replaces it."""
+    """A number as the operators take it: a float, and the tensor [B] that replaces it."""
     if not isinstance(value, Tensor):
         return value, None
     return 0.0, value.expand(x.shape[0]) if value.dim() == 0 else value
 
 
 def _by_channel(value: Number | None, x: Tensor, unbounded: float) -> tuple[float, Tensor | None]:
-    """A bound as the operators take it: the float, and the tensor [C] that replaces it."""
+    """A bound as the operators take it: a float, and the tensor [C] that replaces it."""
     if not isinstance(value, Tensor):
         return (unbounded if value is None else value), None
     if value.dim() == 0:
@@ -148,25 +149,25 @@ def _by_channel(value: Number | None, x: Tensor, unbounded: float) -> tuple[floa
 
 def _wants_grad(*arguments: Number | None) -> bool:
     if torch.is_grad_enabled():
-        for a in arguments:  # float first: isinstance with Tensor takes four times as long
+        for a in arguments:  # float first: isinstance with Tensor is four times as slow
             if type(a) is not float and isinstance(a, Tensor) and a.requires_grad:
                 return True
     return False
 
 
 def _transforms() -> str:
-    """The transforms of torch.func that are under way, such as "Grad,Vmap", the outermost first; "" for none."""
+    """The active transforms of torch.func, such as "Grad,Vmap", outermost first; "" for none."""
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return ",".join(interpreter.key().name for interpreter in stack)
 
 
-# torch.compile calls it as it traces, when its own transforms stand on the same stack, and takes the answer for a
-# constant. That is torch.compiler.assume_constant_result without importing the compiler, which takes a second.
+# torch.compile calls it while tracing, when its own transforms are on the same stack, and treats the answer as a
+# constant. This is torch.compiler.assume_constant_result without importing the compiler, which takes a second.
 _transforms._dynamo_marked_constant = True
 
 
 def _transformed() -> bool:
-    """Whether forward-mode differentiation or a transform of torch.func is under way, which a kernel does not see."""
+    """Whether forward-mode differentiation or a transform of torch.func is active, which kernels do not support."""
     if torch.compiler.is_compiling():
         return _transforms() != "" or forward_ad._current_level >= 0
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
@@ -176,8 +177,8 @@ def _differentiated(argument: Number | None) -> bool:
     """Whether a derivative by the argument is being taken, at any level of torch.func's transforms."""
     functorch = torch._C._functorch
     if torch.compiler.is_compiling():
-        # Tangents and what a vmap holds cannot be looked at while compiling, so any may be meant. The compiler forgets
-        # whether an argument of a transform requires a gradient, but not whether a view of it does.
+        # Tangents and the contents of a vmap cannot be inspected while compiling, so any argument may be affected. The
+        # compiler loses whether an argument of a transform requires a gradient, but not whether a view of it does.
         transforms = _transforms()
         unseen = "Jvp" in transforms or ("Grad" in transforms and transforms.endswith("Vmap"))
         unseen = unseen or forward_ad._current_level >= 0
@@ -185,7 +186,7 @@ def _differentiated(argument: Number | None) -> bool:
     while isinstance(argument, Tensor):
         if argument.requires_grad and torch.is_grad_enabled():
             return True
-        # A batch of duals has its tangents one level down.
+        # Batched dual tensors have their tangents one level down.
         if not functorch.is_batchedtensor(argument) and forward_ad.unpack_dual(argument).tangent is not None:
             return True
         wrapped = functorch.is_functorch_wrapped_tensor(argument)
@@ -199,7 +200,7 @@ def _refuse_autograd(name: str, *arguments: Number | None) -> None:
 
 
 def _can_look() -> bool:
-    """Whether the values of tensors can be looked at."""
+    """Whether the values of tensors can be read."""
     return not _transformed() and not torch.compiler.is_compiling()
 
 
@@ -224,15 +225,27 @@ def linf_step(
     *,
     grad_status: Tensor | None = None,
 ) -> Tensor:
-    """One L-inf step, ``clip(x0 + clip(x + step_size * sign(grad) - x0, -eps, eps), lo, hi)``; ascends for step_size >
-    0.
+    """One L-inf step, ``clip(x0 + clip(x + step_size * sign(grad) - x0, -eps, eps), lo, hi)``.
 
-    A result lies in [x0 - eps, x0 + eps] and in [lo, hi] as numbers of the arithmetic type; a value that needs no
-    clipping is ``x + step_size * sign(grad)`` to the bit. A NaN in the gradient moves its own value by nothing, an inf
-    by its sign. Goodfellow et al. 2015; Madry et al. 2018, Section 2.1.
+    The step ascends for step_size > 0. The result lies in [x0 - eps, x0 + eps] and in [lo, hi] as numbers of the
+    arithmetic type; a value that needs no clipping is bitwise ``x + step_size * sign(grad)``. A NaN in the gradient
+    leaves its own value unmoved; an inf moves it by its sign. Goodfellow et al. 2015; Madry et al. 2018, Section 2.1.
 
-    x, grad, x0: [B, ...]. step_size, eps: float or [B], eps >= 0. lo, hi: float or [C]. grad_status: int32 [B, 2] or
-    None.
+    Args:
+        x: the iterate [B, ...].
+        grad: the gradient [B, ...].
+        x0: the centres of the balls [B, ...].
+        step_size: float or [B], in the units of x.
+        eps: the radius, float or [B], at least 0, in the units of x.
+        lo: the lower bound of the box, float or [C].
+        hi: the upper bound of the box, float or [C].
+        grad_status: int32 [B, 2] counters, see the module; None for none.
+
+    Returns:
+        The new iterate, like x.
+
+    Raises:
+        RuntimeError: an argument is invalid, or a derivative by one is being taken.
     """
     _refuse_autograd("linf_step", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
@@ -257,7 +270,24 @@ def linf_step_(
     *,
     grad_status: Tensor | None = None,
 ) -> Tensor:
-    """:func:`linf_step` in place on ``x``, which must not share memory with ``x0`` or ``grad``; returns ``x``."""
+    """:func:`linf_step` in place on ``x``.
+
+    Args:
+        x: the iterate [B, ...], updated in place; it must not share memory with ``x0`` or ``grad``.
+        grad: as for :func:`linf_step`.
+        x0: as for :func:`linf_step`.
+        step_size: as for :func:`linf_step`.
+        eps: as for :func:`linf_step`.
+        lo: as for :func:`linf_step`.
+        hi: as for :func:`linf_step`.
+        grad_status: as for :func:`linf_step`.
+
+    Returns:
+        ``x``.
+
+    Raises:
+        RuntimeError: as for :func:`linf_step`.
+    """
     _refuse_autograd("linf_step_", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
         _operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
@@ -280,15 +310,27 @@ def l2_step(
     *,
     grad_status: Tensor | None = None,
 ) -> Tensor:
-    """One normalised L2 step: ``d = x + step_size * grad/||grad|| - x0``, then ``clip(x0 + d * min(1, eps/||d||), lo,
-    hi)``.
+    """One L2 step: ``d = x + step_size * grad/||grad|| - x0``, then ``clip(x0 + d * min(1, eps/||d||), lo, hi)``.
 
-    A sample whose moved point lies in the ball is ``x + step_size * grad/||grad||``, clipped to the box, and is not
-    rounded further; ``eps=math.inf`` is no ball at all. The result lies in the ball up to the rounding of its own
-    values. A NaN in ``x`` or ``x0`` stays in its sample. The normalised step of the paper's Appendix C (C.3-C.5).
+    A sample whose moved point lies in the ball is ``x + step_size * grad/||grad||``, clipped to the box, without
+    further rounding; ``eps=math.inf`` means no ball. The result lies in the ball up to the rounding of its own values.
+    A NaN in ``x`` or ``x0`` stays in its sample. This is the normalised step of the paper's Appendix C (C.3-C.5).
 
-    x, grad, x0: [B, ...]. step_size, eps: float or [B], eps >= 0. lo, hi: float or [C]. grad_status: int32 [B, 2] or
-    None.
+    Args:
+        x: the iterate [B, ...].
+        grad: the gradient [B, ...].
+        x0: the centres of the balls [B, ...].
+        step_size: float or [B], in the units of x.
+        eps: the radius, float or [B], at least 0, in the units of x.
+        lo: the lower bound of the box, float or [C].
+        hi: the upper bound of the box, float or [C].
+        grad_status: int32 [B, 2] counters, see the module; None for none.
+
+    Returns:
+        The new iterate, like x.
+
+    Raises:
+        RuntimeError: an argument is invalid, or a derivative by one is being taken.
     """
     _refuse_autograd("l2_step", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
@@ -313,7 +355,24 @@ def l2_step_(
     *,
     grad_status: Tensor | None = None,
 ) -> Tensor:
-    """:func:`l2_step` in place on ``x``, which must not share memory with ``x0`` or ``grad``; returns ``x``."""
+    """:func:`l2_step` in place on ``x``.
+
+    Args:
+        x: the iterate [B, ...], updated in place; it must not share memory with ``x0`` or ``grad``.
+        grad: as for :func:`l2_step`.
+        x0: as for :func:`l2_step`.
+        step_size: as for :func:`l2_step`.
+        eps: as for :func:`l2_step`.
+        lo: as for :func:`l2_step`.
+        hi: as for :func:`l2_step`.
+        grad_status: as for :func:`l2_step`.
+
+    Returns:
+        ``x``.
+
+    Raises:
+        RuntimeError: as for :func:`l2_step`.
+    """
     _refuse_autograd("l2_step_", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
         _operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
@@ -326,11 +385,22 @@ _project_linf = _operator("project_linf")
 
 
 def project_linf(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
-    """The nearest point of the L-inf ball and the box: ``clip(clip(x, x0 - eps, x0 + eps), lo, hi)``; idempotent to the
-    bit.
+    """The nearest point of the L-inf ball and the box: ``clip(clip(x, x0 - eps, x0 + eps), lo, hi)``.
 
-    x, x0: [B, ...]. eps: float or [B], >= 0. lo, hi: float or [C].
-    Differentiable in x, x0 and tensors eps, lo, hi (then in plain torch).
+    It is bitwise idempotent, and differentiable in x, x0 and tensors eps, lo, hi (then in plain torch).
+
+    Args:
+        x: the points [B, ...].
+        x0: the centres of the balls [B, ...].
+        eps: the radius, float or [B], at least 0, in the units of x.
+        lo: the lower bound of the box, float or [C].
+        hi: the upper bound of the box, float or [C].
+
+    Returns:
+        The projection, like x.
+
+    Raises:
+        RuntimeError: an argument is invalid.
     """
     if _wants_grad(x, x0, eps, lo, hi) or not _has_kernel(x):
         _operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
@@ -343,7 +413,21 @@ _project_linf_ = _operator("project_linf_")
 
 
 def project_linf_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
-    """:func:`project_linf` in place on ``x``; returns ``x``."""
+    """:func:`project_linf` in place on ``x``.
+
+    Args:
+        x: the points [B, ...], updated in place.
+        x0: as for :func:`project_linf`.
+        eps: as for :func:`project_linf`.
+        lo: as for :func:`project_linf`.
+        hi: as for :func:`project_linf`.
+
+    Returns:
+        ``x``.
+
+    Raises:
+        RuntimeError: an argument is invalid, or a derivative by one is being taken.
+    """
     _refuse_autograd("project_linf_", x, x0, eps, lo, hi)
     if not _has_kernel(x):
         _operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
@@ -357,13 +441,24 @@ _project_l2 = _operator("project_l2")
 
 
 def project_l2(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
-    """Onto the L2 ball, then the box: ``clip(x0 + d min(1, eps/||d||), lo, hi)`` with ``d = x - x0``.
+    """Projects onto the L2 ball, then the box: ``clip(x0 + d min(1, eps/||d||), lo, hi)`` with ``d = x - x0``.
 
-    With x0 in the box the result lies in both (clipping only brings a value nearer to x0); it is not always the nearest
-    such point. A sample inside the ball is clipped to the box and otherwise untouched.
+    With x0 in the box the result lies in both (clipping only brings a value nearer to x0), but is not always the
+    nearest such point. A sample inside the ball is clipped to the box and otherwise unchanged. Differentiable in x, x0
+    and tensors eps, lo, hi (then in plain torch).
 
-    x, x0: [B, ...]. eps: float or [B], >= 0. lo, hi: float or [C].
-    Differentiable in x, x0 and tensors eps, lo, hi (then in plain torch).
+    Args:
+        x: the points [B, ...].
+        x0: the centres of the balls [B, ...].
+        eps: the radius, float or [B], at least 0, in the units of x.
+        lo: the lower bound of the box, float or [C].
+        hi: the upper bound of the box, float or [C].
+
+    Returns:
+        The projection, like x.
+
+    Raises:
+        RuntimeError: an argument is invalid.
     """
     if _wants_grad(x, x0, eps, lo, hi) or not _has_kernel(x):
         _operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
@@ -376,7 +471,21 @@ _project_l2_ = _operator("project_l2_")
 
 
 def project_l2_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
-    """:func:`project_l2` in place on ``x``; returns ``x``."""
+    """:func:`project_l2` in place on ``x``.
+
+    Args:
+        x: the points [B, ...], updated in place.
+        x0: as for :func:`project_l2`.
+        eps: as for :func:`project_l2`.
+        lo: as for :func:`project_l2`.
+        hi: as for :func:`project_l2`.
+
+    Returns:
+        ``x``.
+
+    Raises:
+        RuntimeError: an argument is invalid, or a derivative by one is being taken.
+    """
     _refuse_autograd("project_l2_", x, x0, eps, lo, hi)
     if not _has_kernel(x):
         _operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
@@ -394,9 +503,22 @@ def random_start_linf(
 ) -> Tensor:
     """A uniform point of the L-inf ball of finite radius eps around each x0, clipped to the box.
 
-    The numbers are a function of (seed, sample id, position of the value in its sample) alone (Philox4x32-10): the same
-    for any batch size, order, memory layout and device. x0: [B, ...]. eps: float or [B]. seed: int. sample_ids: int64
-    [B].
+    The numbers depend only on (seed, sample id, position of the value in its sample) (Philox4x32-10): they are the same
+    for any batch size, order, memory layout and device.
+
+    Args:
+        x0: the centres of the balls [B, ...].
+        eps: the radius, float or [B], finite, in the units of x0.
+        seed: a 64-bit integer.
+        sample_ids: int64 [B].
+        lo: the lower bound of the box, float or [C].
+        hi: the upper bound of the box, float or [C].
+
+    Returns:
+        The points, like x0.
+
+    Raises:
+        RuntimeError: an argument is invalid.
     """
     _operands.check_seed(seed, sample_ids)
     if not _has_kernel(x0, "x0"):
@@ -415,7 +537,20 @@ def random_start_l2(
     """A uniform point of the L2 ball (not of the sphere) of finite radius eps around each x0, clipped to the box.
 
     ``x0 + eps * u^(1/D) * n/||n||`` with u uniform and n normal; random numbers as in :func:`random_start_linf`.
-    x0: [B, ...]. eps: float or [B]. seed: int. sample_ids: int64 [B].
+
+    Args:
+        x0: the centres of the balls [B, ...].
+        eps: the radius, float or [B], finite, in the units of x0.
+        seed: a 64-bit integer.
+        sample_ids: int64 [B].
+        lo: the lower bound of the box, float or [C].
+        hi: the upper bound of the box, float or [C].
+
+    Returns:
+        The points, like x0.
+
+    Raises:
+        RuntimeError: an argument is invalid.
     """
     _operands.check_seed(seed, sample_ids)
     if not _has_kernel(x0, "x0"):
@@ -429,13 +564,21 @@ _copy_rows_ = _operator("copy_rows_")
 
 
 def copy_rows_(dst: Tensor, src: Tensor, mask: Tensor) -> Tensor:
-    """Copies the samples of ``src`` where ``mask`` is true into ``dst``, to the bit, and leaves the others; returns
-    ``dst``.
+    """Copies the samples of ``src`` where ``mask`` is true into ``dst``, bitwise, and leaves the others.
 
-    What ``dst[mask] = src[mask]`` does, in one pass and without its synchronisation on CUDA: an attack keeps the better
-    iterate of each sample with it.
+    It does what ``dst[mask] = src[mask]`` does, in one pass and without its synchronisation on CUDA; attacks use it to
+    keep the better iterate of each sample.
 
-    dst, src: [B, ...], alike in shape, device and dtype, which may be any. mask: bool [B].
+    Args:
+        dst: [B, ...] of any dtype, updated in place.
+        src: like dst.
+        mask: bool [B].
+
+    Returns:
+        ``dst``.
+
+    Raises:
+        RuntimeError: an argument is invalid.
     """
     _refuse_autograd("copy_rows_", dst, src)
     if not _has_kernel(dst, "dst"):
@@ -446,13 +589,22 @@ def copy_rows_(dst: Tensor, src: Tensor, mask: Tensor) -> Tensor:
 
 
 def update_best_(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Deprecated, to be removed after this release: use :func:`copy_rows_`, with a mask of the rows that are better.
+    """Deprecated, to be removed after this release: use :func:`copy_rows_` with a mask of the better rows.
 
     Where ``value > best_value``, ``best_x`` and ``best_value`` become ``x`` and ``value``. A NaN value is never better;
     any number is better than a NaN.
 
-    best_x, x: [B, ...] of one dtype. best_value, value: [B], both float32 or both float64. Returns (best_x,
-    best_value).
+    Args:
+        best_x: [B, ...], updated in place.
+        best_value: [B], float32 or float64, updated in place.
+        x: like best_x.
+        value: like best_value.
+
+    Returns:
+        (best_x, best_value).
+
+    Raises:
+        RuntimeError: an argument is invalid.
     """
     if not torch.compiler.is_compiling():
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Progress of long loops, told to whoever wants to show it; the library itself prints nothing."""
+"""Progress of long loops, reported to a caller's progress object; the library itself prints nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ Progress = Callable[[int, int], None]
 
 
 class Reporter:
-    """Tells a progress object how far a loop is.
+    """Reports the progress of a loop to a progress object.
 
-    progress: None; a function ``(done, total)``; or a ``rich.progress.Progress``, which gets a task of its own (columns
-    for rate and time left are its owner's choice). title: of that task. done: where a resumed loop starts.
+    Args:
+        progress: None; a function ``(done, total)``; or a ``rich.progress.Progress``, which gets its own task (columns
+            for rate and remaining time are the caller's choice).
+        title: the title of that task.
+        total: the number of items.
+        done: where a resumed loop starts.
+
+    Raises:
+        TypeError: ``progress`` is something else.
     """
 
     def __init__(self, progress: Any, title: str, total: int, done: int = 0) -> None:
@@ -27,7 +34,12 @@ class Reporter:
             progress(done, total)
 
     def advance(self, by: int = 1, note: str = "") -> None:
-        """``by`` more are done; note: shown beside the title of a rich task."""
+        """Reports that more items are done.
+
+        Args:
+            by: how many more.
+            note: shown beside the title of a rich task.
+        """
         self.done += by
         if self._rich:
             title = f"{self._title} {note}" if note else None

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, revision, device."""
+"""The provenance of a result: versions, revision, device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from advfeat._version import __version__
 
 
 def provenance(device: torch.device | str = "cpu") -> dict:
-    """What a result was made with: versions, git revision (None outside a checkout), device and threads."""
+    """The versions, the git revision (None outside a checkout), the device and the number of threads.
+
+    Args:
+        device: the device on which the result was computed.
+
+    Returns:
+        JSON values by name.
+    """
     device = torch.device(device)
     return {
         "versions": {"advfeat": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -24,11 +31,14 @@ def provenance(device: torch.device | str = "cpu") -> dict:
 
 
 def git_revision() -> dict | None:
-    """The commit that this package's code is at, and whether files differ from it; None where that is not known.
+    """The commit of this package's code, and whether files differ from it.
 
-    Only a checkout of this project counts, which has its repository beside the package, and only if it tracks this very
-    file: a virtual environment often lies inside another repository. Git is not asked there, for what it is told by the
-    settings of a stranger's repository may be a program.
+    Only a checkout of this project counts: one whose repository is beside the package and tracks this very file, since
+    a virtual environment often lies inside another repository. Git is not run in any other repository, whose settings
+    could make it run a program.
+
+    Returns:
+        The revision; None if it is unknown.
     """
     here = Path(__file__).resolve()
     if not (here.parents[1] / ".git").exists():

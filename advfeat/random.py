@@ -1,6 +1,6 @@
-"""Randomness that belongs to its purpose: seeds derived from what they are for, and Philox streams keyed by sample.
+"""Purpose-bound randomness: seeds derived from what they are for, and Philox streams keyed by sample.
 
-The streams are those of the compiled kernels, so that a random start does not depend on the batch, the device or the
+The streams equal those of the compiled kernels, so that a random start does not depend on the batch, the device or the
 number of processes.
 """
 
@@ -16,21 +16,39 @@ _WORD = 0xFFFFFFFF
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2**63) from what it is for, as in ``derive_seed(config.seed, "order", epoch)``.
+    """A seed derived from its purpose, as in ``derive_seed(config.seed, "order", epoch)``.
 
-    The first 63 bits of the SHA-256 of the parts: the same on every platform, and unrelated for neighbouring seeds.
+    It is the first 63 bits of the SHA-256 of the parts: the same on every platform, and unrelated for neighbouring
+    seeds.
+
+    Args:
+        *parts: integers and texts that identify the purpose.
+
+    Returns:
+        A seed in [0, 2**63).
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def fresh_seed() -> int:
-    """A new seed, drawn from torch's global generator: ``torch.manual_seed`` makes a script repeatable."""
+    """A new seed, drawn from torch's global generator: ``torch.manual_seed`` makes a script reproducible.
+
+    Returns:
+        A seed in [0, 2**62).
+    """
     return int(torch.randint(2**62, (), device="cpu"))
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded with :func:`derive_seed`; the global random state is neither read nor moved."""
+    """A CPU generator seeded with :func:`derive_seed`; the global random state is neither read nor changed.
+
+    Args:
+        *parts: as for :func:`derive_seed`.
+
+    Returns:
+        The generator.
+    """
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
@@ -42,10 +60,16 @@ def _mul32(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
 
 
 def philox(seed: int, sample_ids: Tensor, quads: Tensor, stream: int) -> Tensor:
-    """Philox4x32-10 (Salmon et al., SC 2011): four 32-bit words, as int64 [B, Q, 4], for each sample and quad of
-    positions.
+    """Philox4x32-10 (Salmon et al., SC 2011): four 32-bit words for each sample and quad of positions.
 
-    sample_ids: int64 [B]; quads: int64 [Q]; stream: 0 for the values of a random start, 1 for its radius.
+    Args:
+        seed: a 64-bit integer.
+        sample_ids: int64 [B].
+        quads: int64 [Q], indices of groups of four positions.
+        stream: 0 for the values of a random start, 1 for its radius.
+
+    Returns:
+        The words as int64 [B, Q, 4].
     """
     ids = sample_ids.reshape(-1, 1).expand(-1, quads.numel())
     c0 = quads.reshape(1, -1).expand_as(ids)
@@ -61,20 +85,38 @@ def philox(seed: int, sample_ids: Tensor, quads: Tensor, stream: int) -> Tensor:
 
 
 def _open_unit(words: Tensor) -> Tensor:
-    # float64 where the device has it (mps has not)
+    # float64 where the device supports it (mps does not)
     dtype = torch.float32 if words.device.type == "mps" else torch.float64
     return (words.to(dtype) + 0.5) * 2.0**-32
 
 
 def uniforms(x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
-    """Numbers in (0, 1), [B, at least D], one for each value of a batch shaped like x0."""
+    """Uniform numbers, one for each value of a batch shaped like x0.
+
+    Args:
+        x0: [B, ...], D values per sample.
+        seed: a 64-bit integer.
+        sample_ids: int64 [B].
+
+    Returns:
+        Numbers in (0, 1), [B, at least D].
+    """
     dim = math.prod(x0.shape[1:])
     quads = torch.arange((dim + 3) // 4, device=x0.device)
     return _open_unit(philox(seed, sample_ids, quads, 0)).reshape(x0.shape[0], 4 * quads.numel())
 
 
 def normals(x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
-    """Standard normal numbers [B, D] by Box-Muller, keyed like the random starts: two words give two normals."""
+    """Standard normal numbers by Box-Muller, keyed like the random starts: two words give two normals.
+
+    Args:
+        x0: [B, ...], D values per sample.
+        seed: a 64-bit integer.
+        sample_ids: int64 [B].
+
+    Returns:
+        [B, D].
+    """
     dim = math.prod(x0.shape[1:])
     u = uniforms(x0, seed, sample_ids)
     radius, angle = (-2 * u[:, 0::2].log()).sqrt(), 2 * math.pi * u[:, 1::2]
@@ -82,7 +124,15 @@ def normals(x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
 
 
 def uniform_numbers(seed: int, sample_ids: Tensor, stream: int) -> Tensor:
-    """One number in (0, 1) for each sample, [B]; ``stream`` names independent draws (0 and 1 belong to random
-    starts)."""
+    """One uniform number for each sample.
+
+    Args:
+        seed: a 64-bit integer.
+        sample_ids: int64 [B].
+        stream: identifies independent draws (0 and 1 are reserved for random starts).
+
+    Returns:
+        Numbers in (0, 1), [B].
+    """
     quad = torch.zeros(1, dtype=torch.int64, device=sample_ids.device)
     return _open_unit(philox(seed, sample_ids, quad, stream))[:, 0, 0]

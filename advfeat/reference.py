@@ -1,7 +1,7 @@
-"""The operators of :mod:`advfeat.ops` in plain torch: the oracle of the tests, and what runs where there is no kernel.
+"""The operators of :mod:`advfeat.ops` in plain torch: the oracle of the tests, and the fallback without a kernel.
 
-Called with float64 tensors this is the truth that every kernel is compared with. It is written to be read: no fusion,
-and every operator out of place. Half types compute in float32. Shapes are those of :mod:`advfeat.ops`.
+With float64 tensors this is the ground truth for every kernel. It is written for readability: no fusion, and every
+operator out of place. Half types compute in float32. Shapes are those of :mod:`advfeat.ops`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _rows(value: Number, x: Tensor) -> Number:
-    """A number a sample, [B], as [B, 1, ...]."""
+    """A per-sample number [B], reshaped to [B, 1, ...]."""
     if not isinstance(value, Tensor):
         return value
     value = value.to(_arithmetic(x)).expand(x.shape[0]) if value.dim() == 0 else value.to(_arithmetic(x))
@@ -33,20 +33,20 @@ def _rows(value: Number, x: Tensor) -> Number:
 
 
 def _channels(value: Number | None, x: Tensor, unbounded: float) -> Tensor:
-    """A bound a channel, [C], as [1, C, 1, ...]; a number as a tensor without dimensions."""
+    """A per-channel bound [C], reshaped to [1, C, 1, ...]; a number as a zero-dimensional tensor."""
     value = unbounded if value is None else value
     bound = torch.as_tensor(value, dtype=_arithmetic(x), device=x.device)
     return bound if bound.dim() == 0 else bound.reshape(1, -1, *[1] * (x.dim() - 2))
 
 
 def _clip(x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    # where, not clamp: a value that is NaN stays NaN, a bound that is NaN does not bind. The same as the kernels.
+    # where, not clamp: a NaN value stays NaN, and a NaN bound does not bind, as in the kernels.
     x = torch.where(x < lo, lo, x)
     return torch.where(x > hi, hi, x)
 
 
 def _norm(x: Tensor) -> Tensor:
-    """The L2 norm of each sample, [B, 1, ...], of any scale: the largest magnitude is taken out before squaring."""
+    """The L2 norm of each sample, [B, 1, ...], at any scale: the largest magnitude is factored out before squaring."""
     if x.numel() == 0:
         return x.new_zeros([x.shape[0]] + [1] * (x.dim() - 1))
     dims = list(range(1, x.dim()))
@@ -56,12 +56,12 @@ def _norm(x: Tensor) -> Tensor:
     if not dims:
         return scaled.abs() * scale
     squares = (scaled * scaled).sum(dim=dims, keepdim=True)
-    # The derivative of the square root at 0 is infinite: a norm of 0 takes no part in differentiation.
+    # The derivative of the square root at 0 is infinite: a norm of 0 is not differentiated.
     return torch.where(squares > 0, torch.where(squares > 0, squares, torch.ones_like(squares)).sqrt(), squares) * scale
 
 
 def _direction(grad: Tensor) -> Tensor:
-    """grad / ||grad|| for each sample; zero where the gradient is zero or not finite."""
+    """The direction grad / ||grad|| of each sample; zero where the gradient is zero or not finite."""
     if grad.numel() == 0:
         return grad
     dims = list(range(1, grad.dim()))
@@ -123,7 +123,7 @@ def _l2_ball(y: Tensor, centre: Tensor, eps: Number) -> Tensor:
 
 
 def project_l2(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
-    """See :func:`advfeat.ops.project_l2`. Differentiable almost everywhere."""
+    """See :func:`advfeat.ops.project_l2`; differentiable almost everywhere."""
     a = _arithmetic(x)
     y = _l2_ball(x.to(a), x0.to(a), _rows(eps, x))
     return _clip(y, _channels(lo, x, -math.inf), _channels(hi, x, math.inf)).to(x.dtype)
@@ -174,5 +174,14 @@ def random_start_l2(
 
 
 def copy_rows(dst: Tensor, src: Tensor, mask: Tensor) -> Tensor:
-    """The out-of-place form of :func:`advfeat.ops.copy_rows_`: the new dst."""
+    """The out-of-place form of :func:`advfeat.ops.copy_rows_`.
+
+    Args:
+        dst: [B, ...].
+        src: like dst.
+        mask: bool [B].
+
+    Returns:
+        The new dst.
+    """
     return torch.where(mask.reshape(-1, *[1] * (dst.dim() - 1)), src, dst)

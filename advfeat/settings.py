@@ -1,7 +1,7 @@
-"""Settings as JSON values, as they are written beside results and hashed to find them again.
+"""Settings as JSON values, as they are recorded beside results and hashed to look results up.
 
-They are the fields of a dataclass, so that none can be forgotten: a field that changes no result says so by
-``field(metadata=CHANGES_NO_RESULT)``.
+They are the fields of a dataclass, so that none can be forgotten; a field that does not affect the result is declared
+with ``field(metadata=CHANGES_NO_RESULT)``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,27 @@ CHANGES_NO_RESULT = {"changes_result": False}
 
 
 def settings_of(thing: object) -> dict[str, object]:
-    """The settings of a dataclass by name, in the order of its fields and as they are; those that change its result."""
+    """The settings of a dataclass that affect its result.
+
+    Args:
+        thing: an instance of a dataclass.
+
+    Returns:
+        The values by field name, in the order of the fields.
+    """
     fields = dataclasses.fields(thing)
     return {f.name: getattr(thing, f.name) for f in fields if f.metadata.get("changes_result", True)}
 
 
 def as_json(value: object) -> object:
-    """A setting as JSON values: dataclasses and objects with ``to_dict`` as dicts, infinity as "inf", paths as text, a
-    dtype by its name."""
+    """A setting as JSON values.
+
+    Args:
+        value: the setting.
+
+    Returns:
+        Dataclasses and objects with ``to_dict`` as dicts, infinity as "inf", paths as text, a dtype as its name.
+    """
     if hasattr(value, "to_dict") and not isinstance(value, type):
         return as_json(value.to_dict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

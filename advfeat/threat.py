@@ -1,6 +1,7 @@
-"""Threat models: the ball of a norm around a sample and the box of valid inputs, and how an iterate moves in them.
+"""Threat models: a norm ball around a sample and the box of valid inputs, and how an iterate moves in them.
 
-A norm is a subclass of :class:`Threat`, entered in :data:`NORMS`: whatever depends on it, here and elsewhere, asks it.
+A norm is a subclass of :class:`Threat`, registered in :data:`NORMS`; everything that depends on the norm, here and
+elsewhere, asks that class.
 """
 
 from __future__ import annotations
@@ -23,15 +24,26 @@ from advfeat.ops import Number
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Threat:
-    """Perturbations of norm at most ``eps`` that stay in the box ``[lo, hi]``. Use :class:`L2` or :class:`Linf`.
+    """Perturbations of norm at most ``eps`` within the box ``[lo, hi]``. Use :class:`L2` or :class:`Linf`.
 
-    eps: the radius in the units of the input (pixel scale [0, 1] by default), a float or a tensor [B]; ``math.inf`` for
-    no ball. lo, hi: a float, or a tensor [C] with one bound a channel. unit: how much of the input one unit of eps, of
-    a step and of a distance is, a float or a tensor [C]; inputs normalised by a standard deviation a channel have
-    1 / std, see :meth:`normalised`.
+    Args:
+        eps: the radius in the units of the input (pixel scale [0, 1] by default), a float or a tensor [B]; ``math.inf``
+            for no ball.
+        lo: the lower bound of the box, a float or a tensor [C] with one bound per channel.
+        hi: the upper bound of the box, like ``lo``.
+        unit: how much of the input one unit of eps, of a step and of a distance is: a float or a tensor [C]. Inputs
+            normalised by a per-channel standard deviation have 1 / std, see :meth:`normalised`.
 
-    Of the norm: norm, as it is called in settings and options; title, in text; order, p of L_p; dual_order, of the norm
-    that bounds a linear feature, 1/p + 1/q = 1; usual_radii, the ones that papers give, in pixel scale, small to large.
+    Attributes:
+        norm: the name of the norm in settings and options.
+        title: the name of the norm in text.
+        order: p of L_p.
+        dual_order: the order q of the dual norm, which bounds a linear feature, 1/p + 1/q = 1.
+        usual_radii: the radii common in papers, in pixel scale, in increasing order.
+
+    Raises:
+        TypeError: an argument is not a number or a tensor.
+        ValueError: eps is negative or not [B], lo exceeds hi, or unit is not finite and positive.
     """
 
     norm: ClassVar[str]
@@ -47,22 +59,46 @@ class Threat:
 
     @staticmethod
     def of(norm: str, eps: Number, *bounds: Number, **settings: Number) -> Threat:
-        """The threat of a norm by its name, ``Threat.of("linf", 8 / 255)``; the rest as for the class itself.
+        """The threat model of a norm by its name, as in ``Threat.of("linf", 8 / 255)``.
 
-        Errors: ValueError for what is no norm.
+        Args:
+            norm: "l2" or "linf".
+            eps: as for the class.
+            *bounds: lo and hi, as for the class.
+            **settings: as for the class.
+
+        Returns:
+            The threat model.
+
+        Raises:
+            ValueError: ``norm`` is unknown.
         """
         check_norm(norm)
         return NORMS[norm](eps, *bounds, **settings)
 
     @classmethod
     def write_radius(cls, eps: float) -> str:
-        """A radius in pixel scale as the field writes it for this norm: 0.5, or 8/255 for L-inf."""
+        """A radius as it is usually written for this norm: 0.5, or 8/255 for L-inf.
+
+        Args:
+            eps: the radius in pixel scale [0, 1].
+
+        Returns:
+            The text.
+        """
         return f"{eps:g}"
 
     @classmethod
     def holds_the_box(cls, width: float, dim: int) -> float:
-        """The radius from which on the ball around any point of a box holds all of it, of ``dim`` values each in an
-        interval of this width."""
+        """The radius from which the ball around any point of a box contains the whole box.
+
+        Args:
+            width: the width of the box in each dimension.
+            dim: the number of dimensions.
+
+        Returns:
+            The radius.
+        """
         return width * dim ** (1 / cls.order)
 
     def __post_init__(self) -> None:
@@ -92,10 +128,21 @@ class Threat:
     def normalised(cls, eps: float, mean: float | Sequence[float] | Tensor, std: float | Sequence[float] | Tensor):
         """The threat of radius eps in pixel scale for inputs ``(x - mean) / std`` of images x in [0, 1].
 
-        mean, std: a number, or one a channel. The attack is the one on the images: eps, step lengths and distances are
-        in pixel scale, the box is that of the images by channel, inputs and results are normalised. A result, turned
-        back, lies in the ball but for the rounding of both ways.
-        Errors: ValueError for a std that is not positive, or lists of different lengths.
+        The attack is the one on the images: eps, step lengths and distances are in pixel scale, and the box is that of
+        the images, per channel; inputs and results are normalised. A result, mapped back to pixels, lies in the ball up
+        to the rounding of both conversions.
+
+        Args:
+            eps: the radius in pixel scale [0, 1].
+            mean: a number, or one per channel.
+            std: a number, or one per channel, positive.
+
+        Returns:
+            The threat model.
+
+        Raises:
+            TypeError: ``mean`` or ``std`` does not hold numbers.
+            ValueError: ``std`` is not positive, ``mean`` is not finite, or their lengths differ.
         """
         mean, std = as_number("mean", mean), as_number("std", std)
         mean, std = (torch.as_tensor(value, dtype=torch.float64, device="cpu").reshape(-1) for value in (mean, std))
@@ -111,7 +158,18 @@ class Threat:
     def step_(
         self, x: Tensor, grad: Tensor, x0: Tensor, step_size: Number, *, grad_status: Tensor | None = None
     ) -> Tensor:
-        """One step of length step_size along grad (ascent for step_size > 0), then the ball and the box; in place."""
+        """One step along grad (ascent for step_size > 0), then projection onto the ball and the box; in place.
+
+        Args:
+            x: the iterate [B, ...], updated in place.
+            grad: the gradient, like x.
+            x0: the centres of the balls, like x.
+            step_size: the length of the step, a float or a tensor [B], in units of eps.
+            grad_status: int32 [B, 2] counters, see :mod:`advfeat.ops`; None for none.
+
+        Returns:
+            ``x``.
+        """
         if not self.has_unit:
             self._step_(x, grad, x0, step_size, grad_status)
             return x
@@ -121,7 +179,15 @@ class Threat:
         return self._keep_(x, moved * unit)
 
     def project_(self, x: Tensor, x0: Tensor) -> Tensor:
-        """x into the ball around x0 and the box, in place."""
+        """Projects x onto the ball around x0 and the box, in place.
+
+        Args:
+            x: [B, ...], updated in place.
+            x0: the centres of the balls, like x.
+
+        Returns:
+            ``x``.
+        """
         if not self.has_unit:
             self._project_(x, x0)
             return x
@@ -138,7 +204,16 @@ class Threat:
         return x.clamp_(self.lo, self.hi)
 
     def random_start(self, x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
-        """A uniform point of the ball around each x0, clipped to the box; a function of (seed, sample id) alone."""
+        """A uniform point of the ball around each x0, clipped to the box.
+
+        Args:
+            x0: the centres [B, ...].
+            seed: with the sample id, the only thing on which the point depends.
+            sample_ids: int64 [B].
+
+        Returns:
+            The points [B, ...].
+        """
         if not self.has_unit:
             return self._random_start(x0, seed, sample_ids)
         unit = _by_channel(self.unit, x0)
@@ -146,7 +221,15 @@ class Threat:
         return self._keep_(torch.empty_like(x0), start * unit)
 
     def distance(self, x: Tensor, x0: Tensor) -> Tensor:
-        """The norm of x - x0 of each sample in units of eps, [B] float32 (float64 for float64)."""
+        """The norm of x - x0 for each sample, in units of eps.
+
+        Args:
+            x: [B, ...].
+            x0: like x.
+
+        Returns:
+            [B] in float32, or float64 for float64 inputs.
+        """
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         difference = x.to(wide) - x0.to(wide)
         if self.has_unit:
@@ -155,13 +238,20 @@ class Threat:
 
     @classmethod
     def length(cls, difference: Tensor) -> Tensor:
-        """The norm of each row of [B, D], [B]; 0 for rows without values."""
+        """The norm of each row.
+
+        Args:
+            difference: [B, D].
+
+        Returns:
+            [B]; 0 for rows without values.
+        """
         if difference.shape[1] == 0:
             return difference.sum(dim=1)
         return torch.linalg.vector_norm(difference, cls.order, dim=1)
 
     def _step_(self, x: Tensor, grad: Tensor, x0: Tensor, step_size: Number, grad_status: Tensor | None) -> None:
-        """:meth:`step_` where the input is in units of eps, as in the following."""
+        """:meth:`step_` for inputs in units of eps, as in the following methods."""
         raise NotImplementedError
 
     def _project_(self, x: Tensor, x0: Tensor) -> None:
@@ -177,28 +267,46 @@ class Threat:
 
     @cached_property
     def _in_units(self) -> Threat:
-        """The same threat for the input divided by ``unit``."""
+        """The same threat model for the input divided by ``unit``."""
         return dataclasses.replace(self, lo=self.lo / self.unit, hi=self.hi / self.unit, unit=1.0)
 
     def _keep_(self, x: Tensor, moved: Tensor) -> Tensor:
-        """``moved`` into x, and what its rounding put beyond the box back."""
+        """Writes ``moved`` to x, and clips what rounding put outside the box."""
         return self.into_box_(x.copy_(moved))
 
     def rows(self, index: Tensor) -> Threat:
-        """The same threat for a selection of the batch."""
+        """The same threat model for a selection of the batch.
+
+        Args:
+            index: the selected samples, int64 or bool.
+
+        Returns:
+            The threat model.
+        """
         if isinstance(self.eps, Tensor) and self.eps.dim() == 1:
             return dataclasses.replace(self, eps=self.eps[index])
         return self
 
     def to(self, device: torch.device) -> Threat:
-        """The same threat with its tensors on a device, in the float64 that the kernels take."""
+        """The same threat model with its tensors on a device, in the float64 that the kernels take.
+
+        Args:
+            device: the device.
+
+        Returns:
+            The threat model.
+        """
         tensors = {k: getattr(self, k) for k in ("eps", "lo", "hi", "unit") if isinstance(getattr(self, k), Tensor)}
         if not tensors:
             return self
         return dataclasses.replace(self, **{k: v.detach().to(device, torch.float64) for k, v in tensors.items()})
 
     def to_dict(self) -> dict:
-        """The settings as JSON values."""
+        """The settings as JSON values.
+
+        Returns:
+            A dict from setting names to JSON values.
+        """
 
         def plain(v: Number) -> float | str | list:
             if isinstance(v, Tensor):
@@ -212,9 +320,17 @@ class Threat:
 
 
 def as_number(name: str, value: object) -> Number:
-    """A number as Python's float, as JSON has it; a list or an array as a tensor in float64; a tensor as it is.
+    """A number as a Python float, as JSON needs it; a list or an array as a float64 tensor; a tensor as it is.
 
-    Errors: TypeError for anything else, a text such as "8/255" among them.
+    Args:
+        name: the name of the argument.
+        value: the value.
+
+    Returns:
+        A float or a tensor.
+
+    Raises:
+        TypeError: any other value, including text such as "8/255".
     """
     if isinstance(value, Tensor):
         return value
@@ -234,8 +350,11 @@ def as_number(name: str, value: object) -> Number:
 
 
 def _in_order(lo: Number, hi: Number) -> bool:
-    """Whether lo is at most hi, in every channel; True where to look would wait for a device, or the numbers of
-    channels are for the attack to compare with its input."""
+    """Whether lo is at most hi, in every channel.
+
+    True where the check would wait for a device, or where the numbers of channels differ: the attack compares those
+    with its input.
+    """
     if not isinstance(lo, Tensor) and not isinstance(hi, Tensor):
         return lo <= hi
     bounds = [
@@ -252,7 +371,10 @@ def _is_elsewhere(bound: Number) -> bool:
 
 
 def _extremes(value: Number) -> tuple[float, float]:
-    """The least and the largest of a float or a tensor. Of a tensor on a device 1 and 1: to look would wait for it."""
+    """The smallest and largest value of a float or a tensor.
+
+    For a tensor on another device than the CPU 1 and 1, since reading it would wait for the device.
+    """
     if not isinstance(value, Tensor):
         return value, value
     if value.device.type != "cpu" or value.numel() == 0:
@@ -261,7 +383,7 @@ def _extremes(value: Number) -> tuple[float, float]:
 
 
 def _by_channel(value: Number, x: Tensor) -> Tensor:
-    """A float or a tensor [C] so that it broadcasts to x, at least in float32."""
+    """A float or a tensor [C] reshaped to broadcast to x, in at least float32."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     value = torch.as_tensor(value, dtype=wide, device=x.device)
     return value.reshape(-1, *[1] * max(x.dim() - 2, 0)) if value.numel() > 1 else value.reshape(())
@@ -269,7 +391,14 @@ def _by_channel(value: Number, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class L2(Threat):
-    """The L2 ball; a step is normalised, ``step_size * grad / ||grad||``. The paper's threat (Appendix C.3-C.5)."""
+    """The L2 ball; a step is normalised, ``step_size * grad / ||grad||``. The paper's threat model (Appendix C.3-C.5).
+
+    Args:
+        eps: the L2 radius, as for :class:`Threat`.
+        lo: as for :class:`Threat`.
+        hi: as for :class:`Threat`.
+        unit: as for :class:`Threat`.
+    """
 
     norm, title = "l2", "L2"
     order = dual_order = 2.0
@@ -289,7 +418,13 @@ class L2(Threat):
 class Linf(Threat):
     """The L-inf ball; a step is ``step_size * sign(grad)``.
 
-    A RuntimeWarning says where a finite ``eps`` is more than the whole box, as 8 for 8 / 255 is.
+    A RuntimeWarning says so if a finite ``eps`` exceeds the whole box, as 8 (for 8 / 255) does.
+
+    Args:
+        eps: the radius per value, as for :class:`Threat`.
+        lo: as for :class:`Threat`.
+        hi: as for :class:`Threat`.
+        unit: as for :class:`Threat`.
     """
 
     norm, title = "linf", "L-inf"
@@ -298,7 +433,7 @@ class Linf(Threat):
 
     @classmethod
     def write_radius(cls, eps: float) -> str:
-        """As :meth:`Threat.write_radius`."""
+        """See :meth:`Threat.write_radius`."""
         levels = eps * 255
         return f"{levels:.0f}/255" if 1 <= levels < 255 and abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
 
@@ -327,7 +462,14 @@ NORMS: dict[str, type[Threat]] = {threat.norm: threat for threat in (L2, Linf)}
 
 
 def check_norm(norm: Any) -> None:
-    """Raises ValueError for what is the name of no norm."""
+    """Checks the name of a norm.
+
+    Args:
+        norm: the name.
+
+    Raises:
+        ValueError: ``norm`` is not the name of a norm.
+    """
     if not isinstance(norm, str) or norm not in NORMS:
         names = " or ".join(f'"{name}"' for name in NORMS)
         raise ValueError(f"norm should be {names}, got {norm!r}{meant(norm, NORMS)}")

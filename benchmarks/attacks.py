@@ -26,7 +26,7 @@ from benchmarks.plots import Bar, about, bars
 
 SHAPES = [(256, 3, 32, 32), (16, 3, 224, 224)]
 STOP = "advfeat, stop at success"
-FULL = "advfeat, stop at success, batch kept full"
+FULL = "advfeat, stop at success, continuous batching"
 COPY = "advfeat evaluate: that, with its copy of the model"
 
 

@@ -20,7 +20,7 @@ from advfeat.datasets.rounding import DTYPES
 from advfeat.datasets.shards import Shard
 from advfeat.json_files import read_json
 
-_REPAIR = "run the build again with the same settings: it makes just this shard anew"
+_REPAIR = "run the build again with the same settings: it rebuilds only this shard"
 _COUNT = range(1, 2**53)
 _SHARDS = [{"file": str, "rows": _COUNT, "sha256": SHA256}]
 _SOURCE = {"name?": (None, str), "split?": str, "fingerprint?": (None, str)}

@@ -226,7 +226,7 @@ class SetWriter:
             except ValueError as error:
                 if self._foreign_record():
                     raise
-                warnings.warn(f"{error}; written anew", stacklevel=3)
+                warnings.warn(f"{error}; rewritten", stacklevel=3)
         else:
             strangers = sorted(p.name for p in self.out.iterdir() if not (_OURS.fullmatch(p.name) or _is_hidden(p)))
             if strangers or self._foreign_record():

@@ -231,7 +231,7 @@ class RunFolder:
                 try:
                     tensors = from_bytes(read_checked(file, entry["bytes"], entry["sha256"]), file)
                 except (FileNotFoundError, ValueError) as error:
-                    raise type(error)(f"{error}; {_RESTART} trains it anew") from error
+                    raise type(error)(f"{error}; {_RESTART} trains it again") from error
                 _restore(file, tensors, model, optimizer)
         write_json_lines(self.file("metrics.jsonl"), history)
         return history
@@ -298,7 +298,7 @@ def _read_lines(path: Path) -> list[dict]:
             row = json.loads(line)
             check_fields(row, _EPOCH)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged in line {number}: {error}; {_RESTART} trains it anew") from error
+            raise ValueError(f"{path} is damaged in line {number}: {error}; {_RESTART} trains it again") from error
         rows.append(row)
     return rows
 

@@ -104,7 +104,7 @@ def test_a_damaged_manifest_is_written_anew(tmp_path, content):
         ConstructedSet.open(tmp_path)
     with pytest.raises(ValueError, match=r"manifest\.json"):  # with other settings it stays as it is
         build(tmp_path, seed=1)
-    with pytest.warns(UserWarning, match=r"manifest\.json.*written anew"):
+    with pytest.warns(UserWarning, match=r"manifest\.json.*rewritten"):
         build(tmp_path)
     assert contents(tmp_path) == expected
 

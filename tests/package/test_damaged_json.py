@@ -69,7 +69,7 @@ def test_manifest(tmp_path):
     _every_change(tmp_path / "manifest.json", lambda: ConstructedSet.open(tmp_path, verify=False).images([7]))
 
 
-@pytest.mark.filterwarnings("ignore:.*written anew")
+@pytest.mark.filterwarnings("ignore:.*rewritten")
 def test_manifest_of_a_set_to_be_gone_on_with(tmp_path):
     whole = build(tmp_path, n=8).out / "manifest.json"
     text = whole.read_text()
