@@ -1,13 +1,13 @@
-"""Theorems 1-3 of Ilyas et al. 2019 (Section 4, Appendix E): computed, checked and drawn. docs/theory.md is the
-companion.
+"""Theorems 1-3 of Ilyas et al. 2019 (Section 4, Appendix E): computed, checked and plotted. See docs/theory.md.
 
     task = GaussianTask(mean, covariance)                  two Gaussians, exact clean and robust accuracy
     vulnerability(task, c)                                 Theorem 1
     robust_parameters(task, eps).learned                   Theorem 2
     worst_cosine(task), worst_mean(task)                   Theorem 3
-    train_population(task, eps), train_on_samples(x, eps)  adversarial training, which ends at Theorem 2's parameters
+    train_population(task, eps), train_on_samples(x, eps)  adversarial training; its limit is Theorem 2's parameters
 
-float64 on numpy and scipy; torch is imported by `train_on_samples` alone, matplotlib by `figures` alone.
+Everything is float64 on numpy and scipy; only ``train_on_samples`` imports torch, and only ``figures`` imports
+matplotlib.
 """
 
 from .adversarial_training import Trained, train_on_samples, train_population

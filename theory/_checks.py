@@ -1,4 +1,4 @@
-"""Argument checks of the theory module: every message names the argument, what was expected and what was seen."""
+"""Argument checks of the theory package: every message names the argument, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -7,13 +7,27 @@ from numbers import Real
 
 import numpy as np
 
-# A dense matrix that is further from its transpose than this (relative to its largest entry) is taken for a mistake,
-# not for rounding: products such as Q diag(s) Q^T in float64 come out symmetric to a few 1e-16.
+# A dense matrix that differs from its transpose by more than this (relative to its largest entry) counts as a mistake,
+# not as rounding: products such as Q diag(s) Q^T in float64 are symmetric to a few 1e-16.
 SYMMETRY_TOLERANCE = 1e-10
 
 
 def real(name: str, value: object, *, minimum: float = -math.inf, strict: bool = False) -> float:
-    """`value` as a finite Python float that is at least `minimum` (greater than it when `strict`)."""
+    """A value as a finite Python float.
+
+    Args:
+        name: the name of the argument.
+        value: the value.
+        minimum: the smallest allowed value.
+        strict: whether the value must exceed ``minimum``.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: it is not a real number.
+        ValueError: it is not finite, or too small.
+    """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.floating, np.integer)):
         raise TypeError(f"{name} should be a real number, got {type(value).__name__}")
     number = float(value)
@@ -25,7 +39,20 @@ def real(name: str, value: object, *, minimum: float = -math.inf, strict: bool =
 
 
 def integer(name: str, value: object, *, minimum: int) -> int:
-    """`value` as a Python int that is at least `minimum`."""
+    """A value as a Python int.
+
+    Args:
+        name: the name of the argument.
+        value: the value.
+        minimum: the smallest allowed value.
+
+    Returns:
+        The integer.
+
+    Raises:
+        TypeError: it is not an integer.
+        ValueError: it is too small.
+    """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} should be an integer, got {type(value).__name__}")
     if value < minimum:
@@ -34,7 +61,20 @@ def integer(name: str, value: object, *, minimum: int) -> int:
 
 
 def array(name: str, value: object, shape: str) -> np.ndarray:
-    """`value` as a float64 array without NaN or infinity; `shape` only words the message."""
+    """A value as a float64 array without NaN or infinity.
+
+    Args:
+        name: the name of the argument.
+        value: the value.
+        shape: the expected shape, for the message only.
+
+    Returns:
+        The array.
+
+    Raises:
+        TypeError: it is not an array of real numbers.
+        ValueError: it holds NaN or infinity.
+    """
     try:
         result = np.array(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -47,7 +87,20 @@ def array(name: str, value: object, shape: str) -> np.ndarray:
 
 
 def vector(name: str, value: object, size: int | None = None) -> np.ndarray:
-    """`value` as a float64 vector, of `size` entries when that is given."""
+    """A value as a float64 vector.
+
+    Args:
+        name: the name of the argument.
+        value: the value.
+        size: the expected number of entries; None for any.
+
+    Returns:
+        The vector.
+
+    Raises:
+        TypeError: as for :func:`array`.
+        ValueError: as for :func:`array`, or the shape is wrong.
+    """
     expected = "[d]" if size is None else f"[{size}]"
     result = array(name, value, expected)
     if result.ndim != 1 or result.size == 0 or (size is not None and result.size != size):
@@ -56,7 +109,20 @@ def vector(name: str, value: object, size: int | None = None) -> np.ndarray:
 
 
 def variances(name: str, value: object, size: int | None = None) -> np.ndarray:
-    """`value` as a vector of positive, normal float64 numbers (a spectrum)."""
+    """A value as a vector of positive, normal float64 numbers (a spectrum).
+
+    Args:
+        name: the name of the argument.
+        value: the value.
+        size: the expected number of entries; None for any.
+
+    Returns:
+        The vector.
+
+    Raises:
+        TypeError: as for :func:`vector`.
+        ValueError: as for :func:`vector`, or an entry is not positive and normal.
+    """
     result = vector(name, value, size)
     smallest = int(result.argmin())
     if result[smallest] < np.finfo(np.float64).tiny:
@@ -65,7 +131,20 @@ def variances(name: str, value: object, size: int | None = None) -> np.ndarray:
 
 
 def points(name: str, value: object, dim: int) -> np.ndarray:
-    """`value` as a float64 array [..., dim]."""
+    """A value as a float64 array [..., dim].
+
+    Args:
+        name: the name of the argument.
+        value: the value.
+        dim: the size of the last dimension.
+
+    Returns:
+        The array.
+
+    Raises:
+        TypeError: as for :func:`array`.
+        ValueError: as for :func:`array`, or the shape is wrong.
+    """
     result = array(name, value, f"[..., {dim}]")
     if result.ndim == 0 or result.shape[-1] != dim:
         raise ValueError(f"{name} should have shape [..., {dim}], got {result.shape}")
@@ -73,7 +152,18 @@ def points(name: str, value: object, dim: int) -> np.ndarray:
 
 
 def spectrum_of(name: str, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (ascending) and eigenvectors (columns) of a symmetric positive definite matrix [d, d]."""
+    """The eigendecomposition of a symmetric positive definite matrix.
+
+    Args:
+        name: the name of the argument.
+        matrix: [d, d].
+
+    Returns:
+        Eigenvalues [d] in ascending order and eigenvectors [d, d] as columns.
+
+    Raises:
+        ValueError: the matrix is not symmetric, or not positive definite beyond rounding.
+    """
     scale = float(np.abs(matrix).max())
     asymmetry = float(np.abs(matrix - matrix.T).max())
     if asymmetry > SYMMETRY_TOLERANCE * scale:
@@ -81,7 +171,7 @@ def spectrum_of(name: str, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values, basis = np.linalg.eigh((matrix + matrix.T) / 2)
     if values[0] <= 0:
         raise ValueError(f"{name} should be positive definite, got the smallest eigenvalue {values[0]:g}")
-    # eigh resolves eigenvalues to about d * 2^-52 of the largest one: below that the sign itself is rounding.
+    # eigh resolves eigenvalues to about d * 2^-52 of the largest one: below that even the sign is rounding.
     resolution = matrix.shape[0] * np.finfo(np.float64).eps * values[-1]
     if values[0] <= resolution:
         raise ValueError(
@@ -92,7 +182,19 @@ def spectrum_of(name: str, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choice(name: str, value: object, options: tuple[str, ...]) -> str:
-    """`value` as one of `options`."""
+    """Checks that a value is one of several options.
+
+    Args:
+        name: the name of the argument.
+        value: the value.
+        options: the options.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: it is none of them.
+    """
     if value not in options:
         raise ValueError(f"{name} should be one of {', '.join(options)}, got {value!r}")
     return str(value)

@@ -1,9 +1,8 @@
-"""Adversarial training of the Gaussian model (E.3.4): gradient descent on (T, m) = (S^-1, S^-1 mean), inner
-maximisation.
+"""Adversarial training of the Gaussian model (E.3.4): descent on (T, m) = (S^-1, S^-1 mean), inner maximisation.
 
 For any fixed perturbation delta(x) the loss E NLL(x + delta(x)) is convex in (T, m) (Lemma 3). The maximum over
 perturbations that do not depend on (T, m) is therefore convex too, its gradient is the gradient at the maximiser
-(Danskin), and descent ends at the one minimum: Theta_r of Theorem 2.
+(Danskin), and descent converges to the unique minimum: Theta_r of Theorem 2.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from . import _checks
 from .gaussian import GaussianTask
 from .trust_region import moved_moments
 
-# Training keeps d x d matrices and decomposes one a step.
+# Training keeps d x d matrices and decomposes one per step.
 MAX_DIM = 256
 CONSTRAINTS = ("expectation", "per-sample")
 
@@ -27,7 +26,14 @@ Objective = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray, np.ndarr
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """The end of a descent: mean [d], covariance [d, d], losses [steps + 1], and whether the gradient vanished."""
+    """The end of a descent.
+
+    Attributes:
+        mean: [d].
+        covariance: [d, d].
+        losses: [steps + 1].
+        converged: whether the gradient vanished.
+    """
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -44,16 +50,29 @@ def train_population(
     tolerance: float = 1e-8,
     start: GaussianTask | None = None,
 ) -> Trained:
-    """Adversarial training with population gradients: no samples, the inner maximum and its expectation exact.
+    """Adversarial training with population gradients: no samples; the inner maximum and its expectation are exact.
 
-    Each step solves the inner problem for the current model, delta(x) = (lambda S - I)^-1 (x - mean) with
-    E||delta||^2 = eps^2, and descends along
+    Each step solves the inner problem for the current model, delta(x) = (lambda S - I)^-1 (x - mean) with E||delta||^2
+    = eps^2, and descends along
 
         dL/dT = (E z z^T - mean mean^T - S) / 2,    dL/dm = mean - E z,    z = x + delta(x),
 
-    with T a full symmetric matrix (the paper restricts it to a diagonal one). start: any model, default mean 0 and the
-    identity times tr S*/d. natural: descend in the model's own metric, which serves condition numbers of 1e8; False is
-    the plain gradient of E.3.4, same end. Raises ValueError for d > 256.
+    with T a full symmetric matrix (the paper restricts it to a diagonal one).
+
+    Args:
+        task: the data.
+        eps: the L2 radius.
+        natural: whether to descend in the model's own metric, which copes with condition numbers of 1e8; False for the
+            plain gradient of E.3.4, with the same limit.
+        steps: the largest number of steps.
+        tolerance: on the norm of the gradient.
+        start: the first model; by default mean 0 and tr S*/d times the identity.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        ValueError: d > 256.
     """
     eps = _checks.real("eps", eps, minimum=0.0)
     data = task.matrix()
@@ -65,7 +84,7 @@ def train_population(
         variances = 1 / values
         mean = basis @ (variances * (basis.T @ m))
         shift = task.mean - mean
-        moments = data + np.outer(shift, shift)  # E v v^T, v = x - mean
+        moments = data + np.outer(shift, shift)  # E v v^T with v = x - mean
         along = np.einsum("ji,jk,ki->i", basis, moments, basis)
         moved = moved_moments(along, variances, eps)[0]
         stretch = (basis * np.sqrt(moved / along)) @ basis.T  # I + M
@@ -90,19 +109,30 @@ def train_on_samples(
     tolerance: float = 1e-6,
     start: GaussianTask | None = None,
 ) -> Trained:
-    """Adversarial training on samples x [n, d] of one class, as E.3.4 says it: projected gradient ascent inside,
-    descent outside.
+    """Adversarial training on samples of one class, as in E.3.4: projected gradient ascent inside, descent outside.
 
-    The inner step is x + delta <- project_l2(x + delta + a grad_x NLL, x, radius), with advfeat's own projection, warm
-    from the last outer step, until it stands still or inner_steps; the outer gradient is automatic differentiation of
-    the NLL at x + delta. Nothing of Theorem 2 enters.
+    The inner step is x + delta <- project_l2(x + delta + a grad_x NLL, x, radius), with advfeat's own projection,
+    warm-started from the last outer step, until it converges or reaches ``inner_steps``. The outer gradient is
+    automatic differentiation of the NLL at x + delta. Nothing from Theorem 2 is used.
 
-    constraint: "expectation" puts the whole sample into one ball of radius eps sqrt(n), mean ||delta||^2 <= eps^2, the
-    relaxed problem (20): it converges to `robust_parameters` of the sample mean and covariance. "per-sample" gives each
-    sample its own ball of radius eps, (11)/(15): it converges to the exact problem's solution. natural: as in
-    `train_population`.
+    Args:
+        x: samples [n, d].
+        eps: the L2 radius.
+        constraint: "expectation" puts the whole sample into one ball of radius eps sqrt(n), mean ||delta||^2 <= eps^2,
+            the relaxed problem (20), which converges to :func:`robust_parameters` of the sample mean and covariance.
+            "per-sample" gives each sample its own ball of radius eps, (11)/(15), which converges to the solution of the
+            exact problem.
+        natural: as in :func:`train_population`.
+        steps: the largest number of outer steps.
+        inner_steps: the largest number of inner steps.
+        tolerance: on the norm of the gradient.
+        start: as in :func:`train_population`.
 
-    Raises ValueError for fewer than d + 1 samples (a singular covariance) and for d > 256.
+    Returns:
+        The trained model.
+
+    Raises:
+        ValueError: there are fewer than d + 1 samples (a singular covariance), or d > 256.
     """
     import torch
 
@@ -140,7 +170,7 @@ def train_on_samples(
         t = torch.from_numpy(precision.copy()).requires_grad_()
         linear = torch.from_numpy(m.copy()).requires_grad_()
         with torch.no_grad():
-            # The projection onto a sphere forgets the length, so a long step is a power iteration and cannot overshoot.
+            # Projection onto a sphere discards the length, so a long step is a power iteration and cannot overshoot.
             ascend(t, torch.linalg.solve(t, linear), 1e3 / float(values[-1]))
         # NLL in (T, m), Lemma 3: z^T T z / 2 - m^T z + m^T T^-1 m / 2 - log det T / 2.
         quadratic = ((moved @ t) * moved).sum(1).mean() / 2 - moved.mean(0) @ linear
@@ -154,7 +184,7 @@ def train_on_samples(
 
 
 def _start(task: GaussianTask, start: GaussianTask | None) -> tuple[np.ndarray, np.ndarray, float]:
-    """The first (T, m), and the mean variance of the data as the unit of length squared."""
+    """The first (T, m), and the mean variance of the data as the unit of squared length."""
     if task.dim > MAX_DIM:
         raise ValueError(f"training keeps d x d matrices: d should be <= {MAX_DIM}, got {task.dim}")
     unit = float(task.variances.mean())
@@ -174,15 +204,16 @@ def _descend(
     tolerance: float,
     natural: bool,
 ) -> Trained:
-    """Gradient descent with Barzilai-Borwein step lengths, halved until the loss falls; stops at |gradient| <=
-    tolerance.
+    """Gradient descent with Barzilai-Borwein step sizes, halved until the loss falls.
 
-    natural: the gradient (G, g) in (T, m) in the metric of the model itself, the Hessian of (m^T T^-1 m - log det T) /
-    2,
+    It stops at |gradient| <= tolerance. With ``natural`` the gradient (G, g) in (T, m) is taken in the metric of the
+    model itself, the Hessian of (m^T T^-1 m - log det T) / 2,
+
         |(dT, dm)|^2 = tr(S dT S dT) / 2 + u^T S u,   u = dm - dT mean,
+
     so dT = T (2G + g mean^T + mean g^T) T and u = T g: the path then depends neither on the units nor, nearly, on the
-    condition number. The plain gradient runs on (unit T, sqrt(unit) m). |gradient| is taken in the same metric, without
-    units either.
+    condition number. The plain gradient runs on (unit T, sqrt(unit) m). |gradient| is taken in the same metric, and is
+    also unit-free.
     """
     steps = _checks.integer("steps", steps, minimum=1)
     tolerance = _checks.real("tolerance", tolerance, minimum=0.0)
@@ -205,7 +236,7 @@ def _descend(
             break
         if size is None:
             size = 1.0 if natural else 1 / max(1.0, math.sqrt(slope))
-        # Nonmonotone (Grippo et al.): a Barzilai-Borwein step may raise the loss for a while. The last term is
+        # Nonmonotone (Grippo et al.): a Barzilai-Borwein step may raise the loss temporarily. The last term allows for
         # rounding.
         reference = max(losses[-8:]) + 1e-14 * abs(losses[-1])
         for _ in range(60):
@@ -220,7 +251,7 @@ def _descend(
         t, m = (next_t + next_t.T) / 2, next_m
         gradient_t, gradient_m = next_gradient_t, next_gradient_m
         losses.append(next_loss)
-        if fall < 0:  # the step length of Barzilai and Borwein, |move|^2 / (move . change of gradient)
+        if fall < 0:  # the step size of Barzilai and Borwein, |move|^2 / (move . change of gradient)
             size = size * slope / -float(fall)
     covariance = np.linalg.inv(t)
     return Trained(covariance @ m, (covariance + covariance.T) / 2, np.array(losses), converged)

@@ -1,4 +1,4 @@
-"""What `advfeat theory` checks: each claim with its closed form, a numerical value and a sampled one."""
+"""The claims that ``advfeat theory`` checks: each with its closed form, a numerical value and a sampled one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from . import exact, separable, theorem1, theorem2, theorem3
 from .adversarial_training import train_on_samples, train_population
 from .gaussian import GaussianTask, worst_perturbation
 
-# Numerical optimisation and training run up to this dimension; above it the closed forms and sampling remain.
+# Numerical optimisation and training run up to this dimension; above it only closed forms and sampling are used.
 SMALL = 16
-# Numerical values must agree with the closed form to this, relative; sampled ones within this many standard errors.
+# Numerical values must agree with the closed form to this relative error, sampled ones to this many standard errors.
 RELATIVE = 1e-5
 STANDARD_ERRORS = 4.5
-# How many numbers one array of samples may hold.
+# The largest number of values in one array of samples.
 CHUNK = 4_000_000
 
 HOLDS, FAILS, REFUTED, UNCHECKED = "holds", "FAILS", "refuted as printed", "not checked"
@@ -26,7 +26,16 @@ HOLDS, FAILS, REFUTED, UNCHECKED = "holds", "FAILS", "refuted as printed", "not 
 
 @dataclass(frozen=True)
 class Claim:
-    """One row: what is claimed, its closed form (or a bound, as text), a value found without it, a sampled one."""
+    """One row of the table.
+
+    Attributes:
+        topic: the theorem or figure.
+        claim: the statement.
+        closed: its closed form, or a bound as text.
+        numeric: a value found without the closed form; None for none.
+        sampled: a sampled value and its standard error; None for none.
+        verdict: whether the claim holds.
+    """
 
     topic: str
     claim: str
@@ -45,7 +54,19 @@ def compare(
     *,
     tolerance: float = RELATIVE,
 ) -> Claim:
-    """A claim that holds if the numerical value and the sampled one agree with the closed form."""
+    """A claim that holds if the numerical value and the sampled one agree with the closed form.
+
+    Args:
+        topic: as for :class:`Claim`.
+        claim: as for :class:`Claim`.
+        closed: as for :class:`Claim`.
+        numeric: as for :class:`Claim`.
+        sampled: as for :class:`Claim`.
+        tolerance: relative, for the numerical value.
+
+    Returns:
+        The claim with its verdict.
+    """
     if numeric is None and sampled is None:
         return Claim(topic, claim, closed, None, None, UNCHECKED)
     ok = numeric is None or abs(numeric - closed) <= tolerance * max(abs(closed), 1e-3)
@@ -55,7 +76,17 @@ def compare(
 
 
 def accuracy_claims(task: GaussianTask, eps: float, samples: int, seed: int) -> Iterator[Claim]:
-    """Exact accuracies of the standard and the robust classifier, beside attacked samples."""
+    """Exact accuracies of the standard and the robust classifier, compared with attacked samples.
+
+    Args:
+        task: the task.
+        eps: the L2 radius.
+        samples: the number of samples.
+        seed: of the samples.
+
+    Yields:
+        The claims.
+    """
     standard = task.direction()
     robust = theorem2.robust_parameters(task, eps).learned.direction()
     linf = eps / math.sqrt(task.dim)
@@ -74,13 +105,22 @@ def accuracy_claims(task: GaussianTask, eps: float, samples: int, seed: int) -> 
             drawn += len(y)
         share = hits / drawn
         closed = task.accuracy(w, eps=radius, norm=norm)
-        # The binomial error at the claimed accuracy: the sampled share may be exactly 1.
+        # The binomial standard error at the claimed accuracy, since the sampled proportion may be exactly 1.
         error = math.sqrt(max(closed * (1 - closed), 1 / drawn) / drawn)
         yield compare("accuracy", name, closed, None, (share, error))
 
 
 def theorem1_claims(task: GaussianTask, samples: int, seed: int) -> Iterator[Claim]:
-    """Theorem 1 in its conventions, at C = 1.5 / s_min, and its isotropic minimiser."""
+    """Theorem 1 in its conventions, at C = 1.5 / s_min, and its isotropic minimiser.
+
+    Args:
+        task: the task.
+        samples: the number of samples.
+        seed: of the samples.
+
+    Yields:
+        The claims.
+    """
     c = 1.5 / float(task.variances.min())
     small = task.dim <= SMALL
     printed = theorem1.vulnerability(task, c)
@@ -114,7 +154,17 @@ def theorem1_claims(task: GaussianTask, samples: int, seed: int) -> Iterator[Cla
 
 
 def theorem2_claims(task: GaussianTask, eps: float, samples: int, seed: int) -> Iterator[Claim]:
-    """lambda and S_r against the minimax problem, adversarial training and the bounds."""
+    """Theorem 2: lambda and S_r against the minimax problem, adversarial training and the bounds.
+
+    Args:
+        task: the task.
+        eps: the L2 radius.
+        samples: the number of samples.
+        seed: of the samples.
+
+    Yields:
+        The claims.
+    """
     solved = theorem2.robust_parameters(task, eps)
     small = task.dim <= SMALL
     multiplier = None
@@ -141,7 +191,7 @@ def theorem2_claims(task: GaussianTask, eps: float, samples: int, seed: int) -> 
         distance = max(distance, np.abs(trained.mean - task.mean).max() / math.sqrt(task.variances.max()))
         text = "adversarial training, population gradients: distance from (mean*, S_r)"
         row = compare("Theorem 2", text, 0.0, float(distance), tolerance=1e-2)
-        # A descent that ran out of steps says nothing about where it would have ended.
+        # A descent that ran out of steps says nothing about its limit.
         yield row if trained.converged else replace(row, verdict=UNCHECKED)
     for name, bounds in (
         ("bounds of the proof, in eps^2", theorem2.paper_bounds(solved)),
@@ -155,7 +205,7 @@ def theorem2_claims(task: GaussianTask, eps: float, samples: int, seed: int) -> 
     values = np.array([4.0, 0.25])
     gap = exact.relaxation_gap(values, 0.4, [1, 4, 16, 64, 256], nodes=48)
     yield compare("relaxation", "slope of log gap against log d: -1", -1.0, float(gap.rate[1]), tolerance=0.02)
-    # Exponential decay would square the gap's fall with every doubling of d; from d = 128 to 512 it falls fourfold.
+    # Exponential decay would square the gap's decrease with every doubling of d; from d = 128 to 512 it falls fourfold.
     ratio = gap.gap[-2, 1] / gap.gap[-1, 1]
     verdict = REFUTED if ratio < 8 else FAILS
     yield Claim(
@@ -164,7 +214,16 @@ def theorem2_claims(task: GaussianTask, eps: float, samples: int, seed: int) -> 
 
 
 def theorem3_claims(task: GaussianTask, eps: float, seed: int) -> Iterator[Claim]:
-    """The worst-case cosines, and that every fixed mean improves."""
+    """Theorem 3: the worst-case cosines, and that every fixed mean improves.
+
+    Args:
+        task: the task.
+        eps: the L2 radius.
+        seed: of the random means.
+
+    Yields:
+        The claims.
+    """
     learned = theorem2.robust_parameters(task, eps).learned
     for name, model in (("standard", task), ("robust", learned)):
         closed = theorem3.worst_cosine(model)
@@ -184,7 +243,14 @@ def theorem3_claims(task: GaussianTask, eps: float, seed: int) -> Iterator[Claim
 
 
 def separable_claims(seed: int) -> Iterator[Claim]:
-    """Figure 14: margins on the whole support of the boundaries that training finds."""
+    """Figure 14: margins, on the whole support, of the boundaries that training finds.
+
+    Args:
+        seed: of the samples.
+
+    Yields:
+        The claims.
+    """
     pair, eps = separable.EllipsePair(), separable.DEFAULT_EPS
     x, y = pair.sample(1000, seed)
     for found in separable.standard_classifiers(x, y):
@@ -203,7 +269,7 @@ def separable_claims(seed: int) -> Iterator[Claim]:
 
 
 def _minimise_relaxed(task: GaussianTask, eps: float) -> np.ndarray:
-    """The spectrum that minimises the relaxed robust loss, by BFGS on its logarithm from S* (no use of Theorem 2)."""
+    """The spectrum that minimises the relaxed robust loss, by BFGS on its logarithm from S* (without Theorem 2)."""
     found = minimize(
         lambda logs: theorem2.relaxed_loss(task, task.with_variances(np.exp(logs)), eps),
         np.log(task.variances),
@@ -216,8 +282,8 @@ def _minimise_relaxed(task: GaussianTask, eps: float) -> np.ndarray:
 def _trained_spectra(task: GaussianTask, eps: float, samples: int, seed: int) -> dict[str, tuple[float, float]] | None:
     """Largest and smallest eigenvalue after adversarial training on samples: mean and standard error over batches.
 
-    None if a batch did not converge (tiny variances at a large eps leave projected gradient ascent next to no slope).
-    Measured along the eigenvectors of S*: the eigenvalues of a sample covariance themselves are biased apart.
+    None if a batch did not converge (with tiny variances and a large eps, projected gradient ascent has almost no
+    slope). Measured along the eigenvectors of S*: the eigenvalues of a sample covariance are themselves biased apart.
     """
     batches, n = 8, max(20 * task.dim, min(samples, 16_000) // 8)
     low, high = int(task.variances.argmin()), int(task.variances.argmax())
@@ -232,7 +298,7 @@ def _trained_spectra(task: GaussianTask, eps: float, samples: int, seed: int) ->
         found.append((along[high], along[low]))
     found = np.array(found)
     error = found.std(0, ddof=1) / math.sqrt(batches)
-    # A t distribution with 7 degrees of freedom: widen by its 4.5-sigma-equivalent tail.
+    # A t distribution with 7 degrees of freedom: widened to the tail that corresponds to 4.5 sigma.
     return {
         name: (float(m), float(1.6 * e))
         for name, m, e in zip(("largest", "smallest"), found.mean(0), error, strict=True)

@@ -1,4 +1,4 @@
-"""`advfeat theory`: one table of claims, checked on a task of the user's choice, and the figures."""
+"""``advfeat theory``: one table of claims, checked on a task of the user's choice, and the figures."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from advfeat.files import check_writable_folder, write_together
 from . import _checks, claims, figures
 from .gaussian import GaussianTask
 
-# The accuracy rows need classes that overlap somewhat: this Mahalanobis length of the mean gives 97.7 % clean accuracy.
+# The accuracy rows need somewhat overlapping classes: this Mahalanobis length of the mean gives 97.7 % clean accuracy.
 MEAN_LENGTH = 2.0
-_LARGEST = 1e12  # variances: beyond, the minimisations stop short, and claims fail by that
-_FARTHEST = 1000  # radii, in standard deviations: beyond, float64 loses what the claims compare
+_LARGEST = 1e12  # variances: above this the minimisations stop early, and claims fail for that reason
+_FARTHEST = 1000  # radii, in standard deviations: above this float64 is too coarse for the comparisons
 
 
 @dataclass(frozen=True)
 class TheoryConfig:
-    """The task and the effort of `advfeat theory`.
+    """The task and the effort of ``advfeat theory``.
 
-    covariance: variances as "3,0.7,0.2" (repeated until `dim`, which must be a multiple of their number),
-    "isotropic:2", "geometric:1e4" (variances from 1 down to 1/1e4, dim of them), or a .npy, .csv or .txt file with a
-    vector or a symmetric positive definite matrix. dim: default the number of variances given (3 for isotropic and
-    geometric).
+    Attributes:
+        dim: the dimension d; by default the number of variances given (3 for isotropic and geometric).
+        eps: the L2 radius.
+        covariance: variances as "3,0.7,0.2" (repeated until ``dim``, which must be a multiple of their number),
+            "isotropic:2", "geometric:1e4" (``dim`` variances from 1 down to 1/1e4), or a .npy, .csv or .txt file with a
+            vector or a symmetric positive definite matrix.
+        seed: of the mean and the samples.
+        out: the folder of the report.
+        samples: the number of Monte Carlo samples.
     """
 
     dim: int | None = None
@@ -42,7 +47,13 @@ class TheoryConfig:
 
 @dataclass(frozen=True)
 class TheoryReport:
-    """The rows, the figures written, and the seconds it took. `ok`: no claim failed ("not checked" is no failure)."""
+    """The result of ``advfeat theory``.
+
+    Attributes:
+        claims: the rows.
+        figures: the figures written.
+        seconds: the duration.
+    """
 
     claims: list[claims.Claim]
     figures: list[Path]
@@ -50,24 +61,48 @@ class TheoryReport:
 
     @property
     def ok(self) -> bool:
+        """Whether no claim failed ("not checked" is not a failure)."""
         return all(row.verdict != claims.FAILS for row in self.claims)
 
 
 def make_task(config: TheoryConfig) -> GaussianTask:
-    """The task of a config: its covariance, and a mean drawn from the seed with Mahalanobis length 2."""
+    """The task of a config: its covariance, and a mean drawn from the seed with Mahalanobis length 2.
+
+    Args:
+        config: the config.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: the covariance is invalid or larger than 1e12.
+        FileNotFoundError: its file does not exist.
+    """
     covariance = parse_covariance(config.covariance, config.dim)
     if not np.all(np.abs(covariance) <= _LARGEST):
         raise ValueError(f"covariance should be at most {_LARGEST:g}, got {np.abs(covariance).max():g}")
     dim = covariance.shape[0]
     task = GaussianTask(np.zeros(dim), covariance)
-    # In whitened coordinates a random direction: every variance contributes alike to the accuracy.
+    # A random direction in whitened coordinates: every variance contributes equally to the accuracy.
     direction = np.random.default_rng(config.seed).standard_normal(dim)
     direction *= MEAN_LENGTH / np.linalg.norm(direction)
     return GaussianTask(task.from_eigenbasis(direction * np.sqrt(task.variances)), covariance)
 
 
 def parse_covariance(text: str, dim: int | None = None) -> np.ndarray:
-    """The vector [d] or matrix [d, d] that `TheoryConfig.covariance` describes."""
+    """The covariance that a text describes.
+
+    Args:
+        text: as for ``TheoryConfig.covariance``.
+        dim: as for ``TheoryConfig.dim``.
+
+    Returns:
+        A vector [d] or a matrix [d, d].
+
+    Raises:
+        ValueError: the text is invalid, or does not fit ``dim``.
+        FileNotFoundError: the file does not exist.
+    """
     if dim is not None:
         dim = _checks.integer("dim", dim, minimum=1)
     kind, _, argument = text.partition(":")
@@ -114,9 +149,19 @@ def _read_covariance(path: Path, dim: int | None) -> np.ndarray:
 
 
 def run(config: TheoryConfig, console=None) -> TheoryReport:
-    """Check every claim, print the table with rich, write the figures and theory.json under config.out.
+    """Checks every claim, prints the table with rich, and writes the figures and theory.json to ``config.out``.
 
-    console: a rich Console, default the one of the command line. At most a minute on two cores with the defaults.
+    It takes at most a minute on two cores with the defaults.
+
+    Args:
+        config: the config.
+        console: a rich Console; by default that of the command line.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: eps is too large for the task, or as for :func:`make_task`.
     """
     from rich.text import Text
 
@@ -135,7 +180,7 @@ def run(config: TheoryConfig, console=None) -> TheoryReport:
     out = check_writable_folder(config.out)
     console = usual if console is None else console
 
-    # Fewer samples in high dimensions: each of the eight sampled rows stays within a few seconds.
+    # Fewer samples in high dimensions, so that each of the eight sampled rows takes at most a few seconds.
     samples = max(1000, min(samples, 50_000_000 // task.dim))
     rows: list[claims.Claim] = []
     with console.status("checking the theorems"):
@@ -162,7 +207,16 @@ def run(config: TheoryConfig, console=None) -> TheoryReport:
 
 
 def table(report: TheoryReport, task: GaussianTask, eps: float):
-    """The rich table of a report: claim, closed form, numerical value, Monte Carlo with its standard error, verdict."""
+    """The rich table of a report: claim, closed form, numerical value, Monte Carlo with its standard error, verdict.
+
+    Args:
+        report: the report.
+        task: the task, for the title.
+        eps: the L2 radius, for the title.
+
+    Returns:
+        The table.
+    """
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -174,7 +228,7 @@ def table(report: TheoryReport, task: GaussianTask, eps: float):
         pad_edge=False,
         collapse_padding=True,
     )
-    # Without minimum widths: rich would cut off the last column to keep them.
+    # No minimum widths: rich would cut off the last column to keep them.
     result.add_column("claim")
     for heading in ("closed form", "numerical", "Monte Carlo"):
         result.add_column(heading, justify="right")
@@ -205,7 +259,7 @@ def _number(value: float) -> str:
 
 
 def _described(report: TheoryReport, config: TheoryConfig, task: GaussianTask) -> bytes:
-    """theory.json: the resolved config and every row, so that a table can be traced to what made it."""
+    """theory.json: the resolved config and every row, so that a table can be traced to its inputs."""
     content = {
         "config": {**asdict(config), "out": str(config.out), "dim": task.dim},
         "claims": [asdict(row) for row in report.claims],

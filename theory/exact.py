@@ -1,4 +1,4 @@
-"""The robust problem before its relaxation, (11)/(15): every sample has its own ball. Solved numerically."""
+"""The robust problem before its relaxation, (11)/(15), in which every sample has its own ball; solved numerically."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from .gaussian import GaussianTask
 from .theorem2 import robust_parameters
 from .trust_region import moved_moments
 
-# A product rule over the group norms: more groups than this would need more nodes than memory.
+# The product rule over the group norms would need too much memory with more groups than this.
 MAX_GROUPS = 3
 
 
 @dataclass(frozen=True, eq=False)
 class ExactParameters:
-    """The solution of (15): variances [g], the loss there, and the residual of its stationarity."""
+    """The solution of (15).
+
+    Attributes:
+        variances: [g].
+        loss: the loss there.
+        residual: the residual of the stationarity condition.
+    """
 
     variances: np.ndarray
     loss: float
@@ -30,17 +36,27 @@ class ExactParameters:
 def exact_parameters(
     values: np.ndarray, eps: float, *, multiplicity: np.ndarray | int = 1, nodes: int = 96
 ) -> ExactParameters:
-    """argmin over S of E max_{||delta|| = eps} NLL(x + delta), S* with few distinct variances: (11)/(15).
+    """Minimises E max_{||delta|| = eps} NLL(x + delta) over S, for S* with few distinct variances: (11)/(15).
 
-    values: [g] distinct variances of S*, g <= 3; multiplicity: [g] how often each occurs (a number: all the same), so
-    that d = sum(multiplicity) may be anything. By symmetry the solution has one variance for each group too, and the
-    mean stays mean* (the problem is convex in (S^-1, S^-1 mean) and even about mean*).
+    By symmetry the solution has one variance for each group too, and the mean stays mean* (the problem is convex in
+    (S^-1, S^-1 mean) and even about mean*).
 
-    The inner maximum of a sample depends on its g group norms only, chi distributions, so the expectation is a product
-    rule of Gauss-Legendre with `nodes` points for each group: no sampling error. The outer problem is solved through
-    its stationarity, s_g = E[(v + delta)_g^2] / m_g, which is the population gradient by Danskin's theorem.
+    The inner maximum of a sample depends only on its g group norms, which follow chi distributions, so the expectation
+    is a product rule of Gauss-Legendre quadratures: no sampling error. The outer problem is solved through its
+    stationarity condition, s_g = E[(v + delta)_g^2] / m_g, which is the population gradient by Danskin's theorem.
 
-    Raises ValueError for more than 3 groups, eps < 0 or multiplicities below 1.
+    Args:
+        values: [g], the distinct variances of S*, g <= 3.
+        eps: the L2 radius.
+        multiplicity: [g], how often each variance occurs (a number: all equally), so that d = sum(multiplicity) may be
+            anything.
+        nodes: quadrature points per group.
+
+    Returns:
+        The solution.
+
+    Raises:
+        ValueError: there are more than 3 groups, eps < 0, or a multiplicity is below 1.
     """
     values = _checks.variances("values", values)
     eps = _checks.real("eps", eps, minimum=0.0)
@@ -68,11 +84,19 @@ def exact_parameters(
 
 
 def exact_parameters_by_sampling(task: GaussianTask, eps: float, *, n: int = 20_000, seed: int = 0) -> ExactParameters:
-    """The same minimum by brute force: n sampled displacements, their loss minimised by L-BFGS.
+    """The same minimum by brute force: the loss on n sampled displacements, minimised by L-BFGS.
 
-    Any spectrum, small d; variances come in the order of task.variances. Its error falls as 1/sqrt(n). A check of
-    `exact_parameters` that shares neither its quadrature nor its stationarity condition (finite differences of the
-    loss).
+    For any spectrum and small d. Its error falls as 1/sqrt(n). It is a check of :func:`exact_parameters` that shares
+    neither its quadrature nor its stationarity condition (it uses finite differences of the loss).
+
+    Args:
+        task: the task.
+        eps: the L2 radius.
+        n: the number of samples.
+        seed: of the samples.
+
+    Returns:
+        The solution, with variances in the order of ``task.variances``.
     """
     eps = _checks.real("eps", eps, minimum=0.0)
     n = _checks.integer("n", n, minimum=1)
@@ -89,7 +113,12 @@ def exact_parameters_by_sampling(task: GaussianTask, eps: float, *, n: int = 20_
 
 @dataclass(frozen=True, eq=False)
 class RelaxationGap:
-    """How far the exact solution is from the relaxed one: gap [k, g] = |exact / relaxed - 1| for dims [k]."""
+    """The distance between the exact and the relaxed solution.
+
+    Attributes:
+        dims: [k].
+        gap: [k, g], |exact / relaxed - 1|.
+    """
 
     dims: np.ndarray
     gap: np.ndarray
@@ -102,9 +131,19 @@ class RelaxationGap:
 
 
 def relaxation_gap(values: np.ndarray, eps_per_root_d: float, copies: list[int], *, nodes: int = 96) -> RelaxationGap:
-    """The gap for S* = `values` repeated m times, m in `copies`, at eps = eps_per_root_d sqrt(d) (d = m len(values)).
+    """The gap for S* = ``values`` repeated m times, for m in ``copies``, at eps = eps_per_root_d sqrt(d).
 
-    eps grows with sqrt(d) as ||v|| does: with a fixed eps the two problems would agree because nothing moves.
+    d = m len(values). eps grows with sqrt(d) as ||v|| does: with a fixed eps the two problems would agree trivially,
+    since nothing moves.
+
+    Args:
+        values: [g], distinct variances.
+        eps_per_root_d: the L2 radius over sqrt(d).
+        copies: the values of m.
+        nodes: as for :func:`exact_parameters`.
+
+    Returns:
+        The gap.
     """
     values = _checks.variances("values", values)
     scale = _checks.real("eps_per_root_d", eps_per_root_d, minimum=0.0, strict=True)
@@ -118,11 +157,11 @@ def relaxation_gap(values: np.ndarray, eps_per_root_d: float, copies: list[int],
 
 
 def _group_moments(values: np.ndarray, counts: np.ndarray, nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes [n, g] of the group norms squared a_g = s_g chi^2(m_g), and their weights [n] (sum 1)."""
+    """Nodes [n, g] of the squared group norms a_g = s_g chi^2(m_g), and their weights [n] (sum 1)."""
     unit, unit_weights = np.polynomial.legendre.leggauss(nodes)
     axes, axis_weights = [], []
     for value, count in zip(values, counts, strict=True):
-        # chi(m) has standard deviation below 1 about sqrt(m): nine of them leave out less than 1e-17.
+        # chi(m) has a standard deviation below 1 around sqrt(m): nine of them omit less than 1e-17.
         low, high = max(0.0, math.sqrt(count) - 9.0), math.sqrt(count) + 9.0
         r = low + (high - low) * (unit + 1) / 2
         log_density = (count - 1) * np.log(r) - r**2 / 2 - (count / 2 - 1) * math.log(2) - gammaln(count / 2)

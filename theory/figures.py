@@ -1,8 +1,7 @@
-"""The figures of the theory: 4 and 14 of the paper in their own form, and what the closed forms look like beside
-measurements.
+"""The figures of the theory: Figures 4 and 14 of the paper, and plots of the closed forms against measurements.
 
-Every function writes one PNG and returns its path. They draw on `matplotlib.figure.Figure` alone, so no display, no
-global state and no backend setting is touched.
+Every function writes one PNG and returns its path. They draw on ``matplotlib.figure.Figure`` alone, so they need no
+display, global state or backend setting.
 """
 
 from __future__ import annotations
@@ -28,15 +27,24 @@ from .theorem3 import cosine, worst_cosine
 BLUE, ORANGE, GREY, GREEN, RED = "#3b6fb6", "#d9772b", "#8a8a8a", "#2f8f5b", "#b8333a"
 DPI = 110
 
-# Figure 4 does not give its parameters. These have its means, its first boundary (slope 0.2) and its first metric ball.
+# The paper does not give the parameters of Figure 4. These match its means, first boundary (slope 0.2) and first metric
+# ball.
 FIGURE4_TASK = {"mean": (-10.0, 1.0), "covariance": (25.0, 0.5)}
 
 
 def figure4(path: Path, *, epsilons: tuple[float, float, float] = (0.0, 1.0, 10.0), seed: int = 0) -> Path:
-    """Figure 4: the data's metric against the L2 one, then densities and boundaries of the learned pair for three eps.
+    """Figure 4: the data's metric and the L2 metric, then densities and boundaries of the learned pair for three eps.
 
-    Densities are kernel estimates of samples, as in the paper; boundaries are exact. Qualitative (docs/theory.md): the
-    paper does not print its parameters, and no scale of them gives both of its slopes.
+    Densities are kernel estimates from samples, as in the paper; boundaries are exact. The match is qualitative
+    (docs/theory.md): the paper does not print its parameters, and no scale of them gives both of its slopes.
+
+    Args:
+        path: the PNG.
+        epsilons: the three L2 radii.
+        seed: of the samples.
+
+    Returns:
+        The path.
     """
     task = GaussianTask(FIGURE4_TASK["mean"], FIGURE4_TASK["covariance"])
     figure = Figure(figsize=(11, 6.4), dpi=DPI, layout="constrained")
@@ -79,8 +87,18 @@ def figure14(
 ) -> Path:
     """Figure 14: two separable ellipses with the boundaries that standard and robust training find, trained here.
 
-    Right: the margin of every direction against both adversaries, which shows why the L-inf adversary makes x2
+    The right panel shows the margin of every direction against both adversaries: why the L-inf adversary makes x2
     worthless and the L2 adversary does not.
+
+    Args:
+        path: the PNG.
+        pair: the ellipses; by default those of the figure.
+        eps: the L-inf radius.
+        n: the number of samples.
+        seed: of the samples.
+
+    Returns:
+        The path.
     """
     pair = EllipsePair() if pair is None else pair
     x, y = pair.sample(n, seed)
@@ -130,7 +148,15 @@ def figure14(
 
 
 def robust_spectrum(path: Path, task: GaussianTask) -> Path:
-    """Theorem 2 over eps: lambda between its bounds, with the printed order, and the spectrum of S_r."""
+    """Theorem 2 over eps: lambda between its bounds, including the printed order, and the spectrum of S_r.
+
+    Args:
+        path: the PNG.
+        task: the task.
+
+    Returns:
+        The path.
+    """
     figure = Figure(figsize=(11, 4.2), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     unit = math.sqrt(task.variances.mean())
@@ -177,7 +203,14 @@ def robust_spectrum(path: Path, task: GaussianTask) -> Path:
 
 
 def relaxation(path: Path) -> Path:
-    """The exact problem's solution approaching the relaxed one as d grows, beside 1/d and an exponential."""
+    """The solution of the exact problem approaching the relaxed one as d grows, beside 1/d and an exponential.
+
+    Args:
+        path: the PNG.
+
+    Returns:
+        The path.
+    """
     gap = relaxation_gap(np.array([4.0, 0.25]), 0.4, [1, 2, 4, 8, 16, 32, 64, 128, 256], nodes=64)
     figure = Figure(figsize=(6.4, 4.4), dpi=DPI, layout="constrained")
     axis = figure.subplots()
@@ -205,7 +238,14 @@ def relaxation(path: Path) -> Path:
 def alignment(path: Path, task: GaussianTask, *, means: int | None = None, seed: int = 0) -> Path:
     """Theorem 3 over eps: the cosine of the worst mean, and of random fixed means (each of which improves).
 
-    means: how many random ones, default 30 (fewer in high dimensions).
+    Args:
+        path: the PNG.
+        task: the task.
+        means: the number of random means, 30 by default (fewer in high dimensions).
+        seed: of the random means.
+
+    Returns:
+        The path.
     """
     means = max(3, min(30, 100_000 // task.dim)) if means is None else means
     rng = np.random.default_rng(seed)
@@ -234,7 +274,7 @@ def alignment(path: Path, task: GaussianTask, *, means: int | None = None, seed:
 
 
 def _density(axis: Axes, x: np.ndarray, colour: str) -> None:
-    """Contours of a kernel density estimate, filled in one colour that grows opaque, so that two may overlap."""
+    """Contours of a kernel density estimate, filled in one colour of increasing opacity, so that two may overlap."""
     grid_x, grid_y = np.meshgrid(np.linspace(-20, 20, 121), np.linspace(-10, 10, 81))
     density = gaussian_kde(x.T)(np.stack([grid_x.ravel(), grid_y.ravel()])).reshape(grid_x.shape)
     levels = density.max() * np.array([0.03, 0.1, 0.25, 0.45, 0.7, 1.0])
@@ -244,7 +284,7 @@ def _density(axis: Axes, x: np.ndarray, colour: str) -> None:
 
 
 def _boundary(axis: Axes, w: np.ndarray, b: float = 0.0, **style) -> float:
-    """Draw w^T x + b = 0; returns its slope dx2/dx1 (infinity when vertical)."""
+    """Draws w^T x + b = 0; returns its slope dx2/dx1 (infinity if vertical)."""
     foot = -b * w / (w @ w)
     along = np.array([-w[1], w[0]]) / np.linalg.norm(w)
     axis.axline(foot, foot + along, **style)
@@ -252,7 +292,7 @@ def _boundary(axis: Axes, w: np.ndarray, b: float = 0.0, **style) -> float:
 
 
 def _gap(axis: Axes, start: tuple[float, float], end: tuple[float, float], text: str, offset: tuple[int, int]) -> None:
-    """A double arrow with a word beside its middle."""
+    """A double arrow with a label beside its middle."""
     axis.annotate("", end, start, arrowprops={"arrowstyle": "<->", "lw": 1.2, "shrinkA": 0, "shrinkB": 0})
     middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
     axis.annotate(text, middle, xytext=offset, textcoords="offset points", ha="center", fontsize=11)
@@ -263,7 +303,15 @@ def _angle(found: Linear) -> float:
 
 
 def save_png(figure: Figure, path: Path) -> Path:
-    """One PNG of 256 colours, a third of the size of a full one and the same to look at."""
+    """Saves a figure as a PNG with 256 colours, a third of the size of a full-colour one and visually identical.
+
+    Args:
+        figure: the figure.
+        path: the PNG.
+
+    Returns:
+        The path.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas = FigureCanvasAgg(figure)

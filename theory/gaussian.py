@@ -17,12 +17,22 @@ NORMS = ("l2", "linf")
 class GaussianTask:
     """y uniform on {-1, +1} and x ~ N(y mean, covariance), paper equation (9).
 
-    mean: [d]. covariance: a positive number (times the identity), a vector [d] (a diagonal) or a symmetric positive
-    definite matrix [d, d]. Everything is float64. A number or a vector never makes a d x d array, so d = 10^5 is cheap;
-    a matrix is split once into `variances` (ascending) and `basis` (eigenvectors as columns, None for a diagonal).
+    Everything is float64. A number or a vector never makes a d x d array, so d = 10^5 is cheap; a matrix is decomposed
+    once.
 
-    Raises ValueError for sizes that do not match, NaN or infinity, and a matrix that is not symmetric or not positive
-    definite.
+    Args:
+        mean: [d].
+        covariance: a positive number (times the identity), a vector [d] (a diagonal) or a symmetric positive definite
+            matrix [d, d].
+
+    Attributes:
+        variances: the spectrum [d]; ascending for a matrix.
+        basis: the eigenvectors [d, d] as columns; None for a diagonal covariance.
+
+    Raises:
+        TypeError: an argument is not an array of real numbers.
+        ValueError: the sizes do not match, a value is NaN or infinite, or the matrix is not symmetric or not positive
+            definite.
     """
 
     mean: np.ndarray
@@ -58,56 +68,110 @@ class GaussianTask:
 
     @property
     def dim(self) -> int:
-        """d, the number of coordinates of x."""
+        """The dimension d of x."""
         return self.mean.size
 
     @property
     def condition(self) -> float:
-        """kappa = largest over smallest variance."""
+        """The condition number kappa, the largest over the smallest variance."""
         return float(self.variances.max() / self.variances.min())
 
     def with_variances(self, variances: np.ndarray) -> GaussianTask:
-        """The task with the same mean and eigenvectors and another spectrum [d]."""
+        """The task with the same mean and eigenvectors and another spectrum.
+
+        Args:
+            variances: [d], positive.
+
+        Returns:
+            The task.
+
+        Raises:
+            ValueError: the spectrum is invalid.
+        """
         spectrum = _checks.variances("variances", variances, self.dim)
         if self.basis is None:
             return GaussianTask(self.mean, spectrum)
-        task = object.__new__(GaussianTask)  # the basis is known: no second decomposition
+        task = object.__new__(GaussianTask)  # the basis is known, so no second decomposition is needed
         task._set(self.mean, (self.basis * spectrum) @ self.basis.T, spectrum, self.basis)
         return task
 
     def matrix(self) -> np.ndarray:
-        """The covariance as a dense matrix [d, d]."""
+        """The covariance as a dense matrix.
+
+        Returns:
+            [d, d].
+        """
         return np.diag(self.variances) if self.basis is None else (self.basis * self.variances) @ self.basis.T
 
     def to_eigenbasis(self, x: np.ndarray) -> np.ndarray:
-        """Coordinates of x [..., d] along the eigenvectors of the covariance (x itself for a diagonal one)."""
+        """Coordinates along the eigenvectors of the covariance.
+
+        Args:
+            x: [..., d].
+
+        Returns:
+            [..., d]; x itself for a diagonal covariance.
+        """
         x = _checks.points("x", x, self.dim)
         return x if self.basis is None else x @ self.basis
 
     def from_eigenbasis(self, coordinates: np.ndarray) -> np.ndarray:
-        """The inverse of `to_eigenbasis`."""
+        """The inverse of :meth:`to_eigenbasis`.
+
+        Args:
+            coordinates: [..., d].
+
+        Returns:
+            [..., d].
+        """
         coordinates = _checks.points("coordinates", coordinates, self.dim)
         return coordinates if self.basis is None else coordinates @ self.basis.T
 
     def direction(self) -> np.ndarray:
-        """w = S^-1 mean [d], the gradient of the classifier x^T S^-1 mean with respect to x."""
+        """The gradient w = S^-1 mean of the classifier x^T S^-1 mean with respect to x.
+
+        Returns:
+            [d].
+        """
         return self.from_eigenbasis(self.to_eigenbasis(self.mean) / self.variances)
 
     def classify(self, x: np.ndarray) -> np.ndarray:
-        """sign(x^T S^-1 mean) in {-1, 0, +1} for x [..., d]: the label of the smaller NLL (0 on the boundary)."""
+        """The classifier sign(x^T S^-1 mean): the label with the smaller NLL.
+
+        Args:
+            x: [..., d].
+
+        Returns:
+            Labels in {-1, 0, +1}; 0 on the boundary.
+        """
         return np.sign(_checks.points("x", x, self.dim) @ self.direction())
 
     def nll(self, x: np.ndarray, y: np.ndarray | float = 1.0) -> np.ndarray:
-        """-log N(x; y mean, S) for x [..., d] and labels y broadcast against x's leading shape."""
+        """The negative log-likelihood -log N(x; y mean, S).
+
+        Args:
+            x: [..., d].
+            y: labels, broadcast against x's leading shape.
+
+        Returns:
+            The leading shape of x.
+        """
         x = _checks.points("x", x, self.dim)
         centred = self.to_eigenbasis(x - np.asarray(y, dtype=np.float64)[..., None] * self.mean)
         log_determinant = np.log(self.variances).sum()
         return 0.5 * ((centred**2 / self.variances).sum(-1) + log_determinant + self.dim * math.log(2 * math.pi))
 
     def moments_about(self, model: GaussianTask) -> np.ndarray:
-        """E (u_i^T (x - model.mean))^2 for the eigenvectors u_i of model's covariance and x of the class +1: [d].
+        """E (u_i^T (x - model.mean))^2 for the eigenvectors u_i of the model's covariance and x of the class +1.
 
-        Raises ValueError for a model of another size.
+        Args:
+            model: the model.
+
+        Returns:
+            [d].
+
+        Raises:
+            ValueError: the model has another size.
         """
         if model.dim != self.dim:
             raise ValueError(f"model should have the size of task, {self.dim}, got {model.dim}")
@@ -120,7 +184,15 @@ class GaussianTask:
         return spread + model.to_eigenbasis(self.mean - model.mean) ** 2
 
     def sample(self, n: int, seed: int | np.random.Generator = 0) -> tuple[np.ndarray, np.ndarray]:
-        """n draws (x [n, d], y [n] in {-1, +1}) from the task."""
+        """Draws samples from the task.
+
+        Args:
+            n: the number of samples.
+            seed: a seed or a generator.
+
+        Returns:
+            x [n, d] and y [n] in {-1, +1}.
+        """
         n = _checks.integer("n", n, minimum=0)
         rng = np.random.default_rng(seed)
         y = rng.integers(0, 2, size=n) * 2.0 - 1.0
@@ -128,13 +200,21 @@ class GaussianTask:
         return y[:, None] * self.mean + self.from_eigenbasis(noise), y
 
     def standard_score(self, w: np.ndarray | None = None, *, eps: float = 0.0, norm: str = "l2") -> float:
-        """z = (w^T mean - eps ||w||_*) / sqrt(w^T S w), so that the accuracy of sign(w^T x) under attack is Phi(z).
+        """The score z = (w^T mean - eps ||w||_*) / sqrt(w^T S w): the accuracy of sign(w^T x) under attack is Phi(z).
 
-        The adversary moves x by delta with ||delta|| <= eps in `norm` ("l2" or "linf"); the worst move lowers y w^T x
-        by exactly eps ||w||_*, the dual norm (L2 for "l2", L1 for "linf"), for every sample alike. w: [d], default S^-1
-        mean.
+        The adversary moves x by delta with ||delta|| <= eps in ``norm``. For every sample the worst move lowers y w^T x
+        by exactly eps ||w||_*, the dual norm (L2 for "l2", L1 for "linf").
 
-        Raises ValueError for w = 0 (also when w is left out and the mean is 0): such a classifier has no boundary.
+        Args:
+            w: [d]; S^-1 mean by default.
+            eps: the radius.
+            norm: "l2" or "linf".
+
+        Returns:
+            z.
+
+        Raises:
+            ValueError: w = 0 (also by default, if the mean is 0): such a classifier has no boundary.
         """
         eps = _checks.real("eps", eps, minimum=0.0)
         _checks.choice("norm", norm, NORMS)
@@ -149,18 +229,38 @@ class GaussianTask:
         return float((w @ self.mean - eps * dual) / spread)
 
     def accuracy(self, w: np.ndarray | None = None, *, eps: float = 0.0, norm: str = "l2") -> float:
-        """Exact accuracy of sign(w^T x) on this task, clean (eps = 0) or against the worst perturbation of size eps.
+        """Exact accuracy of sign(w^T x), clean (eps = 0) or against the worst perturbation of size eps.
 
-        Arguments and errors as in `standard_score`. A perturbation that reaches the boundary counts as an error, which
-        changes nothing: the boundary has probability zero.
+        A perturbation that reaches the boundary counts as an error; this changes nothing, since the boundary has
+        probability zero.
+
+        Args:
+            w: as for :meth:`standard_score`.
+            eps: as for :meth:`standard_score`.
+            norm: as for :meth:`standard_score`.
+
+        Returns:
+            The accuracy, in [0, 1].
+
+        Raises:
+            ValueError: as for :meth:`standard_score`.
         """
         return float(ndtr(self.standard_score(w, eps=eps, norm=norm)))
 
 
 def worst_perturbation(w: np.ndarray, y: np.ndarray, eps: float, norm: str = "l2") -> np.ndarray:
-    """The move of size eps that lowers y w^T x the most, delta [n, d] for labels y [n].
+    """The move of size eps that lowers y w^T x the most.
 
     delta = -y eps w / ||w||_2 for "l2" and -y eps sign(w) for "linf".
+
+    Args:
+        w: [d].
+        y: labels [n].
+        eps: the radius.
+        norm: "l2" or "linf".
+
+    Returns:
+        delta [n, d].
     """
     w = _checks.vector("w", w)
     eps = _checks.real("eps", eps, minimum=0.0)

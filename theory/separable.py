@@ -1,4 +1,4 @@
-"""Figure 14 (D.10): a separable task; standard training is accurate but not robust, robust training is both."""
+"""Figure 14 (D.10): a separable task on which standard training is accurate but not robust; robust training is both."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from .gaussian import NORMS
 
 @dataclass(frozen=True)
 class EllipsePair:
-    """y uniform on {-1, +1}, x uniform in the ellipse with centre y * centre and the given semi-axes (along x1 and x2).
+    """y uniform on {-1, +1}, and x uniform in the ellipse with centre y * centre and the given semi-axes.
 
-    The defaults have the relations annotated in Figure 14: the gap to the x2 axis, 0.5 - 0.25, is above eps = 0.24 and
+    The defaults have the relations annotated in Figure 14: the gap to the x2 axis, 0.5 - 0.25, exceeds eps = 0.24, and
     the gap to the x1 axis, 0.2 - 0.08, is eps/2. Both features separate the classes; only x1 does so by more than eps.
+
+    Args:
+        centre: along x1 and x2, positive.
+        semi_axes: along x1 and x2, positive.
+
+    Raises:
+        TypeError: a value is not a number.
+        ValueError: a value is not positive.
     """
 
     centre: tuple[float, float] = (0.5, 0.2)
@@ -29,7 +37,15 @@ class EllipsePair:
                 _checks.real(name, value, minimum=0.0, strict=True)
 
     def sample(self, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """n draws: x [n, 2], y [n] in {-1, +1}."""
+        """Draws samples.
+
+        Args:
+            n: the number of samples.
+            seed: of the samples.
+
+        Returns:
+            x [n, 2] and y [n] in {-1, +1}.
+        """
         n = _checks.integer("n", n, minimum=1)
         rng = np.random.default_rng(seed)
         y = rng.integers(0, 2, size=n) * 2.0 - 1.0
@@ -38,10 +54,20 @@ class EllipsePair:
         return y[:, None] * np.asarray(self.centre) + disc * np.asarray(self.semi_axes), y
 
     def margin(self, w: np.ndarray, b: float = 0.0, *, norm: str = "linf") -> float:
-        """The largest eps at which sign(w^T x + b) still has accuracy 1 under a perturbation of size eps in `norm`.
+        """The largest eps at which sign(w^T x + b) still has accuracy 1 under a perturbation of size eps in ``norm``.
 
-        (w^T c - |b| - ||A w||_2) / ||w||_*, A = diag(semi_axes), over the whole ellipses, not over a sample; negative
-        if the boundary cuts an ellipse.
+        (w^T c - |b| - ||A w||_2) / ||w||_* with A = diag(semi_axes), over the whole ellipses, not over a sample.
+
+        Args:
+            w: [2].
+            b: the bias.
+            norm: "l2" or "linf".
+
+        Returns:
+            The margin; negative if the boundary cuts an ellipse.
+
+        Raises:
+            ValueError: w = 0, which has no boundary.
         """
         w = _checks.vector("w", w, 2)
         if not w.any():
@@ -51,9 +77,16 @@ class EllipsePair:
         return float(edge / dual)
 
     def best_margin(self, *, norm: str = "linf") -> tuple[float, np.ndarray]:
-        """The largest margin of any linear classifier and its unit normal w [2], by search over the angle to 1e-5."""
+        """The largest margin of any linear classifier, by search over the angle to 1e-5.
+
+        Args:
+            norm: "l2" or "linf".
+
+        Returns:
+            The margin and the unit normal w [2].
+        """
         _checks.choice("norm", norm, NORMS)
-        angles = np.linspace(0, math.pi / 2, 157_081)  # both parts of w are >= 0, as the centre's are
+        angles = np.linspace(0, math.pi / 2, 157_081)  # both components of w are >= 0, like the centre's
         normals = np.stack([np.cos(angles), np.sin(angles)])
         edges = np.asarray(self.centre) @ normals - np.linalg.norm(
             np.asarray(self.semi_axes)[:, None] * normals, axis=0
@@ -63,17 +96,23 @@ class EllipsePair:
         return float(margins[best]), normals[:, best]
 
 
-# Read off the vector figure. Its gaps are 0.25 and 0.15, so no eps is both below the first and twice the second, and
-# its x2 gap is useful even against L-inf: the drawing is schematic (docs/theory.md).
+# Measured in the vector graphics of the figure. Its gaps are 0.25 and 0.15, so no eps is both below the first and twice
+# the second, and its x2 gap is useful even against L-inf: the drawing is schematic (docs/theory.md).
 PAPER_DRAWING = EllipsePair(centre=(0.5, 0.3), semi_axes=(0.25, 0.15))
 
-# In the printed eps/2 relation of the default pair: 0.2 - 0.08 = eps / 2.
+# From the printed eps/2 relation of the default pair: 0.2 - 0.08 = eps / 2.
 DEFAULT_EPS = 0.24
 
 
 @dataclass(frozen=True)
 class Linear:
-    """sign(w^T x + b), and how it was found."""
+    """A linear classifier sign(w^T x + b).
+
+    Attributes:
+        name: how it was found.
+        w: [2].
+        b: the bias.
+    """
 
     name: str
     w: np.ndarray
@@ -85,9 +124,20 @@ def train_logistic(
 ) -> Linear:
     """Logistic regression by gradient descent from zero; with eps > 0, adversarial training.
 
-    The worst move against a linear classifier is -eps y sign(w) (or -eps y w/||w||_2): the loss at x + delta is
-    descended along its gradient there, a subgradient of the maximum. The step length falls linearly to zero over the
-    second half of training, which settles w at the kinks of |w|.
+    The worst move against a linear classifier is -eps y sign(w) (or -eps y w/||w||_2). The descent follows the gradient
+    of the loss at x + delta, a subgradient of the maximum. The step size falls linearly to zero over the second half of
+    training, which settles w at the kinks of |w|.
+
+    Args:
+        x: samples [n, 2].
+        y: labels [n] in {-1, +1}.
+        eps: the radius.
+        norm: "l2" or "linf".
+        steps: the number of steps.
+        step_size: the initial step size.
+
+    Returns:
+        The classifier.
     """
     x = _checks.points("x", x, 2)
     eps = _checks.real("eps", eps, minimum=0.0)
@@ -109,7 +159,15 @@ def train_logistic(
 
 
 def standard_classifiers(x: np.ndarray, y: np.ndarray) -> list[Linear]:
-    """What standard losses learn on the sample: logistic, least squares, and the Gaussian likelihood."""
+    """The classifiers that standard losses learn on the sample: logistic, least squares, and Gaussian likelihood.
+
+    Args:
+        x: samples [n, 2].
+        y: labels [n] in {-1, +1}.
+
+    Returns:
+        The classifiers.
+    """
     x = _checks.points("x", x, 2)
     design = np.column_stack([x, np.ones(len(x))])
     squares = np.linalg.lstsq(design, y, rcond=None)[0]
@@ -127,7 +185,17 @@ def hard_margin(x: np.ndarray, y: np.ndarray) -> Linear:
     """The hard-margin SVM, min ||w||_2^2 with y (w^T x + b) >= 1: the limit direction of logistic regression.
 
     It maximises the L2 margin by definition, so against an L2 adversary it is as robust as a linear classifier can be,
-    with no adversary in its loss. Raises ValueError if the sample is not linearly separable.
+    with no adversary in its loss.
+
+    Args:
+        x: samples [n, 2].
+        y: labels [n] in {-1, +1}.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        ValueError: the sample is not linearly separable.
     """
     from scipy.optimize import minimize
 

@@ -1,4 +1,4 @@
-"""Theorem 1: what an adversary with a penalty C gains on the maximum-likelihood Gaussian, exactly and measured."""
+"""Theorem 1: the gain of an adversary with penalty C against the maximum-likelihood Gaussian, exact and measured."""
 
 from __future__ import annotations
 
@@ -13,21 +13,32 @@ from .gaussian import GaussianTask
 
 @dataclass(frozen=True)
 class Convention:
-    """What is maximised over delta: weight * q(v + delta) - penalty * C ||delta||_2^2, with q(v) = v^T S^-1 v.
+    """The objective over delta: weight * q(v + delta) - penalty * C ||delta||_2^2, with q(v) = v^T S^-1 v.
 
-    weight is 1/2 for the NLL and 1 for twice the NLL ("constant factors discarded"); only penalty / weight moves delta.
+    Only penalty / weight affects delta.
+
+    Attributes:
+        weight: 1/2 for the NLL and 1 for twice the NLL ("constant factors discarded").
+        penalty: the factor of C ||delta||_2^2.
     """
 
     weight: float
     penalty: float
 
     def strength(self, c: float) -> float:
-        """The C of the printed formula: the same maximiser as q(v + delta) - strength ||delta||_2^2."""
+        """The C of the printed formula: the same maximiser as q(v + delta) - strength ||delta||_2^2.
+
+        Args:
+            c: C in this convention.
+
+        Returns:
+            The C of the printed formula.
+        """
         return c * self.penalty / self.weight
 
 
-# The printed right-hand side holds as it stands in "doubled" alone. "nll" reads the statement with the loss the paper
-# defines; "lemma1" is the scaling of Lemma 1's multiplier: the printed maximiser, half of the printed value.
+# The printed right-hand side holds literally only in "doubled". "nll" reads the statement with the loss that the paper
+# defines; "lemma1" has the scaling of Lemma 1's multiplier: the printed maximiser, half of the printed value.
 CONVENTIONS = {
     "doubled": Convention(weight=1.0, penalty=1.0),
     "nll": Convention(weight=0.5, penalty=1.0),
@@ -49,26 +60,48 @@ def vulnerability(
         "nll"        NLL                         C ||delta||^2      2C    (tr[(I + M)^2] - d) / 2
         "lemma1"     NLL                         (C/2) ||delta||^2  C     (tr[(I + M)^2] - d) / 2
 
-    For another `model` (any mean and covariance) the trace becomes sum_i e_i / s_i ((C' s_i / (C' s_i - 1))^2 - 1) with
-    s_i the model's variances and e_i = E (u_i^T (x - model mean))^2 along its eigenvectors.
+    For another ``model`` the trace becomes sum_i e_i / s_i ((C' s_i / (C' s_i - 1))^2 - 1), with s_i the model's
+    variances and e_i = E (u_i^T (x - model mean))^2 along its eigenvectors.
 
-    Raises ValueError unless C' > 1 / s_min of the model: at and below it the loss outgrows the penalty along the
-    smallest variance, and the maximum is infinite (or not attained).
+    Args:
+        task: the data.
+        c: C, positive.
+        convention: "doubled", "nll" or "lemma1".
+        model: any mean and covariance; by default the maximum-likelihood model.
+
+    Returns:
+        L_adv - L.
+
+    Raises:
+        ValueError: unless C' > 1 / s_min of the model: at and below it the loss outgrows the penalty along the smallest
+            variance, and the maximum is infinite (or not attained).
     """
     model = task if model is None else model
     moments = task.moments_about(model) / model.variances
     excess = _concavity(model, c, convention)
-    # (c'/(c'-1))^2 - 1 = (2 e + 1) / e^2 with e = c' - 1: no difference of close numbers when C is large.
+    # (c'/(c'-1))^2 - 1 = (2 e + 1) / e^2 with e = c' - 1 avoids cancellation when C is large.
     return float(CONVENTIONS[convention].weight * (moments * (2 * excess + 1) / excess**2).sum())
 
 
 def penalised_vulnerability(
     task: GaussianTask, c: float, *, convention: str = "doubled", model: GaussianTask | None = None
 ) -> float:
-    """The adversary's own objective, loss at delta minus the penalty, less the clean loss: weight * tr[(C' S - I)^-1].
+    """The gain of the adversary's own objective, the loss minus the penalty: weight * tr[(C' S - I)^-1].
 
-    (For the maximum-likelihood model; sum_i e_i / s_i / (C' s_i - 1) times the weight otherwise.) Its derivative in C
-    is minus the expected penalty per unit of C. Arguments and errors as in `vulnerability`.
+    It is the objective at delta less the clean loss. The formula holds for the maximum-likelihood model; otherwise it
+    is sum_i e_i / s_i / (C' s_i - 1) times the weight. Its derivative in C is minus the expected penalty per unit of C.
+
+    Args:
+        task: as for :func:`vulnerability`.
+        c: as for :func:`vulnerability`.
+        convention: as for :func:`vulnerability`.
+        model: as for :func:`vulnerability`.
+
+    Returns:
+        The gain of the objective.
+
+    Raises:
+        ValueError: as for :func:`vulnerability`.
     """
     model = task if model is None else model
     moments = task.moments_about(model) / model.variances
@@ -77,15 +110,41 @@ def penalised_vulnerability(
 
 
 def penalised_move(x: np.ndarray, model: GaussianTask, c: float, *, convention: str = "doubled") -> np.ndarray:
-    """The adversary's move delta = (C' S - I)^-1 (x - mean) for x [..., d] (printed in E.2 without the x - mean)."""
+    """The adversary's move delta = (C' S - I)^-1 (x - mean) (printed in E.2 without the x - mean).
+
+    Args:
+        x: [..., d].
+        model: the model.
+        c: as for :func:`vulnerability`.
+        convention: as for :func:`vulnerability`.
+
+    Returns:
+        delta [..., d].
+
+    Raises:
+        ValueError: as for :func:`vulnerability`.
+    """
     excess = _concavity(model, c, convention)
     return model.from_eigenbasis(model.to_eigenbasis(np.asarray(x, dtype=np.float64) - model.mean) / excess)
 
 
 def isotropic_minimum(dim: int, trace: float, c: float, *, convention: str = "doubled") -> float:
-    """The least vulnerability over covariances of the given trace, attained at (trace / d) I alone.
+    """The smallest vulnerability over covariances of the given trace, attained only at (trace / d) I.
 
-    sum_i (C s_i / (C s_i - 1))^2 - d is a sum of strictly convex functions of s_i > 1 / C: Jensen's inequality.
+    sum_i (C s_i / (C s_i - 1))^2 - d is a sum of strictly convex functions of s_i > 1 / C, so Jensen's inequality
+    applies.
+
+    Args:
+        dim: d.
+        trace: the trace.
+        c: as for :func:`vulnerability`.
+        convention: as for :func:`vulnerability`.
+
+    Returns:
+        The smallest vulnerability.
+
+    Raises:
+        ValueError: as for :func:`vulnerability`.
     """
     dim = _checks.integer("dim", dim, minimum=1)
     trace = _checks.real("trace", trace, minimum=0.0, strict=True)
@@ -95,9 +154,21 @@ def isotropic_minimum(dim: int, trace: float, c: float, *, convention: str = "do
 def vulnerability_by_optimiser(
     v: np.ndarray, model: GaussianTask, c: float, *, convention: str = "doubled"
 ) -> np.ndarray:
-    """The loss gained on each displacement v = x - mean [n, d], delta found by scipy (no closed form): [n].
+    """The loss gained on each displacement, with delta found by scipy (no closed form).
 
-    An independent check of `vulnerability`: BFGS on the objective as the theorem states it, from delta = 0.
+    An independent check of :func:`vulnerability`: BFGS on the objective as the theorem states it, from delta = 0.
+
+    Args:
+        v: displacements x - mean [n, d].
+        model: the model.
+        c: as for :func:`vulnerability`.
+        convention: as for :func:`vulnerability`.
+
+    Returns:
+        [n].
+
+    Raises:
+        ValueError: as for :func:`vulnerability`.
     """
     _concavity(model, c, convention)
     rule = CONVENTIONS[convention]
@@ -119,8 +190,14 @@ def vulnerability_by_optimiser(
 
 
 def cubature_points(task: GaussianTask) -> np.ndarray:
-    """d displacements [d, d] whose equal-weight mean is exact for every quadratic form under N(0, S): sqrt(d s_i)
-    u_i."""
+    """The d displacements sqrt(d s_i) u_i, whose equal-weight mean is exact for every quadratic form under N(0, S).
+
+    Args:
+        task: the task.
+
+    Returns:
+        [d, d].
+    """
     points = np.diag(np.sqrt(task.dim * task.variances))
     return task.from_eigenbasis(points)
 
@@ -128,7 +205,21 @@ def cubature_points(task: GaussianTask) -> np.ndarray:
 def vulnerability_by_sampling(
     task: GaussianTask, c: float, *, convention: str = "doubled", n: int = 100_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Monte Carlo of L_adv - L: (mean, standard error) of the NLL's own rise at x + delta over n samples."""
+    """Monte Carlo estimate of L_adv - L: the increase of the NLL itself at x + delta over n samples.
+
+    Args:
+        task: as for :func:`vulnerability`.
+        c: as for :func:`vulnerability`.
+        convention: as for :func:`vulnerability`.
+        n: the number of samples.
+        seed: of the samples.
+
+    Returns:
+        The mean and its standard error.
+
+    Raises:
+        ValueError: as for :func:`vulnerability`.
+    """
     _concavity(task, c, convention)
     n = _checks.integer("n", n, minimum=2)
     twice_weight = 2 * CONVENTIONS[convention].weight
@@ -137,7 +228,7 @@ def vulnerability_by_sampling(
     total = squares = 0.0
     for start in range(0, n, chunk):
         x, y = task.sample(min(chunk, n - start), rng)
-        x = x * y[:, None]  # by symmetry both classes are the class +1
+        x = x * y[:, None]  # by symmetry all samples can be mapped to the class +1
         gained = twice_weight * (task.nll(x + penalised_move(x, task, c, convention=convention)) - task.nll(x))
         total += gained.sum()
         squares += (gained**2).sum()

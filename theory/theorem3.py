@@ -1,4 +1,4 @@
-"""Theorem 3: the worst angle between the class mean and the classifier's gradient."""
+"""Theorem 3: the worst-case angle between the class mean and the classifier's gradient."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from .gaussian import GaussianTask
 
 
 def cosine(mean: np.ndarray, task: GaussianTask) -> float:
-    """cos of the angle between `mean` [d] and the gradient S^-1 mean of the linear classifier of task's covariance.
+    """The cosine of the angle between a mean and the gradient S^-1 mean of the linear classifier.
 
-    Raises ValueError for a zero mean, which has no direction.
+    Args:
+        mean: [d].
+        task: gives the covariance S.
+
+    Returns:
+        The cosine.
+
+    Raises:
+        ValueError: the mean is zero, which has no direction.
     """
     mean = task.to_eigenbasis(_checks.vector("mean", mean, task.dim))
     largest = np.abs(mean).max()
@@ -27,16 +35,28 @@ def cosine(mean: np.ndarray, task: GaussianTask) -> float:
 
 
 def worst_cosine(task: GaussianTask) -> float:
-    """min over mean of cos(mean, S^-1 mean) = 2 sqrt(k) / (1 + k), k the condition number of S (Lemma 8)."""
+    """The minimum over means of cos(mean, S^-1 mean) = 2 sqrt(k) / (1 + k), k the condition number of S (Lemma 8).
+
+    Args:
+        task: gives the covariance S.
+
+    Returns:
+        The cosine.
+    """
     root = math.sqrt(task.variances.max()) / math.sqrt(task.variances.min())
     return 2 / (root + 1 / root)
 
 
 def worst_mean(task: GaussianTask) -> np.ndarray:
-    """A mean [d], of length 1, that attains `worst_cosine`: sqrt(s_max) u_max + sqrt(s_min) u_min, normalised.
+    """A mean of length 1 that attains :func:`worst_cosine`: sqrt(s_max) u_max + sqrt(s_min) u_min, normalised.
 
-    u_max and u_min are eigenvectors of the largest and smallest variance. For S = s I every mean
-    does.
+    u_max and u_min are eigenvectors of the largest and smallest variance. For S = s I every mean attains it.
+
+    Args:
+        task: gives the covariance S.
+
+    Returns:
+        [d].
     """
     low, high = int(task.variances.argmin()), int(task.variances.argmax())
     coordinates = np.zeros(task.dim)
@@ -47,7 +67,16 @@ def worst_mean(task: GaussianTask) -> np.ndarray:
 
 
 def worst_cosine_by_optimiser(task: GaussianTask, *, starts: int = 8, seed: int = 0) -> float:
-    """The smallest cosine that scipy finds from random starts: a check of `worst_cosine` without Lemma 8."""
+    """The smallest cosine that scipy finds from random starts: a check of :func:`worst_cosine` without Lemma 8.
+
+    Args:
+        task: gives the covariance S.
+        starts: the number of starts.
+        seed: of the starts.
+
+    Returns:
+        The cosine.
+    """
     rng = np.random.default_rng(seed)
     starts = _checks.integer("starts", starts, minimum=1)
     precision = 1 / task.variances
@@ -61,7 +90,7 @@ def worst_cosine_by_optimiser(task: GaussianTask, *, starts: int = 8, seed: int 
 
     best = 1.0
     for _ in range(starts):
-        # Directions spread over the orders of magnitude of the spectrum, else a random start sees one axis only.
+        # Directions spread over the orders of magnitude of the spectrum; otherwise a random start covers only one axis.
         start = rng.standard_normal(task.dim) * task.variances ** rng.uniform(0, 1)
         start /= math.sqrt(start @ start)
         found = minimize(objective, start, jac=True, method="BFGS", options={"gtol": 1e-12, "maxiter": 2000})
@@ -70,6 +99,6 @@ def worst_cosine_by_optimiser(task: GaussianTask, *, starts: int = 8, seed: int 
 
 
 # A smaller condition number alone, which is all that the paper's proof uses, does not improve a given mean: between
-# these two covariances it falls from 100 to 10, and the cosine of this mean falls from 1 to 0.949. Theorem 2's S_r is
-# better than that: it contracts EVERY ratio of variances, and then every mean improves (docs/theory.md).
+# these two covariances it falls from 100 to 10, and the cosine of this mean falls from 1 to 0.949. Theorem 2's S_r does
+# more: it contracts EVERY ratio of variances, and then every mean improves (docs/theory.md).
 CONDITION_EXAMPLE = {"before": (100.0, 1.0, 1.0), "after": (10.0, 2.0, 1.0), "mean": (0.0, 1.0, 1.0)}
