@@ -197,7 +197,14 @@ class Threat:
         return self._keep_(x, moved * unit)
 
     def into_box_(self, x: Tensor) -> Tensor:
-        """x into the box, in place; what lies in it stays as it is, to the bit."""
+        """Clips x to the box, in place; values inside it keep their bits.
+
+        Args:
+            x: [B, ...].
+
+        Returns:
+            x.
+        """
         if isinstance(self.lo, Tensor) or isinstance(self.hi, Tensor):
             bounds = (_by_channel(bound, x).to(x.dtype) for bound in (self.lo, self.hi))
             return torch.clamp(x, *bounds, out=x)

@@ -225,10 +225,12 @@ class ArraySource(Source):
         self._fingerprint: str | None = None
 
     def images(self, indices: Indices = None) -> Tensor:
+        """See :meth:`advfeat.datasets.Source.images`."""
         return to_float(self._images[as_indices(indices, len(self), self.name)])
 
     @property
     def fingerprint(self) -> str:
+        """See :attr:`advfeat.datasets.Source.fingerprint`."""
         if self._fingerprint is None:
             hashed = hashlib.sha256(f"{self._images.dtype} {tuple(self._images.shape)}".encode())
             for part in self._images.split(_CHUNK):
@@ -238,6 +240,7 @@ class ArraySource(Source):
         return self._fingerprint
 
     def subset(self, indices: Indices) -> ArraySource:
+        """See :meth:`advfeat.datasets.Source.subset`."""
         index = as_indices(indices, len(self), self.name)
         part = ArraySource(self._images[index], self.labels[index], self.classes, self.name, self.split)
         part.built_from = self.built_from
@@ -264,10 +267,12 @@ class Subset(Source):
         self.built_from = parent.built_from
 
     def images(self, indices: Indices = None) -> Tensor:
+        """See :meth:`advfeat.datasets.Source.images`."""
         return self.parent.images(self.index[as_indices(indices, len(self), self.name)])
 
     @property
     def fingerprint(self) -> str:
+        """See :attr:`advfeat.datasets.Source.fingerprint`."""
         return hashlib.sha256(self.parent.fingerprint.encode() + self.index.contiguous().numpy().tobytes()).hexdigest()
 
 

@@ -208,8 +208,10 @@ def _files_numbered(split: Path, numbers: set[int]) -> Iterator[Path]:
 
 
 def _entries_below(split: Path) -> Iterator[tuple[os.DirEntry, tuple[int, int] | None]]:
-    """What is in a split, and which folder or file it is, for folders and links: the disk is asked about these alone.
-    Test images that are kept from us are not read either."""
+    """The entries of a split, with the identity of each folder and link.
+
+    Only these two are looked up on the disk. Folders without read permission are skipped.
+    """
     waiting, entered = [split], set()
     while waiting:
         with contextlib.suppress(PermissionError):

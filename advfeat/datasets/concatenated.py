@@ -43,6 +43,7 @@ class Concatenated(Source):
         self._ends = list(itertools.accumulate(map(len, parts)))
 
     def images(self, indices: Indices = None) -> Tensor:
+        """See :meth:`advfeat.datasets.Source.images`."""
         index = as_indices(indices, len(self), self.name)
         images = torch.empty((len(index), *self.image_shape), dtype=torch.float32, device="cpu")
         part_of = torch.searchsorted(torch.tensor(self._ends, device="cpu"), index, right=True)

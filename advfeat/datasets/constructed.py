@@ -124,6 +124,7 @@ class ConstructedSet(Source):
         return hashlib.sha256(" ".join(content).encode()).hexdigest()
 
     def images(self, indices: Indices = None) -> Tensor:
+        """See :meth:`advfeat.datasets.Source.images`."""
         index = as_indices(indices, len(self), self.name)
         stored = torch.empty((len(index), *self.image_shape), dtype=self._dtype, device="cpu")
         ends = torch.tensor(self._ends, device="cpu")

@@ -78,9 +78,9 @@ def import_lists(
     name: str | None = None,
     built_from: str | None = None,
 ) -> ArraySource:
-    """Reads a set that the paper's authors released or :func:`export_lists` wrote: a folder with ``CIFAR_ims`` and
-    ``CIFAR_lab``.
+    """Reads a set in the format of the paper's authors: a folder with ``CIFAR_ims`` and ``CIFAR_lab``.
 
+    These are the sets that they released, and those that :func:`export_lists` writes.
     The authors' folders are ``d_robust_CIFAR``, ``d_non_robust_CIFAR``, ``drand_CIFAR`` and ``ddet_CIFAR``; what they
     wrote about them leaves out the first two's ``d_``. No code in the files is run (``weights_only``), and tensors
     saved on a GPU come to the CPU.

@@ -32,8 +32,10 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 class FolderSource(Source):
-    """root/<split>/<class>/*.png, also in folders below; classes by name in sorted order, or as an export of this
-    package listed them in ``advfeat-classes.json``.
+    """A folder of images by class: ``root/<split>/<class>/*.png``, also in folders below.
+
+    Classes are in the sorted order of their names, or as an export of this package lists them in
+    ``advfeat-classes.json``.
 
     The folder of the split may be called train or training; for "test" test, testing, val, valid, validation or dev,
     the first of these that is there; in capitals or not. Where the root has no such folders, ``root/<class>`` is the
@@ -130,6 +132,7 @@ class FolderSource(Source):
             self._keep(_held_out(self, holdout, seed) == (split == "test"))
 
     def images(self, indices: Indices = None) -> Tensor:
+        """See :meth:`advfeat.datasets.Source.images`."""
         index = as_indices(indices, len(self), self.name).tolist()
         images = torch.empty((len(index), *self.image_shape), dtype=torch.float32, device="cpu")
         for row, image in enumerate(self._decoded(index)):
@@ -164,6 +167,7 @@ class FolderSource(Source):
         return self._fingerprint
 
     def subset(self, indices: Indices) -> FolderSource:
+        """See :meth:`advfeat.datasets.Source.subset`."""
         index = as_indices(indices, len(self), self.name)
         if len(index) == 0:
             raise ValueError(f"a part of {self.name!r} should have at least one sample")

@@ -184,8 +184,9 @@ def _find_cifar10_1(root: Path) -> tuple[Path, Path, int]:
 
 
 def load_idx(name: str, root: Path, split: str) -> ArraySource:
-    """MNIST or Fashion-MNIST from ``root/MNIST/raw`` or ``root/FashionMNIST/raw``, plain or .gz: 60,000 or 10,000
-    images 1x28x28.
+    """MNIST or Fashion-MNIST, 60,000 or 10,000 images of 1x28x28.
+
+    The files are those of ``root/MNIST/raw`` or ``root/FashionMNIST/raw``, plain or .gz.
 
     Args:
         name: "mnist" or "fashion-mnist".

@@ -186,6 +186,7 @@ class Planted(ArraySource):
         return math.sqrt(2) * self.config.slow_norm
 
     def subset(self, indices: Indices) -> Planted:
+        """See :meth:`advfeat.datasets.Source.subset`."""
         index = as_indices(indices, len(self), self.name)
         part = object.__new__(Planted)
         ArraySource.__init__(part, self._images[index], self.labels[index], self.classes, self.name, self.split)

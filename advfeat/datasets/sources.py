@@ -246,7 +246,7 @@ def _digits(split: str) -> ArraySource:
 
 
 def _stratified(labels: Tensor, n: int, order: Tensor) -> Tensor:
-    """n positions, ascending, with the classes in the shares they have (largest remainders), the first in ``order``."""
+    """Positions of n samples, ascending, with each class in its share (largest remainders): the first in ``order``."""
     exact = labels.bincount().double() * n / len(labels)
     counts = exact.floor().long()
     most = torch.argsort(exact - exact.floor(), descending=True, stable=True)[: n - int(counts.sum())]

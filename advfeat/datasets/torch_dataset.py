@@ -48,6 +48,7 @@ class TorchDataset(Source):
         self._fingerprint: str | None = None
 
     def images(self, indices: Indices = None) -> Tensor:
+        """See :meth:`advfeat.datasets.Source.images`."""
         index = as_indices(indices, len(self), self.name)
         images = torch.empty((len(index), *self.image_shape), dtype=torch.float32, device="cpu")
         for row, (position, (image, label)) in enumerate(self._items(index.tolist())):
@@ -114,8 +115,9 @@ class _Some(Subset):
 
 
 def some_of(data: Data, limit: int | None, name: str = "source") -> tuple[Any, Tensor | None]:
-    """A dataset of torch cut to a few evenly spaced samples: it gives its labels with its images, and all of them would
-    be read for a few.
+    """Cuts a dataset of torch to a few evenly spaced samples.
+
+    It gives its labels with its images, so that all images would be read for the labels of a few.
 
     Args:
         data: What the user gave.
@@ -219,8 +221,10 @@ def _classes(data: Any, model: Callable | None) -> tuple[str, ...]:
 
 
 def _names_of(data: Any) -> tuple[str, ...] | None:
-    """The names of the classes of a dataset, also of one behind a Subset, as random_split makes them, or of several
-    that are put together and agree."""
+    """The names of the classes of a dataset.
+
+    Also of one behind a Subset, as random_split makes them, and of concatenated ones that agree.
+    """
     own = class_names(data)
     if own is None and isinstance(data, Subset):
         return _names_of(data.dataset)
