@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.tanh_network import tanh_network
 from support.tensor_source import TensorSource
 from torch import nn
 
@@ -12,17 +13,6 @@ from advfeat.attacks.apgd import checkpoints
 from advfeat.evaluation import evaluate
 
 F64 = torch.float64
-
-
-def model_and_data(n=12, classes=5, scale=1.0):
-    g = torch.Generator().manual_seed(2)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, classes)).to(F64)
-    for p in net.parameters():
-        p.data = torch.randn(p.shape, generator=g, dtype=F64) * 0.6
-    net[3].weight.data *= scale
-    net[3].bias.data *= scale
-    x = torch.rand(n, 3, 4, generator=g, dtype=F64)
-    return net, x, net(x).argmax(1)
 
 
 def published(net, x, y, norm, eps, steps, start, value):
@@ -78,7 +68,7 @@ def published(net, x, y, norm, eps, steps, start, value):
 @pytest.mark.parametrize("objective", [Margin(1.0), CrossEntropy(), CW(), DLR()])
 @pytest.mark.parametrize("steps", [1, 10, 57, 100])
 def test_agrees_with_the_published_algorithm(norm, objective, steps):
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(12)
     eps = 0.6 if norm == "l2" else 0.15
     start = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=F64)).clamp(0, 1)
     threat = L2(eps) if norm == "l2" else Linf(eps)
@@ -102,7 +92,7 @@ def test_checkpoints_are_the_papers():
 
 @pytest.mark.parametrize("threat", [L2(0.3), Linf(0.08), L2(torch.linspace(0, 0.5, 12, dtype=F64))])
 def test_stays_in_the_ball_and_reports_what_it_returns(threat):
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(12)
     result = APGD(threat, steps=20, restarts=2).run(net, x, y)
     eps = torch.as_tensor(threat.eps, dtype=F64).expand(len(x))
     d = (result.x_adv - x).flatten(1)
@@ -115,7 +105,7 @@ def test_stays_in_the_ball_and_reports_what_it_returns(threat):
 
 
 def test_finds_what_pgd_of_as_many_steps_finds_and_the_objective_is_no_smaller():
-    net, x, y = model_and_data(60)
+    net, x, y = tanh_network(60)
     for threat in (L2(0.35), Linf(0.08)):
         pgd = PGD(threat, steps=50, keep="best").run(net, x, y)
         apgd = APGD(threat, steps=50, random_start=False).run(net, x, y)
@@ -126,14 +116,14 @@ def test_finds_what_pgd_of_as_many_steps_finds_and_the_objective_is_no_smaller()
 
 @pytest.mark.parametrize("scale", [1.0, 1e2, 1e4])
 def test_the_scale_of_the_logits_changes_nothing(scale):
-    net, x, y = model_and_data(40)
-    loud, _, _ = model_and_data(40, scale=scale)
+    net, x, y = tanh_network(40)
+    loud, _, _ = tanh_network(40, scale=scale)
     attack = Auto(L2(0.25), steps=20)
     assert torch.equal(attack.run(net, x, y).success, attack.run(loud, x, y).success)
 
 
 def test_targeted_goes_to_the_target():
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(12)
     target = (y + 1) % 5
     result = APGD(L2(2.0), steps=40, targeted=True).run(net, x, target)
     assert torch.equal(result.success, net(result.x_adv).argmax(1) == target) and result.success.float().mean() > 0.8
@@ -141,7 +131,7 @@ def test_targeted_goes_to_the_target():
 
 
 def test_a_sample_does_not_know_its_batch():
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(12)
     ids = torch.arange(12) * 3
     for attack in (APGD(L2(0.3), steps=15, restarts=3), Auto(Linf(0.08), steps=10)):
         whole = attack.run(net, x, y, sample_ids=ids)
@@ -153,7 +143,7 @@ def test_a_sample_does_not_know_its_batch():
 
 
 def test_restarts_attack_only_what_stands():
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(12)
     one = APGD(L2(0.3), steps=15).run(net, x, y)
     three = APGD(L2(0.3), steps=15, restarts=3).run(net, x, y)
     assert 0 < one.success.sum() < len(x)
@@ -163,7 +153,7 @@ def test_restarts_attack_only_what_stands():
 
 
 def test_auto_is_apgd_and_then_every_target():
-    net, x, y = model_and_data(40)
+    net, x, y = tanh_network(40)
     threat = L2(0.25)
     first = APGD(threat, steps=20).run(net, x, y)
     auto = Auto(threat, steps=20).run(net, x, y)
@@ -195,7 +185,7 @@ def test_targeted_dlr_is_equation_7():
 
 
 def test_two_classes_leave_the_margin_alone():
-    net, x, y = model_and_data(classes=2)
+    net, x, y = tanh_network(12, classes=2)
     assert torch.equal(Auto(L2(0.3), steps=10)(net, x, y), APGD(L2(0.3), steps=10)(net, x, y))
 
 
@@ -234,7 +224,7 @@ def test_leaves_no_trace():
 
 @pytest.mark.parametrize("kind", [APGD, Auto])
 def test_empty_batches_and_no_steps(kind):
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(12)
     assert kind(L2(0.3), steps=5)(net, x[:0], y[:0]).shape == (0, 3, 4)
     still = kind(L2(0.3), steps=0).run(net, x, y)
     assert (still.distance <= 0.3 + 1e-12).all()
@@ -249,7 +239,7 @@ def test_empty_batches_and_no_steps(kind):
         (lambda: APGD(L2(1.0), steps=-1), "steps should be"),
         (lambda: APGD(L2(1.0), restarts=2, random_start=False), "needs random_start"),
         (lambda: Auto(L2(1.0), target_classes=-1), "target_classes should be"),
-        (lambda: Auto(L2(1.0)).run(*model_and_data(), start=model_and_data()[1]), "start should be None"),
+        (lambda: Auto(L2(1.0)).run(*tanh_network(12), start=tanh_network(12)[1]), "start should be None"),
     ],
 )
 def test_bad_settings_are_named(make, message):
@@ -258,7 +248,7 @@ def test_bad_settings_are_named(make, message):
 
 
 def test_evaluation_takes_it():
-    net, x, y = model_and_data(40)
+    net, x, y = tanh_network(40)
     source = TensorSource(x.float(), y, tuple("abcde"))
 
     net = net.float()

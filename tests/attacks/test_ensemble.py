@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tanh_network import tanh_network
 from support.tensor_source import TensorSource
 from torch import nn
 
@@ -21,17 +22,6 @@ KINDS = {
 }
 
 
-def model_and_data(n=40, classes=5):
-    g = torch.Generator().manual_seed(2)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, classes)).to(F64)
-    for p in net.parameters():
-        p.data = torch.randn(p.shape, generator=g, dtype=F64) * 0.6
-    x = torch.rand(n, 3, 4, generator=g, dtype=F64)
-    y = net(x).argmax(1)
-    y[:3] = (y[:3] + 1) % classes  # wrong from the start
-    return net, x, y
-
-
 def pair(threat, kind="shrinking", **changes):
     """A weak attack, and one that finds more."""
     short = 0.1 if threat.norm == "l2" else 0.02
@@ -44,7 +34,7 @@ def pair(threat, kind="shrinking", **changes):
 
 
 def test_one_loss_finds_what_another_misses_which_is_why_this_exists():
-    net, x, y = model_and_data(400)
+    net, x, y = tanh_network(400, wrong=3)
     smooth, nearest = (
         PGD(L2(0.3), steps=20, keep="best", objective=objective).run(net, x, y).success
         for objective in (Margin(1.0), CW())
@@ -55,7 +45,7 @@ def test_one_loss_finds_what_another_misses_which_is_why_this_exists():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("threat", [L2(0.3), Linf(0.06), L2(torch.linspace(0, 0.6, 40, dtype=F64))])
 def test_a_sample_has_the_first_attack_that_breaks_it(kind, threat):
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(40, wrong=3)
     ids = torch.arange(40) * 7
     both = pair(threat, kind)
     found = both.run(net, x, y, sample_ids=ids)
@@ -73,7 +63,7 @@ def test_a_sample_has_the_first_attack_that_breaks_it(kind, threat):
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=8), st.sampled_from(["shrinking", "best", "restarts"]))
 def test_over_a_data_set_it_is_the_same_whatever_the_batches(sizes, kind):
-    net, x, y = model_and_data(sum(sizes))
+    net, x, y = tanh_network(sum(sizes), wrong=3)
     attack = pair(L2(0.3), kind).replace(seed=0)
     whole = attack.run(net, x, y)
     results = [r for _, r in attack.over(net, zip(x.split(sizes), y.split(sizes), strict=True))]
@@ -85,7 +75,7 @@ def test_over_a_data_set_it_is_the_same_whatever_the_batches(sizes, kind):
 
 
 def test_the_next_attack_sees_only_what_is_left():
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(40, wrong=3)
     seen = []
 
     class Watched(PGD):
@@ -109,7 +99,7 @@ def test_the_next_attack_sees_only_what_is_left():
 
 def test_results_come_in_time_and_little_is_held():
     """Where the first attack breaks nearly all, the rest does not wait for the end of the data."""
-    net, x, y = model_and_data(400)
+    net, x, y = tanh_network(400, wrong=3)
     pulled = []
 
     def batches():
@@ -136,7 +126,7 @@ def test_images_of_several_sizes():
 
 
 def test_a_start_that_one_of_them_cannot_take_is_refused_whatever_the_data():
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(40, wrong=3)
     for eps in (0.05, 5.0):
         attack = Ensemble((PGD(L2(eps), steps=5, keep="best"), Ensemble((Auto(L2(eps), steps=5),))))
         with pytest.raises(ValueError, match="start should be None"):
@@ -144,7 +134,7 @@ def test_a_start_that_one_of_them_cannot_take_is_refused_whatever_the_data():
 
 
 def test_why_a_step_was_eager_is_not_lost():
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(40, wrong=3)
     first, more = (attack.run(net, x, y) for attack in pair(L2(0.01)).attacks)
     first.why_eager, more.why_eager = None, "the model cannot be captured"
     first.take_over(torch.arange(40), more)
@@ -152,7 +142,7 @@ def test_why_a_step_was_eager_is_not_lost():
 
 
 def test_nobody_left_and_nobody_there():
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(40, wrong=3)
     attack = pair(L2(5.0))
     assert attack.run(net, x, y).success.all()
     assert attack(net, x[:0], y[:0]).shape == (0, 3, 4)
@@ -160,7 +150,7 @@ def test_nobody_left_and_nobody_there():
 
 
 def test_a_loader_may_fill_the_same_tensor_again():
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(40, wrong=3)
     attack = pair(L2(0.3))
     buffer, labels = torch.empty(8, 3, 4, dtype=F64), torch.empty(8, dtype=torch.int64)
 
@@ -173,7 +163,7 @@ def test_a_loader_may_fill_the_same_tensor_again():
 
 
 def test_targeted_attacks_and_a_start():
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(40, wrong=3)
     target = (y + 1) % 5
     found = pair(L2(1.0), targeted=True).run(net, x, target)
     assert torch.equal(found.success, net(found.x_adv).argmax(1) == target)
@@ -184,7 +174,7 @@ def test_targeted_attacks_and_a_start():
 
 
 def test_it_holds_any_attack_and_itself():
-    net, x, y = model_and_data()
+    net, x, y = tanh_network(40, wrong=3)
     threat = L2(0.25)
     parts = (PGD(threat, steps=2, keep="best"), APGD(threat, steps=10), Auto(threat, steps=10))
     expected = torch.stack([a.run(net, x, y).success for a in parts]).any(0)
@@ -204,7 +194,7 @@ def test_settings_are_changed_in_each():
 
 
 def test_evaluation_takes_it_and_is_right_under_low_precision():
-    net, x, y = model_and_data(120)
+    net, x, y = tanh_network(120, wrong=3)
     source = TensorSource(x.float(), y, tuple("abcde"))
 
     both = pair(L2(0.3))

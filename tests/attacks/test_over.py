@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from support.tanh_network import tanh_network
 from torch.utils.data import DataLoader, TensorDataset
 
 from advfeat import APGD, CW, L2, PGD, Auto, Converged, Ensemble, Linf
@@ -23,18 +23,9 @@ ATTACKS = {
 }
 
 
-def model_and_data(n):
-    g = torch.Generator().manual_seed(2)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 5)).to(F64)
-    for p in net.parameters():
-        p.data = torch.randn(p.shape, generator=g, dtype=F64) * 0.6
-    x = torch.rand(n, 3, 4, generator=g, dtype=F64)
-    return net, x, net(x).argmax(1)
-
-
 @given(st.sampled_from(sorted(ATTACKS)), st.lists(st.integers(0, 9), max_size=12), st.sampled_from([None, "ids"]))
 def test_each_batch_comes_back_as_it_was_with_its_own_result(name, sizes, kind):
-    net, x, y = model_and_data(sum(sizes))
+    net, x, y = tanh_network(sum(sizes))
     attack = ATTACKS[name]
     ids = torch.arange(len(x)) * 3
     batches = [
@@ -53,13 +44,13 @@ def test_each_batch_comes_back_as_it_was_with_its_own_result(name, sizes, kind):
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_a_loader_of_torch(name):
-    net, x, y = model_and_data(10)
+    net, x, y = tanh_network(10)
     for batch, result in ATTACKS[name].over(net, DataLoader(TensorDataset(x, y), batch_size=4)):
         assert type(batch) is list and len(result.x_adv) == len(batch[0])
 
 
 def test_a_sample_of_a_nested_ensemble_starts_anew_at_every_call_too():
-    net, x, y = model_and_data(6)
+    net, x, y = tanh_network(6)
     attack = PGD(Linf(0.1), steps=0, random_start=True)
     nested = Ensemble((Ensemble((attack,)), attack.replace(objective=CW())))
     assert not torch.equal(nested(net, x, y), nested(net, x, y))
@@ -67,7 +58,7 @@ def test_a_sample_of_a_nested_ensemble_starts_anew_at_every_call_too():
 
 
 def test_autos_own_look_at_the_samples_is_counted():
-    net, x, y = model_and_data(40)
+    net, x, y = tanh_network(40)
     seen = []
 
     def model(v):
@@ -85,7 +76,7 @@ def test_autos_own_look_at_the_samples_is_counted():
 
 
 def test_what_auto_leaves_of_several_batches_shares_its_passes():
-    net, x, y = model_and_data(64)
+    net, x, y = tanh_network(64)
     seen = []
 
     def model(v):

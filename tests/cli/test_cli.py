@@ -7,6 +7,8 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+from support.commands import fails_in_a_line
+from support.commands import run as commands_run
 
 from advfeat import cli, models
 from advfeat.cli import commands
@@ -28,18 +30,12 @@ def folder(tmp_path_factory):
 
 def run(folder, command, capsys):
     capsys.readouterr()
-    cli.main([part.format(folder=folder) for part in command.split()])
+    commands_run(*(part.format(folder=folder) for part in command.split()))
     return capsys.readouterr().out
 
 
 def fails(folder, command, capsys):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([part.format(folder=folder) for part in command.split()])
-    assert stopped.value.code == 1
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+    return fails_in_a_line(capsys, *(part.format(folder=folder) for part in command.split()))
 
 
 def test_train_writes_a_run(folder):

@@ -7,23 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from support.commands import fails, run
 from support.image_files import save
 
-from advfeat import cli
 from advfeat.datasets.store import ConstructedSet
 from advfeat.models import create
 from advfeat.models import save as save_model
-
-
-def run(*parts: object) -> None:
-    cli.main([str(part) for part in parts])
-
-
-def fails(capsys, *parts: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        run(*parts)
-    assert stopped.value.code == 1
-    return capsys.readouterr().err
 
 
 @pytest.fixture

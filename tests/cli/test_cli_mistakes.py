@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from PIL import Image
+from support.commands import fails_in_a_line as fails
 from torch import nn
 
 import advfeat
@@ -24,15 +25,6 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "[std]"
     save(made, folder)
     return folder
-
-
-def fails(capsys, *arguments, status=1):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([str(part) for part in arguments])
-    assert stopped.value.code == status
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert status == 2 or len(lines) == 1, lines
-    return " ".join(lines)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import sys
 import matplotlib
 import pytest
 import torch
+from support.commands import fails, run
 
-from advfeat import cli, provenance
+from advfeat import provenance
 from advfeat.cli import attack, features, files
 from advfeat.datasets import sources
 from advfeat.models import create, save
@@ -25,17 +26,6 @@ def model(tmp_path):
     made.classes = tuple("0123456789")
     save(made, tmp_path / "model")
     return tmp_path / "model"
-
-
-def run(*arguments):
-    cli.main([str(part) for part in arguments])
-
-
-def fails(capsys, *arguments, status=1):
-    with pytest.raises(SystemExit) as stopped:
-        run(*arguments)
-    assert stopped.value.code == status
-    return capsys.readouterr().err
 
 
 QUICK = {
