@@ -205,5 +205,5 @@ def device(name: str, given: Any) -> torch.device:
         raise ValueError(f"{name} should be one that holds values, got {given!r}")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         there = torch.cuda.device_count()
-        raise ValueError(f"{name} should be there, got {str(found)!r}: torch sees {there} CUDA device(s)")
+        raise ValueError(f"{name} should be available, got {str(found)!r}: torch sees {there} CUDA device(s)")
     return found

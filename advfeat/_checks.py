@@ -53,7 +53,7 @@ def check_images(images: Tensor, ids: Tensor, name: str) -> None:
         low, high = flat[row].aminmax()
         what = f"values from {low:.4g} to {high:.4g}" if bool(torch.isfinite(flat[row]).all()) else "NaN or infinity"
         raise ValueError(
-            f"images of {name!r} should lie in [0, 1]: sample {int(ids[row])} holds {what}. Normalisation belongs into "
+            f"images of {name!r} should lie in [0, 1]: sample {int(ids[row])} holds {what}. Normalisation belongs in "
             "the model, advfeat.models.adapt(module, mean=..., std=...); values up to 255 are divided by 255"
         )
 

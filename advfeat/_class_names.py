@@ -54,8 +54,8 @@ def check_same_classes(
     if len(first) != len(second):
         raise ValueError(f"{what} ({len(first)} and {len(second)} classes)")
     raise ValueError(
-        f"{what}. Classes are compared by name, for a label is only a number; where the numbers mean the same under "
-        "other names, same_classes=True (--same-classes) takes them so"
+        f"{what}. Classes are compared by name, since a label is only a number; where the numbers mean the same under "
+        "other names, same_classes=True (--same-classes) accepts them"
     )
 
 

@@ -213,7 +213,7 @@ class Lock:
         """
         if self._mine is not None and not self._mine.exists():
             said = self.holder()
-            why = f"is now worked in by {said}" if said else "was removed, or its lock was"
+            why = f"is now in use by {said}" if said else "was removed, or its lock was"
             raise LostLock(f"{self.folder} {why}: nothing more was written to it")
 
     def holder(self) -> str | None:

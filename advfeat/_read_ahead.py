@@ -15,8 +15,8 @@ _AHEAD = 3  # prefetched results
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """``read`` of each item, in order, by a thread that stays a few items ahead and ends with the iterator.
 
-    An exception in ``read`` is raised where its result would have come. The thread ends when the iterator is closed; a
-    caller whose own code may raise should close it with ``contextlib.closing``.
+    The thread ends when the iterator is closed; a caller whose own code may raise should close it with
+    ``contextlib.closing``.
 
     Args:
         read: reads one item.
@@ -24,6 +24,9 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
 
     Yields:
         The results.
+
+    Raises:
+        BaseException: an exception of ``read``, raised where its result would have come.
     """
     items = list(items)
     ready: queue.Queue = queue.Queue(maxsize=_AHEAD)

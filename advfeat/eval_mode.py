@@ -86,7 +86,7 @@ class EvalMode:
         # A frozen TorchScript module has no training flag.
         found = [module for module in modules if hasattr(module, "training")]
         with _lock:
-            for module in found:  # all checks first: a compiled module shares the flag of the module it wraps
+            for module in found:  # first save all flags: a compiled module shares that of the module it wraps
                 if id(module) in self._mine:
                     continue
                 if _trained.get(id(module), (module, threading.get_ident()))[1] != threading.get_ident():

@@ -93,7 +93,7 @@ def figure14(
     Args:
         path: the PNG.
         pair: the ellipses; by default those of the figure.
-        eps: the L-inf radius.
+        eps: the radius, for both the L-inf and the L2 adversary.
         n: the number of samples.
         seed: of the samples.
 

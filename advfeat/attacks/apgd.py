@@ -71,7 +71,7 @@ class APGD(GradientAttack):
         object.__setattr__(self, "objective", as_objective(self.objective))
         check_settings(self)
         if not isinstance(self.threat.eps, Tensor) and not math.isfinite(self.threat.eps):
-            raise ValueError(f"eps should be finite, for the first steps are 2 eps long, got {self.threat.eps}")
+            raise ValueError(f"eps should be finite, since the first steps are 2 eps long, got {self.threat.eps}")
 
     @property
     def step_length(self) -> float | Tensor:

@@ -86,6 +86,7 @@ class RankedAPGD(APGD):
     Samples stay unchanged if they have no class of this rank, or fewer than the four classes that the loss compares.
 
     Args:
+        objective: the targeted DLR loss; the other settings are as for :class:`advfeat.APGD`.
         rank: 0 for the other class with the largest logit at x, 1 for the second largest, and so on.
     """
 
@@ -100,7 +101,7 @@ class RankedAPGD(APGD):
     def _run(self, run: Run) -> AttackResult:
         logits, forwarded = run.logits_at_x()
         found = run.result(Record(run.x0, self.targeted), forwarded=forwarded, backwarded=0)
-        if logits.shape[1] < max(4, self.rank + 1):  # what the loss needs
+        if logits.shape[1] < max(4, self.rank + 1):  # too few classes for the loss
             return found
         values, classes = logits.scatter(1, run.target[:, None], float("-inf")).sort(dim=1, descending=True)
         # A class whose logit is -inf is excluded.

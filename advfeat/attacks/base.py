@@ -299,7 +299,7 @@ def _numbered(batches: Iterable[Any]) -> Iterator[Batch]:
         check_tensor("x", x, "a floating-point batch [B, ...]")
         if ids is not None and not isinstance(ids, Tensor):
             raise TypeError(
-                f"the third of a batch should be sample_ids, an int64 tensor [B], got {type(ids).__name__}: give "
+                f"the third entry of a batch should be sample_ids, an int64 tensor [B], got {type(ids).__name__}: give "
                 "(x, target) where there are none, or (x, target, None, ...)"
             )
         numbers = torch.arange(seen, seen + x.shape[0], device=x.device) if ids is None else ids

@@ -88,7 +88,7 @@ class InTurn(Attack):
         size = 0
         for (given, x, target, ids), found in self.attacks[0]._over(model, first()):
             size = size or x.shape[0]
-            if waiting and waiting[0].x.shape[1:] != x.shape[1:]:  # images of another size go on their own
+            if waiting and waiting[0].x.shape[1:] != x.shape[1:]:  # images of different sizes cannot share a batch
                 self._go_on(model, waiting, at_least=1)
             waiting.append(_Left.of(given, found, x, target, ids))
             self._go_on(model, waiting, at_least=size if len(waiting) < _WAITING else 1)
@@ -152,7 +152,7 @@ class Ensemble(InTurn):
         attacks = tuple(self.attacks)
         object.__setattr__(self, "attacks", attacks)
         if not attacks:
-            raise ValueError("attacks should be at least one")
+            raise ValueError("attacks should hold at least one attack")
         for attack in attacks:
             if not isinstance(attack, Attack):
                 raise TypeError(f"attacks should be attacks, such as advfeat.PGD(...), got {type(attack).__name__}")
@@ -242,7 +242,9 @@ class _Left:
 def _success(found: AttackResult) -> Tensor:
     """Whether each sample was broken, bool [B]."""
     if found.success is None:
-        raise ValueError("attacks should tell successes: the target should be labels and the objective use the logits")
+        raise ValueError(
+            "attacks should report successes: the target should be labels and the objective use the logits"
+        )
     return found.success
 
 

@@ -92,7 +92,7 @@ def _check_value(value: Tensor, x: Tensor) -> None:
 def _gradient(output: Tensor, x: Tensor, slope: Tensor) -> Tensor:
     """The gradient by x of ``output``, given the gradient ``slope`` by ``output``."""
     gradient = None
-    if output.requires_grad:  # which may come from the parameters alone
+    if output.requires_grad:  # perhaps only because of the parameters
         (gradient,) = torch.autograd.grad(output, x, slope, allow_unused=True)
     if gradient is None:
         raise ValueError("the objective does not depend on x through anything differentiable")

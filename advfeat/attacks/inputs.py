@@ -100,7 +100,7 @@ def check_inputs(
         row = int((~torch.isfinite(x)).reshape(x.shape[0], -1).any(dim=1).nonzero()[0])
         raise ValueError(f"x should be finite, sample {row} of the batch holds NaN or inf")
     threat, size = attack.threat, attack.step_length
-    if isinstance(threat.eps, Tensor) and not bool((threat.eps >= 0).all()):  # before the length that comes from it
+    if isinstance(threat.eps, Tensor) and not bool((threat.eps >= 0).all()):  # before the step length derived from it
         raise ValueError(f"eps should be at least 0, got {threat.eps.tolist()}")
     if isinstance(size, Tensor) and not bool((torch.isfinite(size) & (size >= 0)).all()):
         raise ValueError(f"step_size should be finite and at least 0, got {size.tolist()}")
@@ -109,7 +109,7 @@ def check_inputs(
     if outside:
         raise ValueError(
             f"x should lie in the box [{attack.threat.lo}, {attack.threat.hi}] of the threat, got values from "
-            f"{x.min().item():.4g} to {x.max().item():.4g}; of normalised inputs the radius is in other units too: "
+            f"{x.min().item():.4g} to {x.max().item():.4g}; for normalised inputs the radius is in other units too: "
             "put the normalisation into the model, advfeat.models.adapt(module, mean=..., std=...), and attack images "
             "in [0, 1], or give the threat as advfeat.L2.normalised(eps, mean, std), or Linf's, with eps in pixel scale"
         )
@@ -142,7 +142,7 @@ def _outside(threat: Threat, x: Tensor) -> tuple[Tensor, Tensor]:
     lo, hi = threat.lo, threat.hi
     if isinstance(lo, Tensor) or isinstance(hi, Tensor):
         others = [d for d in range(x.dim()) if d != 1]
-        least, most = x.amin(others), x.amax(others)  # NaN if there is one
+        least, most = x.amin(others), x.amax(others)  # NaN if x holds one
         lo, hi = (torch.as_tensor(v, dtype=torch.float32, device=x.device).reshape(-1) for v in (lo, hi))
         width = torch.where(torch.isfinite(hi - lo), hi - lo, 1.0)
     else:

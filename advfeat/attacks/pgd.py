@@ -114,7 +114,7 @@ class PGD(GradientAttack):
         See :mod:`advfeat.attacks.pool`. A result equals that of :meth:`run`; it comes a little later, with up to 32
         batches started.
         """
-        if type(self)._run is not PGD._run:  # a subclass with a loop of its own
+        if type(self)._run is not PGD._run:  # a subclass with its own loop
             return super()._over(model, batches)
         if self.stop is None:
             return _in_step(self, model, batches)

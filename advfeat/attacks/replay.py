@@ -96,7 +96,7 @@ def _why_not(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"no CUDA graphs on {device.type}"
     if torch.cuda.is_current_stream_capturing():
-        return "the caller is capturing a graph himself"
+        return "the caller is already capturing a graph"
     return None
 
 

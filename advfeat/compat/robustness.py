@@ -19,8 +19,8 @@ class _Step:
     Args:
         orig_input: images [B, C, H, W] in [0, 1], the centres of the balls.
         eps: the radius, in pixel scale.
-        step_size: the length of a step, in pixel scale.
-        use_grad: as in robustness.
+        step_size: the length of a step, in pixel scale; None for a step that only projects.
+        use_grad: stored for compatibility.
     """
 
     _threat: type[Threat]
@@ -48,8 +48,8 @@ class LinfStep(_Step):
     Args:
         orig_input: images [B, C, H, W] in [0, 1], the centres of the balls.
         eps: the radius per value, in pixel scale.
-        step_size: the step per value, in pixel scale.
-        use_grad: as in robustness.
+        step_size: the step per value, in pixel scale; None for a step that only projects.
+        use_grad: stored for compatibility.
     """
 
     _threat = Linf
@@ -84,8 +84,8 @@ class L2Step(_Step):
     Args:
         orig_input: images [B, C, H, W] in [0, 1], the centres of the balls.
         eps: the L2 radius, in pixel scale.
-        step_size: the L2 length of a step, in pixel scale.
-        use_grad: as in robustness.
+        step_size: the L2 length of a step, in pixel scale; None for a step that only projects.
+        use_grad: stored for compatibility.
     """
 
     _threat = L2

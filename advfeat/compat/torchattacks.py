@@ -382,7 +382,7 @@ class MultiAttack(_TorchAttack):
     Args:
         attacks: at least two attacks on one model. Those of other libraries work too; they are called with images in
             pixel scale and labels.
-        verbose: as in torchattacks.
+        verbose: whether to print the success rates at every call.
 
     Raises:
         TypeError: ``attacks`` is not a list of attacks with a model.

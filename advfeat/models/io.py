@@ -112,7 +112,9 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
         FileNotFoundError: a file is missing; the message names it.
         ValueError: the weights are truncated or altered (model.json holds their SHA-256); tensors are missing, unknown
             or of the wrong shape; values do not fit the model's dtype; tensors that share memory in the model have
-            different values in the file; or the folder has another format. The message names the file.
+            different values in the file; the folder has another format; or it holds a user's own module and ``model``
+            is None. The message names the file.
+        TypeError: ``model`` does not come from :func:`create` or :func:`adapt`.
     """
     if model is not None and not isinstance(model, Model):
         raise TypeError(f"model should come from advfeat.models.create or adapt, got {type(model).__name__}")

@@ -105,7 +105,7 @@ class Model(nn.Module):
         return cast(x, self._image_dtype())
 
     def _image_dtype(self) -> torch.dtype | None:
-        return self.mean.dtype  # which is cast with the weights
+        return self.mean.dtype  # a buffer, which is cast with the weights
 
     def representation(self, x: Tensor) -> Tensor:
         """The features g(x) that the head reads.
@@ -215,7 +215,7 @@ class Adapted(Model):
         self.__dict__["_representation"], self.__dict__["_head"] = representation, head
 
     def _image_dtype(self) -> torch.dtype | None:
-        return dtype_of([self.module])  # which may have been cast before it was adapted
+        return dtype_of([self.module])  # the module may have been cast before it was adapted
 
     @property
     def features_from(self) -> str:

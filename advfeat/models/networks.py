@@ -93,7 +93,7 @@ def is_as_created(model: Classifier) -> bool:
 def _layers(model: Classifier) -> tuple[list, list]:
     """The layers and tensor shapes: with equal weights, two networks that agree in these compute the same function."""
     layers = [
-        # An instance attribute "forward" overrides that of the class.
+        # A forward method set on the instance, which overrides that of its class.
         (name, type(module), module.extra_repr(), vars(module).get("forward"))
         for name, module in model.named_modules()
     ]

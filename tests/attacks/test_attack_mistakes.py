@@ -41,7 +41,7 @@ ATTACK = PGD(Linf(0.03), steps=2)
         (
             lambda: next(iter(ATTACK.over(_model(), [(X, Y, ["p"] * 4)]))),
             TypeError,
-            "third of a batch should be sample",
+            "third entry of a batch should be sample",
         ),
         (lambda: next(iter(ATTACK.over(_model(), [(X,)]))), TypeError, r"should be \(x, target\) .* got a tuple of 1"),
         (lambda: next(iter(ATTACK.over(_model(), [X]))), TypeError, r"should be \(x, target\) .* got a Tensor"),

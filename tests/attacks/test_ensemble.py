@@ -209,7 +209,7 @@ def test_evaluation_takes_it_and_is_right_under_low_precision():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Ensemble(()), "attacks should be at least one"),
+        (lambda: Ensemble(()), "attacks should hold at least one attack"),
         (lambda: Ensemble((0.5,)), "attacks should be attacks, .* got float"),
         (lambda: Ensemble((PGD(L2(1.0), steps=1), PGD(L2(2.0), steps=1))), "the same threat"),
         (lambda: Ensemble((PGD(L2(1.0), steps=1), PGD(L2(1.0), steps=1, targeted=True))), "the same targeted"),
@@ -230,7 +230,7 @@ def test_an_objective_that_tells_no_success_is_refused():
 
     threat = L2(0.5)
     attack = Ensemble((PGD(threat, steps=1, objective=Representation()), PGD(threat, steps=1, objective=Margin())))
-    with pytest.raises(ValueError, match="should tell successes"):
+    with pytest.raises(ValueError, match="should report successes"):
         attack.run(Body(), torch.rand(4, 3, 4), torch.rand(4, 3))
 
 

@@ -210,7 +210,7 @@ def test_who_was_taken_for_dead_does_not_write(tmp_path, quick, monkeypatch):
     (mine,) = tmp_path.iterdir()
     mine.unlink()  # as another one does after minutes of silence
     with hold(tmp_path):
-        with pytest.raises(LostLock, match=r"is now worked in by process \d+ on .*: nothing more was written"):
+        with pytest.raises(LostLock, match=r"is now in use by process \d+ on .*: nothing more was written"):
             lock.check()
     with pytest.raises(LostLock, match="was removed, or its lock was"):
         lock.check()

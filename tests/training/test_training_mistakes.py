@@ -80,7 +80,7 @@ def test_settings_of_a_training_become_pythons():
         (lambda c: train(c, SOURCE, device="gpu"), ValueError, 'device should be a device such as "cpu".* got .gpu'),
         (lambda c: train(c, SOURCE, device=1.5), TypeError, "device should be a torch.device or a text .* got 1.5"),
         (lambda c: train(c, SOURCE, device="meta"), ValueError, "device should be one that holds values, got 'meta'"),
-        (lambda c: train(c, SOURCE, device="cuda:77"), ValueError, "device should be there, got 'cuda:77'"),
+        (lambda c: train(c, SOURCE, device="cuda:77"), ValueError, "device should be available, got 'cuda:77'"),
         (lambda c: train(c, SOURCE, model=nn.Flatten()), ValueError, "model should have parameters to train"),
         (lambda c: paper_attack("0.5"), TypeError, "eps should be a number, got '0.5'"),
         (lambda c: paper_attack(0.5, "L-inf"), ValueError, "norm should be .* got 'L-inf'; did you mean linf."),
