@@ -171,7 +171,7 @@ def warn_of_probabilities(stacklevel: int = 3) -> None:
     warnings.warn(
         "the model seems to give probabilities: its values are at least 0 and sum to 1 for each image. Attacks need "
         "logits: the margin of probabilities saturates, and its gradients vanish. Take the softmax out of the model, "
-        "or give the logarithm of what it gives",
+        "or return the logarithm of its output",
         RuntimeWarning,
         stacklevel=stacklevel + 1,
     )
@@ -185,7 +185,7 @@ def warn_of_randomness(what: str, stacklevel: int = 3) -> None:
         stacklevel: as for :func:`warnings.warn`.
     """
     warnings.warn(
-        f"the model is random in eval mode: two passes over the same images give other logits, so {what}",
+        f"the model is random in eval mode: two passes over the same images give different logits, so {what}",
         RuntimeWarning,
         stacklevel=stacklevel + 1,
     )
@@ -199,7 +199,7 @@ def warn_of_batches(what: str, stacklevel: int = 3) -> None:
         stacklevel: as for :func:`warnings.warn`.
     """
     warnings.warn(
-        "what the model says of an image depends on the other images of its batch (BatchNorm without running "
+        "the model's output for an image depends on the other images of its batch (BatchNorm without running "
         f"statistics?), so {what}",
         RuntimeWarning,
         stacklevel=stacklevel + 1,

@@ -54,8 +54,8 @@ def trained_here(model: nn.Module) -> Iterator[None]:
         for module in modules:
             if id(module) in _held or _trained.get(id(module), (module, here))[1] != here:
                 raise RuntimeError(
-                    "the model should be of this thread alone while it is trained, but another one trains, attacks or "
-                    "evaluates it: train a copy (copy.deepcopy), or wait for the other thread"
+                    "the model should belong to this thread alone while it is trained, but another one trains, attacks "
+                    "or evaluates it: train a copy (copy.deepcopy), or wait for the other thread"
                 )
         mine = {id(module): (module, here) for module in modules if id(module) not in _trained}
         _trained.update(mine)

@@ -5,8 +5,8 @@
         grad = ...                                                   # of the loss at x, [B, ...]
         advfeat.ops.l2_step_(x, grad, x0, step_size=0.1, eps=0.5)    # one pass: step, ball, box; in place
 
-A batch ``[B, ...]`` is B samples. Every operator exists out of place and, with a trailing ``_``, in place on its first
-argument. They have in common:
+A batch ``[B, ...]`` is B samples. Steps and projections exist out of place and, with a trailing ``_``, in place on
+their first argument; random starts only out of place, copies only in place. They have in common:
 
 * ``x``, ``x0``: float32, float64, float16 or bfloat16, with equal shape, dtype and device; ``grad`` like ``x``, or
   float16 or bfloat16 with a float32 ``x``. Arithmetic is in float32 (float64 for float64); norms are accumulated in

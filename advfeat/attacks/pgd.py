@@ -29,14 +29,14 @@ class PGD(GradientAttack):
     """Projected gradient descent on any model that returns logits.
 
     The attack leaves no trace: parameters' ``.grad``, every submodule's training flag, BatchNorm statistics, random
-    state, grad mode and inputs are as before, also after an exception. It runs under ``no_grad`` and
+    state, grad mode and inputs are as before, also after an exception. It works under ``no_grad`` and
     ``inference_mode``. The model is attacked in eval mode. Nothing in the loop waits for the device; with ``stop`` the
     host learns one step late which samples have finished.
 
     Args:
         threat: :class:`advfeat.L2` or :class:`advfeat.Linf`, the ball and the box.
         steps: number of gradient steps; 0 evaluates the start.
-        step_size: the length of a step (L2) or the step per value (L-inf), in the units of x (pixel scale [0, 1]): a
+        step_size: the length of a step (L2) or the step per value (L-inf), in the units of eps (pixel scale [0, 1]): a
             float or a tensor, array or list [B]. None for ``2.5 * eps / steps`` (Madry et al. 2018).
         objective: maximised, or minimised with ``targeted``; see :mod:`advfeat.objectives`. The default never
             saturates.
@@ -55,8 +55,9 @@ class PGD(GradientAttack):
             the dtype of x. None for no autocast, also inside the caller's own, so that the result is the same
             everywhere.
         graph: on CUDA, whether a step may be captured into a CUDA graph and replayed. A model that cannot be captured
-            runs eagerly, with a warning that says why; so does the result's ``why_eager``. Set it to False for a model
-            whose Python code behaves differently from call to call, since a replay does not run that code again.
+            runs eagerly, with a warning that says why; the result's ``why_eager`` holds the reason too. Set it to False
+            for a model whose Python code behaves differently from call to call, since a replay does not run that code
+            again.
 
     Raises:
         TypeError: a setting has the wrong type.

@@ -132,6 +132,7 @@ class _Batch:
         self.passes = 0
 
     def store(self, rows: Tensor, record: Record, passes: Tensor) -> None:
+        """Stores the record of some samples, and the number of passes that they took."""
         if self.record is None:
             self.record = Record(self.run.x0, self.attack.targeted)
             self.passes = passes.new_zeros(())
@@ -140,6 +141,7 @@ class _Batch:
         self.left -= rows.numel()
 
     def result(self, pool: _Pool | None) -> AttackResult:
+        """The result of the batch; ``pool`` is None if no sample was attacked."""
         record = Record(self.run.x0, self.attack.targeted) if self.record is None else self.record
         record.knows_success = pool is None or pool.record is None or pool.record.knows_success
         why_eager = None if pool is None else pool.step.why_eager
@@ -164,6 +166,7 @@ class _Look:
         return self.flags
 
     def keep(self, places: Tensor) -> None:
+        """Keeps the flags of some places."""
         self.flags = self.read()[:, places]
 
 
@@ -213,6 +216,7 @@ class _Pool:
         return sum(len(b.run) - b.taken for b in self.queue) < self.size
 
     def add(self, batch: _Batch) -> None:
+        """Queues a batch; raises ValueError if it has another shape or dtype than those before."""
         for name, value in (("x", batch.run.x0), ("target", batch.run.target)):
             dtype, shape = self.kinds[name]
             if value.shape[1:] != shape or value.dtype != dtype:

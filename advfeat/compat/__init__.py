@@ -14,7 +14,7 @@ An existing script changes only this line. The differences are:
 * PGDL2 starts uniformly in the ball (torchattacks' start is denser at the centre), and so does L2Step.random_perturb
   (it was on the sphere). Random numbers are drawn from a seed taken from torch's global generator, so
   ``torch.manual_seed`` works.
-* The model's submodules keep their own training flags, and parameters their ``.grad``; the attacks run under
+* The model's submodules keep their own training flags, and parameters their ``.grad``; the attacks also work under
   ``no_grad``.
 """
 

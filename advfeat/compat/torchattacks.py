@@ -399,7 +399,7 @@ class MultiAttack(_TorchAttack):
             if not (callable(attack) and hasattr(attack, "model")):
                 raise TypeError(f"attacks should be attacks with a model, got {type(attack).__name__}")
         if len({id(attack.model) for attack in attacks}) != 1:
-            raise ValueError("attacks should be of one model, got several")
+            raise ValueError("attacks should share one model, got several")
         super().__init__(attacks[0].model)
         self.supported_mode = ["default"]
         self.attacks, self.verbose = attacks, verbose

@@ -24,10 +24,10 @@ def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compil
     the CPU and, with ``autocast`` to a half type, on CUDA; attacks then keep their images in that layout too.
 
     Only the body of a :class:`Classifier` is changed: a trace of another module would lose methods and hooks that a
-    representation or an objective may need. Such a module, and a Classifier that cannot be copied, is returned itself,
-    not as a copy. BatchNorm stays in a body that torch.fx cannot trace (control flow on values), or whose traced form
-    gives other features for two noise images (layers called twice, hooks). Parameters of the copy need no gradient.
-    Later changes to the model do not affect the copy.
+    representation or an objective may need. Any other module, and a Classifier that cannot be copied, is returned as it
+    is, without a copy. BatchNorm stays in a body that torch.fx cannot trace (control flow on values), or whose traced
+    form gives other features for two noise images (layers called twice, hooks). Parameters of the copy need no
+    gradient. Later changes to the model do not affect the copy.
 
     Args:
         model: the model.
@@ -35,10 +35,10 @@ def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compil
         compile: apply torch.compile to the body of a Classifier, or to any other module as a whole.
 
     Returns:
-        The copy, or the model itself where it cannot be copied.
+        The copy, or the model itself where there is none.
 
     Raises:
-        TypeError: ``model`` is not a module.
+        TypeError: ``model`` is not callable, or is a class.
     """
     if not callable(model) or isinstance(model, type):
         raise TypeError(f"model should be a torch.nn.Module, got {model!r}")

@@ -373,7 +373,7 @@ def test_mistakes_of_multi_attack_get_a_sentence():
     net, *_ = small()
     with pytest.raises(ValueError, match="attacks should be two or more, got 1"):
         compat.MultiAttack([compat.PGD(net)])
-    with pytest.raises(ValueError, match="attacks should be of one model"):
+    with pytest.raises(ValueError, match="attacks should share one model"):
         compat.MultiAttack([compat.PGD(net), compat.PGD(small()[0])])
     with pytest.raises(ValueError, match="MultiAttack should be in the default mode"):
         compat.MultiAttack([compat.PGD(net), compat.PGD(net)]).set_mode_targeted_by_label(quiet=True)
