@@ -3,7 +3,7 @@
 A lock is a file that only its owner writes, ``.NAME.OWNER.lock``. A process that wants the lock creates its own file
 and then looks for others: if there is one, it removes its own and tries again later. Two processes that arrive at once
 may both step back, but never both proceed, and a file whose owner is gone can be removed by anyone, since no other
-owner has that name. The file system only has to show a newly created file to everybody who looks afterwards; no flock
+owner has that name. The file system only has to show a newly created file to every later reader; no flock
 is needed, which NFS may lack, restrict to one machine, or share between containers that cannot see each other.
 
 An owner is gone if no process with its number and start time exists. From another machine or process namespace that

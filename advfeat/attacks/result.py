@@ -24,7 +24,7 @@ class AttackResult:
         first_success: int32 [B], the step at which the first successful iterate was seen (0: the start), -1 for never;
             None like ``success``. Counted within the restart that found it first.
         zero_grad_steps: int32 [B], the number of steps at which the gradient was all zero, so that it did not move the
-            sample. A sample with many is not robust but unattacked: report it beside the accuracy.
+            sample. A sample with many is not robust but unattacked: report it alongside the accuracy.
         nonfinite_grad_steps: int32 [B], the number of steps at which the gradient held NaN or inf, so that it did not
             move the sample; report it likewise.
         samples_forwarded: the cost, in samples through the model's forward pass.

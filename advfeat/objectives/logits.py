@@ -160,8 +160,8 @@ class CW(Objective):
 def _ratio(difference: Tensor, spread: Tensor) -> Tensor:
     """A difference of logits over their spread; over 1 if they are tied or one is excluded (-inf).
 
-    The direction is then still that of the difference. AutoAttack adds 1e-12 to the spread, beside which small logits
-    are lost.
+    The direction is then still that of the difference. AutoAttack adds 1e-12 to the spread, which swamps small
+    logits.
     """
     return difference / torch.where((spread > 0) & spread.isfinite(), spread, torch.ones_like(spread))
 
