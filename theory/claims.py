@@ -283,7 +283,8 @@ def _trained_spectra(task: GaussianTask, eps: float, samples: int, seed: int) ->
     """Largest and smallest eigenvalue after adversarial training on samples: mean and standard error over batches.
 
     None if a batch did not converge (with tiny variances and a large eps, projected gradient ascent has almost no
-    slope). Measured along the eigenvectors of S*: the eigenvalues of a sample covariance are biased away from each other.
+    slope). Measured along the eigenvectors of S*: the eigenvalues of a sample covariance are biased away from each
+    other.
     """
     batches, n = 8, max(20 * task.dim, min(samples, 16_000) // 8)
     low, high = int(task.variances.argmin()), int(task.variances.argmax())
