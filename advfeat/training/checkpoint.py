@@ -92,10 +92,10 @@ class RunFolder:
 
         def waiting(holder: str) -> None:
             if not resume:
-                raise Busy(f"{self.path} is being trained in by {holder}: end that one first")
+                raise Busy(f"{self.path} is in use for training by {holder}: end that process first")
             warnings.warn(
-                f"{self.path} is being trained in by {holder}; waiting for its model (if it is stopped, this process "
-                "goes on with the training)",
+                f"{self.path} is in use for training by {holder}; waiting for its model (if it is stopped, this "
+                "process resumes the training)",
                 stacklevel=7,
             )
 
@@ -231,7 +231,7 @@ class RunFolder:
                 try:
                     tensors = from_bytes(read_checked(file, entry["bytes"], entry["sha256"]), file)
                 except (FileNotFoundError, ValueError) as error:
-                    raise type(error)(f"{error}; {_RESTART} trains it again") from error
+                    raise type(error)(f"{error}; {_RESTART} trains from scratch") from error
                 _restore(file, tensors, model, optimizer)
         write_json_lines(self.file("metrics.jsonl"), history)
         return history
@@ -270,7 +270,7 @@ class RunFolder:
         if self._lock is not None:
             self._lock.check()
         if not self.file("config.json").is_file():
-            raise FileNotFoundError(f"{self.path} was removed, or its config.json, while it was trained in")
+            raise FileNotFoundError(f"{self.path} or its config.json was removed during the training")
 
     def _write_state(self, history: list[dict], tensors: dict | None) -> None:
         state = {"format": _FORMAT, "epoch": len(history), "tensors": tensors, "history": history}
@@ -298,7 +298,7 @@ def _read_lines(path: Path) -> list[dict]:
             row = json.loads(line)
             check_fields(row, _EPOCH)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged in line {number}: {error}; {_RESTART} trains it again") from error
+            raise ValueError(f"{path} is damaged in line {number}: {error}; {_RESTART} trains from scratch") from error
         rows.append(row)
     return rows
 

@@ -40,7 +40,7 @@ from advfeat.training.schedules import learning_rate
 # How often, in steps, the loss is checked. On the CPU this is free; elsewhere it synchronises with the device.
 _LOOK_EVERY = {"cpu": 1}
 _LOOK_EVERY_ELSEWHERE = 50
-_TEST_BATCH = 500  # images at once, unless a DataLoader says otherwise
+_TEST_BATCH = 500  # batch size of tests, unless a DataLoader sets it
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def train(
             raise ValueError("model should have parameters to train, got none that requires a gradient")
         if out is not None and not isinstance(model, Model):  # fail now rather than on saving
             raise TypeError(
-                f"model should come from advfeat.models.create or adapt where it is to be saved in out, got "
+                f"model should come from advfeat.models.create or adapt if it is to be saved in out, got "
                 f"{type(model).__name__}"
             )
     if batch_size_for(train_source, None, config.batch_size) != config.batch_size:
@@ -292,7 +292,7 @@ class _Loop:
             logits = logits_of(taken_by(self.model, x)).float()
         logits = class_logits(logits[:, None] if logits.dim() == 1 else logits)
         if logits.shape[1] != self.classes:
-            raise ValueError(f"the model should give {self.classes} logits, one a class, got {logits.shape[1]}")
+            raise ValueError(f"the model should give {self.classes} logits, one per class, got {logits.shape[1]}")
         loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -352,7 +352,7 @@ def _check_finite(losses: Tensor, epoch: int, first: int) -> None:
         step = first + int(wrong[0])
         raise FloatingPointError(
             f"the loss is not finite in epoch {epoch + 1}, step {step + 1}: {float(losses[int(wrong[0])])}. "
-            "A lower learning rate (lr), or a look at the data, may help"
+            "A lower learning rate (lr) or a check of the data may help"
         )
 
 

@@ -280,14 +280,14 @@ def test_a_dataset_of_torch_is_trained_on_as_it_is(tmp_path):
 def test_what_cannot_be_trained_is_said_before_the_training(tmp_path):
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     for model, error, message in (
-        (module, TypeError, "create or adapt where it is to be saved in out, got Sequential"),
+        (module, TypeError, "create or adapt if it is to be saved in out, got Sequential"),
         (module.state_dict(), TypeError, "a state dict holds weights alone"),
         (lambda x: module(x), TypeError, "model should be a torch.nn.Module, got function"),
         (models.create("small-convnet", 3, (1, 8, 8), width=2).to("meta"), ValueError, "the meta device"),
     ):
         with pytest.raises(error, match=message):
             train(QUICK, blobs(30), out=tmp_path / "run", model=model)
-    with pytest.raises(ValueError, match="should give 3 logits, one a class, got 7"):
+    with pytest.raises(ValueError, match="should give 3 logits, one per class, got 7"):
         train(QUICK, blobs(30), model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 7)))
     assert not (tmp_path / "run").exists()
 

@@ -66,7 +66,7 @@ def test_who_comes_second_hears_who_works_there_and_gets_the_model(tmp_path):
     def second(done, _):
         if done == 5:
             # With --restart it does not wait to throw away what is being made.
-            with pytest.raises(OSError, match=rf"is being trained in by process {os.getpid()} on .*, since 20"):
+            with pytest.raises(OSError, match=rf"is in use for training by process {os.getpid()} on .*, since 20"):
                 train(QUICK, blobs(60), out=tmp_path, resume=False)
             with pytest.raises(ValueError, match="holds another run"):
                 train(QUICK.replace(lr=0.1), blobs(60), out=tmp_path)
@@ -234,7 +234,7 @@ def test_a_training_that_another_process_leaves_goes_on(tmp_path):
     second = _script(code, tmp_path / "run")
     assert second.stdout.readline() == "ready\n"
     said = second.stderr.readline()
-    assert f"is being trained in by process {first.pid} on " in said and "waiting for its model" in said
+    assert f"is in use for training by process {first.pid} on " in said and "waiting for its model" in said
     first.kill()
     first.communicate()
     epoch = json.loads((tmp_path / "run" / "checkpoint.json").read_text())["epoch"]
