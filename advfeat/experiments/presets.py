@@ -158,7 +158,7 @@ def names() -> tuple[str, ...]:
 
 
 def describe_set(recipe: Recipe) -> str:
-    """Describe the content of a set in one or two sentences.
+    """Return a description of the content of a set in one or two sentences.
 
     Args:
         recipe: Recipe of the set.

@@ -167,7 +167,7 @@ class Table:
         }
 
     def differences(self) -> list[str]:
-        """Describe the difference between each of our numbers and the paper's in a sentence."""
+        """Return one sentence per number on its difference from the paper's."""
         found = []
         for name, cells in self.rows:
             for column, cell in zip(self.columns[1:], cells, strict=True):

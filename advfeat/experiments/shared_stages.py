@@ -138,7 +138,7 @@ def _autocast(p: Preset) -> torch.dtype | None:
 
 
 def describe_strong(p: Preset) -> str:
-    """Describe the strong attack in words.
+    """Return a description of the strong attack.
 
     Args:
         p: The preset.
@@ -150,7 +150,7 @@ def describe_strong(p: Preset) -> str:
 
 
 def describe_attacks(p: Preset) -> str:
-    """Describe both attacks in words.
+    """Return a description of both attacks.
 
     Args:
         p: The preset.

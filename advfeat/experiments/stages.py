@@ -240,7 +240,7 @@ class Trained(Stage):
         )
 
     def load(self, workspace: Workspace, folder: Path) -> Model:
-        """Load the model.
+        """Return the trained model.
 
         Args:
             workspace: The workspace.
@@ -333,7 +333,7 @@ class Constructed(DataStage):
         )
 
     def load(self, workspace: Workspace, folder: Path) -> ConstructedSet:
-        """Open the set.
+        """Return the constructed set.
 
         Args:
             workspace: The workspace.
@@ -385,6 +385,9 @@ class Measurement(Stage):
 
         Returns:
             The outcome as JSON values.
+
+        Raises:
+            NotImplementedError: In this base class.
         """
         raise NotImplementedError
 
@@ -399,7 +402,7 @@ class Measurement(Stage):
         write_json(folder / "outcome.json", self.measure(workspace, report))
 
     def load(self, workspace: Workspace, folder: Path) -> dict:
-        """Read the outcome.
+        """Return the stored outcome.
 
         Args:
             workspace: The workspace.

@@ -86,7 +86,7 @@ def write_overview(rows: list[dict], preset: str, path: Path) -> Path:
 
 
 def summary(r: dict) -> str:
-    """Summarise an experiment in one or two sentences.
+    """Return a summary of an experiment in one or two sentences.
 
     Args:
         r: Results of the experiment.
@@ -121,7 +121,7 @@ def command(r: dict) -> str:
 
 
 def machine(r: dict) -> str:
-    """Describe the hardware and software of a run.
+    """Return a description of the hardware and software of a run.
 
     Args:
         r: Results of the experiment.
@@ -173,7 +173,7 @@ def _write(path: Path, template: str, **values: object) -> Path:
 
 
 def interval(number: dict) -> str:
-    """Format the interval of a number.
+    """Return the interval of a number as text.
 
     Args:
         number: The number as JSON values.
@@ -188,7 +188,7 @@ def _with_subscripts(text: str) -> Markup:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration in seconds, minutes or hours.
+    """Return a duration as text, in seconds, minutes or hours.
 
     Args:
         seconds: The duration.

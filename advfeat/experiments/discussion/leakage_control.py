@@ -179,6 +179,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     accuracy = {name: clean(outcomes(workspace, of_name)) for name, of_name in steps.items()}
     chance = guessing(workspace, p)

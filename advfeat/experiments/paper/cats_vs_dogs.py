@@ -35,6 +35,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     accuracy = {name: clean(outcomes(workspace, steps[name])) for name in steps}
     made = workspace.open(steps["adversarial examples"][0].model.data)

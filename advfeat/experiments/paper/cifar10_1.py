@@ -35,6 +35,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     found = {row: outcomes(workspace, steps[row]) for row in steps}
     accuracy = {row: clean(found[row]) for row in found}

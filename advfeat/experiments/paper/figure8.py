@@ -58,6 +58,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     eps = p.radii[0]
     found = {name: workspace.open(steps[name][0]) for name, _ in _OBJECTIVES}

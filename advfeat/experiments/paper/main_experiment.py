@@ -55,6 +55,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     sets = {key: [constructed(p, key, seed) for seed in p.seeds] for key in SETS}
     found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}

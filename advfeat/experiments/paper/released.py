@@ -135,6 +135,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     (trip,) = (workspace.open(step) for step in steps["format"])
     accuracy, robustness, chance = {}, {}, 10.0

@@ -159,6 +159,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     eps, chance = p.radii[0], guessing(workspace, p)

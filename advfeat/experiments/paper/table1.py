@@ -27,6 +27,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     found = {key: outcomes(workspace, steps[key]) for key in steps}
     chance = guessing(workspace, p)

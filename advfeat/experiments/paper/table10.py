@@ -29,6 +29,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     found = {source: outcomes(workspace, steps[source]) for source in PAPER}
     right = {source: clean(found[source]) for source in PAPER}

@@ -54,6 +54,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}
     numbers = {row: (clean(found[row, "paper"]), *at_every_radius(p, found[row, "strong"])) for row in PAPER}

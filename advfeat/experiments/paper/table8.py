@@ -44,6 +44,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     eps = p.radii[0]
     found = {row: outcomes(workspace, of_row) for row, of_row in steps.items()}

@@ -77,6 +77,9 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         workspace: The workspace.
         p: The preset.
         steps: The measurements of :func:`plan`.
+
+    Returns:
+        Tables, claims with verdicts, and pictures.
     """
     numbers = {row: clean(outcomes(workspace, of_row)) for row, of_row in steps.items()}
     base = numbers.pop("D")
