@@ -102,7 +102,7 @@ class Stage:
         """
 
     def identity(self, folder: Path) -> str | None:
-        """Return the hash of an outcome, for the stages built from it; None if none is.
+        """Return the hash of an outcome, for the stages built from it; None if nothing is built from it.
 
         Args:
             folder: Folder of the stage.
