@@ -188,7 +188,7 @@ def _expected(c: commands.Reproduce) -> dict[str, str]:
         left = {k: s for k, s in found.stages(chosen).items() if k not in seen and not workspace.is_done(s)}
         seen |= left.keys()
         todo = cost.seconds(cost.passes(left.values()), rates)
-        times[name] = f"{duration(cost.seconds(work[name], rates))} alone, {duration(todo)} after the ones above"
+        times[name] = f"{duration(cost.seconds(work[name], rates))} alone, {duration(todo)} after those above"
     return times
 
 
