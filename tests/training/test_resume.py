@@ -100,8 +100,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, step, every):
 
 def test_a_killed_process_is_resumed(tmp_path):
     """SIGKILL in the middle of an epoch, at whatever moment it comes."""
+    folders = [str(folder) for folder in Path(__file__).parents[:3]]  # this one's, its helpers' and the repository
     code = (
-        f"import sys; sys.path[:0] = [{os.path.dirname(__file__)!r}, {str(Path(__file__).parents[2])!r}]\n"
+        f"import sys; sys.path[:0] = {folders!r}\n"
         "import torch; torch.set_num_threads(1)\n"
         "from test_resume import QUICK, blobs, train\n"
         "def progress(done, total):\n"

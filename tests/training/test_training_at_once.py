@@ -22,10 +22,12 @@ HERE = Path(__file__).parents[2]
 
 def _script(code, *arguments, **environment):
     command = [sys.executable, "-W", "default", "-c", code, *map(str, arguments)]
+    here = Path(__file__).parent
+    found = [str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]  # this module and its helpers
     return subprocess.Popen(
         command,
         cwd=HERE,
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(found)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
