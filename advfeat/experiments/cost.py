@@ -194,7 +194,7 @@ def measure_rate(net: Network, kind: str, device: torch.device, *, at_least: flo
                 loss = F.cross_entropy(model(x).float(), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.stage()
+            optimizer.step()
             return batch
 
     work()
