@@ -180,7 +180,9 @@ def test_an_array_may_change_afterwards():
     assert source.images().max() == 0
 
 
-@pytest.mark.parametrize("indices", [0, 3.5, "abc", object(), [[0, 1], [2]]], ids=repr)
+@pytest.mark.parametrize(
+    "indices", [0, 3.5, "abc", object(), [[0, 1], [2]]], ids=["0", "3.5", "abc", "object", "ragged"]
+)
 def test_what_are_no_positions_is_said(indices):
     with pytest.raises(TypeError, match=r"indices of 'arrays' should be positions \[k\] as a list.*images\(\[0\]\)"):
         _arrays().images(indices)
