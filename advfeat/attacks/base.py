@@ -297,6 +297,11 @@ def _numbered(batches: Iterable[Any]) -> Iterator[Batch]:
             raise TypeError(f"batches should be (x, target) or (x, target, sample_ids, ...), got a {what}{keys}")
         x, target, ids = given[0], given[1], given[2] if len(given) > 2 else None
         check_tensor("x", x, "a floating-point batch [B, ...]")
+        if isinstance(target, int):
+            raise TypeError(
+                f"batches should hold target as a tensor [B, ...], got the number {target}: a data set gives single "
+                "samples, a torch.utils.data.DataLoader of it gives batches"
+            )
         if ids is not None and not isinstance(ids, Tensor):
             raise TypeError(
                 f"the third entry of a batch should be sample_ids, an int64 tensor [B], got {type(ids).__name__}: give "

@@ -102,3 +102,9 @@ def test_auto_on_few_classes_is_apgd_on_the_margin(classes):
     y = (x @ w > 0)[:, 0].long() if classes == 1 else (x @ w).argmax(1)
     found, margin = (attack.run(lambda v: v @ w, x, y) for attack in (Auto(THREAT, steps=8), APGD(THREAT, steps=8)))
     assert torch.equal(found.success, margin.success) and torch.equal(found.x_adv, margin.x_adv)
+
+
+def test_a_data_set_in_the_place_of_its_batches_is_named():
+    net, x, y = tanh_network(4)
+    with pytest.raises(TypeError, match="batches should hold target as a tensor .* got the number .* DataLoader"):
+        next(ATTACKS["in step"].over(net, [(image, int(label)) for image, label in zip(x, y, strict=True)]))
