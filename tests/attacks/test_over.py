@@ -106,5 +106,5 @@ def test_auto_on_few_classes_is_apgd_on_the_margin(classes):
 
 def test_a_data_set_in_the_place_of_its_batches_is_named():
     net, x, y = tanh_network(4)
-    with pytest.raises(TypeError, match="batches should hold target as a tensor .* got the number .* DataLoader"):
+    with pytest.raises(TypeError, match="batches should hold target as a tensor .* got the number .*DataLoader"):
         next(ATTACKS["in step"].over(net, [(image, int(label)) for image, label in zip(x, y, strict=True)]))
