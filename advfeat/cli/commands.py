@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, subcommand
 
 from advfeat.cli.options import (
+    QUIET,
     Count,
     CountOrNone,
     Data,
@@ -96,7 +97,7 @@ class Build:
     out: NeededPath
     """Folder for the constructed set."""
     data: Data = field(default_factory=Data)
-    preset: Literal["cifar10", "restricted-imagenet", "digits", "cifar10-cpu"] | None = None
+    preset: Annotated[Literal["cifar10", "restricted-imagenet", "digits", "cifar10-cpu"] | None, QUIET] = None
     """Named steps, radii and starts; cifar10 has the paper's. None: chosen by the data set."""
     eps: OptionalRadius = None
     """Radius of the perturbation, in pixel scale [0, 1] (rand and det only; default: the preset's)."""
@@ -104,7 +105,7 @@ class Build:
     """Gradient steps per image (default: the preset's)."""
     step_size: OptionalRadius = None
     """Size of a gradient step, in pixel scale [0, 1] (default: the preset's)."""
-    start: Literal["image", "noise"] | None = None
+    start: Annotated[Literal["image", "noise"] | None, QUIET] = None
     """Starting point of the optimisation (robust and nonrobust only). None: the preset's."""
     converge: bool = False
     """Stop a sample once its distance falls by less than 5 % in 50 steps (robust and nonrobust only)."""

@@ -112,23 +112,23 @@ def _given_path(text: str) -> Path:
 
 
 # If the default is None, the help text says what that means.
-_QUIET = arg(help_behavior_hint=lambda default: "" if default == "None" else f"(default: {default})")
+QUIET = arg(help_behavior_hint=lambda default: "" if default == "None" else f"(default: {default})")
 
-OptionalPath = Annotated[Path | None, _text("PATH", _given_path), _QUIET]
+OptionalPath = Annotated[Path | None, _text("PATH", _given_path), QUIET]
 NeededPath = Annotated[Path, _text("PATH", _given_path)]
-OptionalText = Annotated[str | None, _text("STR", str), _QUIET]
+OptionalText = Annotated[str | None, _text("STR", str), QUIET]
 Number = Annotated[float, _number(optional=False), Within(0, 10**6)]
-OptionalNumber = Annotated[float | None, _number(optional=True), _QUIET]
+OptionalNumber = Annotated[float | None, _number(optional=True), QUIET]
 # Images lie in [0, 1]: a larger radius reaches nothing new and would eventually overflow float32.
 _RADIUS = Within(0, 10_000, "radii are in pixel scale [0, 1], as in 8/255")
 Radius = Annotated[float, _number(optional=False), _RADIUS]
-OptionalRadius = Annotated[float | None, _number(optional=True), _RADIUS, _QUIET]
-OptionalRadii = Annotated[tuple[float, ...] | None, _NUMBERS, _RADIUS, _QUIET]
+OptionalRadius = Annotated[float | None, _number(optional=True), _RADIUS, QUIET]
+OptionalRadii = Annotated[tuple[float, ...] | None, _NUMBERS, _RADIUS, QUIET]
 Count = Annotated[int, _INTEGER, Within(1, 10**9)]
-OptionalCount = Annotated[int | None, _INTEGER, Within(1, 10**9), _QUIET]
+OptionalCount = Annotated[int | None, _INTEGER, Within(1, 10**9), QUIET]
 CountOrNone = Annotated[int, _INTEGER, Within(0, 10**9)]
-OptionalCountOrNone = Annotated[int | None, _INTEGER, Within(0, 10**9), _QUIET]
-OptionalMinutes = Annotated[float | None, _number(optional=True), Within(0, 10**7), _QUIET]
+OptionalCountOrNone = Annotated[int | None, _INTEGER, Within(0, 10**9), QUIET]
+OptionalMinutes = Annotated[float | None, _number(optional=True), Within(0, 10**7), QUIET]
 # Some seeds are derived by adding small numbers; all have to stay within torch's range.
 Seed = Annotated[int, _INTEGER, Within(0, 2**62)]
 
@@ -149,7 +149,7 @@ class Data:
     """Folder with the data set (default: the environment variable ADVFEAT_DATA); not needed for digits and planted."""
     limit: OptionalCount = None
     """Use a class-balanced subset of this many images."""
-    size: Annotated[int | tuple[int, int] | None, Within(1, 10_000), _QUIET] = None
+    size: Annotated[int | tuple[int, int] | None, Within(1, 10_000), QUIET] = None
     """Resize images of a folder to this side, or height and width, in pixels (default: the model's input size)."""
     holdout: OptionalNumber = None
     """Share of training images held out for a folder without test images, the same ones in every command."""

@@ -82,7 +82,8 @@ def _cell(cell: dict) -> str:
 
 def _lower(text: str) -> str:
     """Return a sentence for use within another: without full stop, and without capital unless it starts with a name."""
-    start = text if text[1:2] in "_W" else text[0].lower() + text[1:]
+    is_name = text[1:2] == "_" or text[1:2].isupper()  # D_R, PGD
+    start = text if is_name else text[0].lower() + text[1:]
     return start.removesuffix(".")
 
 
