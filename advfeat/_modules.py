@@ -84,7 +84,7 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _held_aside(module: nn.Module) -> list[object]:
-    """Modules, functions and callable objects in the plain attributes of a module and of its classes.
+    """Modules, functions and callable objects in a module's plain attributes, in those of its classes and in its code.
 
     Lists, tuples, sets and dicts are searched too. torch's own classes hold none and are skipped.
     """
@@ -92,7 +92,27 @@ def _held_aside(module: nn.Module) -> list[object]:
         return []
     held = [value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
     held += _of_classes(type(module))
+    held += _named_by_forward(type(module))
     return [each for value in held for each in _inside(value) if _may_call_modules(each)]
+
+
+def _named_by_forward(kind: type) -> list[object]:
+    """What ``forward``, and the methods that it names, take from global names and closures.
+
+    Other methods are not searched: what a ``fit`` trains is not part of the model under attack.
+    """
+    found: list[object] = []
+    left, seen = ["forward"], {"forward"}
+    while left:
+        method = getattr(kind, left.pop(), None)
+        if not isinstance(method, types.FunctionType) or _is_of_torch(method):
+            continue
+        names = method.__code__.co_names
+        found += [method.__globals__[name] for name in names if name in method.__globals__]
+        found += [cell.cell_contents for cell in method.__closure__ or () if _filled(cell)]
+        left += [name for name in names if name not in seen]
+        seen.update(names)
+    return [each for each in found if not isinstance(each, (type, types.ModuleType))]
 
 
 def _of_classes(kind: type) -> list[object]:

@@ -64,7 +64,33 @@ def _class_attribute(base):
     return made
 
 
+GLOBAL = {}
+
+
+class _NamesAGlobal(nn.Module):
+    def forward(self, x):
+        return self.through(x)
+
+    def through(self, x):
+        return GLOBAL["net"](x)
+
+
+def _a_global(net):
+    GLOBAL["net"] = net
+    return _NamesAGlobal()
+
+
+def _a_closure(net):
+    class Closure(nn.Module):
+        def forward(self, x):
+            return net(x)
+
+    return nn.Sequential(Closure())
+
+
 WAYS = {
+    "a global that a module's method names": _a_global,
+    "a closure of a module's forward": _a_closure,
     "an object's list": lambda net: _Called([net]),
     "an object's dict": lambda net: _Called({"net": net}),
     "an object's dict of lists": lambda net: _Called({"nets": [net]}),
