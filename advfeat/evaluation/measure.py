@@ -218,6 +218,10 @@ def label_agreement(
         raise TypeError(f"relabel should give labels, int64, got {other.dtype}")
     if other.device != labels.device:
         raise ValueError(f"relabel should give labels on the device of its own, {labels.device}, got {other.device}")
+    if bool(((other < 0) | (other >= classes)).any()):
+        raise ValueError(
+            f"relabel should give labels from 0 to {classes - 1}, got values from {int(other.min())} to {int(other.max())}"
+        )
     prediction, _, answers = _clean(model, source, index, batch_size, Reporter(None, "", 0), model)
     if not answers.deterministic:
         _model_checks.warn_of_randomness("a prediction is a single draw", 2)

@@ -33,6 +33,8 @@ META = torch.device("meta")
         (lambda: evaluate(NET, TensorDataset(X, Y + 0.5)), TypeError, "labels of .* should be integers"),
         (lambda: label_agreement(NET, SOURCE, [1, 2]), TypeError, "relabel should be a function of labels, got list"),
         (lambda: label_agreement(NET, SOURCE, lambda y: y + 0.5), TypeError, "relabel should give labels, int64, got"),
+        (lambda: label_agreement(NET, SOURCE, lambda y: y + 9), ValueError, "relabel should give labels from 0 to"),
+        (lambda: label_agreement(NET, SOURCE, lambda y: y - 9), ValueError, "relabel should give labels from 0 to"),
         (lambda: label_agreement(NET, SOURCE, lambda y: y.to(META)), ValueError, "relabel .* on the device of its own"),
         (lambda: strong_attack("8/255"), TypeError, "eps should be a number, got '8/255'"),
         (lambda: strong_attack(None), TypeError, "eps should be a number, got None"),
