@@ -18,8 +18,8 @@ _ROUNDING, _ROUNDING_ELSEWHERE = 1e-5, 1e-3
 # The same for another batch size, for which libraries choose other algorithms; half types round more coarsely.
 _ROUNDING_BY_SIZE, _ROUNDING_BY_SIZE_IN_HALF = 2e-3, 5e-2
 
-# The number of rows checked for a sum of 1, and the tolerance.
-_ENOUGH_ROWS, _SUM = 4, 1e-4
+# The number of rows checked for a sum of 1, and the tolerance, of half types that of their rounding.
+_ENOUGH_ROWS, _SUM, _SUM_IN_HALF = 4, 1e-4, 5e-3
 
 
 def check_model(model: object) -> None:
@@ -116,10 +116,7 @@ def depends_on_batch(model: Callable, x: Tensor, classes: int) -> bool:
         alone = logits(model, x[:2].clone(), classes)  # two images, since a batch of one has no variance
     except (RuntimeError, ValueError):  # a model, perhaps a traced one, that takes a single batch size
         return False
-    half_type = dtype_of([model] if isinstance(model, nn.Module) else modules_of(model)) in (
-        torch.float16,
-        torch.bfloat16,
-    )
+    half_type = _is_half(model)
     return not agree(together, alone, _ROUNDING_BY_SIZE_IN_HALF if half_type else _ROUNDING_BY_SIZE)
 
 
@@ -144,7 +141,7 @@ def agree(first: Tensor, second: Tensor, rounding: float | None = None) -> bool:
     return bool((same | ((first - second).abs() <= rounding * largest)).all())
 
 
-def are_probabilities(found: Tensor) -> bool:
+def are_probabilities(found: Tensor, model: Callable | None = None) -> bool:
     """Whether logits look like the output of a softmax: at least 0, and a sum of 1 in every row.
 
     It is False for fewer than four rows, for rows that are all equal, and for a single logit, which stands for (0, z):
@@ -152,14 +149,16 @@ def are_probabilities(found: Tensor) -> bool:
 
     Args:
         found: [B, classes].
+        model: the model that gives them, whose dtype decides how far a sum may be from 1; None for float32.
 
     Returns:
         True if they look like probabilities.
     """
+    tolerance = _SUM if model is None or not _is_half(model) else _SUM_IN_HALF
     single = found.shape[1] == 2 and not bool(found[:, 0].any())
     if single or len(found) < _ENOUGH_ROWS or bool((found == found[:1]).all()):
         return False
-    return bool(((found >= 0).all(dim=1) & ((found.sum(dim=1) - 1).abs() <= _SUM)).all())
+    return bool(((found >= 0).all(dim=1) & ((found.sum(dim=1) - 1).abs() <= tolerance)).all())
 
 
 def warn_of_probabilities(stacklevel: int = 3) -> None:
@@ -204,3 +203,9 @@ def warn_of_batches(what: str, stacklevel: int = 3) -> None:
         RuntimeWarning,
         stacklevel=stacklevel + 1,
     )
+
+
+def _is_half(model: Callable) -> bool:
+    """Whether the model computes in float16 or bfloat16."""
+    modules = [model] if isinstance(model, nn.Module) else modules_of(model)
+    return dtype_of(modules) in (torch.float16, torch.bfloat16)

@@ -219,9 +219,8 @@ def label_agreement(
     if other.device != labels.device:
         raise ValueError(f"relabel should give labels on the device of its own, {labels.device}, got {other.device}")
     if bool(((other < 0) | (other >= classes)).any()):
-        raise ValueError(
-            f"relabel should give labels from 0 to {classes - 1}, got values from {int(other.min())} to {int(other.max())}"
-        )
+        least, most = (int(value) for value in other.aminmax())
+        raise ValueError(f"relabel should give labels from 0 to {classes - 1}, got values from {least} to {most}")
     prediction, _, answers = _clean(model, source, index, batch_size, Reporter(None, "", 0), model)
     if not answers.deterministic:
         _model_checks.warn_of_randomness("a prediction is a single draw", 2)
@@ -290,7 +289,7 @@ def _clean(
         if not parts:
             same = _model_checks.is_deterministic(model, x, classes)
             by_batch = same and _model_checks.depends_on_batch(model, x, classes)
-            answers = _Answers(same, by_batch, _model_checks.are_probabilities(logits))
+            answers = _Answers(same, by_batch, _model_checks.are_probabilities(logits, model))
         parts.append((predicted_classes(logits), class_margins(logits, source.labels[ids])))
         report.advance(len(ids))
     prediction, margins = (torch.cat(part) for part in zip(*parts, strict=True))

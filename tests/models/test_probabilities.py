@@ -34,6 +34,12 @@ def test_a_softmax_is_told_once(classes):
     assert len(said) == 1 and "the model seems to give probabilities" in said[0] and "Attacks need logits" in said[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_softmax_in_half_precision_is_told(dtype):
+    assert len(_warnings(_model(10, nn.Softmax(dim=1)).to(dtype), 10)) == 1
+    assert not _warnings(_model(10, nn.ReLU()).to(dtype), 10)
+
+
 @pytest.mark.parametrize("classes", [1, 2, 3, 10])
 def test_logits_are_not(classes):
     for model in (_model(classes), _model(classes, nn.ReLU()), _model(classes, nn.LogSoftmax(dim=1))):
