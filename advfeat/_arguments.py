@@ -104,7 +104,8 @@ def image_shape(name: str, given: Any) -> tuple[int, int, int]:
     if len(given) != 3:
         raise ValueError(f"{wanted}, got {given}")
     try:
-        return tuple(whole_number(name, side) for side in given)
+        channels, height, width = (whole_number(name, side) for side in given)
+        return channels, height, width
     except ValueError as error:
         raise ValueError(f"{wanted}, three integers of at least 1, got {given}") from error
 

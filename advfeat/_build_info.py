@@ -24,7 +24,8 @@ def build_config() -> dict[str, Any]:
     try:
         from advfeat import _C
 
-        config.update(_C.build_config(), extension=_C.__file__)
+        extension: Any = _C  # compiled, so it declares no types
+        config.update(extension.build_config(), extension=extension.__file__)
     except Exception as error:
         config["error"] = f"{type(error).__name__}: {error}"
     return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from torch.nn import Module
 
@@ -74,7 +75,7 @@ def class_names(model: object) -> tuple[str, ...] | None:
     return None
 
 
-def known(model: object, name: str) -> object:
+def known(model: object, name: str) -> Any:
     """An attribute of a model, also of one inside DataParallel, AveragedModel or ``models.averaged``.
 
     Args:
@@ -93,9 +94,9 @@ def known(model: object, name: str) -> object:
 def _plain(names: tuple[str, ...]) -> tuple[str, ...]:
     """Names without case, punctuation and a leading number that only gives the position."""
     plain = tuple(_spelled(name) or name for name in names)
-    numbered = [_NUMBERED.fullmatch(name) for name in plain]
-    if all(match and int(match[1]) == i for i, match in enumerate(numbered)):
-        plain = tuple(match[2] for match in numbered)
+    numbered = [match for name in plain if (match := _NUMBERED.fullmatch(name))]
+    if len(numbered) == len(plain) and all(int(match[1]) == i for i, match in enumerate(numbered)):
+        return tuple(match[2] for match in numbered)
     return plain
 
 

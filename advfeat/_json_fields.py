@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _DEEPEST = 100
-_WORDS = {
+_WORDS: dict[object, str] = {
     str: "a text",
     int: "an integer",
     float: "a finite number",
@@ -93,7 +93,7 @@ def _is(value: object, form: object) -> bool:
     if isinstance(form, range):
         return type(value) is int and value in form
     if form is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return isinstance(value, (int, float)) and type(value) in (int, float) and math.isfinite(value)
     return type(value) is form
 
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 _BEAT = 10.0  # seconds between two heartbeats
 _PATIENCE = 120.0  # seconds without a heartbeat; NFS may show a change a minute late
@@ -223,7 +224,7 @@ class Lock:
             A description; None if nobody holds it, as far as can be seen.
         """
         for name in self._others():
-            owner = Owner.parse(self._pattern.fullmatch(name).group(1))
+            owner = self._owner_in(name)
             try:
                 record = json.loads((self.folder / name).read_bytes())
                 return f"process {owner.pid} on {record['host']}, since {record['since']}"
@@ -237,10 +238,12 @@ class Lock:
         Returns:
             True if so.
         """
-        return any(
-            Owner.parse(self._pattern.fullmatch(name).group(1)).is_near or self._seen[name].alive
-            for name in self._others()
-        )
+        return any(self._owner_in(name).is_near or self._seen[name].alive for name in self._others())
+
+    def _owner_in(self, name: str) -> Owner:
+        """The owner that the name of a lock's file tells."""
+        match = cast("re.Match[str]", self._pattern.fullmatch(name))  # _others gives no other names
+        return Owner.parse(match.group(1))
 
     def _others(self, but: str = "") -> list[str]:
         """The files of living owners; those of others are removed."""
@@ -250,7 +253,7 @@ class Lock:
         except (FileNotFoundError, NotADirectoryError):
             names = []
         for name in sorted(names):
-            file, owner = self.folder / name, Owner.parse(self._pattern.fullmatch(name).group(1))
+            file, owner = self.folder / name, self._owner_in(name)
             try:
                 with open(file, "rb") as opened:  # opening makes NFS ask its server
                     changed = os.fstat(opened.fileno()).st_mtime_ns
@@ -317,10 +320,10 @@ def hold(folder: str | Path, name: str = "work", waiting: Callable[[str], None] 
         OSError: the folder cannot be written.
     """
     lock = Lock(folder, name)
-    said = waiting is None
+    said = False
     try:
         while not lock.acquire():
-            if not said and lock.is_surely_held() and (holder := lock.holder()):
+            if waiting is not None and not said and lock.is_surely_held() and (holder := lock.holder()):
                 said = True
                 waiting(holder)
             time.sleep(_POLL * (0.5 + random.random()))  # random, so that processes that step back together come apart

@@ -134,8 +134,8 @@ def agree(first: Tensor, second: Tensor, rounding: float | None = None) -> bool:
     same = (first == second) | (first.isnan() & second.isnan())
     if bool(same.all()):
         return True
-    largest = torch.cat([first, second]).abs()
-    largest = float(largest.where(largest.isfinite(), torch.zeros_like(largest)).max())
+    sizes = torch.cat([first, second]).abs()
+    largest = float(sizes.where(sizes.isfinite(), torch.zeros_like(sizes)).max())
     if rounding is None:
         rounding = _ROUNDING if first.device.type == "cpu" else _ROUNDING_ELSEWHERE
     return bool((same | ((first - second).abs() <= rounding * largest)).all())

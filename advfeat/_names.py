@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def function_name(function: Callable) -> str:
@@ -85,7 +86,7 @@ def _content(cell) -> object:
         return None
 
 
-def _value(value: object) -> str:
+def _value(value: Any) -> str:
     """A value as text: numbers and texts as they are, tensors by a hash, others by their type.
 
     An address would differ from process to process.

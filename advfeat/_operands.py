@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def check_step(
     if x0.dtype != x.dtype:
         raise RuntimeError(f"x0 should have the dtype of x, {_name(x)}, got {_name(x0)}")
     if steps:
-        _check_like("grad", grad, "x", x)
+        grad = _check_like("grad", grad, "x", x)
         _check_floating("grad", grad)
         if grad.dtype != x.dtype and not (x.dtype == torch.float32 and grad.dtype in _HALF):
             raise RuntimeError(
@@ -200,9 +201,11 @@ def no_tensor(name: str, given: object) -> RuntimeError:
     )
 
 
-def _check_tensor(name: str, given: object) -> None:
+def _check_tensor(name: str, given: object) -> Tensor:
+    """The value, which is a tensor."""
     if not isinstance(given, Tensor):
         raise no_tensor(name, given)
+    return given
 
 
 def _check_floating(name: str, t: Tensor) -> None:
@@ -222,16 +225,18 @@ def _check_device(name: str, t: Tensor, of: str, x: Tensor) -> None:
         raise RuntimeError(f"{name} should be on the device of {of}, {x.device}, got {t.device}")
 
 
-def _check_like(name: str, t: Tensor, of: str, x: Tensor) -> None:
-    _check_tensor(name, t)
+def _check_like(name: str, given: object, of: str, x: Tensor) -> Tensor:
+    """The value, which is a tensor of the shape and on the device of x."""
+    t = _check_tensor(name, given)
     if t.shape != x.shape:
         raise RuntimeError(f"{name} should have the shape of {of} {tuple(x.shape)}, got {tuple(t.shape)}")
     _check_device(name, t, of, x)
+    return t
 
 
 def _check_ball_and_box(x: Tensor, eps: Number, lo: Number | None, hi: Number | None, look: bool) -> None:
     _check_by_row("eps", eps, x, "at least 0", lambda v: v >= 0, look)
-    bounds = {"lo": -math.inf if lo is None else lo, "hi": math.inf if hi is None else hi}
+    bounds: dict[str, Number] = {"lo": -math.inf if lo is None else lo, "hi": math.inf if hi is None else hi}
     for name, bound in bounds.items():
         _check_number(name, bound, "C")
         if not isinstance(bound, Tensor):
@@ -266,9 +271,8 @@ def _check_number(name: str, value: object, letter: str) -> None:
         raise RuntimeError(f"{name} should be a float or a tensor [{letter}], got {type(value).__name__}")
 
 
-def _check_by_row(
-    name: str, value: Number, x: Tensor, expected: str, good: Callable[[Number], bool | Tensor], look: bool
-) -> None:
+def _check_by_row(name: str, value: Number, x: Tensor, expected: str, good: Callable[[Any], Any], look: bool) -> None:
+    """``good`` gives a bool for a float, and a bool tensor for a tensor."""
     _check_number(name, value, "B")
     if not isinstance(value, Tensor):
         if not good(value):

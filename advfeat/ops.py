@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,12 +65,12 @@ __all__ = [
     "update_best_",
 ]
 
-_kernel_devices = frozenset()
+_kernel_devices: frozenset[str] = frozenset()
 if _C is not None:
     _kernel_devices = frozenset({"cpu", "cuda", "meta"} if _C.build_config()["cuda"] else {"cpu", "meta"})
 
 
-def _operator(name: str) -> torch._ops.OpOverload | None:
+def _operator(name: str) -> Any:  # None is never called: every call then goes to plain torch
     """A compiled operator, None without the extension; also registers the shape of its result for torch.compile.
 
     In-place operators return nothing. If one of several tensors is on the meta device, the dispatcher also calls the
@@ -81,7 +82,7 @@ def _operator(name: str) -> torch._ops.OpOverload | None:
     schema = operator._schema
     names = [argument.name.removesuffix("_rows").removesuffix("_channels") for argument in schema.arguments]
 
-    def fake(*arguments: object) -> Tensor | None:
+    def fake(*arguments: Any) -> Tensor | None:
         _check_devices(dict(zip(names, arguments, strict=True)))
         return torch.empty_like(arguments[0]) if schema.returns else None
 
@@ -92,7 +93,7 @@ def _operator(name: str) -> torch._ops.OpOverload | None:
 _said: set[str] = set()
 
 
-def _check_devices(arguments: dict[str, object]) -> None:
+def _check_devices(arguments: dict[str, Any]) -> None:
     """Raises RuntimeError naming the tensor that is not on the device of the first argument."""
     first_name, first = next(iter(arguments.items()))
     for name, value in arguments.items():
@@ -163,7 +164,7 @@ def _transforms() -> str:
 
 # torch.compile calls it while tracing, when its own transforms are on the same stack, and treats the answer as a
 # constant. This is torch.compiler.assume_constant_result without importing the compiler, which takes a second.
-_transforms._dynamo_marked_constant = True
+vars(_transforms)["_dynamo_marked_constant"] = True
 
 
 def _transformed() -> bool:

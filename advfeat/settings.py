@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 
 CHANGES_NO_RESULT = {"changes_result": False}
 
 
-def settings_of(thing: object) -> dict[str, object]:
+def settings_of(thing: Any) -> dict[str, object]:
     """The settings of a dataclass that affect its result.
 
     Args:

@@ -281,11 +281,11 @@ class Threat:
         """Writes ``moved`` to x, and clips what rounding put outside the box."""
         return self.into_box_(x.copy_(moved))
 
-    def rows(self, index: Tensor) -> Threat:
+    def rows(self, index: Tensor | slice) -> Threat:
         """The same threat model for a selection of the batch.
 
         Args:
-            index: the selected samples, int64 or bool.
+            index: the selected samples, int64 or bool, or a slice.
 
         Returns:
             The threat model.
@@ -315,7 +315,7 @@ class Threat:
             A dict from setting names to JSON values.
         """
 
-        def plain(v: Number) -> float | str | list:
+        def plain(v: Number | list) -> float | str | list:
             if isinstance(v, Tensor):
                 return plain(v.tolist())
             if isinstance(v, list):
@@ -326,7 +326,7 @@ class Threat:
         return settings | ({"unit": plain(self.unit)} if self.has_unit else {})
 
 
-def as_number(name: str, value: object) -> Number:
+def as_number(name: str, value: Any) -> Number:
     """A number as a Python float, as JSON needs it; a list or an array as a float64 tensor; a tensor as it is.
 
     Args:
@@ -386,7 +386,8 @@ def _extremes(value: Number) -> tuple[float, float]:
         return value, value
     if value.device.type != "cpu" or value.numel() == 0:
         return 1.0, 1.0
-    return tuple(float(v) for v in value.detach().aminmax())
+    least, most = value.detach().aminmax()
+    return float(least), float(most)
 
 
 def _by_channel(value: Number, x: Tensor) -> Tensor:
