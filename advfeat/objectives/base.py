@@ -64,7 +64,7 @@ class Objective:
         Results are looked up by it, so objectives that differ should have different names. Dataclass fields at their
         defaults are left out.
         """
-        usual = {}
+        usual: dict[str, object] = {}
         if dataclasses.is_dataclass(self):
             usual = {f.name: f.default for f in dataclasses.fields(self)}
         given = [(name, value) for name, value in vars(self).items() if not _is_same(value, usual.get(name, _NOTHING))]

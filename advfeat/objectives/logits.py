@@ -122,7 +122,8 @@ class Margin(Objective):
         others, own = _others(by_class, target), _own(by_class, target)
         top = others.amax(dim=1, keepdim=True)
         if self.temperature == 1:
-            t, log_share = 1.0, others.log_softmax(dim=1)  # z_j - logsumexp, for j != y
+            t: float | Tensor = 1.0
+            log_share = others.log_softmax(dim=1)  # z_j - logsumexp, for j != y
         else:
             t = self._temperature(by_class)[:, None]
             log_share = _lifted(others, top).div(t).log_softmax(dim=1)

@@ -7,9 +7,11 @@ import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
 
 from advfeat._names import function_name, parameters_for
 from advfeat.forward import class_logits
@@ -32,7 +34,7 @@ def is_torch_loss(loss: object) -> bool:
     """
     if isinstance(loss, functools.partial):
         return not loss.args and is_torch_loss(loss.func) and not isinstance(loss.func, nn.Module)
-    return isinstance(loss, nn.modules.loss._Loss) or any(loss is function for function in _FUNCTIONS)
+    return isinstance(loss, _Loss) or any(loss is function for function in _FUNCTIONS)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class TorchLoss(Objective):
         TypeError: the loss takes more than logits and target.
     """
 
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[..., Tensor]
 
     def __post_init__(self) -> None:
         parameters = parameters_for(getattr(self.loss, "forward", self.loss), 2)
@@ -99,7 +101,7 @@ class TorchLoss(Objective):
     def _each(self, logits: Tensor, target: Tensor) -> Tensor:
         if not isinstance(self.loss, nn.Module):
             return self.loss(logits, target, reduction="none")
-        loss = copy.copy(self.loss)  # the caller's loss stays unchanged
+        loss = cast("_Loss", copy.copy(self.loss))  # the caller's loss stays unchanged
         loss.reduction = "none"
         return loss(logits, target)
 
