@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compil
     check_autocast(autocast)
     compile = flag("compile", compile)
     if not isinstance(model, Classifier):
-        return torch.compile(model) if compile else model
+        return _compiled(model) if compile else model
     try:
         with torch.inference_mode(False):  # otherwise the copy's weights could not take part in autograd
             twin = copy.deepcopy(model)
@@ -62,8 +63,12 @@ def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compil
             for convolution in (m for m in twin.modules() if isinstance(m, nn.Conv2d)):
                 convolution.to(memory_format=torch.channels_last)
     if compile:
-        twin.body = torch.compile(twin.body)
+        twin.body = _compiled(twin.body)
     return twin
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    return cast("nn.Module", torch.compile(module))  # declared for functions: of a module it makes a module
 
 
 def _fused(model: Classifier) -> nn.Module:

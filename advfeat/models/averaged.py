@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -42,7 +43,8 @@ class Averaged(nn.Module):
         Returns:
             The mean features [B, k].
         """
-        return _mean(self.model.representation, x, self.draws)
+        of_model = cast("Callable[[Tensor], Tensor]", self.model.representation)  # a module's attribute of any type
+        return _mean(of_model, x, self.draws)
 
 
 def averaged(model: Callable, draws: int) -> Callable:

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -31,8 +32,9 @@ def resnet(arch: str, block: str, blocks: Sequence[int], input_shape: Sequence[i
         ImportError: torchvision does not import.
     """
     module = _torchvision(arch).resnet
+    ResNet: Any = module.ResNet  # torchvision declares no types
 
-    class Scaled(module.ResNet):
+    class Scaled(ResNet):
         def _make_layer(self, block, planes: int, *arguments, **options) -> nn.Sequential:
             if planes == 64:
                 self.inplanes = width  # the output of the stem

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -239,7 +240,7 @@ def read_description(folder: Path) -> dict:
     return description
 
 
-def _check_state(file: Path, state: dict[str, object], model: Model, in_place: bool) -> None:
+def _check_state(file: Path, state: dict[str, Any], model: Model, in_place: bool) -> None:
     expected = model.state_dict()
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unknown:
@@ -298,9 +299,9 @@ def _module_of(model: Model) -> dict | None:
     """For a user's own module: what a person needs to rebuild it."""
     if not isinstance(model, Adapted):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
-        return model.arch and {"class": kind, "representation": "input of head", "created": model.arch}
-    kind = type(model.module)
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", "representation": model.features_from}
+        return {"class": kind, "representation": "input of head", "created": model.arch} if model.arch else None
+    of_user = type(model.module)
+    return {"class": f"{of_user.__module__}.{of_user.__qualname__}", "representation": model.features_from}
 
 
 def _memory_format(model: Model) -> str:

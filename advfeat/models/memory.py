@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from advfeat.models.tensors import wide
 _ALIGNED = 16  # bytes: the largest element
 
 
-def fill(model: nn.Module, state: Mapping[str, object]) -> None:
+def fill(model: nn.Module, state: Mapping[str, Any]) -> None:
     """In-place ``load_state_dict``: tensors of the model stay the same objects in the same memory.
 
     Also fills tensors whose elements repeat (from ``expand``), to which torch does not write.
@@ -56,7 +57,7 @@ def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
             parameter.data = parameter.data.to(memory_format=memory_format)
 
 
-def check_ties(expected: Mapping[str, object], state: Mapping[str, object]) -> None:
+def check_ties(expected: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Checks that tensors that share memory can hold all their values in a state.
 
     Non-tensors are skipped, and nothing is written.
@@ -77,7 +78,7 @@ def check_ties(expected: Mapping[str, object], state: Mapping[str, object]) -> N
             _check_group(group, state)
 
 
-def _check_group(group: dict[str, Tensor], state: Mapping[str, object]) -> None:
+def _check_group(group: dict[str, Tensor], state: Mapping[str, Any]) -> None:
     """Writes the values into memory that is shared in the same way, and checks which survive."""
     places = {name: _place(tensor) for name, tensor in group.items()}
     start = min(first for first, _ in places.values()) // _ALIGNED * _ALIGNED
@@ -129,5 +130,5 @@ def _memory(tensor: Tensor) -> tuple:
 def _place(tensor: Tensor) -> tuple[int, int]:
     """The byte range of its memory that a tensor occupies: first and end."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    first = tensor.storage_offset()
+    first = int(tensor.storage_offset())
     return first * tensor.itemsize, (first + last + 1) * tensor.itemsize

@@ -40,6 +40,8 @@ class Model(nn.Module):
         ValueError: ``mean`` or ``std`` is not one finite number per channel, or ``std`` is not positive.
     """
 
+    mean: Tensor
+    std: Tensor
     arch: str | None = None  # load() rebuilds the network from this and arch_arguments; None for a user's own
     arch_arguments: dict | None = None
 
@@ -188,6 +190,9 @@ class Adapted(Model):
         ValueError: as for :func:`adapt`.
     """
 
+    _representation: str | Callable[[Tensor], Tensor] | None
+    _head: str | None
+
     def __init__(
         self,
         module: nn.Module,
@@ -243,18 +248,18 @@ class Adapted(Model):
         x = self.normalise(x)
         if callable(self._representation):
             return pooled(self._representation(x))
-        if self._representation is None and self._head is None:
-            raise ValueError(
-                f"the module has no single linear layer with {self.num_classes} outputs whose input could be the "
-                "representation: give adapt() representation= (a submodule's name or a function) or head= (a name)"
-            )
         seen: list[Tensor] = []
         if self._representation is not None:
             layer = self.module.get_submodule(self._representation)
             hook = layer.register_forward_hook(lambda _, __, output: seen.append(output))
-        else:
+        elif self._head is not None:
             layer = self.module.get_submodule(self._head)
             hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        else:
+            raise ValueError(
+                f"the module has no single linear layer with {self.num_classes} outputs whose input could be the "
+                "representation: give adapt() representation= (a submodule's name or a function) or head= (a name)"
+            )
         try:
             self.module(x)
         finally:

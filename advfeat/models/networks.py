@@ -12,7 +12,7 @@ from torch import nn
 from advfeat._arguments import image_shape, meant, whole_number
 from advfeat._torch_defaults import Float32OnCPU
 from advfeat.models import families
-from advfeat.models.model import Classifier
+from advfeat.models.model import Classifier, Model
 
 _LARGE = 24  # pixels; from this size on the stem halves the image
 
@@ -78,19 +78,21 @@ def outline(arch: str, arguments: Mapping[str, Any]) -> Classifier:
         return _made(arch, **arguments)
 
 
-def is_as_created(model: Classifier) -> bool:
+def is_as_created(model: Model) -> bool:
     """Whether a model from :func:`create` still has its original layers, whatever their weights.
 
     Args:
         model: the model.
 
     Returns:
-        False if layers were changed.
+        False if layers were changed, or if the model has no name.
     """
+    if model.arch is None or model.arch_arguments is None:
+        return False
     return _layers(model) == _layers(outline(model.arch, model.arch_arguments))
 
 
-def _layers(model: Classifier) -> tuple[list, list]:
+def _layers(model: Model) -> tuple[list, list]:
     """The layers and tensor shapes: with equal weights, two networks that agree in these compute the same function."""
     layers = [
         # A forward method set on the instance, which overrides that of its class.

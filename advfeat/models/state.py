@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def tensors_of(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
     return tensors
 
 
-def state_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
+def state_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The state dict from the tensors of :func:`tensors_of`.
 
     Args:
