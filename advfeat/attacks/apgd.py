@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from advfeat import ops
-from advfeat.attacks.base import GradientAttack, check_settings
+from advfeat.attacks.base import GivenObjective, GradientAttack, check_settings
 from advfeat.attacks.context import Run
 from advfeat.attacks.gradient import successes, value_and_grad
 from advfeat.attacks.record import Record
 from advfeat.attacks.replay import ReplayedStep
 from advfeat.attacks.result import AttackResult
-from advfeat.objectives import Margin, Objective, as_objective
+from advfeat.objectives import Margin, as_objective
 from advfeat.settings import CHANGES_NO_RESULT
 from advfeat.threat import Threat
 
@@ -59,7 +59,7 @@ class APGD(GradientAttack):
 
     threat: Threat
     steps: int = 100
-    objective: Objective | Callable = field(default_factory=Margin)
+    objective: GivenObjective = field(default_factory=cast("Any", Margin))
     random_start: bool = True
     restarts: int = 1
     targeted: bool = False

@@ -68,11 +68,12 @@ class AttackedModel:
             self._check_label()
 
     def _check_label(self) -> None:
-        if None in (self._largest_label, self._classes) or self._largest_label < max(self._classes, 2):
+        label, classes = self._largest_label, self._classes
+        if label is None or classes is None or label < max(classes, 2):
             return
-        if self._classes == 1:
-            raise ValueError(f"target should hold 0 or 1 for a model with one logit, got label {self._largest_label}")
-        raise ValueError(f"target holds label {self._largest_label}, but the model has {self._classes} classes")
+        if classes == 1:
+            raise ValueError(f"target should hold 0 or 1 for a model with one logit, got label {label}")
+        raise ValueError(f"target holds label {label}, but the model has {classes} classes")
 
     def __call__(self, x: Tensor) -> Tensor:
         """The logits of a batch.

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from advfeat.attacks.apgd import APGD
-from advfeat.attacks.base import Attack, check_settings, take_integer
+from advfeat.attacks.base import Attack, GivenObjective, check_settings, take_integer
 from advfeat.attacks.context import Run
 from advfeat.attacks.ensemble import InTurn
 from advfeat.attacks.pgd import PGD
 from advfeat.attacks.record import Record
 from advfeat.attacks.result import AttackResult
-from advfeat.objectives import Objective, TargetedDLR
+from advfeat.objectives import TargetedDLR
 from advfeat.settings import CHANGES_NO_RESULT
 from advfeat.threat import Threat
 
@@ -71,11 +72,14 @@ class Auto(InTurn):
     @cached_property
     def attacks(self) -> tuple[Attack, ...]:
         """An evaluation at x, APGD on the margin, then APGD towards each target class in order of its logit."""
-        common = {"steps": self.steps, "autocast": self.autocast, "graph": self.graph}
+        threat, steps, autocast, graph = self.threat, self.steps, self.autocast, self.graph
         return (
-            PGD(self.threat, steps=0, autocast=self.autocast),
-            APGD(self.threat, restarts=self.restarts, seed=self.seed, **common),
-            *(RankedAPGD(self.threat, rank=k, seed=self.seed + 1 + k, **common) for k in range(self.target_classes)),
+            PGD(threat, steps=0, autocast=autocast),
+            APGD(threat, steps=steps, restarts=self.restarts, seed=self.seed, autocast=autocast, graph=graph),
+            *(
+                RankedAPGD(threat, steps=steps, rank=k, seed=self.seed + 1 + k, autocast=autocast, graph=graph)
+                for k in range(self.target_classes)
+            ),
         )
 
 
@@ -90,7 +94,7 @@ class RankedAPGD(APGD):
         rank: 0 for the other class with the largest logit at x, 1 for the second largest, and so on.
     """
 
-    objective: Objective = field(default_factory=TargetedDLR)
+    objective: GivenObjective = field(default_factory=cast("Any", TargetedDLR))
     rank: int = 0
 
     def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:

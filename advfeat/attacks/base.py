@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,11 +36,22 @@ class Attack:
         objectives: those that a user may have written, which can hold modules of their own.
     """
 
-    threat: Threat
-    targeted: bool
-    autocast: torch.dtype | None
-    takes_start = True
-    objectives: tuple[Objective, ...] = ()
+    if TYPE_CHECKING:  # read-only: a subclass has a field of a frozen dataclass or a property of each name
+
+        @property
+        def threat(self) -> Threat: ...
+        @property
+        def targeted(self) -> bool: ...
+        @property
+        def autocast(self) -> torch.dtype | None: ...
+        @property
+        def takes_start(self) -> bool: ...
+        @property
+        def objectives(self) -> tuple[Objective, ...]: ...
+
+    else:
+        takes_start = True
+        objectives = ()
 
     def to_dict(self) -> dict:
         """The settings as JSON values, as recorded beside every result; cached results are found by them.
@@ -226,6 +237,21 @@ class Attack:
             yield batch.given, self.run(model, batch.x, batch.target, sample_ids=batch.ids)
 
 
+if TYPE_CHECKING:
+
+    class GivenObjective:
+        """A field that takes an objective or a function, and holds the objective that ``__post_init__`` makes of it.
+
+        A default comes as Any: type checkers compare it with the class itself, not with what the field takes.
+        """
+
+        def __get__(self, attack: object, owner: object) -> Objective: ...
+        def __set__(self, attack: object, given: Objective | Callable) -> None: ...
+
+else:
+    GivenObjective = Objective | Callable
+
+
 class GradientAttack(Attack):
     """An attack that follows the gradient of one objective from one or more starts.
 
@@ -239,7 +265,7 @@ class GradientAttack(Attack):
     """
 
     steps: int
-    objective: Objective
+    objective: GivenObjective
     random_start: bool
     restarts: int
     seed: int | None
@@ -312,7 +338,26 @@ def _numbered(batches: Iterable[Any]) -> Iterator[Batch]:
         seen += x.shape[0]
 
 
-def take_integer(attack: Attack, name: str, least: int | None) -> None:
+class Settings(Protocol):
+    """The settings that :func:`check_settings` compares, of a gradient attack or of several in one."""
+
+    @property
+    def threat(self) -> Threat: ...
+    @property
+    def targeted(self) -> bool: ...
+    @property
+    def autocast(self) -> torch.dtype | None: ...
+    @property
+    def objectives(self) -> tuple[Objective, ...]: ...
+    @property
+    def random_start(self) -> bool: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def seed(self) -> int | None: ...
+
+
+def take_integer(attack: object, name: str, least: int | None) -> None:
     """Converts a setting to a Python integer, as JSON needs it.
 
     Args:
@@ -327,7 +372,7 @@ def take_integer(attack: Attack, name: str, least: int | None) -> None:
     object.__setattr__(attack, name, whole_number(name, getattr(attack, name), least))
 
 
-def check_settings(attack: Attack) -> None:
+def check_settings(attack: Settings) -> None:
     """Checks the settings that all attacks share, and converts integers and flags (NumPy's too) to Python's.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -214,16 +214,16 @@ class Run:
         Returns:
             The result.
         """
-        x_adv = record.x if record.x is not None else x_adv
+        images = cast("Tensor", x_adv if record.x is None else record.x)  # x_adv is given where the record has none
 
         def given(tensor: Tensor) -> Tensor:
             return tensor.clone() if copied else tensor
 
         return AttackResult(
-            x_adv=_with_strides(given(x_adv), self._strides),
+            x_adv=_with_strides(given(images), self._strides),
             value=given(record.value),
             success=given(record.success) if record.knows_success else None,
-            distance=self.threat.distance(x_adv, self.x0),
+            distance=self.threat.distance(images, self.x0),
             first_success=given(record.first_success) if record.knows_success else None,
             zero_grad_steps=given(record.status[:, 0]),
             nonfinite_grad_steps=given(record.status[:, 1]),

@@ -6,7 +6,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,7 +32,10 @@ class InTurn(Attack):
         attacks: at least one, all with the same threat. Each must be able to report successes.
     """
 
-    attacks: tuple[Attack, ...]
+    if TYPE_CHECKING:  # read-only: a field of a frozen dataclass or a property
+
+        @property
+        def attacks(self) -> tuple[Attack, ...]: ...
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -112,7 +115,7 @@ class InTurn(Attack):
             _success(more)
             for left, new in zip(some, more.split([len(left.rows) for left in some]), strict=True):
                 left.found.take_over(left.rows, new, failures=_only_looks(self.attacks[turn - 1]))
-                left.keep(~new.success)
+                left.keep(~_success(new))
                 left.turn += 1
 
     def _is_done(self, left: _Left) -> bool:

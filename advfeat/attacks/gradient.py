@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -34,6 +34,14 @@ def successes(attack: GradientAttack, logits: Tensor | None, target: Tensor) -> 
     return predicted == labels if attack.targeted else (predicted != labels) & (predicted >= 0)
 
 
+@overload
+def value_and_grad(
+    attack: GradientAttack, model: AttackedModel, x: Tensor, target: Tensor, grad: Literal[True]
+) -> tuple[Tensor, Tensor | None, Tensor]: ...
+@overload
+def value_and_grad(
+    attack: GradientAttack, model: AttackedModel, x: Tensor, target: Tensor, grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
 def value_and_grad(
     attack: GradientAttack, model: AttackedModel, x: Tensor, target: Tensor, grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -56,7 +64,7 @@ def value_and_grad(
     """
     objective, point = attack.objective, x.detach().requires_grad_(grad)
     model.look_at(point)
-    autocast = contextlib.nullcontext()
+    autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if attack.autocast is not None:
         # No cache of cast weights: it would outlive this pass, a replayed graph would read it after it is freed, and it
         # would hold a cast image batch for every step.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from advfeat.attacks.base import Attack
+    from advfeat.attacks.base import GradientAttack
+    from advfeat.ops import Number
     from advfeat.threat import Threat
 
 
@@ -38,7 +39,7 @@ def check_tensor(name: str, value: object, what: str) -> None:
 
 
 def check_inputs(
-    attack: Attack, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
+    attack: GradientAttack, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None
 ) -> int | None:
     """Checks the inputs of a gradient attack, with one synchronising read of their values, before the loop.
 
@@ -75,15 +76,15 @@ def check_inputs(
         raise ValueError(f"start should be like x, {_kind(x)}, got {_kind(start)}")
     if start is not None and (attack.random_start or attack.restarts > 1):
         raise ValueError("start should be None with random_start or restarts: it would replace every random start")
-    for name, value in (("eps", attack.threat.eps), ("step_size", attack.step_size)):
-        if isinstance(value, Tensor) and value.dim() > 0 and value.shape != x.shape[:1]:
+    for name, number in (("eps", attack.threat.eps), ("step_size", attack.step_size)):
+        if isinstance(number, Tensor) and number.dim() > 0 and number.shape != x.shape[:1]:
             raise ValueError(
-                f"{name} should be a float or a tensor [B] = ({x.shape[0]},), got shape {tuple(value.shape)}"
+                f"{name} should be a float or a tensor [B] = ({x.shape[0]},), got shape {tuple(number.shape)}"
             )
-    for name, value in (("lo", attack.threat.lo), ("hi", attack.threat.hi), ("unit", attack.threat.unit)):
-        if isinstance(value, Tensor) and value.dim() > 0 and (x.dim() < 2 or value.numel() != x.shape[1]):
+    for name, number in (("lo", attack.threat.lo), ("hi", attack.threat.hi), ("unit", attack.threat.unit)):
+        if isinstance(number, Tensor) and number.dim() > 0 and (x.dim() < 2 or number.numel() != x.shape[1]):
             raise ValueError(
-                f"{name} should be a float or a tensor [C] with one value per channel, got shape {tuple(value.shape)} "
+                f"{name} should be a float or a tensor [C] with one value per channel, got shape {tuple(number.shape)} "
                 f"for x of shape {tuple(x.shape)}"
             )
     if sample_ids is not None and (sample_ids.shape != x.shape[:1] or sample_ids.dtype != torch.int64):
@@ -125,7 +126,9 @@ def _warn_of_radius(threat: Threat, dim: int) -> None:
     :class:`advfeat.Linf` warns itself, since it needs no dimension.
     """
     eps, lo, hi = threat.eps, threat.lo, threat.hi
-    if math.isinf(threat.order) or any(isinstance(value, Tensor) for value in (eps, lo, hi)) or not math.isfinite(eps):
+    if isinstance(eps, Tensor) or isinstance(lo, Tensor) or isinstance(hi, Tensor):
+        return
+    if math.isinf(threat.order) or not math.isfinite(eps):
         return
     if eps > threat.holds_the_box(hi - lo, dim) > 0:
         warnings.warn(
@@ -140,6 +143,7 @@ def _warn_of_radius(threat: Threat, dim: int) -> None:
 def _outside(threat: Threat, x: Tensor) -> tuple[Tensor, Tensor]:
     """Whether x holds NaN or inf, and whether it leaves the box, from its extremes in one pass over x."""
     lo, hi = threat.lo, threat.hi
+    width: Number
     if isinstance(lo, Tensor) or isinstance(hi, Tensor):
         others = [d for d in range(x.dim()) if d != 1]
         least, most = x.amin(others), x.amax(others)  # NaN if x holds one

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from advfeat.attacks import pool
-from advfeat.attacks.base import Batch, GradientAttack, check_settings
+from advfeat.attacks.base import Batch, GivenObjective, GradientAttack, check_settings
 from advfeat.attacks.context import Run, undisturbed
 from advfeat.attacks.convergence import Converged
 from advfeat.attacks.gradient import successes, value_and_grad
 from advfeat.attacks.record import Record
 from advfeat.attacks.replay import ReplayedStep
 from advfeat.attacks.result import AttackResult
-from advfeat.objectives import Margin, Objective, as_objective
+from advfeat.objectives import Margin, as_objective
 from advfeat.ops import Number
 from advfeat.settings import CHANGES_NO_RESULT, as_json
 from advfeat.threat import Threat, as_number
@@ -72,7 +72,7 @@ class PGD(GradientAttack):
     threat: Threat
     steps: int
     step_size: Number | None = None
-    objective: Objective | Callable = field(default_factory=Margin)
+    objective: GivenObjective = field(default_factory=cast("Any", Margin))
     random_start: bool = False
     restarts: int = 1
     targeted: bool = False

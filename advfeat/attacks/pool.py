@@ -93,7 +93,7 @@ def over(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator[tup
                 if pool is None and len(run):
                     pool = _Pool(attack, run)
             waiting.append(_Batch(run, attack, given))
-            if len(run):
+            if pool is not None and len(run):
                 pool.add(waiting[-1])
         while waiting and waiting[0].left == 0:
             batch = waiting.popleft()
@@ -129,7 +129,7 @@ class _Batch:
         self.run, self.attack, self.given, self.number = run, attack, given, -1
         self.left, self.taken = len(run), 0
         self.record: Record | None = None  # set once the first of its samples is done
-        self.passes = 0
+        self.passes: int | Tensor = 0
 
     def store(self, rows: Tensor, record: Record, passes: Tensor) -> None:
         """Stores the record of some samples, and the number of passes that they took."""
@@ -143,7 +143,7 @@ class _Batch:
     def result(self, pool: _Pool | None) -> AttackResult:
         """The result of the batch; ``pool`` is None if no sample was attacked."""
         record = Record(self.run.x0, self.attack.targeted) if self.record is None else self.record
-        record.knows_success = pool is None or pool.record is None or pool.record.knows_success
+        record.knows_success = pool is None or pool.record.knows_success
         why_eager = None if pool is None else pool.step.why_eager
         passes = int(self.passes)
         return self.run.result(record, forwarded=passes, backwarded=passes, why_eager=why_eager)
@@ -192,7 +192,7 @@ class _Pool:
         self.batches = 0
         self.lag, self.pack_at = _lag_on(x.device), _pack_at(x.device)
         self.slots = self._empty(x)
-        self.record: Record | None = None  # of the places, set once the first samples have entered
+        self.record = Record(x, attack.targeted)  # of the places, which the first batch fills
         self.step = ReplayedStep(x.device, attack.graph, again=True)
         # On the host: which places are in use, by which row of which batch, at which restart, and the last look taken
         # before this sample entered.
@@ -322,9 +322,8 @@ class _Pool:
         last = first + n
         rows, part = places.to(self.device, non_blocking=True), batch.run.rows(slice(first, last))
         new = {"x": part.first_iterate(self.attack), "x0": part.x0, "target": part.target}
-        if self.record is None:  # the first samples set the shapes for all
+        if "x" not in s:  # the first samples set the shapes for all
             s |= {name: value.clone() for name, value in new.items()}
-            self.record = Record(part.x0, self.attack.targeted)
         for name, value in new.items():
             s[name][rows] = value
         self.record.forget(part.x0, rows)

@@ -159,11 +159,14 @@ def _abandon(graph: torch.cuda.CUDAGraph, memory: tuple[int, int], device: torch
     """Ends a failed capture, so that the stream and the allocator are as before."""
     with contextlib.suppress(RuntimeError):
         graph.capture_end()  # fails as well
-    if torch.__version__ < (2, 13):  # there it left the random generator in capture mode, for all later numbers
+    # The ignores: torch's own types do not say that its version compares with a tuple.
+    # There it left the random generator in capture mode, for all later numbers.
+    if torch.__version__ < (2, 13):  # type: ignore[operator]
         with contextlib.suppress(RuntimeError, AttributeError):
             generator = torch.cuda.default_generators[device.index]
             generator.graphsafe_set_state(generator.clone_state())
-    if torch.__version__ < (2, 14):  # there capture_end left the allocator in the capture, see pytorch/CUDAGraph.cpp
+    # There capture_end left the allocator in the capture, see pytorch/CUDAGraph.cpp.
+    if torch.__version__ < (2, 14):  # type: ignore[operator]
         with contextlib.suppress(RuntimeError, AttributeError):
             torch.cuda.memory._cuda_endAllocateToPool(device.index, memory)
             torch.cuda.memory._cuda_releasePool(device.index, memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
@@ -80,7 +81,7 @@ class AttackResult:
             more: its result, for n samples.
             failures: whether to take the samples that it did not break as well.
         """
-        new = (more.success | failures).nonzero()[:, 0]
+        new = (cast("Tensor", more.success) | failures).nonzero()[:, 0]  # a condition of this method
         for name in ("x_adv", "value", "success", "distance", "first_success"):
             getattr(self, name)[rows[new]] = getattr(more, name)[new].to(getattr(self, name).dtype)
         for name in ("zero_grad_steps", "nonfinite_grad_steps"):
