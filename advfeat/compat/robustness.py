@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from advfeat import ops
 from advfeat.attacks.inputs import check_tensor
+from advfeat.ops import Number
 from advfeat.random import fresh_seed
 from advfeat.threat import L2, Linf, Threat, as_number
 
@@ -27,9 +29,9 @@ class _Step:
 
     def __init__(self, orig_input: Tensor, eps: float, step_size: float, use_grad: bool = True) -> None:
         check_tensor("orig_input", orig_input, "images [B, C, H, W]")
-        eps = as_number("eps", eps)
-        step_size = None if step_size is None else as_number("step_size", step_size)  # None if it only projects
-        self.orig_input, self.eps, self.step_size, self.use_grad = orig_input, eps, step_size, use_grad
+        self.orig_input, self.use_grad = orig_input, use_grad
+        self.eps = as_number("eps", eps)
+        self.step_size = None if step_size is None else as_number("step_size", step_size)  # None if it only projects
 
     def random_perturb(self, x: Tensor) -> Tensor:
         """A random point of the ball around x, in [0, 1]."""
@@ -75,7 +77,8 @@ class LinfStep(_Step):
         Returns:
             The new iterate, not projected.
         """
-        return ops.linf_step(x, g, x, self.step_size, math.inf, -math.inf, math.inf)
+        size = cast("Number", self.step_size)  # the operator refuses None
+        return ops.linf_step(x, g, x, size, math.inf, -math.inf, math.inf)
 
 
 class L2Step(_Step):

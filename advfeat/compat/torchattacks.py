@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class _TorchAttack:
         self.return_type = "float"
         self.set_model(model)
         parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-        self.device = None if parameter is None else parameter.device
+        self.device: torch.device | str | None = None if parameter is None else parameter.device
         self.set_mode_default(quiet=True)
 
     def set_model(self, model: Callable) -> None:
@@ -139,7 +140,8 @@ class _TorchAttack:
         return model if self.normalization_used is None else _normalised(model, *self._mean_and_std(None))
 
     def _mean_and_std(self, device: torch.device | None) -> tuple[Tensor, Tensor]:
-        mean, std = (self.normalization_used[k].to(device or self.device or "cpu") for k in ("mean", "std"))
+        used = cast("dict[str, Tensor]", self.normalization_used)  # callers have looked
+        mean, std = (used[k].to(device or self.device or "cpu") for k in ("mean", "std"))
         return mean, std
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -280,7 +282,8 @@ class _GradientAttack(_TorchAttack):
         )(
             self.get_logits if own_logits else self._pixel_model(),
             images,
-            self.get_target_label(images, labels) if self.targeted else labels,
+            # __call__ wants labels in the default mode; a caller of this method without them is told by the attack.
+            self.get_target_label(images, labels) if self.targeted else cast("Tensor", labels),
         )
 
     def __repr__(self) -> str:
@@ -392,18 +395,18 @@ class MultiAttack(_TorchAttack):
     def __init__(self, attacks: Sequence[Callable], verbose: bool = False) -> None:
         if isinstance(attacks, _TorchAttack) or not hasattr(attacks, "__iter__"):
             raise TypeError(f"attacks should be a list of attacks, got {type(attacks).__name__}")
-        attacks = list(attacks)
-        if len(attacks) < 2:
-            raise ValueError(f"attacks should be two or more, got {len(attacks)}")
-        for attack in attacks:
+        given: list[Any] = list(attacks)  # Any: they need a model, which is checked here
+        if len(given) < 2:
+            raise ValueError(f"attacks should be two or more, got {len(given)}")
+        for attack in given:
             if not (callable(attack) and hasattr(attack, "model")):
                 raise TypeError(f"attacks should be attacks with a model, got {type(attack).__name__}")
-        if len({id(attack.model) for attack in attacks}) != 1:
+        if len({id(attack.model) for attack in given}) != 1:
             raise ValueError("attacks should share one model, got several")
-        super().__init__(attacks[0].model)
+        super().__init__(given[0].model)
         self.supported_mode = ["default"]
-        self.attacks, self.verbose = attacks, verbose
-        self._totals = [0] * (len(attacks) + 1)  # the number of samples, and of survivors after each attack
+        self.attacks, self.verbose = given, verbose
+        self._totals = [0] * (len(given) + 1)  # the number of samples, and of survivors after each attack
 
     def set_normalization_used(self, mean: list[float], std: list[float]) -> None:
         """See :meth:`_TorchAttack.set_normalization_used`."""
@@ -411,8 +414,9 @@ class MultiAttack(_TorchAttack):
         for attack in self.attacks:
             attack.set_normalization_used(mean, std)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """See :meth:`_TorchAttack.forward`."""
+        labels = cast("Tensor", labels)  # __call__ wants them in the default mode, the only one here
         adversarial, left = images.clone(), torch.arange(len(images), device=images.device)
         standing = [len(images)]
         for attack in self.attacks:
