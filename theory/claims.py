@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -168,8 +168,8 @@ def theorem2_claims(task: GaussianTask, eps: float, samples: int, seed: int) -> 
     solved = theorem2.robust_parameters(task, eps)
     small = task.dim <= SMALL
     multiplier = None
-    numeric = {"largest": None, "smallest": None}
-    sampled = {"largest": None, "smallest": None}
+    numeric: dict[str, float | None] = {"largest": None, "smallest": None}
+    sampled: Mapping[str, tuple[float, float] | None] = {"largest": None, "smallest": None}
     if small:
         spectrum = _minimise_relaxed(task, eps)
         moved = theorem2.moved_moments(task.variances[None], spectrum, eps)[0]
@@ -297,10 +297,10 @@ def _trained_spectra(task: GaussianTask, eps: float, samples: int, seed: int) ->
         covariance = trained.covariance
         along = np.diag(covariance) if task.basis is None else np.diag(task.basis.T @ covariance @ task.basis)
         found.append((along[high], along[low]))
-    found = np.array(found)
-    error = found.std(0, ddof=1) / math.sqrt(batches)
+    sampled = np.array(found)
+    error = sampled.std(0, ddof=1) / math.sqrt(batches)
     # A t distribution with 7 degrees of freedom: widened to the tail that corresponds to 4.5 sigma.
     return {
         name: (float(m), float(1.6 * e))
-        for name, m, e in zip(("largest", "smallest"), found.mean(0), error, strict=True)
+        for name, m, e in zip(("largest", "smallest"), sampled.mean(0), error, strict=True)
     }

@@ -85,7 +85,7 @@ def make_task(config: TheoryConfig) -> GaussianTask:
     task = GaussianTask(np.zeros(dim), covariance)
     # A random direction in whitened coordinates: every variance contributes equally to the accuracy.
     direction = np.random.default_rng(config.seed).standard_normal(dim)
-    direction *= MEAN_LENGTH / np.linalg.norm(direction)
+    direction *= MEAN_LENGTH / float(np.linalg.norm(direction))
     return GaussianTask(task.from_eigenbasis(direction * np.sqrt(task.variances)), covariance)
 
 

@@ -46,7 +46,7 @@ def figure4(path: Path, *, epsilons: tuple[float, float, float] = (0.0, 1.0, 10.
     Returns:
         The path.
     """
-    task = GaussianTask(FIGURE4_TASK["mean"], FIGURE4_TASK["covariance"])
+    task = GaussianTask(np.array(FIGURE4_TASK["mean"]), np.array(FIGURE4_TASK["covariance"]))
     figure = Figure(figsize=(11, 6.4), dpi=DPI, layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey=True).ravel()
     rng = np.random.default_rng(seed)
@@ -110,7 +110,7 @@ def figure14(
 
     for sign, colour in ((1, BLUE), (-1, ORANGE)):
         centre, axes = sign * np.asarray(pair.centre), np.asarray(pair.semi_axes)
-        left.add_patch(Ellipse(centre, *(2 * axes), color=colour, alpha=0.3, lw=0))
+        left.add_patch(Ellipse((centre[0], centre[1]), *(2 * axes), color=colour, alpha=0.3, lw=0))
         inside = x[y == sign][:150]
         left.plot(inside[:, 0], inside[:, 1], ".", ms=3, color=colour)
     colours = {"logistic": GREEN, "least squares": RED, "Gaussian likelihood": RED, robust.name: "black"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from scipy.special import ndtr
@@ -178,7 +179,7 @@ class GaussianTask:
         if model.basis is self.basis:
             spread = self.variances
         elif model.basis is None:
-            spread = (self.basis**2) @ self.variances
+            spread = (cast("np.ndarray", self.basis) ** 2) @ self.variances  # None would be the model's own
         else:
             spread = np.einsum("ji,jk,ki->i", model.basis, self.matrix(), model.basis)
         return spread + model.to_eigenbasis(self.mean - model.mean) ** 2

@@ -148,7 +148,7 @@ def isotropic_minimum(dim: int, trace: float, c: float, *, convention: str = "do
     """
     dim = _checks.integer("dim", dim, minimum=1)
     trace = _checks.real("trace", trace, minimum=0.0, strict=True)
-    return vulnerability(GaussianTask(np.zeros(dim), trace / dim), c, convention=convention)
+    return vulnerability(GaussianTask(np.zeros(dim), np.asarray(trace / dim)), c, convention=convention)
 
 
 def vulnerability_by_optimiser(
