@@ -9,14 +9,15 @@ usually remain. The estimate is an upper bound for models that are not robust.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from advfeat.attacks import PGD, Attack, Ensemble
+from advfeat.attacks import PGD, Attack, Auto, Ensemble
+from advfeat.attacks.base import GradientAttack
 from advfeat.experiments.measurements import StepSweep, Transferred
 from advfeat.experiments.stages import Constructed, Data, DataStage, Evaluated, Stage, Trained
 from advfeat.models import attack_copy, create
@@ -56,7 +57,7 @@ class Network:
     shape: tuple[int, int, int]
 
 
-Passes = Counter[tuple[Network, str]]
+Passes = defaultdict[tuple[Network, str], float]
 
 
 def passes(stages: Iterable[Stage]) -> Passes:
@@ -68,7 +69,7 @@ def passes(stages: Iterable[Stage]) -> Passes:
     Returns:
         Number of images by (network, kind).
     """
-    total: Passes = Counter()
+    total: Passes = defaultdict(float)
     for stage in stages:
         if isinstance(stage, Trained):
             config, n = stage.config, samples(stage.data)
@@ -79,7 +80,7 @@ def passes(stages: Iterable[Stage]) -> Passes:
             tests = config.epochs // config.eval_every if config.eval_every else 1
             total[net, "attack"] += samples(stage.test) * tests * _TEST
         elif isinstance(stage, Constructed):
-            net = _network(stage.model.config, stage.data, stage.batch_size, stage.amp)
+            net = _network(stage.model.trained_with(), stage.data, stage.batch_size, stage.amp)
             total[net, "attack"] += samples(stage.data) * stage.recipe.steps
         elif isinstance(stage, Evaluated):
             n = min(samples(stage.data), stage.limit or samples(stage.data))
@@ -102,8 +103,10 @@ def _steps(attacks: Iterable[Attack]) -> float:
         if isinstance(attack, Ensemble):
             first, *rest = attack.attacks
             total += _steps((first,)) + _STANDING * _steps(rest)
-        else:
+        elif isinstance(attack, (GradientAttack, Auto)):
             total += attack.steps * (attack.restarts + getattr(attack, "target_classes", 0))
+        else:
+            raise TypeError(f"the steps of {type(attack).__name__} are not known")
     return total
 
 
@@ -131,8 +134,8 @@ def _shape(stage: DataStage) -> tuple[int, int, int]:
         if below is None:
             return _SIZES["cifar10"][2]
         stage = below
-    channels, *side = _SIZES[stage.name][2]
-    return (channels, stage.size, stage.size) if stage.size else (channels, *side)
+    channels, height, width = _SIZES[stage.name][2]
+    return (channels, stage.size, stage.size) if stage.size else (channels, height, width)
 
 
 def _network(config: TrainConfig, data: DataStage, batch_size: int | None = None, amp: str | None = None) -> Network:
@@ -172,18 +175,18 @@ def measure_rate(net: Network, kind: str, device: torch.device, *, at_least: flo
     amp = torch.bfloat16 if net.amp == "bf16" else None
     # A few images suffice on a CPU, where a large network would take minutes for a GPU-sized batch.
     batch = net.batch_size if device.type == "cuda" else min(net.batch_size, 64)
-    model = create(net.arch, _CLASSES, net.shape, width=net.width).to(device=device, memory_format=torch.channels_last)
+    model = create(net.arch, _CLASSES, net.shape, width=net.width).to(device).to(memory_format=torch.channels_last)
     g = torch.Generator().manual_seed(0)
     x = torch.rand(batch, *net.shape, generator=g).to(device=device, memory_format=torch.channels_last)
     y = torch.randint(_CLASSES, (batch,), generator=g, device="cpu").to(device)
     if kind != "train":
         # Long enough for a CUDA graph to be captured on a GPU; a short attack runs without one.
         steps = 7 if kind == "inner" else 64 if device.type == "cuda" else 4
-        model = model.eval() if kind == "inner" else attack_copy(model.eval(), autocast=amp)
+        attacked = model.eval() if kind == "inner" else attack_copy(model.eval(), autocast=amp)
         attack = PGD(L2(0.5), steps=steps, step_size=0.1, autocast=amp)
 
         def work() -> int:
-            attack(model, x, y)
+            attack(attacked, x, y)
             return attack.steps * batch
 
     else:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Result
-from advfeat.experiments.stages import Measurement, MissingData, Stage, all_stages
+from advfeat.experiments.stages import Evaluated, Measurement, MissingData, Stage, all_stages
 from advfeat.experiments.workspace import Workspace
 
-Plan = dict[Any, list[Measurement]]
+Plan = Mapping[Any, Sequence[Measurement]]
+Evaluations = Mapping[Any, Sequence[Evaluated]]  # a plan of accuracies alone
+_P = TypeVar("_P", bound=Plan)
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Generic[_P]):
     """A table or figure of the paper.
 
     Attributes:
@@ -35,8 +37,8 @@ class Experiment:
     title: str
     source: str
     paper: str
-    plan: Callable[[Preset], Plan]
-    report: Callable[[Workspace, Preset, Plan], Result]
+    plan: Callable[[Preset], _P]
+    report: Callable[[Workspace, Preset, _P], Result]
     setting: Callable[[Preset], Preset] = lambda p: p
     dataset: str | None = None
     needs: str = ""

@@ -102,11 +102,13 @@ class StepSweep(Measurement):
         broken_at = []
         for attack in self.attacks:
             batches = ((images[part], labels[part], part) for part in ids.split(self.batch_size))
-            first = []
+            parts = []
             for _, result in attack.over(model, batches):
-                first.append(result.first_success.cpu())
-                progress.advance(len(first[-1]))
-            first = torch.cat(first)
+                if result.first_success is None:
+                    raise ValueError("the attacks of a sweep should record the step of a sample's first success")
+                parts.append(result.first_success.cpu())
+                progress.advance(len(parts[-1]))
+            first = torch.cat(parts)
             broken_at.append(torch.where(first < 0, torch.iinfo(torch.int32).max, first))
         alone = [[int((at > k).sum()) for k in self.steps] for at in broken_at]
         together = torch.stack(broken_at).amin(0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advfeat.attacks import Converged
 from advfeat.datasets.recipes import PRESETS as RECIPES
-from advfeat.datasets.recipes import MatchRepresentation, Recipe
+from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget, Recipe
 from advfeat.settings import as_json
 from advfeat.training import TrainConfig, paper_attack
 
@@ -157,6 +158,38 @@ def names() -> tuple[str, ...]:
     return tuple(_PRESETS)
 
 
+def matching(recipes: Mapping[str, Recipe], key: str) -> MatchRepresentation:
+    """Return the recipe of D_R or D_NR.
+
+    Args:
+        recipes: Recipe of each constructed set.
+        key: "robust" or "nonrobust".
+
+    Raises:
+        TypeError: If the recipe is of the other kind.
+    """
+    recipe = recipes[key]
+    if not isinstance(recipe, MatchRepresentation):
+        raise TypeError(f"the recipe {key!r} should be a MatchRepresentation, got {recipe!r}")
+    return recipe
+
+
+def perturbing(recipes: Mapping[str, Recipe], key: str) -> PerturbTowardsTarget:
+    """Return the recipe of D_rand or D_det.
+
+    Args:
+        recipes: Recipe of each constructed set.
+        key: "rand" or "det".
+
+    Raises:
+        TypeError: If the recipe is of the other kind.
+    """
+    recipe = recipes[key]
+    if not isinstance(recipe, PerturbTowardsTarget):
+        raise TypeError(f"the recipe {key!r} should be a PerturbTowardsTarget, got {recipe!r}")
+    return recipe
+
+
 def describe_set(recipe: Recipe) -> str:
     """Return a description of the content of a set in one or two sentences.
 
@@ -281,8 +314,8 @@ def _cifar10() -> Preset:
         },
         recipes={
             **paper,
-            "robust": dataclasses.replace(paper["robust"], stop=Converged()),
-            "nonrobust": dataclasses.replace(paper["nonrobust"], stop=Converged()),
+            "robust": dataclasses.replace(matching(paper, "robust"), stop=Converged()),
+            "nonrobust": dataclasses.replace(matching(paper, "nonrobust"), stop=Converged()),
         },
         radii=(0.25, 0.5),
         others={

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 
 from advfeat.attacks import PGD, Ensemble
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
 from advfeat.evaluation import pgd_attack, strong_attack
-from advfeat.experiments.presets import SETS, Preset
+from advfeat.experiments.presets import SETS, Preset, matching
 from advfeat.experiments.result import Cell, Number
-from advfeat.experiments.stages import Constructed, Data, DataStage, Evaluated, Trained
+from advfeat.experiments.stages import Constructed, Data, DataStage, Evaluated, Measurement, ModelStage, Trained
 from advfeat.experiments.workspace import Workspace
 from advfeat.objectives import Margin
 from advfeat.random import derive_seed
@@ -22,7 +24,7 @@ TITLES = {"robust": "D_R", "nonrobust": "D_NR", "rand": "D_rand", "det": "D_det"
 LABELS = {"standard": "D", "adversarial": "D, adversarially", **TITLES}
 
 
-def data(p: Preset, split: str = "train", *, limit: int | None = None) -> Data:
+def data(p: Preset, split: Literal["train", "test"] = "train", *, limit: int | None = None) -> Data:
     """Return D or its test set.
 
     Args:
@@ -76,8 +78,8 @@ def constructed(
     seed: int,
     *,
     recipe: Recipe | None = None,
-    source: Trained | None = None,
-    of: str = "train",
+    source: ModelStage | None = None,
+    of: Literal["train", "test"] = "train",
     label: str = "",
 ) -> Constructed:
     """Return one of the four sets.
@@ -104,7 +106,7 @@ def from_noise(p: Preset, key: str) -> MatchRepresentation:
         p: The preset.
         key: "robust" or "nonrobust".
     """
-    return dataclasses.replace(p.recipes[key], start="noise", steps=p.noise_steps)
+    return dataclasses.replace(matching(p.recipes, key), start="noise", steps=p.noise_steps)
 
 
 def attack(p: Preset, eps: float) -> Ensemble:
@@ -224,7 +226,7 @@ def robust_columns(p: Preset) -> tuple[str, ...]:
 
 
 def robust_cells(
-    p: Preset, strong: list[dict], papers: list[dict], paper: dict[float, float | None], approximate: bool = False
+    p: Preset, strong: list[dict], papers: list[dict], paper: Mapping[float, float | None], approximate: bool = False
 ) -> list[Cell]:
     """Return robust accuracy at each radius under the strong attack, then under the paper's.
 
@@ -294,7 +296,7 @@ def follows(outcomes: list[dict]) -> Number:
     return Number.of(outcome["next"] for outcome in outcomes)
 
 
-def outcomes(workspace: Workspace, stages: list[Evaluated]) -> list[dict]:
+def outcomes(workspace: Workspace, stages: Sequence[Measurement]) -> list[dict]:
     """Return the outcomes of measurements, one per seed.
 
     Args:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -45,10 +45,6 @@ class MissingData(FileNotFoundError):
     """Data that the user has to provide is not in the expected place."""
 
 
-def _label() -> str:
-    return field(default="", compare=False, kw_only=True)
-
-
 @dataclass(frozen=True)
 class Stage:
     """Base class of all stages: frozen, and described by their fields.
@@ -67,7 +63,7 @@ class Stage:
     doing: ClassVar[str] = ""
     unit: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()
-    label: str = _label()
+    label: str = field(default="", compare=False, kw_only=True)
 
     def describe(self) -> dict:
         """Return everything that the outcome depends on as JSON values, including the descriptions of other stages."""
@@ -82,6 +78,39 @@ class Stage:
             total: Units in total.
         """
         return False
+
+    def open(self, workspace: Workspace) -> Any:
+        """Create the outcome, for stages that are not kept.
+
+        Args:
+            workspace: The workspace.
+
+        Returns:
+            The outcome.
+        """
+        raise NotImplementedError
+
+    def make(self, workspace: Workspace, folder: Path, report: Progress) -> None:
+        """Run the stage and store its outcome, for stages that are kept.
+
+        Args:
+            workspace: The workspace.
+            folder: Folder of the stage.
+            report: Progress.
+        """
+        raise NotImplementedError
+
+    def load(self, workspace: Workspace, folder: Path) -> Any:
+        """Read the outcome that :meth:`make` stored.
+
+        Args:
+            workspace: The workspace.
+            folder: Folder of the stage.
+
+        Returns:
+            The outcome.
+        """
+        raise NotImplementedError
 
     def check(self, folder: Path) -> None:
         """Read a finished outcome completely.
@@ -139,6 +168,15 @@ class DataStage(Stage):
 
 
 @dataclass(frozen=True)
+class ModelStage(Stage):
+    """A stage whose outcome is a model."""
+
+    def trained_with(self) -> TrainConfig:
+        """Return the settings of the model's training."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class Data(DataStage):
     """A data set by name, see :func:`advfeat.datasets.load`.
 
@@ -174,7 +212,7 @@ class Data(DataStage):
         root = workspace.root
         if root is None and self.name != "digits":
             raise MissingData(f"{self.name} is not part of advfeat: give its folder with --root (or ADVFEAT_DATA)")
-        if self.name == "restricted-imagenet":
+        if self.name == "restricted-imagenet" and root is not None:
             root = next((r for r in (root / "imagenet", root) if (r / "train").is_dir()), None)
             if root is None:
                 raise MissingData(
@@ -204,7 +242,7 @@ def _only(source: Source, classes: tuple[str, ...], limit: int | None) -> Source
 
 
 @dataclass(frozen=True)
-class Trained(Stage):
+class Trained(ModelStage):
     """A model trained on one data set and tested on another; the outcome is the model in eval mode.
 
     Attributes:
@@ -221,6 +259,10 @@ class Trained(Stage):
     data: DataStage
     test: DataStage
     config: TrainConfig
+
+    def trained_with(self) -> TrainConfig:
+        """See :meth:`ModelStage.trained_with`."""
+        return self.config
 
     def make(self, workspace: Workspace, folder: Path, report: Progress) -> None:
         """Train the model, resuming if the folder holds a checkpoint.
@@ -297,7 +339,7 @@ class Constructed(DataStage):
     unit: ClassVar[str] = "images"
     files: ClassVar[tuple[str, ...]] = ("manifest.json",)
     recipe: Recipe
-    model: Trained
+    model: ModelStage
     data: DataStage
     seed: int = 0
     batch_size: int = 250

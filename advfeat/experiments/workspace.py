@@ -21,7 +21,6 @@ from advfeat.files import sweep
 from advfeat.json_files import read_json, write_json
 from advfeat.progress import Progress
 from advfeat.provenance import provenance
-from advfeat.settings import as_json
 
 _POLL = 0.2  # seconds between checks of another process
 _RECORD = {
@@ -211,7 +210,7 @@ class Workspace:
             if stage.key in self._locks:
                 self._locks[stage.key].check()
             record["seconds"] = round(record.get("seconds", 0.0) + time.monotonic() - began, 2)
-            record |= {"done": done, **as_json(provenance(self.device))}
+            record |= {"done": done, **provenance(self.device)}
             if done or any(folder.glob("*.json")):  # otherwise nothing was started, and a set needs an empty folder
                 write_json(folder / "step.json", record)
 

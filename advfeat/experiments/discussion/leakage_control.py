@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from advfeat.datasets.base import ArraySource, Source
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.measurements import predictions
-from advfeat.experiments.paper.table9 import on_robust_source
-from advfeat.experiments.presets import Preset
+from advfeat.experiments.paper.table9 import made_by_robust_source, on_robust_source
+from advfeat.experiments.presets import Preset, perturbing
 from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds
 from advfeat.experiments.shared_stages import (
     TITLES,
@@ -32,7 +32,7 @@ from advfeat.experiments.shared_stages import (
     outcomes,
     trained,
 )
-from advfeat.experiments.stages import Constructed, DataStage, Trained
+from advfeat.experiments.stages import Constructed, DataStage, ModelStage, Trained
 from advfeat.random import generator
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Without(DataStage):
         return made.subset(keep)
 
 
-def _said(workspace: Workspace, step: Trained, source: Source) -> torch.Tensor:
+def _said(workspace: Workspace, step: ModelStage, source: Source) -> torch.Tensor:
     """Return the classes that a model predicts for a data set, on the CPU."""
     model = workspace.open(step)
     return torch.cat([predictions(model, images.to(workspace.device)).cpu() for _, images, _ in source.batches(500)])
@@ -150,7 +150,7 @@ def plan(p: Preset) -> Plan:
     Args:
         p: The preset.
     """
-    eps = p.recipes["rand"].eps
+    eps = perturbing(p.recipes, "rand").eps
     rows: dict[str, list[Trained]] = {name: [] for name in _ROWS}
     for seed in p.seeds:
         d = data(p)
@@ -161,7 +161,7 @@ def plan(p: Preset) -> Plan:
             "patterns, next class": Patterned(d, "det", eps, early, seed),
             "D_rand without true labels": Without(constructed(p, "rand", seed), "true label"),
             "D_det without those already there": Without(constructed(p, "det", seed), "already there"),
-            "D_rand, robust source, without true labels": Without(on_robust_source(p, "rand", seed).data, "true label"),
+            "D_rand, robust source, without true labels": Without(made_by_robust_source(p, "rand", seed), "true label"),
         }
         for name, made in sets.items():
             config = p.on["det" if name in _DET else "rand"]
@@ -189,10 +189,10 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         "Test accuracy on D",
         ("trained on", "accuracy, %"),
         tuple((name, (Cell(accuracy[name], *_ROWS[name]),)) for name in _ROWS),
-        f"Patterns of L2 norm {p.recipes['rand'].eps:g}. Random targets: images whose target is their label are left "
-        "unchanged. Next class: images that a model predicts as their target after two epochs are left unchanged. The "
-        "reference numbers are the paper's for D_rand and D_det, and those of public replications (ResNet-9) for the "
-        "patterns.",
+        f"Patterns of L2 norm {perturbing(p.recipes, 'rand').eps:g}. Random targets: images whose target is their "
+        "label are left unchanged. Next class: images that a model predicts as their target after two epochs are left "
+        "unchanged. The reference numbers are the paper's for D_rand and D_det, and those of public replications "
+        "(ResNet-9) for the patterns.",
     )
     rand, det, without = (accuracy[name] for name in ("D_rand", "D_det", "D_rand without true labels"))
     det_without = accuracy["D_det without those already there"]

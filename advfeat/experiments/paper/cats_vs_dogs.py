@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from advfeat.experiments.experiment import Experiment, Plan
+import dataclasses
+
+from advfeat.experiments.experiment import Evaluations, Experiment
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Cell, Finding, Result, Table, compare, fewest_seeds
 from advfeat.experiments.shared_stages import clean, evaluated, outcomes, trained
@@ -10,13 +12,14 @@ from advfeat.experiments.stages import Constructed, Data, Trained
 from advfeat.experiments.workspace import Workspace
 
 
-def plan(p: Preset) -> Plan:
+def plan(p: Preset) -> Evaluations:
     """Return the measurements at a preset.
 
     Args:
         p: The preset.
     """
-    train, test = (Data(p.dataset, split, p.limit, p.pair, label=" and ".join(p.pair)) for split in ("train", "test"))
+    train = Data(p.dataset, "train", p.limit, p.pair, label=" and ".join(p.pair))
+    test = dataclasses.replace(train, split="test")
     models: dict[str, list[Trained]] = {"D": [], "adversarial examples": []}
     for seed in p.seeds:
         source = trained(p, train, p.standard, "/".join(p.pair), seed, test=test)
@@ -28,7 +31,7 @@ def plan(p: Preset) -> Plan:
     return {name: [evaluated(p, m, on=test, radii=()) for m in of_name] for name, of_name in models.items()}
 
 
-def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+def report(workspace: Workspace, p: Preset, steps: Evaluations) -> Result:
     """Evaluate the measurements.
 
     Args:

@@ -78,7 +78,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
         for row in ("on D", "on D_det")
     )
     rates = {}
-    for step in steps["transfer"]:
+    for step in (s for s in steps["transfer"] if isinstance(s, Transferred)):
         targeted = step.attack.targeted
         found = workspace.open(step)["targets"]
         which = "reached" if targeted else "fooled"

@@ -34,21 +34,32 @@ def plan(p: Preset) -> Plan:
     Args:
         p: The preset.
     """
-    eps, common = p.radii[0], {"steps": p.sweep[-1], "keep": "best", "stop": "success"}
+    eps = p.radii[0]
     test = data(p, "test", limit=p.sweep_limit)
     strong = evaluated(p, model(p, "robust", p.seeds[0]), on=test, radii=(eps,))
-    return {"strong": [strong]} | {
+    sweeps = {
         name: [
             StepSweep(
                 model(p, "robust", p.seeds[0]),
                 test,
-                tuple(PGD(L2(eps), step_size=eps * part, objective=objective, **common) for part in STEP_SIZES),
+                tuple(
+                    PGD(
+                        L2(eps),
+                        steps=p.sweep[-1],
+                        step_size=eps * part,
+                        objective=objective,
+                        keep="best",
+                        stop="success",
+                    )
+                    for part in STEP_SIZES
+                ),
                 p.sweep,
                 label=f"D_R's model, {name}",
             )
         ]
         for name, objective in _OBJECTIVES
     }
+    return {"strong": [strong], **sweeps}
 
 
 def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:

@@ -190,7 +190,8 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
             more_robust(
                 "Training on the released D_R makes a network robust, training on the released D_NR does not.",
                 "No higher robust accuracy from D_R than from D_NR.",
-                *(Measured(TITLES[key], accuracy[key], [robustness[key]]) for key in ("robust", "nonrobust")),
+                Measured(TITLES["robust"], accuracy["robust"], [robustness["robust"]]),
+                Measured(TITLES["nonrobust"], accuracy["nonrobust"], [robustness["nonrobust"]]),
                 radii=(0.25,),
                 chance=chance,
             )

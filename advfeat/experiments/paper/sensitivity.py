@@ -10,16 +10,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import PRESETS as RECIPES
 from advfeat.evaluation import pgd_attack
 from advfeat.experiments.claims import Measured, failed, more_robust
-from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.presets import Preset
+from advfeat.experiments.experiment import Evaluations, Experiment
+from advfeat.experiments.presets import Preset, perturbing
 from advfeat.experiments.result import Cell, Finding, Plain, Result, Table, compare, worst
 from advfeat.experiments.shared_stages import (
     TITLES,
@@ -36,11 +37,11 @@ from advfeat.experiments.shared_stages import (
     robust,
     trained,
 )
-from advfeat.experiments.stages import Evaluated, Stage, Trained
+from advfeat.experiments.stages import Evaluated, ModelStage, Trained
 from advfeat.models import Classifier
 from advfeat.models.model import pooled
 from advfeat.objectives import CW, CrossEntropy, Margin
-from advfeat.training import paper_attack
+from advfeat.training import TrainConfig, paper_attack
 
 if TYPE_CHECKING:
     from advfeat.experiments.workspace import Workspace
@@ -54,11 +55,11 @@ ATTACKS = (
     "20 steps, then Auto-PGD",
 )
 LEARNING_RATES = (0.1, 0.01)
-PAPER_EPS = RECIPES["cifar10"]["det"].eps  # of D_rand and D_det on CIFAR-10
+PAPER_EPS = perturbing(RECIPES["cifar10"], "det").eps  # of D_rand and D_det on CIFAR-10
 
 
 @dataclass(frozen=True)
-class BeforeLastReLU(Stage):
+class BeforeLastReLU(ModelStage):
     """The same model with its representation taken before the body's last ReLU.
 
     Attributes:
@@ -68,9 +69,8 @@ class BeforeLastReLU(Stage):
     kind: ClassVar[str] = "view"
     model: Trained
 
-    @property
-    def config(self):
-        """Training settings of the model."""
+    def trained_with(self) -> TrainConfig:
+        """See :meth:`ModelStage.trained_with`."""
         return self.model.config
 
     def open(self, workspace: Workspace) -> Classifier:
@@ -86,15 +86,16 @@ class BeforeLastReLU(Stage):
             ValueError: If the body does not end in a ReLU.
         """
         found = workspace.open(self.model)
-        if not isinstance(found.body[-1], nn.ReLU):
+        body = found.body
+        if not isinstance(body, nn.Sequential) or not isinstance(body[-1], nn.ReLU):
             raise ValueError(f"the body of {found.arch} should end in a ReLU")
-        return _BeforeLastReLU(found)
+        return _BeforeLastReLU(found, copy.deepcopy(body[:-1]))
 
 
 class _BeforeLastReLU(Classifier):
-    def __init__(self, model: Classifier) -> None:
-        body = copy.deepcopy(model.body)[:-1]
-        mean, std = (model.mean.tolist(), model.std.tolist()) if model.normalises else (None, None)
+    def __init__(self, model: Classifier, body: nn.Sequential) -> None:
+        mean = model.get_buffer("mean").tolist() if model.normalises else None
+        std = model.get_buffer("std").tolist() if model.normalises else None
         super().__init__(body, copy.deepcopy(model.head), model.num_classes, model.input_shape, mean, std)
         # Changes the fingerprint, so that sets built with this model are told apart.
         self.register_buffer("before_last_relu", torch.ones((), dtype=torch.float32, device="cpu"))
@@ -104,7 +105,7 @@ class _BeforeLastReLU(Classifier):
         return self.head(pooled(self.body(self.normalise(x)).relu()))
 
 
-def plan(p: Preset) -> Plan:
+def plan(p: Preset) -> Evaluations:
     """Return the measurements at a preset.
 
     Args:
@@ -121,7 +122,7 @@ def plan(p: Preset) -> Plan:
         pgd_attack(eps, steps=20, objective=CW()),
         attack(p, eps),
     )
-    plans: Plan = {
+    plans: dict[Any, list[Evaluated]] = {
         ("attack", key): [
             Evaluated(model(p, key, seed), test, (kind.replace(autocast=autocast),), label=f"{key}, {name}")
             for name, kind in zip(ATTACKS, attacks, strict=True)
@@ -135,10 +136,10 @@ def plan(p: Preset) -> Plan:
         one = model(p, "rand", seed) if same else trained(p, constructed(p, "rand", seed), config, label, seed)
         plans["lr", lr] = [evaluated(p, one, radii=())]
     eight = dataclasses.replace(constructed(p, "det", seed), dtype="uint8", label="D_det, 8 bits")
-    if p.dataset == "cifar10" and p.recipes["det"].eps != PAPER_EPS:
+    if p.dataset == "cifar10" and perturbing(p.recipes, "det").eps != PAPER_EPS:
         for key in ("rand", "det"):
             label = f"{TITLES[key]}, radius {PAPER_EPS:g}"
-            recipe = dataclasses.replace(p.recipes[key], eps=PAPER_EPS)
+            recipe = dataclasses.replace(perturbing(p.recipes, key), eps=PAPER_EPS)
             made = constructed(p, key, seed, recipe=recipe, label=label)
             plans["paper's radius", key] = [evaluated(p, trained(p, made, p.on[key], label, seed), radii=())]
     plans["8 bits"] = [evaluated(p, trained(p, eight, p.on["det"], "D_det, 8 bits", seed), radii=())]
@@ -152,7 +153,7 @@ def plan(p: Preset) -> Plan:
     return plans
 
 
-def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+def report(workspace: Workspace, p: Preset, steps: Evaluations) -> Result:
     """Evaluate the measurements.
 
     Args:
@@ -192,7 +193,7 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
                 *((f"D_det, stored as {name}", (Cell(bits[name]), Cell(_success(moved[name])))) for name in bits),
                 *(
                     (
-                        f"{TITLES[key]}, radius {PAPER_EPS:g} instead of {p.recipes[key].eps:g}",
+                        f"{TITLES[key]}, radius {PAPER_EPS:g} instead of {perturbing(p.recipes, key).eps:g}",
                         (Cell(clean(found[row])), Cell(_success(workspace.open(steps[row][0].model.data)))),
                     )
                     for key, row in papers.items()
@@ -262,7 +263,7 @@ def _relu_table(p: Preset, found: dict) -> Table:
     )
 
 
-def _success(made) -> Plain:
+def _success(made: ConstructedSet) -> Plain:
     return Plain((100 * float(made.target_success.float().mean()),), 1)
 
 

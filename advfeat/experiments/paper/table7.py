@@ -100,7 +100,13 @@ def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
                 p.radii,
                 chance,
             ),
-            _cost_of_noise(*(numbers[row][0] for row in list(PAPER)[2:]), chance),
+            _cost_of_noise(
+                nonrobust=numbers["nonrobust"][0],
+                nonrobust_noise=numbers["nonrobust from noise"][0],
+                robust=numbers["robust"][0],
+                robust_noise=numbers["robust from noise"][0],
+                chance=chance,
+            ),
         ],
         notes=["Each claim about robustness is evaluated at the radius with the largest gap between the two models."],
     )

@@ -16,6 +16,7 @@ from advfeat.experiments.shared_stages import (
     outcomes,
     robust,
 )
+from advfeat.experiments.stages import Evaluated
 from advfeat.experiments.workspace import Workspace
 
 PAPER = {"robust training set": 77.33, "robust test set": 62.49, "test set": 48.27}
@@ -27,7 +28,7 @@ def plan(p: Preset) -> Plan:
     Args:
         p: The preset.
     """
-    steps: Plan = {(row, kind): [] for row in PAPER for kind in ("strong", "paper")}
+    steps: dict[tuple[str, str], list[Evaluated]] = {(row, kind): [] for row in PAPER for kind in ("strong", "paper")}
     for seed in p.seeds:
         sets = (constructed(p, "robust", seed), constructed(p, "robust", seed, of="test"), data(p, "test"))
         for row, on in zip(PAPER, sets, strict=True):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from advfeat import plots
-from advfeat.experiments.experiment import Experiment, Plan
-from advfeat.experiments.presets import Preset
+from advfeat.experiments.experiment import Evaluations, Experiment
+from advfeat.experiments.presets import Preset, perturbing
 from advfeat.experiments.result import Cell, Finding, Number, Picture, Plain, Result, Table, compare, fewest_seeds
 from advfeat.experiments.shared_stages import TITLES, clean, constructed, evaluated, guessing, model, outcomes, trained
-from advfeat.experiments.stages import Trained
+from advfeat.experiments.stages import Constructed, Trained
 from advfeat.experiments.workspace import Workspace
 from advfeat.training import paper_attack
 
@@ -33,8 +33,19 @@ def robust_source(p: Preset, key: str, seed: int) -> Trained:
     """
     own = model(p, "adversarial", seed)
     return dataclasses.replace(
-        own, config=own.config.replace(attack=paper_attack(p.recipes[key].eps)), label="D, robust source"
+        own, config=own.config.replace(attack=paper_attack(perturbing(p.recipes, key).eps)), label="D, robust source"
     )
+
+
+def made_by_robust_source(p: Preset, key: str, seed: int) -> Constructed:
+    """Return D_rand or D_det built with the robust source.
+
+    Args:
+        p: The preset.
+        key: "rand" or "det".
+        seed: Seed.
+    """
+    return constructed(p, key, seed, source=robust_source(p, key, seed), label=f"{TITLES[key]}, robust source")
 
 
 def on_robust_source(p: Preset, key: str, seed: int) -> Trained:
@@ -45,9 +56,7 @@ def on_robust_source(p: Preset, key: str, seed: int) -> Trained:
         key: "rand" or "det".
         seed: Seed.
     """
-    name = f"{TITLES[key]}, robust source"
-    made = constructed(p, key, seed, source=robust_source(p, key, seed), label=name)
-    return trained(p, made, p.on[key], name, seed)
+    return trained(p, made_by_robust_source(p, key, seed), p.on[key], f"{TITLES[key]}, robust source", seed)
 
 
 def _model(p: Preset, source: str, key: str, seed: int) -> Trained:
@@ -58,7 +67,7 @@ def _model(p: Preset, source: str, key: str, seed: int) -> Trained:
     return trained(p, usual.data, config, f"D_rand, {source} source, by heart", seed)
 
 
-def plan(p: Preset) -> Plan:
+def plan(p: Preset) -> Evaluations:
     """Return the measurements at a preset.
 
     Args:
@@ -70,7 +79,7 @@ def plan(p: Preset) -> Plan:
     return {row: [evaluated(p, m, radii=()) for m in of_row] for row, of_row in models.items()}
 
 
-def report(workspace: Workspace, p: Preset, steps: Plan) -> Result:
+def report(workspace: Workspace, p: Preset, steps: Evaluations) -> Result:
     """Evaluate the measurements.
 
     Args:
