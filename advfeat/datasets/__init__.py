@@ -13,7 +13,7 @@ when it is first asked for.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advfeat.datasets.base import ArraySource, Source
@@ -70,7 +70,7 @@ _WHERE = {
 }
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name == "open":
         return __getattr__("ConstructedSet").open
     if name in _WHERE:

@@ -215,13 +215,14 @@ class ArraySource(Source):
         labels = labels.to(torch.int64)
         if len(images) == 0:
             raise ValueError(f"data set {name!r} has no samples")
-        classes = _as_classes(classes)
-        check_labels(labels, len(classes), name)
+        names = _as_classes(classes)
+        check_labels(labels, len(names), name)
         if images.dtype == torch.float32:
             for index in torch.arange(len(images), device="cpu").split(_CHUNK):
                 check_images(images[index], index, name)
-        self._images, self.labels, self.classes = images, labels, classes
-        self.name, self.split, self.image_shape = name, split, tuple(images.shape[1:])
+        self._images, self.labels, self.classes = images, labels, names
+        _, channels, height, width = images.shape
+        self.name, self.split, self.image_shape = name, split, (channels, height, width)
         self._fingerprint: str | None = None
 
     def images(self, indices: Indices = None) -> Tensor:
@@ -234,8 +235,8 @@ class ArraySource(Source):
         if self._fingerprint is None:
             hashed = hashlib.sha256(f"{self._images.dtype} {tuple(self._images.shape)}".encode())
             for part in self._images.split(_CHUNK):
-                hashed.update(part.contiguous().numpy())
-            hashed.update(self.labels.contiguous().numpy())
+                hashed.update(part.contiguous().numpy().data)
+            hashed.update(self.labels.contiguous().numpy().data)
             self._fingerprint = hashed.hexdigest()
         return self._fingerprint
 
@@ -307,7 +308,7 @@ def _as_classes(classes: Sequence[str] | int) -> tuple[str, ...]:
     if isinstance(classes, Integral):
         if classes < 1:
             raise ValueError(f"classes should be names, or how many there are, at least 1, got {classes}")
-        classes = range(classes)
+        return tuple(map(str, range(int(classes))))
     return tuple(map(str, classes))
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from advfeat._locks import hold
 from advfeat.datasets.construction import Construction
 from advfeat.datasets.fitness import check_fitness, is_deterministic, warn_of_chance
 from advfeat.datasets.loader import batch_size_for
-from advfeat.datasets.protocol import Data
+from advfeat.datasets.protocol import Data, Identified
 from advfeat.datasets.recipes import PRESETS, MatchRepresentation, Recipe, check_recipe_name, preset
 from advfeat.datasets.store import ConstructedSet, SetWriter, is_complete
 from advfeat.datasets.torch_dataset import as_source
@@ -32,6 +33,13 @@ _BATCH = 250  # images attacked at once, unless asked otherwise
 
 # Seconds that a rank waits for another shard of the others.
 _PATIENCE = 3600.0
+
+
+class _Buildable(Identified, Protocol):
+    """What a build asks of its source: the manifest names the split, too."""
+
+    @property
+    def split(self) -> str: ...
 
 
 def build(
@@ -111,7 +119,7 @@ def build(
         raise TypeError(f"progress should be a function (done, total), got {type(progress).__name__}")
     _model_checks.check_module(model)  # a set is known by the hash of its weights
     batch_size = batch_size_for(source, batch_size, _BATCH)
-    source = as_source(source, model)
+    source = cast(_Buildable, as_source(source, model))  # what lacks one of its attributes says so when it is asked
     if isinstance(recipe, str):
         recipe = _of_its_own(source.name, recipe)
     device = forward.device_of(model) if device is None else _arguments.device("device", device)

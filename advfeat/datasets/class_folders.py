@@ -75,7 +75,8 @@ def find_splits(root: Path) -> dict[str, Path]:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"root={printable(root)} is {'not a folder' if root.exists() else 'not there'}")
-    folders, named = [], {}
+    folders: list[Path] = []
+    named: dict[str, Path] = {}
     for entry in entries_of(root):
         split_name = entry.name.lower() in _SPLIT_NAMES
         if split_name:
@@ -89,11 +90,12 @@ def find_splits(root: Path) -> dict[str, Path]:
                         f"{named[entry.name.lower()].name} and {entry.name}"
                     )
                 named[entry.name.lower()] = Path(entry.path)
+    found: dict[str, Path] = {}  # stays empty for classes, of which one may be called "train", too
     if any(_holds_classes(folder) for folder in named.values()) or not _are_classes(folders):
-        found = {split: next((named[n] for n in names if n in named), None) for split, names in SPLITS.items()}
-        found = {split: folder for split, folder in found.items() if folder is not None}
-    else:
-        found = {}  # a class may be called "train", too
+        for split, names in SPLITS.items():
+            folder = next((named[name] for name in names if name in named), None)
+            if folder is not None:
+                found[split] = folder
     if found:
         if named.keys() >= set(SPLITS["train"]):
             raise ValueError(f"{printable(root)} should have one folder of training images, got train and training")
@@ -258,10 +260,10 @@ def _check_layout(split: Path, folders: list[ClassFolder]) -> None:
             )
     if len(folders) == 1:
         entries = list(entries_of(folders[0].path))
-        below = sum(is_folder(entry) for entry in entries)
-        if below > 1 and not any(is_image(entry.name) for entry in entries):
+        inside = sum(is_folder(entry) for entry in entries)
+        if inside > 1 and not any(is_image(entry.name) for entry in entries):
             raise ValueError(
-                f"{printable(split)} holds one folder, {folders[0].name}, which holds {below} folders and no image: "
+                f"{printable(split)} holds one folder, {folders[0].name}, which holds {inside} folders and no image: "
                 f"give that as root if they are the classes. {what_is_in(folders[0].path)}"
             )
 

@@ -72,11 +72,11 @@ def _tell_of_hidden(split: Path) -> None:
     """A name that begins with a dot is hidden on purpose, or is that of a class."""
     with os.scandir(split) as found:
         hidden = [e for e in found if e.name.startswith(".") and is_folder(e)]
-    hidden = sorted(printable(e.name) for e in hidden if any(is_image(x.name) for x in entries_of(Path(e.path))))
-    if hidden:
+    names = sorted(printable(e.name) for e in hidden if any(is_image(x.name) for x in entries_of(Path(e.path))))
+    if names:
         warnings.warn(
             f"{printable(split)}: folders whose names begin with a dot are passed over, and hold images here: "
-            f"{', '.join(hidden[:3])}{', ...' if len(hidden) > 3 else ''}",
+            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}",
             RuntimeWarning,
             stacklevel=4,
         )

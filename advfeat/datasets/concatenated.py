@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from advfeat.datasets.base import Indices, Source, as_indices, read_images
+
+_Value = TypeVar("_Value", str, str | None)
 
 
 class Concatenated(Source):
@@ -38,7 +41,8 @@ class Concatenated(Source):
         self.name = " + ".join(dict.fromkeys(part.name for part in parts))
         self.split = _common([part.split for part in parts]) or ""
         self.built_from = _common([part.built_from for part in parts])
-        self.classes, self.image_shape = tuple(parts[0].classes), shapes.pop()
+        channels, height, width = shapes.pop()
+        self.classes, self.image_shape = tuple(parts[0].classes), (channels, height, width)
         self.labels = torch.cat([part.labels for part in parts])
         self._ends = list(itertools.accumulate(map(len, parts)))
 
@@ -60,5 +64,5 @@ class Concatenated(Source):
         return hashlib.sha256(" ".join(["concatenated", *content]).encode()).hexdigest()
 
 
-def _common(values: Sequence[Hashable]) -> Hashable | None:
+def _common(values: Sequence[_Value]) -> _Value | None:
     return values[0] if len(set(values)) == 1 else None

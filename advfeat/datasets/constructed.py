@@ -86,6 +86,7 @@ class ConstructedSet(Source):
         self.path, self.manifest = path, _read_manifest(path)
         self.name = str(path)
         self.split = str(self.built_from_entry.get("split", ""))
+        self.built_from = self.built_from_entry.get("name")
         self.classes = tuple(self.manifest["classes"])
         self.image_shape = tuple(self.manifest["image_shape"])
         self._dtype = DTYPES[self.manifest["dtype"]]
@@ -111,11 +112,6 @@ class ConstructedSet(Source):
         """Name, split and fingerprint of the data set that it was built from, as far as they are known."""
         source = self.manifest.get("source")
         return source if isinstance(source, dict) else {}
-
-    @property
-    def built_from(self) -> str | None:
-        """The name of the data set it was built from."""
-        return self.built_from_entry.get("name")
 
     @property
     def fingerprint(self) -> str:
@@ -146,16 +142,18 @@ class ConstructedSet(Source):
     def _open_shard(self, file: Path, entry: dict, verify: bool) -> Shard:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing; {_REPAIR}")
-        if verify and (found := file_sha256(file)) != entry["sha256"]:
+        if verify and (sha256 := file_sha256(file)) != entry["sha256"]:
             raise ValueError(
-                f"{file} is truncated or altered: its sha256 is {found[:16]}..., expected {entry['sha256'][:16]}...; "
+                f"{file} is truncated or altered: its sha256 is {sha256[:16]}..., expected {entry['sha256'][:16]}...; "
                 f"{_REPAIR}"
             )
         try:
             shard = Shard(file)
         except ValueError as error:
             raise ValueError(f"{error}; {_REPAIR}") from error
-        expected = {name: (dtype, (entry["rows"],)) for name, dtype in FIELDS.items()}
+        expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            name: (dtype, (entry["rows"],)) for name, dtype in FIELDS.items()
+        }
         expected["images"] = (self._dtype, (entry["rows"], *self.image_shape))
         found = shard.tensors
         if found != expected:

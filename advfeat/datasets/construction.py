@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from advfeat._read_ahead import read_ahead
 from advfeat.attacks import PGD, AttackResult
 from advfeat.attacks.no_trace import no_trace
-from advfeat.datasets.base import Source, read_images, to_float
+from advfeat.datasets.base import read_images, to_float
+from advfeat.datasets.protocol import LabelledImages
 from advfeat.datasets.recipes import MatchRepresentation, Recipe, noise_start, start_indices
 from advfeat.datasets.rounding import quantise
 from advfeat.forward import output, predicted_classes, taken_by
@@ -29,13 +30,13 @@ class Construction:
     recipe: Recipe
     attack: PGD
     model: nn.Module
-    source: Source
+    source: LabelledImages
     seed: int
     batch_size: int
     dtype: str
     device: torch.device
 
-    def samples(self, batches_of_ids: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+    def samples(self, batches_of_ids: Sequence[Tensor]) -> Generator[dict[str, Tensor], None, None]:
         """For each batch of positions, int64 [B], what :class:`advfeat.datasets.store.SetWriter` takes for them."""
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor, _Batch]]:
@@ -67,10 +68,14 @@ class Construction:
     def _target(self, batch: _Batch) -> Tensor:
         if batch.matched is None:
             return batch.stored_labels.to(self.device)
+        representation = self.model.representation
+        if not callable(representation):
+            raise TypeError(f"model.representation should be a method, got {type(representation).__name__}")
         with no_trace(self.model, self.device), torch.no_grad():
-            features = (
-                taken_by(self.model, batch.matched, self.model.representation).float().reshape(len(batch.index), -1)
-            )
+            found = taken_by(self.model, batch.matched, representation)
+            if not isinstance(found, Tensor):
+                raise TypeError(f"model.representation should give a tensor, got {type(found).__name__}")
+            features = found.float().reshape(len(batch.index), -1)
         batch.matched = None
         wrong = (~features.isfinite().all(dim=1)).nonzero()
         if len(wrong):
@@ -88,9 +93,9 @@ class Construction:
             target = batch.stored_labels.to(self.device) if batch.target is None else batch.target
             look = self.attack.replace(steps=0, stop=None)
             result = look.run(self.model, batch.centre, target, start=to_float(stored).to(self.device))
-        labels_known = result.success is not None and batch.target is None and self.attack.targeted
-        if labels_known and self.attack.autocast is None:
-            says_label = result.success.cpu()  # of the last look at this very image
+        success = result.success if batch.target is None and self.attack.targeted else None  # at the labels
+        if success is not None and self.attack.autocast is None:
+            says_label = success.cpu()  # of the last look at this very image
         else:
             with no_trace(self.model, self.device), torch.no_grad():
                 says_label = predicted_classes(output(self.model, result.x_adv)).cpu() == batch.stored_labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advfeat import _model_checks, forward
 from advfeat._checks import evenly_spaced
@@ -122,11 +122,12 @@ def warn_of_chance(model: nn.Module, source: LabelledImages, device: torch.devic
     Warns:
         RuntimeWarning: As above.
     """
-    index, predicted = evenly_spaced(len(source), _SAMPLES), []
+    index = evenly_spaced(len(source), _SAMPLES)
+    parts: list[Tensor] = []
     with no_trace(model, device):
         for ids in index.split(batch_size):
-            predicted.append(predicted_classes(forward.output(model, source.images(ids).to(device))).cpu())
-    labels, predicted = source.labels[index], torch.cat(predicted)
+            parts.append(predicted_classes(forward.output(model, source.images(ids).to(device))).cpu())
+    labels, predicted = source.labels[index], torch.cat(parts)
     right, n, chance = int((predicted == labels).sum()), len(index), 1 / len(source.classes)
     # Of a few images every share lies within its interval of chance: then it has to be below the middle, too.
     at_chance = wilson(right, n)[0] <= chance and right / n < (1 + chance) / 2

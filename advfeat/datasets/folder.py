@@ -182,7 +182,7 @@ class FolderSource(Source):
 
     def _look(self, channels: int | None) -> tuple[int, int, int]:
         """(C, H, W), from the files' headers: of all of them without ``size``, else as far as the first in colour."""
-        size, colour, first = self.size, None if channels is None else channels == 3, None
+        colour, first = None if channels is None else channels == 3, None
         for file, header in zip(self._files, _headers(self._files), strict=True):
             first = first or header
             if self.size is None and (header.height, header.width) != (first.height, first.width):
@@ -197,8 +197,11 @@ class FolderSource(Source):
                 colour = True
             if self.size is not None and (colour or channels is not None):
                 break
-        size = size or (first.height, first.width)
-        return (3 if colour else 1, *size)
+        if self.size is not None:
+            return (3 if colour else 1, *self.size)
+        if first is None:
+            raise ValueError("there should be at least one image to look at")
+        return (3 if colour else 1, first.height, first.width)
 
     def _decoded(self, index: list[int]) -> Iterator[Tensor]:
         if len(index) == 1 or get_worker_info() is not None:  # a DataLoader's worker is one of several already

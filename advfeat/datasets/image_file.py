@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from advfeat.datasets.reading import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
 
 # What is opened, whatever the file is called. Only these: left to itself Pillow opens PostScript, under any name, with
 # Ghostscript, which carries out the program that the file is.
@@ -63,7 +65,7 @@ def read_header(file: Path) -> Header:
             ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million; a script may set another limit, or None).
     """
     with _opened(file) as image:
-        if image.format == "PNG" and _exif_behind_pixels(image.fp):
+        if image.format == "PNG" and image.fp is not None and _exif_behind_pixels(image.fp):
             image.load()  # which reads it
         width, height = image.size
         # Pillow turns a TIFF itself, its size included.
@@ -87,13 +89,12 @@ def read_pixels(file: Path, channels: int, size: tuple[int, int] | None = None) 
         FileNotFoundError: Where there is none.
         ValueError: As :func:`read_header`, and for a file that is damaged, or has colour where channels is 1.
     """
-    with _opened(file) as image:
-        if channels == 1 and image.mode not in _GREY:
-            raise _Refused(f"{printable(file)} has colour (mode {image.mode}), and the images of this set are grey")
-        _scale_transparency(image)
-        image.load()
-        image = _upright(image)
-        image = _on_white(image).convert("L" if channels == 1 else "RGB")
+    with _opened(file) as opened:
+        if channels == 1 and opened.mode not in _GREY:
+            raise _Refused(f"{printable(file)} has colour (mode {opened.mode}), and the images of this set are grey")
+        _scale_transparency(opened)
+        opened.load()
+        image = _on_white(_upright(opened)).convert("L" if channels == 1 else "RGB")
         if size is not None:
             image = _resize_and_crop(image, *size, file)
         flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
@@ -101,7 +102,7 @@ def read_pixels(file: Path, channels: int, size: tuple[int, int] | None = None) 
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Image]:
+def _opened(file: Path) -> Iterator[ImageFile]:
     """The opened image, of 8 bits a channel; whatever goes wrong names the file."""
     try:
         from PIL import Image
@@ -138,10 +139,10 @@ def _opened(file: Path) -> Iterator[Image]:
             raise ValueError(f"{printable(file)} cannot be read as an image: {error or repr(error)}") from error
 
 
-def _deep(image: Image) -> bool:
+def _deep(image: ImageFile) -> bool:
     """Whether a channel has more than 8 bits. The mode does not tell: Pillow cuts 16-bit colour to 8 bits."""
     if image.format == "TIFF":
-        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
+        return max(cast("TiffImageFile", image).tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
     for tile in image.tile:
         decoder = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if isinstance(decoder[0], str) and "16" in decoder[0] and not decoder[0].startswith("BGR;"):  # a whole pixel
@@ -163,7 +164,7 @@ def _orientation(image: Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _exif_behind_pixels(stream: BinaryIO) -> bool:
+def _exif_behind_pixels(stream: IO[bytes]) -> bool:
     """Whether a PNG has an orientation behind its pixels, perhaps: found without reading these."""
     handle, place, seen = stream.fileno(), 8, False
     while len(head := os.pread(handle, 8 + 21, place)) >= 8 and head[4:8] != b"IEND":
@@ -174,11 +175,12 @@ def _exif_behind_pixels(stream: BinaryIO) -> bool:
     return False
 
 
-def _scale_transparency(image: Image) -> None:
+def _scale_transparency(image: ImageFile) -> None:
     """The transparent grey of a PNG of 2 or 4 bits as the pixels will have it, which Pillow spreads over 0 .. 255."""
     if image.format != "PNG" or image.mode != "L" or not isinstance(image.info.get("transparency"), int):
         return
-    steps = {"L;2": 3, "L;4": 15}.get(image.tile[0][3] if image.tile else "", 255)
+    highest: dict[object, int] = {"L;2": 3, "L;4": 15}
+    steps = highest.get(image.tile[0][3] if image.tile else "", 255)
     # The lower bits count, and of a value that is spread already they are the ones before.
     image.info["transparency"] = (image.info["transparency"] & steps) * (255 // steps)
 

@@ -41,7 +41,7 @@ def dataset_of(data: Any, name: str) -> Any:
             f"{name} should be a DataLoader of torch or a data set, got {type(data).__name__}, which makes batches of "
             "its own: give its dataset, loader.dataset"
         )
-    dataset = data.dataset
+    dataset: Any = data.dataset  # torch declares no __len__ of datasets and samplers
     if isinstance(dataset, IterableDataset):
         return dataset  # refused as such, by whoever asks for samples by position
     if data.collate_fn not in (default_collate, default_convert):
@@ -55,7 +55,7 @@ def dataset_of(data: Any, name: str) -> Any:
     if data.batch_sampler is not None and data.batch_size is None:
         called = type(data.batch_sampler).__name__
         raise _refused(name, f"batch_sampler={called}", "no batch_sampler, for batches are not made by the loader")
-    sampler = data.sampler
+    sampler: Any = data.sampler
     plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
     if type(sampler) is SubsetRandomSampler:
         dataset = Subset(dataset, list(sampler.indices))

@@ -75,7 +75,8 @@ def load_cifar10(root: Path, split: str) -> ArraySource:
         ValueError: Naming a file whose MD5 is wrong.
     """
     folder = _folder(root, "cifar-10-batches-py", "cifar10", "cifar-10-python.tar.gz")
-    images, labels = [], []
+    images: list[Tensor] = []
+    numbers: list[int] = []
     for name, md5 in _CIFAR10_FILES[split]:
         path = folder / name
         with _open(path) as file:
@@ -90,8 +91,8 @@ def load_cifar10(root: Path, split: str) -> ArraySource:
             )
         pixels, batch_labels = scan_cifar_batch(data, path)
         images.append(pixels)
-        labels += batch_labels
-    labels = torch.tensor(labels, dtype=torch.int64, device="cpu")
+        numbers += batch_labels
+    labels = torch.tensor(numbers, dtype=torch.int64, device="cpu")
     return ArraySource(torch.cat(images), labels, CIFAR10_CLASSES, "cifar10", split)
 
 
@@ -120,7 +121,7 @@ def scan_cifar_batch(data: bytes, path: Path) -> tuple[Tensor, list[int]]:
                 inside = argument == "labels"
                 if len(argument) > 2048:
                     pixels = argument.encode("latin-1")
-            elif inside and operation.name.startswith("BININT"):
+            elif inside and operation.name.startswith("BININT") and isinstance(argument, int):
                 labels.append(argument)
             elif operation.name == "SETITEMS":
                 inside = False
@@ -232,7 +233,7 @@ def _read_idx(path: Path, most: tuple[int, ...]) -> Tensor:
             raise ValueError(f"{path} is truncated or altered: {error}") from error
 
 
-def _idx_values(file: BinaryIO, path: Path, most: tuple[int, ...], size: str = "more bytes") -> Tensor:
+def _idx_values(file: BinaryIO | gzip.GzipFile, path: Path, most: tuple[int, ...], size: str = "more bytes") -> Tensor:
     """The values of an opened IDX file, of which no more than its head promises is read."""
     start = file.read(4)
     if start != bytes((0, 0, 8, len(most))):
@@ -240,8 +241,8 @@ def _idx_values(file: BinaryIO, path: Path, most: tuple[int, ...], size: str = "
     sizes = file.read(4 * len(most))
     shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, 4 * len(most), 4)]
     if len(sizes) == 4 * len(most) and (shape[0] > most[0] or shape[1:] != list(most[1:])):
-        expected = ", ".join([f"at most {most[0]:,}", *map(str, most[1:])])
-        raise ValueError(f"{path} should have the shape [{expected}], got {shape} in its head")
+        allowed = ", ".join([f"at most {most[0]:,}", *map(str, most[1:])])
+        raise ValueError(f"{path} should have the shape [{allowed}], got {shape} in its head")
     expected = math.prod(shape)
     data = file.read(expected + 1)
     if len(sizes) < 4 * len(most) or len(data) != expected:

@@ -207,18 +207,19 @@ def _fast_basis(config: PlantedConfig) -> Tensor:
     channels, height, width = config.shape
     y, x = _grid(height, width)
     patterns = []
-    for (fy, fx), colour in zip(_FAST, _COLOURS, strict=True):
-        colour = torch.tensor(colour if channels == 3 else (1.0,), dtype=torch.float64, device="cpu")
+    for (fy, fx), rgb in zip(_FAST, _COLOURS, strict=True):
+        colour = torch.tensor(rgb if channels == 3 else (1.0,), dtype=torch.float64, device="cpu")
         patterns.append(colour[:, None, None] * (1 - 2 * ((fy * y + fx * x) % 2)))
     return _unit(torch.stack(patterns[: config.classes]))
 
 
 def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:
-    return torch.meshgrid(
+    y, x = torch.meshgrid(
         torch.arange(height, dtype=torch.float64, device="cpu"),
         torch.arange(width, dtype=torch.float64, device="cpu"),
         indexing="ij",
     )
+    return y, x
 
 
 def _unit(patterns: Tensor) -> Tensor:

@@ -18,18 +18,28 @@ class LabelledImages(Protocol):
 
     Trainings and builds also need a ``fingerprint``, a text that differs where images or labels do: finished work is
     found by it. :class:`advfeat.datasets.Source` has both, and is a ``torch.utils.data.Dataset`` besides.
-
-    Attributes:
-        name: What it is called in messages and results.
-        classes: The names of its classes, by label.
-        labels: int64 [N], on the CPU.
-        image_shape: (C, H, W).
     """
 
-    name: str
-    classes: Sequence[str]
-    labels: Tensor
-    image_shape: tuple[int, int, int]
+    # Properties, for nobody sets them: a tuple of names then serves as well as a list.
+    @property
+    def name(self) -> str:
+        """What it is called in messages and results."""
+        ...
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of its classes, by label."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], on the CPU."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        ...
 
     def __len__(self) -> int:
         """The number of samples, N."""
@@ -44,6 +54,15 @@ class LabelledImages(Protocol):
         Returns:
             float32 [k, C, H, W] in [0, 1], on the CPU, the caller's own, in the order of ``indices``.
         """
+        ...
+
+
+class Identified(LabelledImages, Protocol):
+    """A data set that finished work is found by: trained on, or built from."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that differs where images or labels do."""
         ...
 
 

@@ -69,7 +69,7 @@ class Shard:
         if made.numel() == 0:
             return made
         size = made[0].numel() * made.element_size()
-        into = memoryview(made.view(torch.uint8).numpy().reshape(-1)).cast("B")
+        into = made.view(torch.uint8).numpy().reshape(-1).data.cast("B")
         with open(self.file, "rb", buffering=0) as file:
             done = 0
             for first, count in [(0, shape[0])] if rows is None else _runs(rows.tolist()):

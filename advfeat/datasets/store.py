@@ -113,8 +113,9 @@ class SetWriter:
         self.shards = math.ceil(n / shard_size)
         self.damaged: dict[str, str] = {}
         fixed = {"format": FORMAT, "version": VERSION, "code": __version__, "n": n, "shard_size": shard_size}
+        given = {key: as_json(value) for key, value in manifest.items()}
         # Through JSON, so that what is compared with a file went through the same.
-        self._identify(json.loads(json.dumps({**fixed, **as_json(manifest)}, allow_nan=False)))
+        self._identify(json.loads(json.dumps(fixed | given, allow_nan=False)))
         self._dtype = DTYPES[manifest["dtype"]]
 
     def rows(self, shard: int) -> range:

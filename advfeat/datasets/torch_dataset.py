@@ -44,7 +44,8 @@ class TorchDataset(Source):
         self.dataset, self.classes = dataset, tuple(classes)
         self.name = name or type(dataset.dataset if isinstance(dataset, _Some) else dataset).__name__
         self.labels = labels_of(dataset)
-        self.image_shape = tuple(self._item(0)[0].shape) if len(self.labels) else (0, 0, 0)
+        channels, height, width = self._item(0)[0].shape if len(self.labels) else (0, 0, 0)
+        self.image_shape = (channels, height, width)
         self._fingerprint: str | None = None
 
     def images(self, indices: Indices = None) -> Tensor:
@@ -71,8 +72,8 @@ class TorchDataset(Source):
         if self._fingerprint is None:
             hashed = hashlib.sha256(f"torch {self.image_shape}".encode())
             for index in torch.arange(len(self), device="cpu").split(1000):
-                hashed.update(self.images(index).numpy())
-            hashed.update(self.labels.numpy())
+                hashed.update(self.images(index).numpy().data)
+            hashed.update(self.labels.numpy().data)
             self._fingerprint = hashed.hexdigest()
         return self._fingerprint
 
@@ -81,12 +82,13 @@ class TorchDataset(Source):
 
     def _items(self, positions: list[int]) -> Iterator[tuple[int, tuple[Tensor, int]]]:
         """(position, sample) of each; many are asked for at once where the dataset can, as a ``DataLoader`` does."""
-        if not callable(getattr(self.dataset, "__getitems__", None)):
+        several = getattr(self.dataset, "__getitems__", None)
+        if not callable(several):
             yield from ((position, self._item(position)) for position in positions)
             return
         for begin in range(0, len(positions), _AT_ONCE):
             some = positions[begin : begin + _AT_ONCE]
-            for position, item in zip(some, self.dataset.__getitems__(some), strict=True):
+            for position, item in zip(some, several(some), strict=True):
                 yield position, _checked(item, position, self.name)
 
 
@@ -131,53 +133,55 @@ def some_of(data: Data, limit: int | None, name: str = "source") -> tuple[Any, T
     Raises:
         ValueError: For a ``DataLoader`` that makes other samples of its dataset's, as :func:`as_source`.
     """
-    data = dataset_of(data, name)
-    if (source := _of_sources(data)) is not None:
-        data = source
-    is_of_torch = isinstance(data, Dataset) and not isinstance(data, IterableDataset) and not hasattr(data, "images")
-    if limit is None or not is_of_torch or not hasattr(data, "__len__") or len(data) <= limit:
-        return data, None
-    positions = evenly_spaced(len(data), limit)
-    return _Some(data, positions.tolist()), positions
+    found = dataset_of(data, name)
+    if (source := _of_sources(found)) is not None:
+        found = source
+    is_of_torch = isinstance(found, Dataset) and not isinstance(found, IterableDataset) and not hasattr(found, "images")
+    if limit is None or not is_of_torch or not hasattr(found, "__len__") or len(found) <= limit:
+        return found, None
+    positions = evenly_spaced(len(found), limit)
+    return _Some(found, positions.tolist()), positions
 
 
-def as_source(data: Data, model: Callable | None = None, name: str = "source") -> LabelledImages:
+def as_source(data: Data, model: Callable | LabelledImages | None = None, name: str = "source") -> LabelledImages:
     """A data set of this package as it is, or one of ``torch.utils.data`` as such.
 
     Args:
         data: A source; ``Subset`` and ``ConcatDataset`` over sources become one, which reads many images at once. A
             ``DataLoader`` stands for its data set (:func:`advfeat.datasets.loader.dataset_of`), and any other map-style
             dataset becomes a :class:`TorchDataset`.
-        model: Its names of classes count where the dataset has none; else classes are called "0", "1", ...
+        model: Its names of classes count where the dataset has none, and so do those of another data set; else classes
+            are called "0", "1", ...
         name: Of the argument, in messages.
 
     Raises:
         TypeError: For anything else, saying what is missing.
         ValueError: For a ``DataLoader`` that makes other samples of its dataset's.
     """
-    data = dataset_of(data, name)
-    if isinstance(data, IterableDataset):
-        raise TypeError(f"{name} should have samples by position, got the iterable dataset {type(data).__name__}")
-    if (source := _of_sources(data)) is not None:
+    found = dataset_of(data, name)
+    if isinstance(found, IterableDataset):
+        raise TypeError(f"{name} should have samples by position, got the iterable dataset {type(found).__name__}")
+    if (source := _of_sources(found)) is not None:
         return source
-    missing = [need for need in _NEEDS if not hasattr(data, need)]
-    if not missing and not hasattr(data, "__len__"):
+    missing = [need for need in _NEEDS if not hasattr(found, need)]
+    if not missing and not hasattr(found, "__len__"):
         missing = ["__len__"]
-    if not isinstance(data, Source) and (isinstance(data, Dataset) or (missing and _is_map_style(data))):
-        if missing or not callable(data.images):
-            return TorchDataset(data, _classes(data, model))
-    if missing or not callable(getattr(data, "images", None)):
+    images = getattr(found, "images", None)
+    if not isinstance(found, Source) and (isinstance(found, Dataset) or (missing and _is_map_style(found))):
+        if missing or not callable(images):
+            return TorchDataset(found, _classes(found, model))
+    if missing or not callable(images):
         lacks = f", which has no {', '.join(missing)}" if missing else ""
-        how = f"advfeat.datasets.load({str(data)!r}) opens one by name" if _is_path(data) else _HOW
-        raise TypeError(f"{name} should be a data set, got {type(data).__name__}{lacks}: {how}")
-    return data
+        how = f"advfeat.datasets.load({str(found)!r}) opens one by name" if _is_path(found) else _HOW
+        raise TypeError(f"{name} should be a data set, got {type(found).__name__}{lacks}: {how}")
+    return found
 
 
 def _of_sources(data: Any) -> Source | None:
     """The source that a ``Subset`` or ``ConcatDataset`` over sources stands for, None for anything else."""
-    held = _parts(data)
-    parts = [part if isinstance(part, Source) else _of_sources(part) for part in held]
-    if not parts or any(part is None for part in parts):
+    held = [part if isinstance(part, Source) else _of_sources(part) for part in _parts(data)]
+    parts = [part for part in held if part is not None]
+    if not parts or len(parts) < len(held):
         return None
     given = class_names(data)  # a user's own, set on what torch made
     if given is not None and any(given != tuple(part.classes) for part in parts):
@@ -194,7 +198,7 @@ def _parts(data: Any) -> list[Any]:
     for kind in (Subset, ConcatDataset):
         methods = ("__getitem__", "__getitems__", "__len__")
         if isinstance(data, kind) and all(getattr(type(data), m, None) is getattr(kind, m, None) for m in methods):
-            return [data.dataset] if kind is Subset else list(data.datasets)
+            return [data.dataset] if isinstance(data, Subset) else list(data.datasets)
     return []
 
 
@@ -207,13 +211,13 @@ def _is_map_style(data: Any) -> bool:
     return not builtin and hasattr(type(data), "__getitem__") and hasattr(type(data), "__len__") and len(data) > 0
 
 
-def _classes(data: Any, model: Callable | None) -> tuple[str, ...]:
+def _classes(data: Any, model: Callable | LabelledImages | None) -> tuple[str, ...]:
     own = _names_of(data) or class_names(model)
     if own is not None:
         return own
     count = known(model, "num_classes")
     if not isinstance(count, int):
-        count = _asked(model, data)
+        count = _asked(model, data) if callable(model) else None
     elif count == 1:  # one logit is two classes
         count = 2
     labels = labels_of(data)
