@@ -73,24 +73,23 @@ class Robustness:
     def to_dict(self) -> dict:
         """Return the results as JSON values."""
         carried = None if self.converged else f"attack not converged: {self.carried} samples broke at a smaller radius"
-        return as_json(
-            {
-                "name": self.name,
-                "eps": self.eps,
-                "robust_accuracy": self.accuracy.to_dict(),
-                "found_alone": self.found_alone.to_dict(),
-                "carried_from_smaller_radii": self.carried,
-                "note": "; ".join(filter(None, (carried, self.unattacked))) or None,
-                "attacked": self.attacked,
-                "mean_margin": self.margin,
-                "zero_gradient_samples": self.zero_gradient,
-                "nonfinite_gradient_samples": self.nonfinite_gradient,
-                "largest_distance": self.largest_distance,
-                "forward_passes": self.forward_passes,
-                "backward_passes": self.backward_passes,
-                "attack": self.attack,
-            }
-        )
+        found = {
+            "name": self.name,
+            "eps": self.eps,
+            "robust_accuracy": self.accuracy.to_dict(),
+            "found_alone": self.found_alone.to_dict(),
+            "carried_from_smaller_radii": self.carried,
+            "note": "; ".join(filter(None, (carried, self.unattacked))) or None,
+            "attacked": self.attacked,
+            "mean_margin": self.margin,
+            "zero_gradient_samples": self.zero_gradient,
+            "nonfinite_gradient_samples": self.nonfinite_gradient,
+            "largest_distance": self.largest_distance,
+            "forward_passes": self.forward_passes,
+            "backward_passes": self.backward_passes,
+            "attack": self.attack,
+        }
+        return {key: as_json(value) for key, value in found.items()}
 
 
 @dataclass(frozen=True)

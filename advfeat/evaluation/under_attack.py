@@ -71,7 +71,10 @@ def attacked_samples(
     """
     model, eps = judged.model, float(attack.threat.eps)
     device, dtype = forward.device_of(model), forward.image_dtype(model)
-    broken, claimed, margins, farthest, zero, nonfinite = [], [], [], 0.0, 0, 0
+    hits: list[Tensor] = []
+    claimed: list[Tensor] = []
+    margins: list[Tensor] = []
+    farthest, zero, nonfinite = 0.0, 0, 0
     forwarded = backwarded = 0
     if itself:
         attack = attack.replace(autocast=None)
@@ -99,21 +102,21 @@ def attacked_samples(
         for (x, y, _), result in attack.over(attacked, batches()):
             logits = judged.logits(result.x_adv)
             hit = predicted_classes(logits) != y
-            if every_iterate_counts and result.first_success is not None:
+            if every_iterate_counts and result.success is not None and result.first_success is not None:
                 hit |= result.success | (result.first_success >= 0)
             if eps == 0:
                 hit = torch.zeros_like(hit)
             farthest = max(farthest, _distance(attack, result.x_adv, x))
             if math.isfinite(eps) and farthest > eps * (1 + 1e-5) + 1e-6:
                 raise RuntimeError(f"the attack left its ball: an example is {farthest:.8g} away, eps is {eps:.8g}")
-            broken.append(hit.cpu())
-            claimed.append(torch.zeros_like(broken[-1]) if result.success is None else result.success.cpu())
+            hits.append(hit.cpu())
+            claimed.append(torch.zeros_like(hits[-1]) if result.success is None else result.success.cpu())
             margins.append(class_margins(logits, y).cpu())
             zero += int((result.zero_grad_steps > 0).sum())
             nonfinite += int((result.nonfinite_grad_steps > 0).sum())
             forwarded, backwarded = forwarded + result.samples_forwarded, backwarded + result.samples_backwarded
             report.advance(len(x))
-    broken = torch.cat(broken) if broken else torch.zeros(0, dtype=torch.bool, device="cpu")
+    broken = torch.cat(hits) if hits else torch.zeros(0, dtype=torch.bool, device="cpu")
     # A false success, seen only by the copy or in low precision, may have stopped the attack or displaced a real
     # success: the sample would count as robust though the model itself was never attacked. Attack these samples again,
     # on the model itself.

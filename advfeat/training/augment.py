@@ -46,7 +46,7 @@ class Augmentation:
         if name not in AUGMENTATIONS:
             raise ValueError(f"augment should be one of {', '.join(AUGMENTATIONS)}, got {name!r}")
         self.name, self.samples, self.seed, self._pixels = name, samples, seed, pixels
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.pixels = self._most(self.size)
         self._made_for: tuple[int, tuple[int, int]] | None = None
         self._moves = torch.empty(0, dtype=torch.float32, device="cpu")
@@ -101,7 +101,7 @@ class Augmentation:
         """
         if self.name == "none":
             return images
-        size = tuple(images.shape[2:])
+        size = (images.shape[2], images.shape[3])
         moves = self.moves(epoch, images.device, size)[sample_ids]
         return flip(translate(images, moves[:, 0], moves[:, 1], self._most(size)), moves[:, 2].bool())
 

@@ -96,7 +96,8 @@ def channel_statistics(source: LabelledImages, most: int = 10_000) -> tuple[tupl
         (mean, std) per channel in pixel scale [0, 1], rounded to 6 digits. A constant channel gets a standard deviation
         of 1.
     """
-    count, total, squares = 0, 0.0, 0.0
+    count = 0
+    total, squares = torch.zeros(2, source.image_shape[0], dtype=torch.float64, device="cpu")
     for part in evenly_spaced(len(source), most).split(1000):
         images = read_images(source, part)
         check_images(images, part, source.name)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from advfeat._checks import check_pair, from_environment
 from advfeat._model_checks import check_module
 from advfeat.attacks import PGD
 from advfeat.datasets.loader import batch_size_for
-from advfeat.datasets.protocol import Data, LabelledImages
+from advfeat.datasets.protocol import Data, Identified, LabelledImages
 from advfeat.datasets.torch_dataset import as_source
 from advfeat.eval_mode import trained_here
 from advfeat.evaluation import evaluate
@@ -128,14 +128,16 @@ def train(
                 f"model should come from advfeat.models.create or adapt if it is to be saved in out, got "
                 f"{type(model).__name__}"
             )
-    if batch_size_for(train_source, None, config.batch_size) != config.batch_size:
+    if (of_loader := batch_size_for(train_source, None, config.batch_size)) != config.batch_size:
         raise ValueError(
-            f"config.batch_size should be that of the DataLoader that train_source is, {train_source.batch_size}, got "
+            f"config.batch_size should be that of the DataLoader that train_source is, {of_loader}, got "
             f"{config.batch_size}: set it, or give the loader's dataset, loader.dataset"
         )
     test_batch = batch_size_for(test_source, None, _TEST_BATCH)
-    train_source = as_source(train_source, model, "train_source")
-    test_source = None if test_source is None else as_source(test_source, train_source, "test_source")
+    # What has no fingerprint says so itself, once it is asked for it.
+    train_source = cast(Identified, as_source(train_source, model, "train_source"))
+    if test_source is not None:
+        test_source = cast(Identified, as_source(test_source, train_source, "test_source"))
     check_pair(train_source, test_source, same_classes)
     check_label_safe(config.augment, f"data set {train_source.name!r}", train_source.classes, config.allow_flip)
     config = _with_statistics(config, train_source)
@@ -196,7 +198,7 @@ def train(
 def _note(model: nn.Module, description: dict) -> None:
     """Record the training in the model, so that building a data set with a model of another training is noticed."""
     if isinstance(model, Model):
-        model.trained_with = as_json(description)
+        model.trained_with = {key: as_json(value) for key, value in description.items()}
 
 
 class _Loop:
@@ -356,7 +358,7 @@ def _check_finite(losses: Tensor, epoch: int, first: int) -> None:
         )
 
 
-def _describe(source: LabelledImages) -> dict:
+def _describe(source: Identified) -> dict:
     return {
         "name": source.name,
         "samples": len(source),
