@@ -270,7 +270,8 @@ class Usefulness:
         "robust" if it is robust for at least one class (as Goh counts), "useless" if it is useless for all,
         "inconclusive" if it is robust for none but some gamma is within its error of 0, else "non-robust".
         """
-        robust, useful, open_ = self.robust.any(1), self.useful, self.useful & ~self.robust & ~self.non_robust
+        robust, useful = np.asarray(self.robust.any(1)), self.useful
+        open_ = useful & ~self.robust & ~self.non_robust
         return [
             ROBUST if robust[j] else USELESS if not useful[j].any() else INCONCLUSIVE if open_[j].any() else NON_ROBUST
             for j in range(len(robust))
@@ -469,9 +470,9 @@ def usefulness(ranges: Ranges, labels: Tensor, *, significance: float = 3.0) -> 
         clean = y * s * value
         attacked = np.where(y * s > 0, low, -high)
         sign[:, c] = s
-        for moment, error, sample in ((rho, rho_error, clean), (gamma, gamma_error, attacked)):
+        for moment, moment_error, sample in ((rho, rho_error, clean), (gamma, gamma_error, attacked)):
             moment[:, c] = sample.mean(0)
-            error[:, c] = sample.std(0) / math.sqrt(n)
+            moment_error[:, c] = sample.std(0) / math.sqrt(n)
     stuck = None if ranges.stuck is None else ranges.stuck.cpu().numpy()
     return Usefulness(rho, rho_error, gamma, gamma_error, sign, tuple(columns), n, stuck, significance)
 
@@ -513,10 +514,8 @@ def containment(first: tuple[float, float], second: tuple[float, float], alpha: 
     for name, pair in (("first", first), ("second", second)):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(f"{name} should be (robustness, usefulness), got {pair!r}")
-    first, second = (
-        tuple(number(f"{name}[{i}]", v) for i, v in enumerate(pair))
-        for name, pair in (("first", first), ("second", second))
-    )
+    first = number("first[0]", first[0]), number("first[1]", first[1])
+    second = number("second[0]", second[0]), number("second[1]", second[1])
     alpha = number("alpha", alpha)
     for name, value in (("first robustness", first[0]), ("second robustness", second[0])):
         if not value > 0:
@@ -538,7 +537,9 @@ def _warn_of_randomness(features: Callable, x: Tensor) -> None:
 
     with no_trace(features, x.device), torch.no_grad():  # one block for both: it restores the random state
         first, second = taken_by(features, x.clone()), taken_by(features, x.clone())
-    if isinstance(first, Tensor) and first.is_floating_point() and not _model_checks.agree(first, second):
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return  # refused by whoever takes the values
+    if first.is_floating_point() and not _model_checks.agree(first, second):
         _model_checks.warn_of_randomness("usefulness and its ranges are of single draws", 3)
 
 

@@ -201,8 +201,17 @@ def paired_bars(
     for side, offset, colour, name in ((1, -0.2, "#9ecae1", "accuracy"), (2, 0.2, "#0072b2", second)):
         mean, low, high = np.array([group[side] for group in groups]).T
         error = np.maximum(0, np.stack([mean - low, high - mean]))
-        style = {"ecolor": _INK, "error_kw": {"elinewidth": 0.9}}
-        ax.bar(place + offset, mean, 0.38, yerr=error, capsize=2.5, color=colour, label=name, **style)
+        ax.bar(
+            place + offset,
+            mean,
+            0.38,
+            yerr=error,
+            capsize=2.5,
+            color=colour,
+            label=name,
+            ecolor=_INK,
+            error_kw={"elinewidth": 0.9},
+        )
     for i, group in enumerate(groups):
         label = "paper" if i == 0 else None
         ax.plot([i - 0.2, i + 0.2], group[3], "D", color=_PAPER, markersize=4.5, label=label, linestyle="none")
@@ -248,8 +257,11 @@ def _name_points(ax: Axes, points: list[tuple[str, float, float]]) -> None:
     """Write names beside points, each on the side that is furthest from the other points and names."""
     ax.figure.canvas.draw()  # sets the final axis limits
     to_points = 72 / ax.figure.dpi
-    taken = [to_points * ax.transData.transform(at) for _, *at in points]
-    for i, (name, *at) in enumerate(points):
+    taken: list[tuple[float, float]] = []
+    for _, at_x, at_y in points:
+        x, y = to_points * ax.transData.transform((at_x, at_y))
+        taken.append((float(x), float(y)))
+    for i, (name, at_x, at_y) in enumerate(points):
         x, y = taken[i]
         width = 1.9 * len(name)  # half of it
         # Offset of the text's centre from the point, then the arguments of annotate for it.
@@ -261,7 +273,9 @@ def _name_points(ax: Axes, points: list[tuple[str, float, float]]) -> None:
         others = taken[:i] + taken[i + 1 :]
         room = [min((_gap(x + s[0] - ox, y + s[1] - oy, width) for ox, oy in others), default=0) for s in sides]
         best = sides[max(range(4), key=lambda k: (min(room[k], 8), -k))]
-        ax.annotate(name, at, xytext=best[2:4], textcoords="offset points", fontsize=7, color=_INK, ha=best[4])
+        ax.annotate(
+            name, (at_x, at_y), xytext=best[2:4], textcoords="offset points", fontsize=7, color=_INK, ha=best[4]
+        )
         taken += [(x + best[0] + part * width, y + best[1]) for part in (-1, 0, 1)]
 
 
