@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from advfeat.attacks import Converged
 from advfeat.cli.console import bar
@@ -30,7 +30,7 @@ def run(c: commands.Build) -> None:
     model = load_model(c.model)
     source = c.data.load("train", model.input_shape)
     recipe = preset(c.preset or _preset_of(c.data.dataset), c.recipe)
-    given = {"eps": c.eps, "steps": c.steps, "step_size": c.step_size, "start": c.start}
+    given: dict[str, Any] = {"eps": c.eps, "steps": c.steps, "step_size": c.step_size, "start": c.start}
     given["stop"] = Converged() if c.converge else None
     fields = {f.name for f in dataclasses.fields(recipe)}
     for name, value in given.items():

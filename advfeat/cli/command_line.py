@@ -7,6 +7,7 @@ import difflib
 import os
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
 import tyro
 from tyro.conf import OmitArgPrefixes
@@ -15,10 +16,16 @@ from advfeat._version import __version__
 from advfeat.cli import ending, options
 from advfeat.cli.commands import Command, Train
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 _COMMANDS = ("train", "build", "evaluate", "attack", "features", "demo", "reproduce", "theory", "info")
+_Unprefixed = OmitArgPrefixes[Command]
 _NARROWEST = 20  # columns
 _GOING_ON = ("train", "build", "demo", "reproduce")
-_EXTRA_OPTIONS = {Train: {"batch_size": "train_batch_size", "attack": "adversarial", "resume": "restart"}}
+_EXTRA_OPTIONS: dict[type, dict[str, str]] = {
+    Train: {"batch_size": "train_batch_size", "attack": "adversarial", "resume": "restart"}
+}
 _DESCRIPTION = """Robust and non-robust features: attacks, data sets, training, evaluation.
 
 advfeat COMMAND --help lists the options of a command, advfeat --version prints the version, and advfeat --completion
@@ -51,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif first and not first.startswith("-") and first not in _COMMANDS:
             _unknown(first)
         _widen()
-        command = tyro.cli(OmitArgPrefixes[Command], prog="advfeat", description=_DESCRIPTION, args=arguments)
+        command = tyro.cli(_Unprefixed, prog="advfeat", description=_DESCRIPTION, args=arguments)
         names |= _option_names(command)
         options.settled(command).run()
 
@@ -76,10 +83,13 @@ def _unknown(command: str) -> None:
     raise SystemExit(2)
 
 
-def _option_names(command: object) -> dict[str, str]:
+def _option_names(command: DataclassInstance) -> dict[str, str]:
     """Map the library's argument names to the options of the command line."""
     names: dict[str, str] = {}
     for f in dataclasses.fields(command):
         value = getattr(command, f.name)
-        names |= _option_names(value) if dataclasses.is_dataclass(value) else {f.name: options.option_of(f.name)}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            names |= _option_names(value)
+        else:
+            names[f.name] = options.option_of(f.name)
     return names | {k: options.option_of(v) for k, v in _EXTRA_OPTIONS.get(type(command), {}).items()}

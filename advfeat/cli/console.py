@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import IO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from advfeat.cli.output import stdout
 
-console = Console(file=stdout)
+console = Console(file=cast("IO[str]", stdout))  # it has what rich asks of a file
 
 
 class _Rate(ProgressColumn):

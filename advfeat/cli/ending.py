@@ -21,6 +21,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
+from typing import TypeGuard
 
 from advfeat.cli.output import discard, stdout
 
@@ -129,12 +130,13 @@ def _written(option: str, switch: str | None) -> str:
     return option if switch else f"{option} "
 
 
-def _is_of_printing(error: Exception) -> bool:
+def _is_of_printing(error: Exception) -> TypeGuard[OSError]:
     """Return whether an error is of standard output: file errors name their file, and nothing else is a pipe."""
-    unnamed = isinstance(error, OSError) and error.filename is None and error.errno is not None
     # Only the system's own message: errors raised by this library name their file.
     return (
-        unnamed
+        isinstance(error, OSError)
+        and error.filename is None
+        and error.errno is not None
         and error.strerror == os.strerror(error.errno)
         and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
     )

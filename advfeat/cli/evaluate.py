@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from advfeat.attacks import APGD, Attack, Auto
+from advfeat.attacks import APGD, Attack, Auto, Ensemble
 from advfeat.cli.console import bar, table
 from advfeat.cli.files import load_model, say_written, write_results
 from advfeat.cli.options import radii
@@ -67,12 +67,13 @@ def run(c: commands.Evaluate) -> None:
             same_classes=c.same_classes,
             progress=report,
         )
-    if c.out is not None:  # before printing, so that the results survive a failure of the terminal
+    if c.out is not None and samples is not None:
+        # Before printing, so that the results survive a failure of the terminal.
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.samples()).encode()
         of_samples = {"samples": samples.name, "samples_sha256": hashlib.sha256(lines).hexdigest()}
         results = {"model": str(c.model), **result.to_dict(), **of_samples, **provenance(device)}
         failed = write_results([(samples, lines), (c.out, to_json(results))])
-    rows = [["clean", _percent(result.clean), _margin(result.margin), _clean_notes(result)]]
+    rows: list[list[str | Text]] = [["clean", _percent(result.clean), _margin(result.margin), _clean_notes(result)]]
     for r in result.robustness:
         notes = [] if r.converged else [f"{r.carried} carried over from a smaller radius"]
         notes += [f"{r.zero_gradient} with zero gradients"] if r.zero_gradient else []
@@ -89,14 +90,9 @@ def run(c: commands.Evaluate) -> None:
 
 def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
     if c.attack == "pgd":
-        given = {
-            "steps": 40 if c.steps is None else c.steps,
-            "step_size": c.step_size,
-            "restarts": c.restarts,
-            "seed": c.seed,
-        }
-        stop = "success" if c.stop else None
-        return pgd_attack(eps, c.norm, **given).replace(autocast=c.runtime.autocast(), stop=stop)
+        steps = 40 if c.steps is None else c.steps
+        attack = pgd_attack(eps, c.norm, steps=steps, step_size=c.step_size, restarts=c.restarts, seed=c.seed)
+        return attack.replace(autocast=c.runtime.autocast(), stop="success" if c.stop else None)
     if c.step_size is not None:
         raise ValueError(f"--step-size has no meaning for --attack {c.attack}, which finds its own")
     if c.stop:
@@ -111,8 +107,7 @@ def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
 
 
 def _attack_in_words(c: commands.Evaluate, attack: Attack) -> str:
-    if c.attack == "strong":
-        auto = attack.attacks[-1]
+    if isinstance(attack, Ensemble) and isinstance(auto := attack.attacks[-1], Auto):  # --attack strong
         return (
             f"20 steps of PGD, then on the remaining samples {auto.steps} steps of Auto-PGD on the margin and towards "
             f"each of {auto.target_classes} other classes (the first two attacks of AutoAttack)"

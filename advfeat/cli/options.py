@@ -310,6 +310,8 @@ def radii(option: str, given: Radii | None, norm: type[Threat], usual: Radii | N
             depends on the image size.
     """
     eps = usual if given is None else given
+    if eps is None:
+        raise ValueError(f"{option} should be given: the radius, in pixel scale [0, 1]")
     several = eps if isinstance(eps, tuple) else (eps,)
     for one in several:
         if math.isinf(norm.order) and one > norm.holds_the_box(1, 1):

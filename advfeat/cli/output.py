@@ -52,8 +52,9 @@ class StandardOutput:
 
     def isatty(self) -> bool:
         """Return whether the stream is a terminal."""
+        stream = self._stream()
         with suppress(AttributeError, ValueError):
-            return self._stream().isatty()
+            return stream is not None and stream.isatty()
         return False
 
     def fileno(self) -> int:
@@ -99,6 +100,8 @@ def discard(stream: TextIO | None) -> None:
     Args:
         stream: The stream, which may be None.
     """
+    if stream is None:
+        return
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:

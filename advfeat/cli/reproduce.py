@@ -130,7 +130,7 @@ def _out(c: commands.Reproduce, chosen: Preset) -> Path:
 
 
 def _overview(out: Path, chosen: Preset, states: dict[str, str]) -> Path:
-    rows = []
+    rows: list[dict] = []
     for name, found in catalogue.EXPERIMENTS.items():
         page = read_page(out, name)
         if page and page.results["preset"]["name"] != chosen.name:
@@ -183,7 +183,8 @@ def _expected(c: commands.Reproduce) -> dict[str, str]:
                 report(i + 1, len(kinds))
     finally:
         torch.set_num_threads(threads)
-    times, seen = {}, set()
+    times: dict[str, str] = {}
+    seen: set[str] = set()
     for name, found in catalogue.EXPERIMENTS.items():
         left = {k: s for k, s in found.stages(chosen).items() if k not in seen and not workspace.is_done(s)}
         seen |= left.keys()

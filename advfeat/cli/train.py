@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from advfeat.attacks import PGD
 from advfeat.cli.console import bar, say
@@ -44,8 +44,7 @@ def run(c: commands.Train) -> None:
     if c.adversarial != "none":
         if c.eps is None:
             raise ValueError("--eps should be given with --adversarial: the radius, in pixel scale [0, 1]")
-        radii("--eps", c.eps, NORMS[c.adversarial])
-        config = config.replace(attack=_training_attack(c))
+        config = config.replace(attack=_training_attack(c, radii("--eps", c.eps, NORMS[c.adversarial])))
     else:
         for option in ("eps", "attack_steps", "attack_step_size"):
             if getattr(c, option) is not None:
@@ -80,7 +79,8 @@ def _train_and_test(c: commands.Train) -> tuple[sources.Source, sources.Source]:
         used.update(taken)
         return sources.load(name, split, c.data.root, limit=limit, **(fitting | taken))
 
-    given, used = c.data.options(), {}
+    given = c.data.options()
+    used: dict[str, Any] = {}
     source = load_it(c.data.dataset, "train", c.data.limit, {})
     name = c.test_dataset or source.built_from or c.data.dataset
     fitting = sources.options_for(name, source.image_shape)
@@ -95,6 +95,6 @@ def _train_and_test(c: commands.Train) -> tuple[sources.Source, sources.Source]:
     return source, test
 
 
-def _training_attack(c: commands.Train) -> PGD:
-    attack = paper_attack(c.eps, c.adversarial, 7 if c.attack_steps is None else c.attack_steps)
+def _training_attack(c: commands.Train, eps: float) -> PGD:
+    attack = paper_attack(eps, c.adversarial, 7 if c.attack_steps is None else c.attack_steps)
     return attack if c.attack_step_size is None else attack.replace(step_size=c.attack_step_size)
