@@ -64,6 +64,7 @@ lint: $(MADE)/installed
 	$(PY) -m ruff check --output-format concise .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
+	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP) $(EMULATOR)
 
 format: $(MADE)/installed

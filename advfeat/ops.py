@@ -14,17 +14,17 @@ their first argument; random starts only out of place, copies only in place. The
 * ``step_size``, ``eps``: a float, or a tensor [B]. ``lo``, ``hi``: a float, or a tensor [C] with one bound per channel
   (dimension 1), so that normalised inputs work; ``-math.inf`` and ``math.inf`` for no bound.
 * The ball comes first, then the box (as in torchattacks, foolbox, MadryLab/robustness and AutoAttack).
-* The ball and the box hold in the arithmetic type. A float16 or bfloat16 result is then rounded to nearest, and can lie
-  outside by half a unit in the last place: for values in [0, 1] by at most 2^-12 (float16) or 2^-9 (bfloat16, where an
-  L-inf radius of 8/255 is 2^-5), in the L2 norm by at most that times sqrt(D). Keep ``x`` in float32, with a
+* The ball and the box are enforced in the arithmetic type. A float16 or bfloat16 result is then rounded to nearest, and
+  can lie outside by half a unit in the last place: for values in [0, 1] by at most 2^-12 (float16) or 2^-9 (bfloat16,
+  where an L-inf radius of 8/255 is 2^-5), in the L2 norm by at most that times sqrt(D). Keep ``x`` in float32, with a
   half-precision ``grad``, where the ball has to hold exactly.
 * No additive epsilon: the direction of any finite non-zero gradient is correct, from 1e-38 to 1e38. A gradient that is
   zero, or for an L2 step not finite, does not move the sample (which is still projected). Pass ``grad_status``, int32
-  [B, 2], to count such samples without a synchronisation: column 0 counts zero gradients, column 1 gradients with NaN
-  or inf.
+  [B, 2], to count such gradients per sample without a synchronisation: column 0 counts zero gradients, column 1
+  gradients with NaN or inf.
 * Only the projections have a gradient. They are differentiable in forward and reverse mode, also to higher order, and
-  are then computed in plain torch. A step raises an error where a derivative by one of its tensors is being taken, also
-  by :mod:`torch.func` and in forward mode. Under ``vmap`` all operators work, in plain torch.
+  are then computed in plain torch. A step raises an error if a derivative with respect to one of its tensors is being
+  taken, also by :mod:`torch.func` and in forward mode. Under ``vmap`` all operators work, in plain torch.
 * Without the compiled extension, and on devices other than CPU and CUDA, :mod:`advfeat.reference` is used, with a
   single notice.
 
@@ -246,7 +246,7 @@ def linf_step(
         The new iterate, like x.
 
     Raises:
-        RuntimeError: an argument is invalid, or a derivative by one is being taken.
+        RuntimeError: an argument is invalid, or a derivative with respect to one is being taken.
     """
     _refuse_autograd("linf_step", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
@@ -331,7 +331,7 @@ def l2_step(
         The new iterate, like x.
 
     Raises:
-        RuntimeError: an argument is invalid, or a derivative by one is being taken.
+        RuntimeError: an argument is invalid, or a derivative with respect to one is being taken.
     """
     _refuse_autograd("l2_step", x, grad, x0, step_size, eps, lo, hi)
     if not _has_kernel(x):
@@ -427,7 +427,7 @@ def project_linf_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Numb
         ``x``.
 
     Raises:
-        RuntimeError: an argument is invalid, or a derivative by one is being taken.
+        RuntimeError: an argument is invalid, or a derivative with respect to one is being taken.
     """
     _refuse_autograd("project_linf_", x, x0, eps, lo, hi)
     if not _has_kernel(x):
@@ -485,7 +485,7 @@ def project_l2_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number
         ``x``.
 
     Raises:
-        RuntimeError: an argument is invalid, or a derivative by one is being taken.
+        RuntimeError: an argument is invalid, or a derivative with respect to one is being taken.
     """
     _refuse_autograd("project_l2_", x, x0, eps, lo, hi)
     if not _has_kernel(x):

@@ -31,14 +31,14 @@ class Threat:
             for no ball.
         lo: the lower bound of the box, a float or a tensor [C] with one bound per channel.
         hi: the upper bound of the box, like ``lo``.
-        unit: how much of the input one unit of eps, of a step and of a distance is: a float or a tensor [C]. Inputs
-            normalised by a per-channel standard deviation have 1 / std, see :meth:`normalised`.
+        unit: the change of the input that one unit of eps, step size or distance stands for: a float or a tensor [C].
+            Inputs normalised by a per-channel standard deviation have 1 / std, see :meth:`normalised`.
 
     Attributes:
         norm: the name of the norm in settings and options.
         title: the name of the norm in text.
         order: p of L_p.
-        dual_order: the order q of the dual norm, which bounds a linear feature, 1/p + 1/q = 1.
+        dual_order: the order q of the dual norm, 1/p + 1/q = 1: a perturbation changes w.x by at most eps ||w||_q.
         usual_radii: the radii common in papers, in pixel scale, in increasing order.
 
     Raises:
@@ -90,7 +90,7 @@ class Threat:
 
     @classmethod
     def holds_the_box(cls, width: float, dim: int) -> float:
-        """The radius from which the ball around any point of a box contains the whole box.
+        """The smallest radius at which the ball around every point of a box contains the whole box.
 
         Args:
             width: the width of the box in each dimension.
@@ -215,7 +215,7 @@ class Threat:
 
         Args:
             x0: the centres [B, ...].
-            seed: with the sample id, the only thing on which the point depends.
+            seed: the random numbers depend on it and the sample id alone.
             sample_ids: int64 [B].
 
         Returns:
@@ -426,7 +426,7 @@ class L2(Threat):
 class Linf(Threat):
     """The L-inf ball; a step is ``step_size * sign(grad)``.
 
-    A RuntimeWarning says so if a finite ``eps`` exceeds the whole box, as 8 (for 8 / 255) does.
+    Warns with a RuntimeWarning if a finite ``eps`` is wider than the box, as 8 is where 8 / 255 was meant.
 
     Args:
         eps: the radius per value, as for :class:`Threat`.

@@ -26,18 +26,18 @@ class Auto(InTurn):
     """APGD on the margin, then targeted APGD on the DLR loss towards each of the strongest other classes.
 
     This is the first part of AutoAttack's standard version, with the margin in place of the cross-entropy (the same
-    direction, without its saturation) and starts inside the ball. AutoAttack's FAB and Square attacks are not included,
-    so the accuracy under this attack is an upper bound on that under AutoAttack. With fewer than four classes only the
-    margin is run.
+    direction, without its saturation) and random starts from the whole ball, not its surface. AutoAttack's FAB and
+    Square attacks are not included, so the accuracy under this attack is an upper bound on that under AutoAttack. With
+    fewer than four classes only the margin is run.
 
     Each run attacks only the samples that no earlier run has broken. Samples that the model misclassifies at x stay
-    unchanged, with ``first_success`` 0. ``value`` is the margin if that run broke the sample or none did, otherwise the
-    targeted DLR. Costs up to ``steps * (restarts + target_classes)`` gradients per sample.
+    unchanged, with ``first_success`` 0. ``value`` is the margin if the first run broke the sample or no run did,
+    otherwise the targeted DLR. Costs up to ``steps * (restarts + target_classes)`` gradients per sample.
 
     Args:
         threat: :class:`advfeat.L2` or :class:`advfeat.Linf` with a finite eps, in pixel scale [0, 1].
         steps: gradient steps per run.
-        target_classes: the largest number of target classes, ordered by their logits at x, largest first.
+        target_classes: at most so many target classes: the other classes with the largest logits at x, in that order.
         restarts: of the first attack.
         seed: as for :class:`advfeat.APGD`.
         autocast: as for :class:`advfeat.APGD`.

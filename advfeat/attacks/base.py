@@ -39,15 +39,24 @@ class Attack:
     if TYPE_CHECKING:  # read-only: a subclass has a field of a frozen dataclass or a property of each name
 
         @property
-        def threat(self) -> Threat: ...
+        def threat(self) -> Threat:
+            """The ball and the box."""
+
         @property
-        def targeted(self) -> bool: ...
+        def targeted(self) -> bool:
+            """Whether the attack moves towards its target."""
+
         @property
-        def autocast(self) -> torch.dtype | None: ...
+        def autocast(self) -> torch.dtype | None:
+            """The dtype of autocast, or None."""
+
         @property
-        def takes_start(self) -> bool: ...
+        def takes_start(self) -> bool:
+            """Whether a start is accepted."""
+
         @property
-        def objectives(self) -> tuple[Objective, ...]: ...
+        def objectives(self) -> tuple[Objective, ...]:
+            """The objectives that a user may have written."""
 
     else:
         takes_start = True
@@ -139,7 +148,7 @@ class Attack:
     ) -> Tensor:
         """The adversarial examples alone.
 
-        This saves the last forward pass of :meth:`run` where nothing depends on it.
+        Skips the last forward pass of :meth:`run` if the examples do not depend on it.
 
         Args:
             model: as for :meth:`run`.
@@ -342,19 +351,32 @@ class Settings(Protocol):
     """The settings that :func:`check_settings` compares, of a gradient attack or of several in one."""
 
     @property
-    def threat(self) -> Threat: ...
+    def threat(self) -> Threat:
+        """The ball and the box."""
+
     @property
-    def targeted(self) -> bool: ...
+    def targeted(self) -> bool:
+        """Whether the attack moves towards its target."""
+
     @property
-    def autocast(self) -> torch.dtype | None: ...
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of autocast, or None."""
+
     @property
-    def objectives(self) -> tuple[Objective, ...]: ...
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives that a user may have written."""
+
     @property
-    def random_start(self) -> bool: ...
+    def random_start(self) -> bool:
+        """Whether starts are random points of the ball."""
+
     @property
-    def restarts(self) -> int: ...
+    def restarts(self) -> int:
+        """The number of starts."""
+
     @property
-    def seed(self) -> int | None: ...
+    def seed(self) -> int | None:
+        """Of the random starts."""
 
 
 def take_integer(attack: object, name: str, least: int | None) -> None:

@@ -35,7 +35,8 @@ class InTurn(Attack):
     if TYPE_CHECKING:  # read-only: a field of a frozen dataclass or a property
 
         @property
-        def attacks(self) -> tuple[Attack, ...]: ...
+        def attacks(self) -> tuple[Attack, ...]:
+            """The attacks, in the order in which they run."""
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -126,7 +127,8 @@ class InTurn(Attack):
 class Ensemble(InTurn):
     """The worst case over several attacks, at little more than the cost of the first if that breaks most samples.
 
-    One loss may find what another misses: two losses with different directions reveal more than twice the steps of one.
+    One loss may find what another misses: two losses with different directions reveal more than one loss with twice the
+    steps.
 
     A sample that one attack breaks is not attacked by the next; its example and ``value`` are those of the attack that
     broke it, and ``value`` is in terms of that attack's objective. If none breaks it, they are those of the first

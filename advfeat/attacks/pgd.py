@@ -43,17 +43,17 @@ class PGD(GradientAttack):
         random_start: start at a random point of the ball instead of at x.
         restarts: number of random starts; the best iterate over all of them is kept, successes first.
         targeted: descend towards ``target`` instead of ascending away from it.
-        keep: "last" returns the last iterate; "best" returns the best one: a success if there is any, then by the
-            objective.
+        keep: "last" returns the last iterate; "best" returns the best one: a success ranks above a failure; otherwise
+            the objective decides.
         stop: "success" ends a sample's attack at its first success, :class:`advfeat.Converged` once its objective has
             converged; the sample leaves the batch, and the others continue. None runs all steps.
-        seed: of the random starts, which it determines together with the sample ids. None, the default, draws a new
-            seed at every call, so that a training loop does not repeat the same noise; if the call gives sample ids,
-            None means 0. A new seed costs one number of torch's generator, so that ``torch.manual_seed`` makes a script
-            reproducible.
+        seed: of the random starts; their noise is a function of the seed and the sample id. None, the default, draws a
+            new seed at every call, so that a training loop does not repeat the same noise; if the call gives sample
+            ids, None means 0. A new seed is drawn from torch's global generator, so that ``torch.manual_seed`` makes a
+            script reproducible.
         autocast: torch.bfloat16 or torch.float16, the dtype in which the model runs; iterates and projections stay in
-            the dtype of x. None for no autocast, also inside the caller's own, so that the result is the same
-            everywhere.
+            the dtype of x. None turns autocast off, even inside a caller's autocast context, so that the result does
+            not depend on the context.
         graph: on CUDA, whether a step may be captured into a CUDA graph and replayed. A model that cannot be captured
             runs eagerly, with a warning that says why; the result's ``why_eager`` holds the reason too. Set it to False
             for a model whose Python code behaves differently from call to call, since a replay does not run that code

@@ -76,13 +76,13 @@ class Source(Dataset[tuple[Tensor, int]]):
 
         Raises:
             IndexError: For a position beyond the end.
-            TypeError: For what is no position, a slice or a list among them.
+            TypeError: For anything but an integer position, such as a slice or a list.
         """
         ((image, label),) = self.__getitems__([index])
         return image, label
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        """The samples at ``indices``, read at once; a ``DataLoader`` asks for its batches so.
+        """The samples at ``indices``, read at once; a ``DataLoader`` calls it for each batch.
 
         Args:
             indices: Positions; negative ones count from the end.
@@ -92,7 +92,7 @@ class Source(Dataset[tuple[Tensor, int]]):
 
         Raises:
             IndexError: For a position beyond the end.
-            TypeError: For what is no position.
+            TypeError: For anything but integer positions.
         """
         positions = [_position(index, len(self), self.name) for index in indices]
         index = torch.tensor(positions, dtype=torch.int64, device="cpu")
@@ -101,15 +101,15 @@ class Source(Dataset[tuple[Tensor, int]]):
     def images(self, indices: Indices = None) -> Tensor:
         """The images at some positions.
 
-        Builds and evaluations call it from a thread that reads ahead, one call at a time, so it should draw nothing
-        from the global random state, which an attack on another thread puts back.
+        Builds and evaluations call it from a thread that reads ahead, one call at a time, so it should not use the
+        global random state, which an attack on another thread saves and restores.
 
         Args:
             indices: Positions in 0 .. N-1 as an int64 tensor [n], integers, a range or a slice, or a mask, bool [N];
                 None for all.
 
         Returns:
-            float32 [n, C, H, W] in [0, 1], on the CPU, the caller's own, in the order of ``indices``.
+            float32 [n, C, H, W] in [0, 1], on the CPU, in the order of ``indices``; a tensor the caller may change.
 
         Raises:
             IndexError: For a position outside 0 .. N-1.

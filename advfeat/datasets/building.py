@@ -63,42 +63,44 @@ def build(
 
     One image is made for each image of the source, in its order. The result is a function of the recipe, the model, the
     source and the seed: a build that was killed goes on where it stopped and ends with the same bytes, on CUDA as far
-    as torch's kernels are deterministic. What is attacked is :func:`advfeat.models.attack_copy`'s copy, the same
-    function without its BatchNorm. While a shard is written the next one is attacked. Under ``torchrun`` each rank
-    builds its own shards; of two other processes that build one set, the second one waits, with a warning that says for
-    which, and finds it finished, or goes on if the first one was killed. One that builds another set there is refused
-    at once.
+    as torch's kernels are deterministic. The attack runs on a copy of the model with BatchNorm folded into its layers,
+    the same function up to rounding: see :func:`advfeat.models.attack_copy`. The next shard is computed while one is
+    written. Under ``torchrun`` each rank builds its own shards. Without it, a second process that builds the same set
+    into ``out`` waits, with a warning that names the first, and returns the finished set, or continues it if the first
+    was killed. A process that builds another set into ``out`` is refused at once.
 
     Args:
-        recipe: What is made, see :func:`advfeat.datasets.preset`; or "robust", "nonrobust", "rand" or "det" for that of
-            the source's own data set: CIFAR-10's, Restricted ImageNet's or that of scikit-learn's digits.
+        recipe: How the set is made, see :func:`advfeat.datasets.preset`. A name, "robust", "nonrobust", "rand" or
+            "det", takes the preset of the source's own data set; there are presets for CIFAR-10, Restricted ImageNet
+            and digits.
         model: Gives logits [B, classes] for images in [0, 1]; a :class:`MatchRepresentation` also needs
             ``model.representation``.
         source: A data set of this package; or a ``torch.utils.data`` dataset of (image, label), or a ``DataLoader``,
             which stands for its dataset.
         out: The folder of the set, made if missing.
         seed: Of the targets of D_rand, and of the starts of D_R and D_NR.
-        batch_size: Images attacked at once (fixes the shapes the model sees, and with them the last bits); None takes
-            that of a DataLoader, else 250.
-        shard_size: Images of a file.
+        batch_size: Images attacked at once. It can change the last bits of the result, since kernels depend on shapes.
+            None takes that of a DataLoader, else 250.
+        shard_size: Images per file.
         dtype: Of the stored images, "float32", "float16" or "uint8" (rounded inside the ball).
-        device: Where to run; where the model lies if None.
+        device: Device to run on; None takes that of the model.
         autocast: torch.bfloat16 or torch.float16 to run the model in; iterates stay in float32.
         compile: torch.compile the model.
-        same_classes: Take the model's classes for the source's, whatever their names are.
-        any_source: Take a model that was trained in another way than the recipe asks for: D_R's is adversarially
-            trained, that of the others is not. A model that does not say how it was trained passes.
+        same_classes: Match the classes of model and source by index instead of by name.
+        any_source: Accept a model that was not trained as the recipe asks: adversarially for D_R, in the standard way
+            for the other sets. A model without a record of its training is always accepted.
         progress: Called with (images done, images in all).
 
     Returns:
         The set, opened.
 
     Warns:
-        RuntimeWarning: For a model that gets the source's images right no more often than chance does (images that are
-            normalised twice, or not at all), and for one that is random in eval mode, which the manifest says too.
+        RuntimeWarning: For a model whose accuracy on the source is no better than chance (often because images are
+            normalised twice, or not at all), and for a model that is random in eval mode, which the manifest records
+            too.
 
     Raises:
-        TypeError: Naming an argument of another kind.
+        TypeError: Naming an argument of the wrong type.
         ValueError: For a model that does not fit the source or the recipe, a device that is not there, an ``out`` that
             holds another set, a damaged shard that cannot be rebuilt, the name of a recipe for a data set without one.
         OSError: For a full disk. What is finished stays, nothing half-written does.
@@ -123,7 +125,7 @@ def build(
     if isinstance(recipe, str):
         recipe = _of_its_own(source.name, recipe)
     device = forward.device_of(model) if device is None else _arguments.device("device", device)
-    model = unwrapped(model).to(device)
+    model = cast(nn.Module, unwrapped(model)).to(device)  # of a module it is one
     check_fitness(recipe, model, source, device, same_classes, any_source)
     deterministic = is_deterministic(model, source, device)
     attack = recipe.attack().replace(autocast=autocast)

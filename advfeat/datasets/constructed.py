@@ -43,11 +43,12 @@ class ConstructedSet(Source):
     and JSON hold none.
 
     Attributes:
-        labels: The set's, int64 [N], on which a model is trained.
-        original_labels: Those of the source, int64 [N].
+        labels: The labels to train on, int64 [N].
+        original_labels: The true labels of the images at ``source_index``, int64 [N].
         source_index: Position in the source of the image that gave the label, int64 [N].
-        start_index: That of the image the attack started from, int64 [N]; -1 where it is the image itself, or noise.
-        target_success: Whether the source model says the set's label, bool [N].
+        start_index: Position in the source of the image that the attack started from, int64 [N]; -1 if it started from
+            the image at ``source_index`` or from noise.
+        target_success: Whether the source model predicts the set's label, bool [N].
         objective: The attack's objective at the end, float32 [N]; not finite where the source model's outputs are not.
         distance: How far the attack moved the image, float32 [N], in the recipe's norm and pixel scale.
         manifest: Recipe, model, source, seeds and checksums, as JSON values.
@@ -68,8 +69,7 @@ class ConstructedSet(Source):
 
         Args:
             path: Its folder.
-            verify: Read all of it and compare checksums and values; without, only sizes, shapes and labels are looked
-                at.
+            verify: Read all files and compare checksums and values; False checks only sizes, shapes and labels.
 
         Returns:
             The set.

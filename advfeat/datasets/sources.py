@@ -63,8 +63,8 @@ def load(
     * "digits": scikit-learn's 1797 scanned digits, 10 classes, 1x8x8, values k/16; 1347 train, 450 test;
     * "planted": generated images with known features, see :class:`advfeat.datasets.Planted`;
     * "cifar10": root/cifar-10-batches-py;
-    * "cifar10.1": root/cifar10.1_v6_data.npy and ..._labels.npy, or in root/cifar10.1 or in a clone of its repository,
-      root/CIFAR-10.1; a test set alone;
+    * "cifar10.1": root/cifar10.1_v6_data.npy and ..._labels.npy, which may also lie in root/cifar10.1 or a clone of its
+      repository, root/CIFAR-10.1; only the test split exists;
     * "fashion-mnist": root/FashionMNIST/raw;
     * "mnist": root/MNIST/raw;
     * "folder": root/<split>/<class>/*.png, see :class:`advfeat.datasets.FolderSource`;
@@ -75,13 +75,13 @@ def load(
     Args:
         name: One of these names, or a path.
         split: "train" or "test".
-        root: The folder the data set lies in; only the sets above that name it need one.
+        root: The folder in which the data set lies; "digits", "planted" and paths need none.
         seed: Draws the images of "planted", the samples of ``limit`` and the test images of ``holdout``.
         size: Side in pixels, or (height, width), for folders and "planted".
-        channels: 1 or 3, for folders, see :class:`advfeat.datasets.FolderSource`. For what a model takes there is
-            :func:`options_for`.
-        limit: So many samples, evenly over the classes.
-        holdout: For "folder": the share of the training images that is the test set, in (0, 1).
+        channels: 1 or 3, for folders, see :class:`advfeat.datasets.FolderSource`. To match the input of a model, see
+            :func:`advfeat.datasets.sources.options_for`.
+        limit: Take only this many samples, spread evenly over the classes.
+        holdout: For "folder": the share of the training images to hold out as the test set, in (0, 1).
         class_ranges: For "folder": name -> (first, last) of the sorted class folders.
 
     Returns:

@@ -51,9 +51,9 @@ def evaluate(
     Args:
         model: Module or function that maps images in [0, 1] to logits [B, classes], or to an output with ``.logits``. A
             binary model may give a single logit, positive for class 1. It runs in eval mode and in its own precision,
-            and its state is restored: images are cast to its dtype for each call, and attacked in float64 for float64,
-            else in float32. Convolutions in float32 follow torch's settings: on recent GPUs they use TensorFloat-32
-            unless ``torch.backends.cudnn.allow_tf32`` is False.
+            and its state is restored: attacks keep images in float64 for a float64 model, else in float32, and each
+            call casts them to its dtype. Convolutions in float32 follow torch's settings: on recent GPUs they use
+            TensorFloat-32 unless ``torch.backends.cudnn.allow_tf32`` is False.
         source: Data set of this package, or an object with the same attributes
             (:class:`advfeat.datasets.LabelledImages`), or a ``torch.utils.data`` dataset of (image, label), whose
             classes are its ``classes``, else the model's. A ``DataLoader`` stands for its dataset, in the dataset's
@@ -71,7 +71,7 @@ def evaluate(
         progress: Counts samples, see :class:`advfeat.progress.Reporter`.
 
     Returns:
-        The results.
+        The results: ``clean``, the clean accuracy; ``robustness``, one per attack, in order; per-sample tensors.
 
     Raises:
         ValueError: If the model does not fit the data or has other classes, an attack is targeted, labels are out of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import cast
+from collections.abc import Callable
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,11 @@ from advfeat.models.model import Classifier
 _SAME = 1e-2
 
 
-def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compile: bool = False) -> nn.Module:
+@overload
+def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compile: bool = False) -> nn.Module: ...
+@overload
+def attack_copy(model: Callable, *, autocast: torch.dtype | None = None, compile: bool = False) -> Callable: ...
+def attack_copy(model: Callable, *, autocast: torch.dtype | None = None, compile: bool = False) -> Callable:
     """A copy of a model in eval mode that computes the same function faster: the same logits up to rounding.
 
     In eval mode BatchNorm is a fixed per-channel scale and shift, which torch's own fusion folds into the weights of
@@ -67,8 +72,12 @@ def attack_copy(model: nn.Module, *, autocast: torch.dtype | None = None, compil
     return twin
 
 
-def _compiled(module: nn.Module) -> nn.Module:
-    return cast("nn.Module", torch.compile(module))  # declared for functions: of a module it makes a module
+@overload
+def _compiled(model: nn.Module) -> nn.Module: ...
+@overload
+def _compiled(model: Callable) -> Callable: ...
+def _compiled(model: Callable) -> Callable:
+    return torch.compile(model)  # declared for functions: of a module it makes a module
 
 
 def _fused(model: Classifier) -> nn.Module:

@@ -101,10 +101,10 @@ def load(folder: str | Path, model: Model | None = None) -> Model:
 
     Args:
         folder: the folder.
-        model: for a model from :func:`adapt`, which no file can build, an adapted model of the same module; for one
-            that was changed after :func:`create`, another that was changed in the same way. It is loaded in place: its
-            parameters stay the same objects, so that ties between them and optimizers stay valid, and they keep their
-            device and dtype. Nothing is changed if the file does not fit.
+        model: for a model from :func:`adapt`, which no file can build, an adapted model of the same architecture; for a
+            model whose layers were changed after :func:`create`, a new one with the same changes. It is loaded in
+            place: its parameters stay the same objects, so that ties between them and optimizers stay valid, and they
+            keep their device and dtype. Nothing is changed if the file does not fit.
 
     Returns:
         The model.

@@ -287,7 +287,7 @@ def adapt(
         module: returns logits [B, num_classes] or an output with ``.logits``; it is used, not copied.
         num_classes: number of logits.
         input_shape: (C, H, W) of a sample.
-        representation: what counts as g(x): the name of the submodule whose output it is, or a function from the
+        representation: the representation g(x): the name of the submodule whose output it is, or a function from the
             normalised images to the features. Feature maps [B, k, H, W] are averaged over the image.
         head: alternatively, the name of the submodule whose input is g(x). With neither, g(x) is the input of the only
             nn.Linear with ``num_classes`` outputs; if there is not exactly one, ``representation`` raises ValueError
@@ -354,7 +354,7 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def check_fits(
-    model: nn.Module, classes: Sequence[str], image_shape: Sequence[int], what: str, same_classes: bool = False
+    model: Callable, classes: Sequence[str], image_shape: Sequence[int], what: str, same_classes: bool = False
 ) -> None:
     """Checks that a model's classes and input shape are those of the data.
 

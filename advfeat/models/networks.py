@@ -31,17 +31,18 @@ def create(
 
     Args:
         arch: "small-convnet"; "resnet50", which the paper trains (Appendix C.2); or "resnet18", "vgg16" (with
-            BatchNorm), "inception_v3" or "densenet121", to which it transfers (Figure 3). These keep torchvision's stem
-            from 96 pixels on; smaller images get the stem of the usual CIFAR networks, without strides and pools.
+            BatchNorm), "inception_v3" or "densenet121", the other networks of its transfer experiment (Figure 3). All
+            but small-convnet have torchvision's stem for images of at least 96 pixels; smaller images get the stem of
+            the usual CIFAR networks, without strides and pools.
         num_classes: as for :class:`Classifier`.
         input_shape: (C, H, W), with any number of channels and any side from 4 pixels (inception_v3: 7, densenet121:
             8).
         mean: normalisation inside the model, per channel in pixel scale [0, 1]; None for none.
         std: like ``mean``.
-        width: channels of the first layer, to which all others are proportional; even for inception_v3 and densenet121.
-            None for the full size: 32 for small-convnet and inception_v3, 64 elsewhere. The number of features is
-            ``width`` times 4 for small-convnet, 8 for resnet18 and vgg16, 16 for densenet121, 32 for resnet50 and 64
-            for inception_v3.
+        width: channels of the first layer, to which all others are proportional; it must be an even number for
+            inception_v3 and densenet121. None for the full size: 32 for small-convnet and inception_v3, 64 elsewhere.
+            The number of features is ``width`` times 4 for small-convnet, 8 for resnet18 and vgg16, 16 for densenet121,
+            32 for resnet50 and 64 for inception_v3.
         seed: of the initial weights; the global random state is unchanged.
 
     Returns:

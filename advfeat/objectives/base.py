@@ -36,10 +36,10 @@ class Objective:
         raise NotImplementedError
 
     def slope_rule(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-        """A function from (logits, target) to the value [B] and its gradient by the logits [B, classes], or None.
+        """A function from (logits, target) to the value [B] and its gradient in the logits [B, classes], or None.
 
-        For an objective that is a function of ``model(x)`` alone and has a closed form of both. It spares the attack
-        the backward pass through the objective, which costs more than that of a small model.
+        For an objective that depends on ``x`` through ``model(x)`` alone, with value and gradient in closed form. It
+        spares the attack the backward pass through the objective, which costs more than that of a small model.
 
         Returns:
             The function; None where the gradient comes from autograd.

@@ -22,7 +22,7 @@ class Representation(Objective):
     Args:
         features: a function from inputs to [B, k]; None for the model's own ``representation``.
         relative: divide by ||target||, as the authors' notebook does. For normalised steps this changes only the
-            reported value. A target of zeros (every ReLU is dead) has no length, so its distance is left as it is.
+            reported value. A target of zeros (every ReLU is dead) has norm 0, so its distance is not divided.
 
     Raises:
         TypeError: ``features`` is not callable, or ``relative`` is not a bool.

@@ -78,7 +78,7 @@ def train(
 
     With ``out`` and ``resume``, an interrupted run resumes at its last checkpoint and ends with the same weights as an
     uninterrupted one (bit for bit on the CPU with the same number of threads); a finished run is loaded. A training
-    runs in one process. Another process with the same folder, such as all but one of ``torchrun``'s, waits with a
+    runs in one process. Any other process with the same folder, such as the further ranks of ``torchrun``, waits with a
     warning that names the first, then loads its result, or resumes the training if the first was killed.
 
     Arguments and data are checked before anything is written.
