@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from advfeat._build_info import build_config
     from advfeat.attacks import APGD, PGD, Attack, AttackResult, Auto, Converged, Ensemble
     from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
-    from advfeat.threat import L2, Linf
+    from advfeat.threat import L2, Linf, Threat
 
 __all__ = [
     "APGD",
@@ -37,6 +37,7 @@ __all__ = [
     "Objective",
     "Representation",
     "TargetedDLR",
+    "Threat",
     "__version__",
     "build_config",
     "ops",
@@ -61,7 +62,7 @@ _WHERE = {
     **dict.fromkeys(
         ("CW", "DLR", "CrossEntropy", "Margin", "Objective", "Representation", "TargetedDLR"), "objectives"
     ),
-    **dict.fromkeys(("L2", "Linf"), "threat"),
+    **dict.fromkeys(("L2", "Linf", "Threat"), "threat"),
     "build_config": "_build_info",
 }
 

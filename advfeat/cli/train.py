@@ -67,7 +67,7 @@ def run(c: commands.Train) -> None:
     say(
         f"test accuracy on {test.name}: ",
         (f"{100 * last['test_accuracy']:.1f} %", "bold"),
-        f" after {last['epoch']} epochs; model in {c.out}",
+        f" after {last['epoch']} epoch{'s' * (last['epoch'] > 1)}; model in {c.out}",
     )
 
 

@@ -189,7 +189,7 @@ def _of_its_own(data: str, recipe: str) -> Recipe:
     """The recipe of this name for a data set that has presets of its own."""
     if data not in PRESETS:
         raise ValueError(
-            f"recipe should be one with its settings for data set {data!r}, which has none of its own, got the name "
+            f"recipe should be a recipe with its settings, since data set {data!r} has no presets, got the name "
             f"{recipe!r}: preset('cifar10', {recipe!r}) is the paper's for CIFAR-10; there are presets for "
             f"{', '.join(PRESETS)}"
         )

@@ -153,6 +153,7 @@ def test_modules_that_override_train_are_not_asked():
     assert module.calls == calls and module.training and module.net.training and module.net[1].training
 
 
+@pytest.mark.slow
 def test_scripted_and_compiled_modules():
     net, (x, y) = convnet(), images()
     attack = PGD(L2(0.5), steps=3, keep="best")

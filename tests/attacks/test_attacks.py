@@ -54,6 +54,7 @@ def test_linear_model_linf_optimum_exactly(seed, eps):
     assert torch.equal(result.x_adv, torch.minimum(torch.maximum(x + eps * away, x - eps), x + eps).clamp(0, 1))
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10**6), eps=st.floats(0.05, 2.0))
 def test_linear_model_l2_optimum_in_the_box(seed, eps):
     """max w.x over the ball and the box is clip(x + t w) for one t: found by a search in one dimension.

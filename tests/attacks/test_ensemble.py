@@ -61,6 +61,7 @@ def test_a_sample_has_the_first_attack_that_breaks_it(kind, threat):
     assert torch.equal(both(net, x, y, sample_ids=ids), found.x_adv)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=8), st.sampled_from(["shrinking", "best", "restarts"]))
 def test_over_a_data_set_it_is_the_same_whatever_the_batches(sizes, kind):
     net, x, y = tanh_network(sum(sizes), wrong=3)

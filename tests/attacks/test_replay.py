@@ -78,6 +78,7 @@ def test_a_replayed_step_under_autocast_and_a_custom_objective(graphs, net):
     assert a.success is None and b.success is None and len(graphs) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["last", "best"])
 @pytest.mark.parametrize("starts", [(1, False), (3, True)])
 @pytest.mark.parametrize("stop", ["success", Converged(4, 0.05)])

@@ -139,6 +139,7 @@ def test_autocast_keeps_nothing(attack):
     assert cached and not any(cached)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("mode", ["grad", "no_grad", "inference"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import typing
 
 import pytest
 import safetensors.torch
@@ -13,7 +14,7 @@ from support.commands import run as commands_run
 from advfeat import cli, models
 from advfeat.cli import commands
 from advfeat.datasets import sources
-from advfeat.datasets.recipes import PerturbTowardsTarget
+from advfeat.datasets.recipes import PRESETS, PerturbTowardsTarget
 from advfeat.datasets.store import ConstructedSet
 from advfeat.training import TrainConfig
 
@@ -218,6 +219,7 @@ def test_help_needs_no_torch():
         assert command in done.stdout
 
 
+@pytest.mark.slow
 def test_demo_writes_a_report_and_does_nothing_twice(tiny, tmp_path, capsys):
     cli.main(["demo", "--out", str(tmp_path / "report")])
     out = capsys.readouterr().out
@@ -240,3 +242,10 @@ def test_demo_writes_a_report_and_does_nothing_twice(tiny, tmp_path, capsys):
     models = {p: p.stat().st_mtime_ns for p in (tmp_path / "report").rglob("*.safetensors")}
     cli.main(["demo", "--out", str(tmp_path / "report")])
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "report").rglob("*.safetensors")} == models
+
+
+def test_presets_of_build_are_those_of_the_recipes():
+    """The command line repeats their names, so that its help needs no torch."""
+    hint = typing.get_type_hints(commands.Build)["preset"]
+    choices = [each for part in typing.get_args(hint) for each in typing.get_args(part)]
+    assert set(choices) - {type(None)} == set(PRESETS)

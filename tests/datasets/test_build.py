@@ -76,6 +76,7 @@ def test_rand_labels_do_not_depend_on_batches(tmp_path, digits, model):
     assert not torch.equal(made.labels, reseeded.labels)
 
 
+@pytest.mark.slow
 def test_matching_that_stops_when_it_has_converged(tmp_path, digits, model):
     """The batch stays full within a shard, and each sample is the plain loop's; nearly as close in fewer passes."""
     recipe = MatchRepresentation("robust", steps=120, step_size=0.1)
@@ -204,6 +205,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments_gives_the_same_bytes(tmp_path, whole):
     killed = tmp_path / "killed"
     rng = random.Random(1)
@@ -220,6 +222,7 @@ def test_sigkill_at_random_moments_gives_the_same_bytes(tmp_path, whole):
     assert contents(killed) == contents(whole)
 
 
+@pytest.mark.slow
 def test_ranks_share_the_work_and_give_the_same_bytes(tmp_path, whole):
     shared = tmp_path / "shared"
     processes = [_start(shared, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
@@ -228,6 +231,7 @@ def test_ranks_share_the_work_and_give_the_same_bytes(tmp_path, whole):
     assert contents(shared) == contents(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", ["here", "apart"])
 def test_builds_of_one_set_at_once_make_one_set(tmp_path, whole, places):
     """Also in containers that share the folder and do not see each other, where each is process 7."""

@@ -63,7 +63,11 @@ def test_data_sets(call, error, message):
     ("changes", "error", "message"),
     [
         ({"recipe": "D_R"}, ValueError, "recipe should be one of robust, .* got 'D_R'; did you mean robust."),
-        ({"recipe": "det"}, ValueError, "recipe should be one with its settings for data set 'arrays', .* name 'det'"),
+        (
+            {"recipe": "det"},
+            ValueError,
+            "recipe should be a recipe .*'arrays' has no presets, .* 'det'",
+        ),
         ({"recipe": ATTACK}, TypeError, "recipe should be one of .*, or its name, got PGD"),
         ({"model": "run"}, TypeError, "model should be a module, got the path 'run'"),
         ({"source": "planted"}, TypeError, "source should be a data set, got str"),

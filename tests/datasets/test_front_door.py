@@ -93,7 +93,10 @@ def test_a_recipe_may_be_its_name(tmp_path, name):
 def test_the_name_of_a_recipe_is_for_data_sets_that_have_one(tmp_path):
     source = blobs(12)
     for recipe, said in [
-        ("det", r"recipe should be one with its settings for data set 'blobs', .* preset\('cifar10', 'det'\)"),
+        (
+            "det",
+            r"recipe should be a recipe with its settings, .*'blobs' has no presets, .* preset\('cifar10', 'det'\)",
+        ),
         ("D_det", "recipe should be one of robust, nonrobust, rand, det, got 'D_det'; did you mean det"),
         ("", "recipe should be one of robust, nonrobust, rand, det, got ''"),
     ]:

@@ -53,6 +53,7 @@ def test_the_content_decides_not_the_suffix(tmp_path):
     assert np.array_equal(_rgb(file), picture(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [b"%!PS-Adobe-3.0 EPSF-3.0", b"\xc5\xd0\xd3\xc6"], ids=["text", "with a preview"])
 def test_postscript_runs_no_program_whatever_it_is_called(tmp_path, start):
     for name in ("a/0.png", "b/0.jpg"):

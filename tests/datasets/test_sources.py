@@ -332,6 +332,7 @@ def test_limit_takes_the_same_samples_every_time():
     assert len(sources.load("digits", "test", limit=10_000)) == 450
 
 
+@pytest.mark.slow
 def test_importing_sources_is_light():
     heavy = "('torchvision', 'sklearn', 'PIL')"
     code = f"import sys, advfeat.datasets.sources; print([m for m in {heavy} if m in sys.modules])"

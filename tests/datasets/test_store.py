@@ -79,7 +79,7 @@ def test_the_same_set_is_the_same_bytes(tmp_path):
     """In another process too, in another order of the shards, and with tensors of another layout."""
     build(tmp_path / "a")
     code = "import sys, pathlib; from support import constructed_set; constructed_set.build(pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, tmp_path / "b"], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code, tmp_path / "b"], check=True, cwd=Path(__file__).parents[1])
     writer = SetWriter(tmp_path / "c", manifest(), N, SHARD)
     for shard, positions in reversed(writer.missing_shards()):
         tensors = rows(positions)

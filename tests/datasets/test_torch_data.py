@@ -178,6 +178,7 @@ def test_a_source_goes_to_another_process(source_of, kind):
     assert copy.classes == source.classes and repr(copy) == repr(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "set"])
 def test_workers_that_start_anew_read_it(source_of, kind):
     source = source_of(kind)

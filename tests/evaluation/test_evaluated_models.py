@@ -65,6 +65,7 @@ def test_classes_that_are_out_by_minus_infinity_do_not_make_samples_wrong():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [7, 3])
 def test_the_strongest_attacks_do_not_aim_at_classes_that_are_out(left):
     mask = torch.zeros(10).index_fill(0, torch.arange(left, 10), -math.inf)
@@ -303,6 +304,7 @@ def test_the_average_of_a_random_model_is_attacked_along_its_mean_gradient():
 # --- what a result says
 
 
+@pytest.mark.slow
 def test_a_result_names_model_data_and_every_sample():
     net, source = _noisy_case(40)
     found = evaluate(net, source, attacks=[0.02, 0.05])
@@ -362,6 +364,7 @@ class _Pairs(Dataset):
         return self.images_[i], int(self.labels_[i])
 
 
+@pytest.mark.slow
 def test_a_dataset_of_torch_is_evaluated_as_it_is():
     net, images = _net(), _images()
     source = _labelled_by(net, images)

@@ -20,6 +20,9 @@ EPS = 0.36  # just beyond what exchanges one class's fast pattern for another's,
 RADII = (0.1, 0.2, 0.35, 0.5)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Two models on D, the four sets, and a model on each."""

@@ -40,6 +40,7 @@ AT_ANY_PRESET = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AT_ANY_PRESET)
 def test_runs_whole(name, workspace):
     p = tiny_preset(seeds=(0, 1))
@@ -66,6 +67,7 @@ def test_runs_whole(name, workspace):
     assert {f: f.stat().st_mtime_ns for f in workspace.out.rglob("*.safetensors")} == files
 
 
+@pytest.mark.slow
 def test_the_plan_is_all_that_is_done(workspace):
     """What an experiment says that it needs is what it leaves behind, so that its cost can be known beforehand."""
     p = tiny_preset()
@@ -366,6 +368,7 @@ def test_cifar10_1(tmp_path, data_root):
     assert page.results["differences"]
 
 
+@pytest.mark.slow
 def test_restricted_imagenet(tmp_path):
     """On an ImageNet of a thousand classes of one image each."""
     from PIL import Image

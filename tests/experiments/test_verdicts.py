@@ -75,6 +75,7 @@ def verdicts(name: str, answers: dict, **settings) -> list[str]:
     return [f.verdict.removesuffix(" once") for f in findings(name, answers, **settings)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_a_single_seed_of_trainings_shows_a_claim_once_at_most(seeds):
     rows = {"D": (98, 2, 5, 0), "D, adversarially": (90, 0, 80, 60), "D_NR": (90, 0, 1, 0), "D_R": (90, 0, 50, 30)}
@@ -150,6 +151,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.slow
 def test_table9():
     # D_rand, D_rand by heart, D_det
     assert verdicts("table9", SOURCES) == ["supported"] * 3

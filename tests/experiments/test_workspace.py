@@ -165,6 +165,7 @@ def do_shared_steps(folder) -> None:
     (folder / f"made-{os.getpid()}.json").write_text(json.dumps(made))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path):
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=do_shared_steps, args=(tmp_path,)) for _ in range(2)]

@@ -25,6 +25,7 @@ def trained_statistics(model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["small-convnet", "resnet18"])
 def test_the_same_function_without_batchnorm(arch):
     if arch == "resnet18":

@@ -51,6 +51,7 @@ def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_state():
     assert models.fingerprint(_small(seed=4)) != first
 
 
+@pytest.mark.slow
 def test_importing_models_needs_no_torchvision():
     code = (
         "import sys; sys.modules['torchvision'] = None\n"

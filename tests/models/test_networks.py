@@ -195,6 +195,7 @@ def test_a_scaled_model_is_saved_and_loaded(tmp_path, arch):
 # --- attacks and training
 
 
+@pytest.mark.slow
 @every_arch
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 96, 96)])
 def test_an_attack_copy_folds_batchnorm_and_computes_the_same(arch, shape):

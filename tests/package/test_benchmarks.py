@@ -120,6 +120,7 @@ def test_the_pictures_of_a_gpu_sweep():
     assert drawn[""].axes[0].get_xlabel() == "bandwidth, in per cent of torch.clone's"
 
 
+@pytest.mark.slow
 def test_the_attacks_command(tmp_path):
     tiny = ["--rounds", "1", "--steps", "2", "--shapes", "4x3x8x8", "--libraries", "advfeat", "--samples", "24"]
     attacks.main([*tiny, "--evaluation-rounds", "1", "--evaluation-steps", "10", "--out", str(tmp_path)])
@@ -146,6 +147,7 @@ def test_quality_is_the_model_s_word():
     assert found == pytest.approx({"success": 0.5, "margin": (0.3 - 0.5) / 2, "distance": 0.8}, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_apgd_command(tmp_path):
     tiny = ["--rounds", "1", "--steps", "5", "--samples", "12", "--targets", "1", "--libraries", "advfeat"]
     apgd.main([*tiny, "--out", str(tmp_path)])
@@ -177,6 +179,7 @@ def test_a_build_option_that_does_not_exist_is_left_out(monkeypatch, tmp_path, c
     assert {row["library"] for row in table(tmp_path / "b.csv")} == {"advfeat build", "advfeat, the attack alone"}
 
 
+@pytest.mark.slow
 def test_the_scaling_command(tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "BATCH", 8)
     monkeypatch.setattr(scaling, "STEP_COUNT", 2)
@@ -190,6 +193,7 @@ def test_the_scaling_command(tmp_path, monkeypatch):
     assert large and all(1 < row["images_a_sample"] <= scaling.GOAL for row in large)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [attacks, apgd, build])
 def test_an_unknown_library_is_refused(command, tmp_path):
     with pytest.raises(ValueError, match="libraries should be among advfeat, .*got other"):
@@ -309,6 +313,7 @@ def script(text, *arguments):
     return [sys.executable, "-c", text, *map(str, arguments)]
 
 
+@pytest.mark.slow
 def test_gpu_reports_failed_parts_and_goes_on(tmp_path, monkeypatch, capsys):
     child = (
         "import os, subprocess, sys; p = subprocess.Popen(['sleep', '60']); open(sys.argv[1], 'w').write(str(p.pid))"
@@ -402,6 +407,7 @@ def test_gpu_refuses_a_folder_without_wheels(tmp_path, capsys):
     assert "should be a folder with wheels" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_list_s_times_for_a_gpu_are_those_that_are_estimated(capsys):
     reproduction.main(["--preset", "cifar10"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:-1]]
@@ -409,6 +415,7 @@ def test_the_list_s_times_for_a_gpu_are_those_that_are_estimated(capsys):
         assert float(alone) == pytest.approx(times.MINUTES["cifar10"][name], rel=0.05, abs=1), name
 
 
+@pytest.mark.slow
 def test_reproduction_is_estimated_for_a_gpu(capsys):
     reproduction.main(["--preset", "cifar10", "--arch", "resnet18"])
     lines = capsys.readouterr().out.splitlines()

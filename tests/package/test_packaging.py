@@ -100,6 +100,7 @@ def test_build_config_tells_what_was_built():
     assert json.loads(json.dumps(config)) == config
 
 
+@pytest.mark.slow
 def test_the_simd_level_can_be_lowered_and_a_wrong_one_is_named():
     code = "from advfeat._build_info import build_config as c; print(c()['simd_level'])"
     result = python(code, ADVFEAT_SIMD="default")
@@ -109,6 +110,7 @@ def test_the_simd_level_can_be_lowered_and_a_wrong_one_is_named():
     assert "ADVFEAT_SIMD should be one of default" in result.stderr and "got sse9" in result.stderr
 
 
+@pytest.mark.slow
 def test_build_config_answers_without_an_extension():
     code = """
 import sys
@@ -125,6 +127,7 @@ assert config["version"] and config["torch_running"]
 # --- imports ---
 
 
+@pytest.mark.slow
 def test_everything_is_imported_when_it_is_asked_for():
     code = """
 import sys
@@ -141,6 +144,7 @@ assert not hasattr(advfeat, "nothing")
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_ops_and_attacks_import_torch_alone():
     code = """
 import sys
@@ -204,6 +208,7 @@ def unpickling(tree: ast.AST) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_is_ever_unpickled():
     files = python_files()
     assert ROOT / "advfeat" / "ops.py" in files

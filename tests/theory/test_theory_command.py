@@ -19,6 +19,7 @@ def quiet():
     return Console(file=io.StringIO(), width=160)
 
 
+@pytest.mark.slow
 def test_the_table_shows_every_claim_on_a_narrow_terminal(tmp_path):
     console = Console(file=io.StringIO(), width=80)
     report = run(TheoryConfig(samples=2000, out=tmp_path), console)
@@ -100,6 +101,7 @@ def test_bad_configs_are_named(tmp_path):
             run(TheoryConfig(out=tmp_path, **options), quiet())
 
 
+@pytest.mark.slow
 def test_run_prints_one_table_and_writes_the_figures(tmp_path):
     console = quiet()
     report = run(TheoryConfig(out=tmp_path / "deep" / "er", samples=5000, seed=3), console)

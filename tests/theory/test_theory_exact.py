@@ -33,6 +33,7 @@ def test_quadrature_and_stationarity_against_sampling_and_minimisation(values, e
     assert (error < 0.02 * exact.variances).all()
 
 
+@pytest.mark.slow
 def test_repeated_values_as_groups_are_the_same_problem():
     once = exact_parameters(np.array([2.0, 2.0, 0.5]), 0.7, nodes=64)
     grouped = exact_parameters(np.array([2.0, 0.5]), 0.7, multiplicity=np.array([2, 1]), nodes=128)

@@ -98,6 +98,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, step, every):
     assert _files(folder) == _files(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_resumed(tmp_path):
     """SIGKILL in the middle of an epoch, at whatever moment it comes."""
     folders = [str(folder) for folder in Path(__file__).parents[:3]]  # this one's, its helpers' and the repository

@@ -235,6 +235,7 @@ def test_the_papers_settings():
 # --- on real digits
 
 
+@pytest.mark.slow
 def test_digits_reach_97_percent_and_adversarial_training_makes_them_robust():
     data = sources.load("digits", split="train"), sources.load("digits", split="test")
     config = TrainConfig(width=16, epochs=12, eval_every=0)

@@ -45,6 +45,7 @@ print(models.fingerprint(result.model), len(result.history))
 """
 
 
+@pytest.mark.slow
 def test_trainings_of_one_folder_make_one_run(tmp_path):
     """As ``torchrun --nproc-per-node 3`` starts them."""
     processes = [_script(_TRAIN, tmp_path / "run", RANK=str(i), WORLD_SIZE="3") for i in range(3)]
@@ -190,6 +191,7 @@ print(kills)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, at_once, request):
     kills = 60 if request.config.getoption("--thorough") else 10
@@ -212,6 +214,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, at_once, req
     assert rows(tmp_path / "run") == rows(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_command_in_order(tmp_path):
     """As of a scheduler: the lock is given back, nothing half-written stays, and the same command goes on."""
     code = "import sys; from advfeat.cli import main; main(sys.argv[1:])"
@@ -226,6 +229,7 @@ def test_sigterm_ends_a_command_in_order(tmp_path):
     assert not list((tmp_path / "run").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_training_that_another_process_leaves_goes_on(tmp_path):
     """It waited; the other one was killed; it takes over from its checkpoint."""
     code = _TRAIN.replace("epochs=6", "epochs=400").replace("blobs(300)", "blobs(60)")
