@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from advfeat import _moved
 from advfeat._version import __version__
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ _WHERE = {
     **dict.fromkeys(("L2", "Linf", "Threat"), "threat"),
     "build_config": "_build_info",
 }
+
+
+_moved.install()
 
 
 def __getattr__(name: str) -> object:
