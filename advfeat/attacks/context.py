@@ -81,6 +81,7 @@ class Run:
         start: the first iterates as given, or None.
         threat: on the device, for these samples.
         statistics: as above.
+        known_logits: the logits at x0, [n, classes], once they have been computed or given; see :meth:`logits_at_x`.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Run:
         self.ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids.clone()
         self.start = None if start is None else torch.empty_like(self.x0).copy_(start.detach())
         self._whole: tuple[Run, Tensor | slice] | None = None  # for a part: the whole run, and its rows there
-        self._logits_at_x: Tensor | None = None
+        self.known_logits: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x0.shape[0]
@@ -135,7 +136,7 @@ class Run:
         self.threat.into_box_(self.x0.copy_(x.detach()))
         self.target.copy_(target.detach())
         self.ids = sample_ids.clone()
-        self._logits_at_x = None
+        self.known_logits = None
         return True
 
     def rows(self, rows: Tensor | slice, target: Tensor | None = None) -> Run:
@@ -154,7 +155,7 @@ class Run:
         part.target = self.target[rows] if target is None else target
         part.start = None if self.start is None else self.start[rows]
         part._kind, part._strides = _kind(part.x0, part.target), part.x0.stride()
-        part._whole, part._logits_at_x = (self, rows), None
+        part._whole, part.known_logits = (self, rows), None
         return part
 
     def logits_at_x(self) -> tuple[Tensor, int]:
@@ -169,11 +170,11 @@ class Run:
             logits, forwarded = whole.logits_at_x()
             return logits[rows], forwarded
         forwarded = 0
-        if self._logits_at_x is None:
+        if self.known_logits is None:
             forwarded = len(self)
             with torch.no_grad():
-                self._logits_at_x = self.model(self.x0).float()
-        return self._logits_at_x, forwarded
+                self.known_logits = self.model(self.x0).float()
+        return self.known_logits, forwarded
 
     def first_iterate(self, attack: GradientAttack, restart: int = 0) -> Tensor:
         """The first iterate of a start, in the ball: the given one, a random point, or the centre.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advfeat.attacks.base import Attack, Batch
-from advfeat.attacks.context import Run
+from advfeat.attacks.context import Run, undisturbed
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Objective
 from advfeat.threat import Threat
@@ -112,9 +112,17 @@ class InTurn(Attack):
             if sum(len(left.rows) for left in some) < max(at_least, 1):
                 continue
             x, target, ids = (torch.cat([getattr(left, name) for left in some]) for name in ("x", "target", "ids"))
-            more = attack.run(model, x, target, sample_ids=ids)
+            counts = [len(left.rows) for left in some]
+            with undisturbed(attack, model, x.device):
+                run = Run(attack, model, x, target, None, ids)
+                known = [left.logits for left in some if left.logits is not None]
+                run.known_logits = torch.cat(known) if len(known) == len(some) else None
+                more = attack.part_of(run)
             _success(more)
-            for left, new in zip(some, more.split([len(left.rows) for left in some]), strict=True):
+            if run.known_logits is not None:  # for the attacks that follow
+                for left, logits in zip(some, run.known_logits.split(counts), strict=True):
+                    left.logits = logits
+            for left, new in zip(some, more.split(counts), strict=True):
                 left.found.take_over(left.rows, new, failures=_only_looks(self.attacks[turn - 1]))
                 left.keep(~_success(new))
                 left.turn += 1
@@ -219,7 +227,7 @@ class Ensemble(InTurn):
 class _Left:
     """The survivors of a batch after some attacks: rows of its result, and their samples.
 
-    ``turn`` is the index of the next attack.
+    ``turn`` is the index of the next attack; ``logits`` are those at x, once an attack has computed them.
     """
 
     given: Any
@@ -229,6 +237,7 @@ class _Left:
     target: Tensor
     ids: Tensor
     turn: int = 1
+    logits: Tensor | None = None
 
     @classmethod
     def of(cls, given: Any, found: AttackResult, x: Tensor, target: Tensor, ids: Tensor) -> _Left:
@@ -240,8 +249,9 @@ class _Left:
 
     def keep(self, mask: Tensor) -> None:
         """Keeps only the rows where ``mask``, bool [rows], is true."""
-        for name in ("rows", "x", "target", "ids"):
-            setattr(self, name, getattr(self, name)[mask])
+        for name in ("rows", "x", "target", "ids", "logits"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name)[mask])
 
 
 def _success(found: AttackResult) -> Tensor:

@@ -88,11 +88,12 @@ def test_what_auto_leaves_of_several_batches_shares_its_passes():
     assert 0 < whole.success.sum() < 64
     found = torch.cat([r.x_adv for _, r in attack.over(model, zip(x.split(8), y.split(8), strict=True))])
     torch.testing.assert_close(found[whole.success], whole.x_adv[whole.success], rtol=0, atol=1e-9)
-    together = len(seen)
+    together, samples = len(seen), sum(seen)
     seen.clear()
     for a, b in zip(x.split(8), y.split(8), strict=True):
         attack.run(model, a, b)
     assert together < 0.7 * len(seen)
+    assert samples <= sum(seen), "the other classes are ranked once per sample"
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
