@@ -81,7 +81,7 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
     description = {
         "format": _FORMAT,
         "arch": model.arch if known else None,
-        "arguments": model.arch_arguments if known else None,
+        "arguments": _arguments_of(model) if known else None,
         "module": None if known else _module_of(model),
         "num_classes": model.num_classes,
         "classes": model.classes and list(model.classes),
@@ -92,6 +92,14 @@ def save(model: Model, folder: str | Path, extra: dict | None = None) -> None:
         "extra": as_json(extra or {}),
     }
     write_together([(folder / _WEIGHTS, data), (folder / _DESCRIPTION, to_json(description))], follow=False)
+
+
+def _arguments_of(model: Model) -> dict:
+    """The arguments that rebuild the model, with the normalisation it has now: its buffers may have been edited."""
+    arguments = dict(model.arch_arguments or {})
+    if model.normalises:
+        arguments |= {"mean": model.mean.tolist(), "std": model.std.tolist()}
+    return arguments
 
 
 def load(folder: str | Path, model: Model | None = None) -> Model:

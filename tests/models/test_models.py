@@ -499,3 +499,15 @@ def test_a_model_that_was_cast_comes_back_with_its_normalisation(tmp_path, dtype
     )
     with pytest.raises(ValueError, match="mean is"):
         models.load(tmp_path / "own", wrong)
+
+
+def test_an_edited_normalisation_is_saved_and_loaded(tmp_path):
+    """It was saved under the arguments of its creation, and the run could not be loaded."""
+    model = models.create("small-convnet", 3, (1, 8, 8), width=4, mean=(0.2,), std=(0.3,)).eval()
+    models.save(model, tmp_path / "before")
+    model.mean.fill_(0.7)
+    model.std.fill_(2.0)
+    models.save(model, tmp_path / "after")
+    x = torch.rand(4, 1, 8, 8)
+    assert torch.equal(models.load(tmp_path / "after").eval()(x), model(x))
+    assert not torch.equal(models.load(tmp_path / "before").eval()(x), model(x))
