@@ -86,6 +86,7 @@ class AttackResult:
             getattr(self, name)[rows[new]] = getattr(more, name)[new].to(getattr(self, name).dtype)
         for name in ("zero_grad_steps", "nonfinite_grad_steps"):
             getattr(self, name)[rows] += getattr(more, name)
-        self.why_eager = self.why_eager or more.why_eager
+        # Taking failures means that this result only looked at its samples, and a look has nothing to replay.
+        self.why_eager = more.why_eager if failures else self.why_eager or more.why_eager
         self.samples_forwarded += more.samples_forwarded
         self.samples_backwarded += more.samples_backwarded

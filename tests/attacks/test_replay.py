@@ -8,7 +8,7 @@ import torch
 from support.recorded_graph import record
 from torch import nn
 
-from advfeat import APGD, L2, PGD, Converged, Linf, Representation
+from advfeat import APGD, L2, PGD, Auto, Converged, Linf, Representation
 from advfeat.attacks import pool, replay
 
 
@@ -235,3 +235,13 @@ def test_auto_pgd_replayed(graphs, net, threat, restarts, random_start, steps):
     replayed, eager = attack.run(net, x, y), attack.replace(graph=False).run(net, x, y)
     same(replayed, eager)
     assert (replayed.why_eager is None) == (steps == 40) == bool(graphs)
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_the_look_at_the_samples_does_not_say_that_auto_runs_eagerly(graphs, net, over):
+    """A look has no step to replay; the attacks after it do, and they are what the result speaks of."""
+    x, _ = data()
+    y = net(x).argmax(1)  # none is wrong from the start
+    attack = Auto(L2(0.02), steps=60, target_classes=1)
+    result = next(attack.over(net, [(x, y)]))[1] if over else attack.run(net, x, y)
+    assert graphs and not result.success.all() and result.why_eager is None
