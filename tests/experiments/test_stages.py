@@ -8,11 +8,15 @@ import pytest
 import torch
 from support.tiny_preset import make_lab, tiny_preset
 
+from advfeat import L2, PGD
+from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget
 from advfeat.experiments import stages as stages_module
 from advfeat.experiments import workspace as lab_module
+from advfeat.experiments.measurements import StepSweep, Transferred
 from advfeat.experiments.shared_stages import constructed, data, evaluated, model
-from advfeat.experiments.stages import Data, Stage, all_stages
+from advfeat.experiments.stages import Constructed, Data, Evaluated, Stage, Trained, all_stages
 from advfeat.experiments.workspace import Pause
+from advfeat.training import TrainConfig
 
 
 def test_the_key_is_the_hash_of_everything_but_the_label():
@@ -34,6 +38,41 @@ def test_the_key_is_the_hash_of_everything_but_the_label():
     assert step.key not in keys and len(set(keys)) == len(keys)
     # What it does not rest on does not matter.
     assert evaluated(p, model(p.replace(adversarial=p.standard), "det", 0)).key == step.key
+
+
+def test_the_keys_are_those_under_which_finished_stages_are_kept():
+    """Another key would not be found in a workspace: every model would be trained again."""
+    attack = PGD(L2(0.5), steps=7, step_size=0.1)
+    train, test = Data("cifar10", limit=1000), Data("cifar10", "test", classes=("cat", "dog"))
+    source = Trained(train, test, TrainConfig(epochs=3, width=16, seed=2))
+    robust = Trained(train, test, TrainConfig(epochs=3, width=16, attack=attack))
+    det = Constructed(PerturbTowardsTarget("det", 0.5, 100, 0.1), source, train, seed=1)
+    d_r = Constructed(MatchRepresentation("robust", 1000, 0.1), robust, train, batch_size=100, dtype="uint8")
+    on_det = Trained(det, test, TrainConfig())
+    stages = {
+        "data": train,
+        "data of two classes": test,
+        "model": source,
+        "robust model": robust,
+        "D_det": det,
+        "D_R": d_r,
+        "model on D_det": on_det,
+        "evaluation": Evaluated(on_det, test, (attack,), limit=50),
+        "transfer": Transferred(source, (robust, on_det), test, attack),
+        "sweep": StepSweep(source, test, (attack,), (10, 20)),
+    }
+    assert {name: stage.key for name, stage in stages.items()} == {
+        "data": "dbe818066b9e",
+        "data of two classes": "321ce7223fdd",
+        "model": "2ccf8ff8e4a7",
+        "robust model": "1de5b891b273",
+        "D_det": "8c2d3c49dc34",
+        "D_R": "4a447b35e28a",
+        "model on D_det": "d615e1b0d173",
+        "evaluation": "eb705df9c776",
+        "transfer": "3c8c67183429",
+        "sweep": "c4ca7792355b",
+    }
 
 
 def test_descriptions_are_json_and_hold_what_they_are_made_from():
