@@ -15,9 +15,9 @@ from rich.text import Text
 from advfeat.cli.console import bar, console, say, table
 from advfeat.cli.options import torch_device
 from advfeat.experiments import catalogue, cost, shared_stages
+from advfeat.experiments.base import MissingData, Stage
 from advfeat.experiments.presets import Preset, preset
 from advfeat.experiments.run import Page, read_page, run_experiment
-from advfeat.experiments.stages import MissingData, Stage
 from advfeat.experiments.times import CAPTION, MINUTES
 from advfeat.experiments.workspace import Pause, Workspace
 from advfeat.files import check_writable_folder

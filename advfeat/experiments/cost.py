@@ -18,8 +18,9 @@ import torch.nn.functional as F
 
 from advfeat.attacks import PGD, Attack, Auto, Ensemble
 from advfeat.attacks.base import GradientAttack
+from advfeat.experiments.base import DataStage, Stage
 from advfeat.experiments.measurements import StepSweep, Transferred
-from advfeat.experiments.stages import Constructed, Data, DataStage, Evaluated, Stage, Trained
+from advfeat.experiments.stages import Constructed, Data, Evaluated, Trained
 from advfeat.models import attack_copy, create
 from advfeat.threat import L2
 from advfeat.training import TrainConfig

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from advfeat.experiments.base import Measurement, MissingData, Stage, all_stages
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Result
-from advfeat.experiments.stages import Evaluated, Measurement, MissingData, Stage, all_stages
+from advfeat.experiments.stages import Evaluated
 from advfeat.experiments.workspace import Workspace
 
 Plan = Mapping[Any, Sequence[Measurement]]

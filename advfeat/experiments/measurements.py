@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from advfeat.attacks import PGD
-from advfeat.experiments.stages import DataStage, Measurement, Trained
+from advfeat.experiments.base import DataStage, Measurement
+from advfeat.experiments.stages import Trained
 from advfeat.forward import output, predicted_classes
 from advfeat.models import attack_copy
 from advfeat.progress import Progress, Reporter

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from advfeat.experiments.stages import Stage
+from advfeat.experiments.base import Stage
 from advfeat.intervals import wilson
 
 

@@ -12,10 +12,11 @@ from typing import get_args
 
 import torch
 
+from advfeat.experiments.base import Stage
 from advfeat.experiments.experiment import Experiment
 from advfeat.experiments.presets import Preset
 from advfeat.experiments.result import Picture, Result, Verdict
-from advfeat.experiments.stages import Data, Stage, Trained
+from advfeat.experiments.stages import Data, Trained
 from advfeat.experiments.workspace import Workspace
 from advfeat.files import write_together
 from advfeat.json_files import read_json, to_json

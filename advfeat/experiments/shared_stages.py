@@ -11,9 +11,10 @@ import torch
 from advfeat.attacks import PGD, Ensemble
 from advfeat.datasets.recipes import MatchRepresentation, Recipe
 from advfeat.evaluation import pgd_attack, strong_attack
+from advfeat.experiments.base import DataStage, Measurement, ModelStage
 from advfeat.experiments.presets import SETS, Preset, matching
 from advfeat.experiments.result import Cell, Number
-from advfeat.experiments.stages import Constructed, Data, DataStage, Evaluated, Measurement, ModelStage, Trained
+from advfeat.experiments.stages import Constructed, Data, Evaluated, Trained
 from advfeat.experiments.workspace import Workspace
 from advfeat.objectives import Margin
 from advfeat.random import derive_seed

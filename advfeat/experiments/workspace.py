@@ -16,7 +16,8 @@ import torch
 from advfeat._json_fields import SHA256
 from advfeat._locks import Lock
 from advfeat.datasets.layout import file_sha256
-from advfeat.experiments.stages import Data, DataStage, Stage, all_stages
+from advfeat.experiments.base import DataStage, Stage, all_stages
+from advfeat.experiments.stages import Data
 from advfeat.files import sweep
 from advfeat.json_files import read_json, write_json
 from advfeat.progress import Progress

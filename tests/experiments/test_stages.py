@@ -12,9 +12,10 @@ from advfeat import L2, PGD
 from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget
 from advfeat.experiments import stages as stages_module
 from advfeat.experiments import workspace as lab_module
+from advfeat.experiments.base import Stage, all_stages
 from advfeat.experiments.measurements import StepSweep, Transferred
 from advfeat.experiments.shared_stages import constructed, data, evaluated, model
-from advfeat.experiments.stages import Constructed, Data, Evaluated, Stage, Trained, all_stages
+from advfeat.experiments.stages import Constructed, Data, Evaluated, Trained
 from advfeat.experiments.workspace import Pause
 from advfeat.training import TrainConfig
 

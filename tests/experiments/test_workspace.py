@@ -15,8 +15,9 @@ import torch
 from support.tiny_preset import make_lab, tiny_preset
 
 from advfeat.experiments import stages as stages_module
+from advfeat.experiments.base import Stage, all_stages
 from advfeat.experiments.shared_stages import constructed, evaluated, model
-from advfeat.experiments.stages import Data, Stage, all_stages
+from advfeat.experiments.stages import Data
 from advfeat.experiments.workspace import Pause, Workspace
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from advfeat.datasets.base import ArraySource, Source
+from advfeat.experiments.base import DataStage, ModelStage
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.measurements import predictions
 from advfeat.experiments.paper.table9 import made_by_robust_source, on_robust_source
@@ -32,7 +33,7 @@ from advfeat.experiments.shared_stages import (
     outcomes,
     trained,
 )
-from advfeat.experiments.stages import Constructed, DataStage, ModelStage, Trained
+from advfeat.experiments.stages import Constructed, Trained
 from advfeat.random import generator
 
 if TYPE_CHECKING:

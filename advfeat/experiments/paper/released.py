@@ -11,6 +11,7 @@ import torch
 
 from advfeat.datasets.base import Source
 from advfeat.datasets.exchange import export_lists, import_lists
+from advfeat.experiments.base import DataStage, Measurement, MissingData
 from advfeat.experiments.claims import Measured, more_robust
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.presets import SETS, Preset
@@ -26,7 +27,7 @@ from advfeat.experiments.shared_stages import (
     robust,
     trained,
 )
-from advfeat.experiments.stages import Constructed, DataStage, Measurement, MissingData
+from advfeat.experiments.stages import Constructed
 from advfeat.progress import Progress
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import PRESETS as RECIPES
 from advfeat.evaluation import pgd_attack
+from advfeat.experiments.base import ModelStage
 from advfeat.experiments.claims import Measured, failed, more_robust
 from advfeat.experiments.experiment import Evaluations, Experiment
 from advfeat.experiments.presets import Preset, perturbing
@@ -37,7 +38,7 @@ from advfeat.experiments.shared_stages import (
     robust,
     trained,
 )
-from advfeat.experiments.stages import Evaluated, ModelStage, Trained
+from advfeat.experiments.stages import Evaluated, Trained
 from advfeat.models import Classifier
 from advfeat.models.model import pooled
 from advfeat.objectives import CW, CrossEntropy, Margin
