@@ -15,6 +15,7 @@ from tyro.conf import OmitArgPrefixes
 from advfeat._version import __version__
 from advfeat.cli import ending, options
 from advfeat.cli.commands import Command, Train
+from advfeat.cli.options import Data
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,7 +25,13 @@ _Unprefixed = OmitArgPrefixes[Command]
 _NARROWEST = 20  # columns
 _GOING_ON = ("train", "build", "demo", "reproduce")
 _EXTRA_OPTIONS: dict[type, dict[str, str]] = {
-    Train: {"batch_size": "train_batch_size", "attack": "adversarial", "resume": "restart"}
+    Data: {"name": "dataset"},
+    Train: {
+        "batch_size": "train_batch_size",
+        "attack": "adversarial",
+        "resume": "restart",
+        "name": "dataset or --test-dataset",
+    },
 }
 _DESCRIPTION = """Robust and non-robust features: attacks, data sets, training, evaluation.
 

@@ -33,6 +33,7 @@ from advfeat.cli.options import (
     Seed,
     root_from_environment,
 )
+from advfeat.datasets.registry import PresetName
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ class Build:
     out: NeededPath
     """Folder for the constructed set."""
     data: Data = field(default_factory=Data)
-    preset: Annotated[Literal["cifar10", "restricted-imagenet", "digits", "cifar10-cpu"] | None, QUIET] = None
-    """Named steps, radii and starts; cifar10 has the paper's. None: chosen by the data set."""
+    preset: Annotated[PresetName | None, QUIET] = None
+    """Named steps, radii and starts; cifar10 has the paper's. None: that of the data set, if it has one of its own."""
     eps: OptionalRadius = None
     """Radius of the perturbation, in pixel scale [0, 1] (rand and det only; default: the preset's)."""
     steps: OptionalCountOrNone = None

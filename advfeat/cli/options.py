@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from advfeat.datasets.registry import NAMES, WITHOUT_ROOT, listed
+
 if TYPE_CHECKING:
     from advfeat.threat import Threat
 
@@ -139,14 +141,22 @@ def root_from_environment() -> Path | None:
     return Path(root) if root else None
 
 
+_DataSetName = Annotated[str, arg(help=f"{', '.join(NAMES)}, or the path of a constructed set.")]
+_Root = Annotated[
+    OptionalPath,
+    arg(
+        help="Folder with the data set (default: the environment variable ADVFEAT_DATA); not needed for "
+        f"{listed(WITHOUT_ROOT)}."
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Data:
     """Images to use."""
 
-    dataset: str = "digits"
-    """digits, planted, cifar10, cifar10.1, fashion-mnist, mnist, folder, or the path of a constructed set."""
-    root: OptionalPath = field(default_factory=root_from_environment)
-    """Folder with the data set (default: the environment variable ADVFEAT_DATA); not needed for digits and planted."""
+    dataset: _DataSetName = "digits"
+    root: _Root = field(default_factory=root_from_environment)
     limit: OptionalCount = None
     """Use a class-balanced subset of this many images."""
     size: Annotated[int | tuple[int, int] | None, Within(1, 10_000), QUIET] = None

@@ -9,6 +9,7 @@ from advfeat.cli.console import bar, say
 from advfeat.cli.files import check_place
 from advfeat.cli.options import option_of, radii, torch_device
 from advfeat.datasets import sources
+from advfeat.datasets.registry import not_taken
 from advfeat.threat import NORMS
 from advfeat.training import TrainConfig, paper_attack, train
 
@@ -90,8 +91,8 @@ def _train_and_test(c: commands.Train) -> tuple[sources.Source, sources.Source]:
         fitting["size"] = source.image_shape[1:]
     test = load_it(name, "test", None, fitting)
     for option in given.keys() - used.keys():
-        whose = " nor ".join(dict.fromkeys((source.name, test.name)))
-        raise ValueError(f"--{option} is for image folders, not for {whose}")
+        whose = dict.fromkeys((source.name, test.name))
+        raise ValueError(not_taken(f"--{option}", whose, given[option]))
     return source, test
 
 

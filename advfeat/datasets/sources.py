@@ -14,17 +14,10 @@ from torch import Tensor
 from advfeat._arguments import check_path, meant, whole_number
 from advfeat._names import printable
 from advfeat.datasets.base import ArraySource, Source, Subset, balanced_subset, keyed_order
+from advfeat.datasets.registry import NAMES, known, not_taken, takes
 
 __all__ = ["NAMES", "RESTRICTED_IMAGENET", "ArraySource", "Source", "Subset", "load", "options_for", "takes"]
 
-NAMES = ("digits", "planted", "cifar10", "cifar10.1", "fashion-mnist", "mnist", "folder", "restricted-imagenet")
-_FOLDERS = ("folder", "restricted-imagenet")
-_OPTIONS = {
-    "size": (*_FOLDERS, "planted"),
-    "channels": _FOLDERS,
-    "holdout": ("folder",),
-    "class_ranges": ("folder",),
-}
 _IMAGENET_CLASSES = 1000
 
 # The paper's Table 2 (Appendix C.1): first and last of the sorted ImageNet classes, both inclusive.
@@ -68,14 +61,16 @@ def load(
     * "fashion-mnist": root/FashionMNIST/raw;
     * "mnist": root/MNIST/raw;
     * "folder": root/<split>/<class>/*.png, see :class:`advfeat.datasets.FolderSource`;
-    * "restricted-imagenet": an ImageNet folder as the paper's 9 super-classes (Table 2), 224x224 unless size is given;
+    * "restricted-imagenet": root/<split>/<class>/, the 1,000 class folders of ImageNet as the paper's 9 super-classes
+      (Table 2), 224x224 unless size is given;
     * a path: a set made by :func:`advfeat.datasets.build` (a folder with a manifest.json), or one that the paper's
       authors released (a folder with CIFAR_ims and CIFAR_lab).
 
     Args:
         name: One of these names, or a path.
         split: "train" or "test".
-        root: The folder in which the data set lies; "digits", "planted" and paths need none.
+        root: The folder in which the data set lies. "cifar10", "cifar10.1", "fashion-mnist", "mnist", "folder" and
+            "restricted-imagenet" need it; "digits", "planted" and paths do not.
         seed: Draws the images of "planted", the samples of ``limit`` and the test images of ``holdout``.
         size: Side in pixels, or (height, width), for folders and "planted".
         channels: 1 or 3, for folders, see :class:`advfeat.datasets.FolderSource`. To match the input of a model, see
@@ -98,27 +93,19 @@ def load(
     if root is not None:
         check_path("root", root)
     name, seed = str(name), whole_number("seed", seed, None)
-    if size is not None and not takes(name, "size"):
-        raise ValueError(f"size is for image folders and planted: {name} has a size of its own, got size={size}")
-    for option, value in (("channels", channels), ("holdout", holdout), ("class_ranges", class_ranges)):
+    options: dict[str, Any] = {"channels": channels, "holdout": holdout, "class_ranges": class_ranges}
+    for option, value in {"size": size, **options}.items():
         if value is not None and not takes(name, option):
-            raise ValueError(f"{option} is for image folders, got it with {name}")
-    if name in _FOLDERS:
-        options = {"channels": channels, "holdout": holdout, "class_ranges": class_ranges, "seed": seed}
-        source = _load_folder(name, split, root, size, options)
+            raise ValueError(not_taken(option, [printable(name)], value))
+    if _is_folder(name):
+        source = _load_folder(name, split, root, size, {**options, "seed": seed})
     else:
         source = _load(name, split, root, seed, size)
     return source if limit is None else source.subset(balanced_subset(source.labels, limit, seed))
 
 
-def takes(name: str | Path, option: str) -> bool:
-    """Whether :func:`load` takes an option for a data set.
-
-    Args:
-        name: Of the data set.
-        option: "size", "channels", "holdout" or "class_ranges".
-    """
-    return str(name) in _OPTIONS[option]
+def _is_folder(name: str | Path) -> bool:
+    return takes(name, "channels")
 
 
 def options_for(name: str | Path, input_shape: Sequence[int]) -> dict[str, Any]:
@@ -133,7 +120,7 @@ def options_for(name: str | Path, input_shape: Sequence[int]) -> dict[str, Any]:
         fits or does not.
     """
     channels, *size = input_shape
-    return {"size": tuple(size), "channels": channels} if str(name) in _FOLDERS else {}
+    return {"size": tuple(size), "channels": channels} if _is_folder(name) else {}
 
 
 def _load(name: str, split: str, root: str | Path | None, seed: int, size: int | tuple[int, int] | None) -> Source:
@@ -144,7 +131,7 @@ def _load(name: str, split: str, root: str | Path | None, seed: int, size: int |
 
         sides = _two_sides(size)
         return Planted(split, seed=seed, config=PlantedConfig() if sides is None else PlantedConfig((3, *sides)))
-    if name in ("cifar10", "cifar10.1", "mnist", "fashion-mnist"):
+    if known(name).needs_root:
         from advfeat.datasets import official
 
         path = _root(name, root)
@@ -180,8 +167,9 @@ def _check_imagenet(folders: Sequence[str]) -> None:
     if strange or len(folders) != _IMAGENET_CLASSES:
         also = f", {len(strange)} of them not named like n01440764 ({strange[0]})" if strange else ""
         raise ValueError(
-            f"restricted-imagenet needs all {_IMAGENET_CLASSES:,} class folders of ImageNet, whose numbers it counts, "
-            f"got {len(folders):,}{also}; for a part of them use the data set 'folder' with class_ranges of its own"
+            f"root should have all {_IMAGENET_CLASSES:,} class folders of ImageNet for restricted-imagenet, whose "
+            f"numbers it counts, got {len(folders):,}{also}; for a part of them use the data set 'folder' with "
+            "class_ranges of its own"
         )
 
 
@@ -191,19 +179,23 @@ def _constructed(name: str, split: str) -> Source:
     path = Path(name).expanduser()
     if not name or not path.exists():
         raise ValueError(
-            f"unknown data set {name!r}: should be {', '.join(NAMES)} or the folder of a built set{meant(name, NAMES)}"
+            f"name should be one of {', '.join(NAMES)}, or the folder of a built set, got {name!r}{meant(name, NAMES)}"
         )
     if path.is_dir() and not (path / "manifest.json").is_file():
         if (path / "CIFAR_ims").is_file() or (path / "CIFAR_lab").is_file():
             return _released(path, split)
         raise FileNotFoundError(
-            f"{path} has no manifest.json, so it is not a constructed set; for a folder of images use the data set "
-            f"'folder' with root={path}"
+            f"name should be a data set or the folder of a built set, got {printable(path)}, which has no "
+            f"manifest.json; for a folder of images use the data set 'folder' with root={printable(path)}"
         )
     made = ConstructedSet.open(path)
     if made.split and made.split != split:
-        raise ValueError(f"{path} was built from the {made.split} split of {made.built_from}; it has no {split} split")
+        raise ValueError(_other_split(path, made.split, made.built_from, split))
     return made
+
+
+def _other_split(path: Path, own: str, built_from: str | None, split: str) -> str:
+    return f"split should be {own} for {printable(path)}, which was built from that of {built_from}, got {split!r}"
 
 
 def _released(path: Path, split: str) -> Source:
@@ -211,7 +203,7 @@ def _released(path: Path, split: str) -> Source:
     from advfeat.datasets.exchange import import_lists
 
     if split != "train":
-        raise ValueError(f"{path} was built from the train split of cifar10; it has no {split} split")
+        raise ValueError(_other_split(path, "train", "cifar10", split))
     made = import_lists(path, built_from="cifar10")
     if made.image_shape != (3, 32, 32):
         raise ValueError(
@@ -223,12 +215,15 @@ def _released(path: Path, split: str) -> Source:
 
 def _root(name: str, root: str | Path | None) -> Path:
     if root is None:
-        raise ValueError(f"root should be given for {name}: the folder in which the data set lies")
+        raise ValueError(f"root should be the folder with the data set {name!r}, got None")
     path = Path(root).expanduser()
     if not path.is_dir():
         packed = path.name.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2"))
         how = "an archive: unpack it, and give the folder" if packed else "not a folder"
-        raise FileNotFoundError(f"root={printable(path)} is {how if path.exists() else 'not there'}")
+        why = f"is {how if path.exists() else 'not there'}"
+        raise FileNotFoundError(
+            f"root should be the folder with the data set {name!r}, got {printable(path)}, which {why}"
+        )
     return path
 
 

@@ -12,6 +12,7 @@ from typing import get_args
 
 import torch
 
+from advfeat.datasets.registry import known
 from advfeat.experiments.base import Stage
 from advfeat.experiments.experiment import Experiment
 from advfeat.experiments.presets import Preset
@@ -110,7 +111,7 @@ def run_experiment(
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         **made_with,
     }
-    if preset.dataset not in ("cifar10", "restricted-imagenet"):
+    if not known(preset.dataset).of_the_paper:
         results["differences"] = []  # only the pattern is comparable with the paper, not the size of the numbers
     results["pictures"] = [{"name": x.name, "title": x.title, "caption": x.caption} for x in result.pictures]
     pictures = [(picture_path(workspace.out, experiment.name, x.name), x.png) for x in result.pictures]

@@ -16,6 +16,7 @@ from advfeat.datasets.base import ArraySource, Source, balanced_subset
 from advfeat.datasets.building import build
 from advfeat.datasets.constructed import ConstructedSet
 from advfeat.datasets.recipes import Recipe
+from advfeat.datasets.registry import known
 from advfeat.evaluation import evaluate
 from advfeat.experiments.base import DataStage, Measurement, MissingData, ModelStage, Stage, all_stages
 from advfeat.models import Model, fingerprint, load
@@ -80,7 +81,7 @@ class Data(DataStage):
         """
         limit = self.limit if self.classes is None else None
         root = workspace.root
-        if root is None and self.name != "digits":
+        if root is None and known(self.name).needs_root:
             raise MissingData(f"{self.name} is not part of advfeat: give its folder with --root (or ADVFEAT_DATA)")
         if self.name == "restricted-imagenet" and root is not None:
             root = next((r for r in (root / "imagenet", root) if (r / "train").is_dir()), None)

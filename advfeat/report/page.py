@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
+from advfeat.datasets.registry import known
 from advfeat.experiments import presets
 from advfeat.experiments.run import Page
 from advfeat.files import write_bytes
@@ -136,13 +137,7 @@ def title(dataset: str) -> str:
     Args:
         dataset: Name of the data set.
     """
-    names = {
-        "digits": "scikit-learn's digits",
-        "cifar10": "CIFAR-10",
-        "mnist": "MNIST",
-        "fashion-mnist": "Fashion-MNIST",
-    }
-    return names.get(dataset, dataset)
+    return known(dataset).title or dataset
 
 
 def spread(table: dict, r: dict) -> str:

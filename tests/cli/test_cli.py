@@ -182,7 +182,7 @@ def test_info_says_what_was_built(folder, capsys):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("train --out {folder}/x --dataset nothing", "unknown data set 'nothing'"),
+        ("train --out {folder}/x --dataset nothing", "--test-dataset should be one of digits, planted, cifar10, "),
         ("train --out {folder}/x --dataset cifar10 --root {folder}", "cifar-10-batches-py"),
         ("train --out {folder}/x --adversarial l2", "--eps should be given"),
         ("train --out {folder}/x --eps 0.5", "--eps needs --adversarial"),
@@ -192,7 +192,10 @@ def test_info_says_what_was_built(folder, capsys):
         ("build robust --model {folder}/std --out {folder}/x --eps 1", "--eps has no meaning"),
         ("build det --model {folder}/std --out {folder}/x --converge", "--converge has no meaning"),
         ("build det --model {folder}/std --dataset planted --out {folder}/x", "model"),
-        ("evaluate --model {folder}/std --dataset {folder}/nothing-there", "unknown data set"),
+        (
+            "evaluate --model {folder}/std --dataset {folder}/nothing-there",
+            "--dataset should be one of digits, planted, cifar10, ",
+        ),
         ("info {folder}", "neither a run folder"),
     ],
 )

@@ -64,7 +64,7 @@ def test_a_size_is_for_whichever_set_takes_it(wide, capsys):
     said = fails(capsys, "train", "--out", wide / "c", "--dataset", wide / "set", *test, "--size", 8)
     assert "training and test images should have one shape" in said
     said = fails(capsys, "train", "--out", wide / "d", "--dataset", "digits", "--size", 8)
-    assert "--size is for image folders, not for digits" in said
+    assert "--size should be left out for digits: it is for planted, folder and restricted-imagenet, got 8" in said
     assert not (wide / "c").exists() and not (wide / "d").exists()
 
 

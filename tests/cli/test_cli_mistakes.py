@@ -155,9 +155,9 @@ def test_a_shell_completes(capsys):
 
 def test_messages_speak_of_options(tmp_path, capsys):
     message = fails(capsys, "train", "--out", tmp_path / "x", "--dataset", "cifar10")
-    assert message.startswith("advfeat train: --root should be given for cifar10")
+    assert message.startswith("advfeat train: --root should be the folder with the data set 'cifar10', got None")
     message = fails(capsys, "train", "--out", tmp_path / "x", "--dataset", "folder", "--root", tmp_path / "none")
-    assert f"--root {tmp_path / 'none'}" in message
+    assert f"--root should be the folder with the data set 'folder', got {tmp_path / 'none'}, which is not" in message
     folder = ("--dataset", "folder", "--root", tmp_path, "--holdout", 2)
     assert "--holdout should be in (0, 1)" in fails(capsys, "train", "--out", tmp_path / "x", *folder)
 

@@ -25,7 +25,7 @@ SOURCE = ArraySource(X, Y, 3)
         (lambda: recipes.preset("CIFAR-10", "det"), ValueError, "preset should be .* did you mean cifar10."),
         (lambda: sources.load("planted", "train", 0), TypeError, "root should be a path, got 0"),
         (lambda: sources.load(5), TypeError, "name should be that of a data set, or a path, got 5"),
-        (lambda: sources.load("Fashion MNIST"), ValueError, "unknown data set .* did you mean fashion-mnist."),
+        (lambda: sources.load("Fashion MNIST"), ValueError, "name should be one of .* did you mean fashion-mnist."),
         (lambda: sources.load("planted", seed=None), ValueError, "seed should be an integer, got None"),
         (lambda: sources.load("planted", seed="0"), ValueError, "seed should be an integer, got '0'"),
         (lambda: sources.load("planted", size="8"), ValueError, "size should be an integer, a side or .* got '8'"),

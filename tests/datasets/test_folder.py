@@ -188,7 +188,7 @@ def test_restricted_imagenet_is_table_2(tmp_path):
     assert source.images([0]).shape == (1, 3, 224, 224)
     (tmp_path / "val" / "n00000005" / "x.jpeg").unlink()
     (tmp_path / "val" / "n00000005").rmdir()
-    with pytest.raises(ValueError, match="restricted-imagenet needs all 1,000 class folders of ImageNet.* got 999;"):
+    with pytest.raises(ValueError, match="root should have all 1,000 class folders of ImageNet.* got 999;"):
         sources.load("restricted-imagenet", "test", tmp_path)
     (tmp_path / "val" / "readmes").mkdir()  # as many as there should be, and another one
     with pytest.raises(ValueError, match=r"got 1,000, 1 of them not named like n01440764 \(readmes\)"):
@@ -270,7 +270,7 @@ def test_what_cannot_be_held_out_is_refused(tmp_path):
     folders(tmp_path / "val", "a", images=3)
     with pytest.raises(ValueError, match="holdout is for a root without test images: there is .*val"):
         FolderSource(tmp_path, holdout=0.5)
-    with pytest.raises(ValueError, match="holdout is for image folders, got it with digits"):
+    with pytest.raises(ValueError, match="holdout should be left out for digits: it is for folder, got 0.5"):
         sources.load("digits", holdout=0.5)
 
 

@@ -259,21 +259,32 @@ def test_subset_depends_on_the_seed_and_on_nothing_else():
 
 def test_load_refuses_what_it_does_not_know(tmp_path):
     for arguments, said in [
-        ({"name": "cifar-10"}, "unknown data set 'cifar-10'.*did you mean cifar10"),
+        ({"name": "cifar-10"}, "name should be one of digits, .*, got 'cifar-10'; did you mean cifar10"),
         ({"name": "digits", "split": "validation"}, "split should be train or test, got 'validation'"),
-        ({"name": "digits", "size": 16}, "size is for image folders and planted"),
-        ({"name": "digits", "class_ranges": {"a": (0, 1)}}, "class_ranges is for image folders"),
-        ({"name": "digits", "channels": 3}, "channels is for image folders, got it with digits"),
-        ({"name": ""}, "unknown data set ''"),
+        (
+            {"name": "digits", "size": 16},
+            "size should be left out for digits: it is for planted, folder and restricted-imagenet, got 16",
+        ),
+        (
+            {"name": "digits", "class_ranges": {"a": (0, 1)}},
+            "class_ranges should be left out for digits: it is for folder, got {",
+        ),
+        (
+            {"name": "digits", "channels": 3},
+            "channels should be left out for digits: .* folder and restricted-imagenet, got 3",
+        ),
+        ({"name": ""}, "name should be one of .*, got ''"),
         ({"name": "digits", "limit": 0}, "limit should be a number of samples, at least 1, got 0"),
         ({"name": "digits", "limit": 10.5}, "limit should be a number of samples, at least 1, got 10.5"),
-        ({"name": "cifar10"}, "root should be given for cifar10"),
+        ({"name": "cifar10"}, "root should be the folder with the data set 'cifar10', got None"),
     ]:
         with pytest.raises(ValueError, match=said):
             sources.load(**arguments)
-    with pytest.raises(FileNotFoundError, match="is not there"):
+    with pytest.raises(
+        FileNotFoundError, match="root should be the folder with .* 'mnist', got .*nowhere, which is not there"
+    ):
         sources.load("mnist", root=tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="no manifest.json.*'folder' with root"):
+    with pytest.raises(FileNotFoundError, match="name should be .*, which has no manifest.json.*'folder' with root"):
         sources.load(tmp_path)
 
 
@@ -291,7 +302,7 @@ def test_an_archive_is_to_be_unpacked(tmp_path):
 def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "set").mkdir()
-    with pytest.raises(FileNotFoundError, match="set has no manifest.json"):
+    with pytest.raises(FileNotFoundError, match="set, which has no manifest.json"):
         sources.load("~/set")
 
 

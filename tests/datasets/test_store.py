@@ -48,7 +48,9 @@ def test_a_set_is_a_source(tmp_path):
     assert made.built_from == "digits" and made.split == "train"
     assert made.fingerprint == ConstructedSet.open(tmp_path / "set", verify=False).fingerprint
     assert made.shard_of(4) == "shard-00000.safetensors" and made.shard_of(5) == "shard-00001.safetensors"
-    with pytest.raises(ValueError, match="was built from the train split of digits; it has no test split"):
+    with pytest.raises(
+        ValueError, match="split should be train for .*, which was built from that of digits, got 'test'"
+    ):
         sources.load(tmp_path / "set", "test")
     build(tmp_path / "other", n=N - 1)
     assert ConstructedSet.open(tmp_path / "other").fingerprint != made.fingerprint
