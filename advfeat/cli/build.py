@@ -10,7 +10,7 @@ from advfeat.cli.console import bar
 from advfeat.cli.files import check_place, describe_set, load_model
 from advfeat.cli.options import option_of
 from advfeat.datasets.building import build
-from advfeat.datasets.recipes import PRESETS, preset
+from advfeat.datasets.recipes import PRESETS, Recipe, own_recipe, preset
 
 if TYPE_CHECKING:
     from advfeat.cli import commands
@@ -23,13 +23,14 @@ def run(c: commands.Build) -> None:
         c: Parsed options.
 
     Raises:
-        ValueError: If an option does not apply to the recipe, or the model does not fit the data set.
+        ValueError: If an option does not apply to the recipe, the model does not fit the data set, or no preset is
+            given for a data set that has none of its own.
     """
     check_place(c.out, "manifest.json")
     device = c.runtime.torch_device()
     model = load_model(c.model)
     source = c.data.load("train", model.input_shape)
-    recipe = preset(c.preset or _preset_of(c.data.dataset), c.recipe)
+    recipe = _recipe(c, source.name)
     given: dict[str, Any] = {"eps": c.eps, "steps": c.steps, "step_size": c.step_size, "start": c.start}
     given["stop"] = Converged() if c.converge else None
     fields = {f.name for f in dataclasses.fields(recipe)}
@@ -58,6 +59,12 @@ def run(c: commands.Build) -> None:
     describe_set(made, c.out)
 
 
-def _preset_of(dataset: str) -> str:
-    """Return the preset that belongs to a data set."""
-    return dataset if dataset in PRESETS else ("digits" if dataset in ("planted",) else "cifar10")
+def _recipe(c: commands.Build, data: str) -> Recipe:
+    """Return the recipe of the given preset, or of the data set's own, as :func:`advfeat.datasets.build` does."""
+    recipe = own_recipe(data, c.recipe) if c.preset is None else preset(c.preset, c.recipe)
+    if recipe is None:
+        raise ValueError(
+            f"--preset should be one of {', '.join(PRESETS)}, since data set {data!r} has no preset of its own, "
+            "got none"
+        )
+    return recipe

@@ -20,7 +20,7 @@ from advfeat.datasets.construction import Construction
 from advfeat.datasets.fitness import check_fitness, is_deterministic, warn_of_chance
 from advfeat.datasets.loader import batch_size_for
 from advfeat.datasets.protocol import Data, Identified
-from advfeat.datasets.recipes import PRESETS, MatchRepresentation, Recipe, check_recipe_name, preset
+from advfeat.datasets.recipes import PRESETS, MatchRepresentation, Recipe, check_recipe_name, own_recipe
 from advfeat.datasets.store import ConstructedSet, SetWriter, is_complete
 from advfeat.datasets.torch_dataset import as_source
 from advfeat.files import check_writable_folder
@@ -71,8 +71,7 @@ def build(
 
     Args:
         recipe: How the set is made, see :func:`advfeat.datasets.preset`. A name, "robust", "nonrobust", "rand" or
-            "det", takes the preset of the source's own data set; there are presets for CIFAR-10, Restricted ImageNet
-            and digits.
+            "det", takes the preset of the source's own data set, which CIFAR-10, Restricted ImageNet and digits have.
         model: Gives logits [B, classes] for images in [0, 1]; a :class:`MatchRepresentation` also needs
             ``model.representation``.
         source: A data set of this package; or a ``torch.utils.data`` dataset of (image, label), or a ``DataLoader``,
@@ -186,14 +185,15 @@ def build(
 
 
 def _of_its_own(data: str, recipe: str) -> Recipe:
-    """The recipe of this name for a data set that has presets of its own."""
-    if data not in PRESETS:
+    """The recipe of this name for a data set that has a preset of its own."""
+    own = own_recipe(data, recipe)
+    if own is None:
         raise ValueError(
-            f"recipe should be a recipe with its settings, since data set {data!r} has no presets, got the name "
-            f"{recipe!r}: preset('cifar10', {recipe!r}) is the paper's for CIFAR-10; there are presets for "
+            f"recipe should be a recipe with its settings, since data set {data!r} has no preset of its own, got the "
+            f"name {recipe!r}: preset('cifar10', {recipe!r}) is the paper's for CIFAR-10; the presets are "
             f"{', '.join(PRESETS)}"
         )
-    return preset(data, recipe)
+    return own
 
 
 def _write_all(

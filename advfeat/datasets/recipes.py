@@ -17,6 +17,7 @@ from torch import Tensor
 
 from advfeat._arguments import meant
 from advfeat.attacks import PGD, Converged
+from advfeat.datasets.registry import known
 from advfeat.objectives import Margin, Representation
 from advfeat.random import normals, uniform_numbers
 from advfeat.threat import L2, Threat, check_norm
@@ -219,6 +220,21 @@ PRESETS: dict[str, dict[str, Recipe]] = {
     "digits": _recipes(match_steps=150, match_step=0.05, eps=1.5, steps=100, step_size=0.1),
     "cifar10-cpu": _recipes(match_steps=200, match_step=0.1, eps=1.5, steps=30, step_size=0.1),
 }
+
+
+def own_recipe(data: str, recipe: str) -> Recipe | None:
+    """The recipe that a build takes if it is given the name of a recipe alone: of the data set's own preset.
+
+    Args:
+        data: Name of the data set.
+        recipe: As for :func:`preset`.
+
+    Returns:
+        None for a data set without a preset of its own, such as a folder: no other preset stands in for it, since steps
+        and radii depend on the images.
+    """
+    own = known(data).preset
+    return None if own is None else preset(own, recipe)
 
 
 def preset(name: str, recipe: str) -> Recipe:

@@ -11,11 +11,12 @@ import torch
 from support.commands import fails_in_a_line
 from support.commands import run as commands_run
 
-from advfeat import cli, models
+from advfeat import cli, datasets, models
 from advfeat.cli import commands
 from advfeat.datasets import sources
 from advfeat.datasets.recipes import PRESETS, PerturbTowardsTarget
 from advfeat.datasets.store import ConstructedSet
+from advfeat.experiments import presets
 from advfeat.training import TrainConfig
 
 
@@ -71,7 +72,10 @@ def test_adversarial_training(folder, capsys):
 def test_a_size_is_that_of_the_test_images_too(folder, capsys):
     train = "train --epochs 1 --width 4 --dataset {dataset} --limit 40 --out {{folder}}/{out} {more}"
     run(folder, train.format(dataset="planted", out="sized", more="--size 24"), capsys)
-    run(folder, "build det --model {folder}/sized --dataset planted --size 24 --limit 40 --out {folder}/small", capsys)
+    build = (
+        "build det --model {folder}/sized --dataset planted --size 24 --limit 40 --preset digits --out {folder}/small"
+    )
+    run(folder, build, capsys)
     out = run(folder, train.format(dataset=folder / "small", out="on-sized", more=""), capsys)
     assert "test accuracy on planted" in out
 
@@ -191,7 +195,7 @@ def test_info_says_what_was_built(folder, capsys):
         ("build det --model {folder}/std --out {folder}/x --start noise", "--start has no meaning"),
         ("build robust --model {folder}/std --out {folder}/x --eps 1", "--eps has no meaning"),
         ("build det --model {folder}/std --out {folder}/x --converge", "--converge has no meaning"),
-        ("build det --model {folder}/std --dataset planted --out {folder}/x", "model"),
+        ("build det --model {folder}/std --dataset planted --preset digits --out {folder}/x", "model"),
         (
             "evaluate --model {folder}/std --dataset {folder}/nothing-there",
             "--dataset should be one of digits, planted, cifar10, ",
@@ -247,8 +251,37 @@ def test_demo_writes_a_report_and_does_nothing_twice(tiny, tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "report").rglob("*.safetensors")} == models
 
 
-def test_presets_of_build_are_those_of_the_recipes():
+def choices_of(command, option):
+    hint = typing.get_type_hints(command)[option]
+    parts = [part for part in typing.get_args(hint) if part is not type(None)]
+    return [choice for part in parts for choice in (typing.get_args(part) or [part])]
+
+
+def test_presets_of_commands_are_those_of_the_library():
     """The command line repeats their names, so that its help needs no torch."""
-    hint = typing.get_type_hints(commands.Build)["preset"]
-    choices = [each for part in typing.get_args(hint) for each in typing.get_args(part)]
-    assert set(choices) - {type(None)} == set(PRESETS)
+    assert choices_of(commands.Build, "preset") == [*PRESETS]
+    assert choices_of(commands.Reproduce, "preset") == [*presets.names()]
+    assert {*choices_of(commands.Demo, "preset")} < {*presets.names()}
+
+
+@pytest.mark.parametrize(("dataset", "own"), [("digits", True), ("planted", False), ("a set", False)])
+def test_build_takes_the_recipe_that_python_takes_and_no_other_in_silence(folder, tmp_path, capsys, dataset, own):
+    if dataset == "a set":
+        dataset = tmp_path / "set"
+        run(folder, f"build det --model {{folder}}/std --limit 12 --steps 1 --out {dataset}", capsys)
+    model, source = models.load(folder / "std"), datasets.load(dataset, limit=12)
+    model = model if source.image_shape == model.input_shape else models.create("small-convnet", 4, source.image_shape)
+    models.save(model, tmp_path / "model", extra={"classes": list(source.classes)})
+    command = f"build det --model {tmp_path}/model --dataset {dataset} --limit 12 --out {tmp_path}/made"
+    if own:
+        run(folder, command, capsys)
+        made = datasets.build("det", models.load(tmp_path / "model"), source, tmp_path / "python")
+        assert datasets.open(tmp_path / "made").manifest == made.manifest
+        return
+    with pytest.raises(ValueError, match="has no preset of its own"):
+        datasets.build("det", model, source, tmp_path / "python")
+    message = fails(folder, command, capsys)
+    assert "--preset should be one of cifar10, restricted-imagenet, digits, cifar10-cpu, since" in message
+    assert f"{str(dataset)!r} has no preset of its own, got none" in message and not (tmp_path / "made").exists()
+    run(folder, command + " --preset digits --steps 1", capsys)
+    assert datasets.open(tmp_path / "made").manifest["recipe"] == PRESETS["digits"]["det"].to_dict() | {"steps": 1}

@@ -26,6 +26,7 @@ def wide(tmp_path):
     return tmp_path
 
 
+RECIPE = ("--preset", "cifar10", "--eps", 1)
 TRAIN = ("--epochs", 3, "--width", 4, "--train-batch-size", 8, "--augment", "shift")
 
 
@@ -33,7 +34,7 @@ def test_a_wide_folder_is_trained_built_and_evaluated_with_a_share_held_out(wide
     data = ("--dataset", "folder", "--root", wide / "wide", "--holdout", 0.25)
     run("train", "--out", wide / "model", *data, *TRAIN)
     held = json.loads((wide / "model" / "metrics.jsonl").read_text().splitlines()[-1])
-    run("build", "det", "--model", wide / "model", "--out", wide / "set", *data, "--eps", 1, "--steps", 2)
+    run("build", "det", "--model", wide / "model", "--out", wide / "set", *data, *RECIPE, "--steps", 2)
     made = ConstructedSet.open(wide / "set")
     assert made.image_shape == (1, 8, 24) and held["test_accuracy"] is not None
     # The set is tested on what was held out; the size of its images is known.
@@ -54,7 +55,7 @@ def test_a_folder_is_brought_to_what_a_model_takes(wide):
 def test_a_size_is_for_whichever_set_takes_it(wide, capsys):
     folder = ("--dataset", "folder", "--root", wide / "wide")
     save_model(create("small-convnet", 2, (1, 8, 12), width=4), wide / "model")
-    run("build", "det", "--model", wide / "model", "--out", wide / "set", *folder, "--eps", 1, "--steps", 1)
+    run("build", "det", "--model", wide / "model", "--out", wide / "set", *folder, *RECIPE, "--steps", 1)
     (wide / "root").mkdir()
     (wide / "root" / "train").symlink_to(wide / "set")  # not read
     (wide / "root" / "test").symlink_to(wide / "wide")

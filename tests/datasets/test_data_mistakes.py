@@ -66,7 +66,7 @@ def test_data_sets(call, error, message):
         (
             {"recipe": "det"},
             ValueError,
-            "recipe should be a recipe .*'arrays' has no presets, .* 'det'",
+            "recipe should be a recipe .*'arrays' has no preset of its own, .* 'det'",
         ),
         ({"recipe": ATTACK}, TypeError, "recipe should be one of .*, or its name, got PGD"),
         ({"model": "run"}, TypeError, "model should be a module, got the path 'run'"),

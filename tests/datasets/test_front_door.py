@@ -95,7 +95,7 @@ def test_the_name_of_a_recipe_is_for_data_sets_that_have_one(tmp_path):
     for recipe, said in [
         (
             "det",
-            r"recipe should be a recipe with its settings, .*'blobs' has no presets, .* preset\('cifar10', 'det'\)",
+            r"recipe should be a recipe with .*'blobs' has no preset of its own, .* preset\('cifar10', 'det'\)",
         ),
         ("D_det", "recipe should be one of robust, nonrobust, rand, det, got 'D_det'; did you mean det"),
         ("", "recipe should be one of robust, nonrobust, rand, det, got ''"),

@@ -47,6 +47,9 @@ def test_presets_of_data_sets_are_presets():
     assert get_args(registry.PresetName) == tuple(recipes.PRESETS)
     own = {name: each.preset for name, each in registry.DATA_SETS.items() if each.preset}
     assert own == {"digits": "digits", "cifar10": "cifar10", "restricted-imagenet": "restricted-imagenet"}
+    assert recipes.own_recipe("cifar10", "det") is recipes.preset("cifar10", "det")
+    # No other preset stands in: a data set that has the name of a preset only is no data set of this library.
+    assert [recipes.own_recipe(name, "det") for name in ("planted", "folder", "sets/det", "cifar10-cpu")] == [None] * 4
 
 
 def test_what_costs_are_known_of_is_a_data_set():
