@@ -1,15 +1,15 @@
-"""Models of every kind under evaluation: masked classes, one logit, half and double precision, random ones, functions;
-what a result says about model, data and samples; and what is no model or data set."""
+"""Models of every kind under evaluation: masked classes, one logit, half and double precision, functions; what a result
+says about model, data and samples; and what is no model or data set."""
 
 from __future__ import annotations
 
 import json
 import math
-import warnings
 
 import numpy as np
 import pytest
 import torch
+from support.linear_net import NAMES, Then, labelled_by, labelled_images, linear_net, random_images
 from support.tensor_source import TensorSource, blobs
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -21,45 +21,16 @@ from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget
 from advfeat.evaluation import accuracy, evaluate, label_agreement
 from advfeat.json_files import to_json
 
-NAMES = tuple("abcdefghij")
-
-
-def _net(inputs: int = 48, classes: int = 10) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, classes))
-
-
-def _images(n: int = 40, shape: tuple[int, ...] = (3, 4, 4)) -> torch.Tensor:
-    return torch.randint(0, 256, (n, *shape), generator=torch.Generator().manual_seed(1)) / 255
-
-
-def _labelled_by(model, x, classes: int = 10) -> TensorSource:
-    with torch.no_grad():
-        labels = model(x).argmax(1)
-    return TensorSource(x, labels, NAMES[:classes])
-
-
-class _Then(nn.Module):
-    """A model whose logits are changed by a function of images and logits."""
-
-    def __init__(self, net, change):
-        super().__init__()
-        self.net, self.change = net, change
-
-    def forward(self, x):
-        return self.change(x, self.net(x))
-
-
 # --- logits that are not finite
 
 
 def test_classes_that_are_out_by_minus_infinity_do_not_make_samples_wrong():
     mask = torch.zeros(10).index_fill(0, torch.arange(5, 10), -math.inf)
-    model = _Then(_net(), lambda x, z: z + mask)
-    source = _labelled_by(model, _images())
+    model = Then(linear_net(), lambda x, z: z + mask)
+    source = labelled_by(model, random_images())
     found = evaluate(model, source, attacks=[0.05])
     assert found.clean.value == 1 and found.nonfinite_logits == 0 and 0 < found.margin < math.inf
-    assert torch.equal(found.margins, _margin(_net()(source.images())[:, :5], source.labels))
+    assert torch.equal(found.margins, _margin(linear_net()(source.images())[:, :5], source.labels))
     assert (
         found.robustness[0].accuracy.count == evaluate(_net_of(5), source, attacks=[0.05]).robustness[0].accuracy.count
     )
@@ -69,17 +40,17 @@ def test_classes_that_are_out_by_minus_infinity_do_not_make_samples_wrong():
 @pytest.mark.parametrize("left", [7, 3])
 def test_the_strongest_attacks_do_not_aim_at_classes_that_are_out(left):
     mask = torch.zeros(10).index_fill(0, torch.arange(left, 10), -math.inf)
-    model = _Then(_net(), lambda x, z: z + mask)
-    source = _labelled_by(model, _images())
+    model = Then(linear_net(), lambda x, z: z + mask)
+    source = labelled_by(model, random_images())
     found = evaluate(model, source, attacks=[0.05, advfeat.Auto(advfeat.L2(0.08), steps=10)])
     assert [r.nonfinite_gradient for r in found.robustness] == [0, 0]
-    few = _Then(_net(), lambda x, z: z[:, :left])
+    few = Then(linear_net(), lambda x, z: z[:, :left])
     wanted = evaluate(few, TensorSource(source.images(), source.labels, NAMES[:left]), attacks=[0.05])
     assert found.robustness[0].accuracy == wanted.robustness[0].accuracy
 
 
 def _net_of(classes: int):
-    return _Then(_net(), lambda x, z: torch.cat([z[:, :classes], z[:, classes:] - 1e4], 1))
+    return Then(linear_net(), lambda x, z: torch.cat([z[:, :classes], z[:, classes:] - 1e4], 1))
 
 
 def _margin(logits, labels):
@@ -88,8 +59,8 @@ def _margin(logits, labels):
 
 
 def test_a_sample_whose_other_classes_are_all_out_is_right_by_an_infinite_margin():
-    only = _Then(_net(), lambda x, z: torch.where(torch.arange(10) == 3, z, -math.inf))
-    source = TensorSource(_images(6), torch.tensor([3, 3, 3, 3, 2, 2]), NAMES)
+    only = Then(linear_net(), lambda x, z: torch.where(torch.arange(10) == 3, z, -math.inf))
+    source = TensorSource(random_images(6), torch.tensor([3, 3, 3, 3, 2, 2]), NAMES)
     found = evaluate(only, source)
     assert found.clean.count == 4 and found.nonfinite_logits == 0
     assert found.margins.tolist() == [math.inf] * 4 + [-math.inf] * 2 and found.margin is None  # inf - inf
@@ -101,8 +72,8 @@ def test_a_sample_whose_other_classes_are_all_out_is_right_by_an_infinite_margin
 @pytest.mark.parametrize("value, rows", [(math.nan, [0]), (math.inf, [0, 1])])
 def test_nan_and_several_plus_infinities_are_no_prediction(value, rows):
     columns = torch.zeros(10, dtype=torch.bool).index_fill(0, torch.tensor(rows), True)
-    model = _Then(_net(), lambda x, z: torch.where(columns & (x[:, 0, 0, :1] > 0.5), value, z))
-    images = _images(20)
+    model = Then(linear_net(), lambda x, z: torch.where(columns & (x[:, 0, 0, :1] > 0.5), value, z))
+    images = random_images(20)
     source = TensorSource(images, torch.zeros(20, dtype=torch.int64), NAMES)
     found, hit = evaluate(model, source), images[:, 0, 0, 0] > 0.5
     assert 0 < hit.sum() < 20 and found.nonfinite_logits == int(hit.sum())
@@ -114,8 +85,8 @@ def test_nan_and_several_plus_infinities_are_no_prediction(value, rows):
 
 
 def test_one_plus_infinity_is_a_certain_class():
-    model = _Then(_net(), lambda x, z: torch.where(torch.arange(10) == 7, math.inf, z))
-    found = evaluate(model, TensorSource(_images(5), torch.full((5,), 7), NAMES))
+    model = Then(linear_net(), lambda x, z: torch.where(torch.arange(10) == 7, math.inf, z))
+    found = evaluate(model, TensorSource(random_images(5), torch.full((5,), 7), NAMES))
     assert found.clean.count == 5 and found.nonfinite_logits == 0
 
 
@@ -126,7 +97,7 @@ def test_one_plus_infinity_is_a_certain_class():
 def test_a_binary_model_with_one_logit_is_evaluated_by_its_sign(flat):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 1), *([nn.Flatten(0)] if flat else []))
-    images = _images()
+    images = random_images()
     with torch.no_grad():
         net[1].bias -= net(images).mean()
         z = net(images).reshape(-1)
@@ -136,7 +107,7 @@ def test_a_binary_model_with_one_logit_is_evaluated_by_its_sign(flat):
     torch.testing.assert_close(found.margins, z.abs())
     assert accuracy(net, TensorSource(images, (z <= 0).long(), ("no", "yes"))).count == 0
     assert label_agreement(net, source)["label"].value == 1
-    two = _Then(net, lambda x, z: torch.stack([-z.reshape(-1) / 2, z.reshape(-1) / 2], 1))
+    two = Then(net, lambda x, z: torch.stack([-z.reshape(-1) / 2, z.reshape(-1) / 2], 1))
     one, both = (evaluate(m, source, attacks=[0.1, advfeat.APGD(advfeat.Linf(0.02), steps=5)]) for m in (net, two))
     assert [r.accuracy for r in one.robustness] == [r.accuracy for r in both.robustness]
     assert 0 < one.robustness[0].accuracy.value < 1
@@ -154,7 +125,7 @@ def test_a_model_is_evaluated_in_the_precision_it_is_in(dtype, kind):
     if kind == "classifier":
         model = models.create("small-convnet", 3, (1, 8, 8), mean=[0.2], std=[0.3], width=4)
     else:
-        model = _net(64, 3)
+        model = linear_net(64, 3)
         if kind == "adapted":
             model = models.adapt(model, num_classes=3, input_shape=(1, 8, 8), mean=[0.2], std=[0.3])
     exact = evaluate(model, source)
@@ -165,10 +136,10 @@ def test_a_model_is_evaluated_in_the_precision_it_is_in(dtype, kind):
 
 
 def test_only_the_module_that_is_adapted_may_be_in_half():
-    model = models.adapt(_net(64, 3).half(), num_classes=3, input_shape=(1, 8, 8), mean=[0.2], std=[0.3])
+    model = models.adapt(linear_net(64, 3).half(), num_classes=3, input_shape=(1, 8, 8), mean=[0.2], std=[0.3])
     assert evaluate(model, blobs(30), attacks=[0.1]).clean.n == 30
     # A parameter beside the weights decides nothing, and a model whose weights differ casts by itself.
-    model = _Then(_net(64, 3), lambda x, z: z)
+    model = Then(linear_net(64, 3), lambda x, z: z)
     model.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
     model._parameters = {"temperature": model._parameters["temperature"]}
     assert evaluate(model, blobs(30)).clean.n == 30
@@ -179,15 +150,15 @@ def test_only_the_module_that_is_adapted_may_be_in_half():
 
 @pytest.mark.parametrize("dtype, iterates", [(torch.float16, torch.float32), (torch.bfloat16, torch.float32)])
 def test_iterates_stay_in_the_precision_of_the_images(dtype, iterates):
-    x, y = _images(), torch.arange(40) % 10
-    net = _net().to(dtype)
+    x, y = random_images(), torch.arange(40) % 10
+    net = linear_net().to(dtype)
     result = advfeat.PGD(advfeat.L2(0.3), steps=5).run(net, x, y)
     assert result.x_adv.dtype == iterates
     assert ((result.x_adv - x).flatten(1).norm(dim=1) <= 0.3 * (1 + 1e-5)).all()
     assert (result.zero_grad_steps == 0).all() and not torch.equal(result.x_adv, x)
     function = advfeat.PGD(advfeat.L2(0.3), steps=5).run(lambda x: net(x), x, y)
     assert torch.equal(function.x_adv, result.x_adv)
-    assert advfeat.PGD(advfeat.L2(0.3), steps=5).run(_net().double(), x.double(), y).x_adv.dtype == torch.float64
+    assert advfeat.PGD(advfeat.L2(0.3), steps=5).run(linear_net().double(), x.double(), y).x_adv.dtype == torch.float64
 
 
 class _OwnFeatures(nn.Module):
@@ -214,99 +185,12 @@ def test_sets_are_built_with_a_model_in_another_precision(dtype, tmp_path):
     assert own.objective.isfinite().all() and own.distance.min() > 0
 
 
-# --- random models
-
-
-class _Noisy(nn.Module):
-    def __init__(self, net, scale=0.02):
-        super().__init__()
-        self.net, self.scale = net, scale
-
-    def forward(self, x):
-        return self.net(x + self.scale * torch.randn_like(x))
-
-
-class _Masked(nn.Module):
-    """Sees half of the pixels at a time: so does its gradient."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return self.net(2 * x * (torch.rand_like(x) < 0.5))
-
-
-def _noisy_case(n: int = 200):
-    net, images = _net(192), _images(n, (3, 8, 8))
-    return net, _labelled_by(net, images)
-
-
-def test_a_model_that_is_random_in_eval_mode_is_said_to_be_so():
-    net, source = _noisy_case()
-    with pytest.warns(RuntimeWarning, match="the model is random in eval mode: two passes .* evaluate.draws=20"):
-        found = evaluate(_Noisy(net), source, attacks=[advfeat.PGD(advfeat.L2(1e-5), steps=4, keep="best")])
-    assert not found.deterministic and found.to_dict()["deterministic"] is False
-    assert "random in eval mode" in found.to_dict()["note"] and "evaluate(draws=20)" in found.note
-    with pytest.warns(RuntimeWarning, match="random in eval mode"):
-        label_agreement(_Noisy(net), source)
-    with pytest.warns(RuntimeWarning, match="random in eval mode"):
-        evaluate(_Then(net, lambda x, z: nn.functional.dropout(z, 0.5, training=True)), source)
-
-
-def test_a_model_that_says_the_same_twice_is_not():
-    net, source = _noisy_case(40)
-    batch_norm = models.create("small-convnet", 10, (3, 8, 8), width=4).train()
-    nan = _Then(net, lambda x, z: torch.where(x[:, 0, 0, :1] > 0.5, math.nan, z))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for model in (net, batch_norm, nan, nn.Sequential(net, nn.Dropout(0.5)), net.double(), net.half()):
-            found = evaluate(model, source)
-            assert found.deterministic and found.note is None and found.to_dict()["note"] is None
-
-
-def test_predictions_of_a_random_model_are_averaged_over_draws():
-    net, source = _noisy_case()
-    attack = advfeat.PGD(advfeat.L2(1e-5), steps=20, keep="last")  # keep="last" would count every iterate
-    torch.manual_seed(0)
-    with pytest.warns(RuntimeWarning):
-        once = evaluate(_Noisy(net), source, attacks=[attack])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        often = evaluate(_Noisy(net), source, attacks=[attack], draws=50)
-    lost = [r.clean.count - r.robustness[0].accuracy.count for r in (once, often)]
-    assert often.clean.count > once.clean.count and often.draws == 50 and "of the mean of 50 passes" in often.note
-    assert lost[1] < lost[0] < 0.2 * len(source)  # of twenty iterates one in five would be a lucky draw
-    with pytest.raises(ValueError, match="draws should be an integer, at least 1, got 0"):
-        evaluate(net, source, draws=0)
-
-
-def test_the_average_of_a_random_model_is_attacked_along_its_mean_gradient():
-    net, source = _noisy_case(100)
-    x, y = source.images(), source.labels
-    masked = _Masked(net)
-    attack = advfeat.PGD(advfeat.L2(0.1), steps=3)
-    exact = attack.run(net, x, y).x_adv - x
-    agreement = {}
-    for name, model in (
-        ("one", masked),
-        ("many", models.averaged(masked, 30)),
-        ("function", models.averaged(lambda x: masked(x), 30)),
-    ):
-        moved = attack.run(model, x, y).x_adv - x
-        agreement[name] = nn.functional.cosine_similarity(moved.flatten(1), exact.flatten(1)).mean()
-    assert agreement["many"] > agreement["one"] + 0.05 and agreement["function"] > agreement["one"] + 0.05
-    assert models.averaged(net, 1) is net
-    with pytest.raises(ValueError, match="draws should be an integer, at least 1, got 1.5"):
-        models.averaged(net, 1.5)
-
-
 # --- what a result says
 
 
 @pytest.mark.slow
 def test_a_result_names_model_data_and_every_sample():
-    net, source = _noisy_case(40)
+    net, source = labelled_images(40)
     found = evaluate(net, source, attacks=[0.02, 0.05])
     written = json.loads(to_json(found.to_dict(samples=True)))
     assert written["model_fingerprint"] == models.fingerprint(net)
@@ -321,7 +205,7 @@ def test_a_result_names_model_data_and_every_sample():
 
 
 def test_a_part_of_the_data_has_a_hash_of_its_own():
-    net, source = _noisy_case(40)
+    net, source = labelled_images(40)
     part, again, whole = evaluate(net, source, limit=8), evaluate(net, source, limit=8), evaluate(net, source)
     assert part.data_fingerprint == again.data_fingerprint != whole.data_fingerprint
     assert part.data_fingerprint == source.subset(part.index).fingerprint
@@ -335,8 +219,8 @@ def test_a_model_that_cannot_be_hashed_is_evaluated_all_the_same():
         def set_extra_state(self, state):
             pass
 
-    source = _noisy_case(40)[1]
-    assert evaluate(Odd(*_net(192)), source).model_fingerprint is None
+    source = labelled_images(40)[1]
+    assert evaluate(Odd(*linear_net(192)), source).model_fingerprint is None
     assert evaluate(lambda x: x.flatten(1)[:, :10], source).model_fingerprint is None
 
 
@@ -344,8 +228,8 @@ def test_a_model_that_cannot_be_hashed_is_evaluated_all_the_same():
 
 
 def test_a_function_is_evaluated_with_its_modules_in_eval_mode():
-    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), _net()[1]).train()
-    source = _labelled_by(_net(), _images())
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), linear_net()[1]).train()
+    source = labelled_by(linear_net(), random_images())
     found = evaluate(lambda x: net(x), source, attacks=[0.05])
     assert found.deterministic and found.clean.value == 1 and 0 < found.robustness[0].accuracy.value < 1
     assert all(m.training for m in net.modules())
@@ -366,8 +250,8 @@ class _Pairs(Dataset):
 
 @pytest.mark.slow
 def test_a_dataset_of_torch_is_evaluated_as_it_is():
-    net, images = _net(), _images()
-    source = _labelled_by(net, images)
+    net, images = linear_net(), random_images()
+    source = labelled_by(net, images)
     wanted = evaluate(net, source, attacks=[0.05])
     small = torch.utils.data.Subset(TensorDataset(images, source.labels), range(40))
     for dataset in (TensorDataset(images, source.labels), _Pairs(images, source.labels), small):
@@ -386,8 +270,8 @@ def test_a_dataset_of_torch_is_evaluated_as_it_is():
 
 
 def test_classes_of_a_dataset_of_torch_are_its_own_or_the_models():
-    model = models.adapt(_net(), num_classes=10, input_shape=(3, 4, 4), classes=NAMES)
-    images, labels = _images(), torch.arange(40) % 10
+    model = models.adapt(linear_net(), num_classes=10, input_shape=(3, 4, 4), classes=NAMES)
+    images, labels = random_images(), torch.arange(40) % 10
     evaluate(model, TensorDataset(images, labels))
     evaluate(model, _Pairs(images, labels, classes=list(NAMES)))
     with pytest.raises(ValueError, match="'a' only in the former, 'z' only in the latter"):
@@ -404,9 +288,9 @@ class _Listed(TensorSource):
         super().__init__(images, labels.tolist(), NAMES[:4])
 
 
-X, Y = _images(4), torch.arange(4)
+X, Y = random_images(4), torch.arange(4)
 SOURCE = TensorSource(X, Y, NAMES[:4])
-FOUR = _net(48, 4)
+FOUR = linear_net(48, 4)
 
 
 @pytest.mark.parametrize(
