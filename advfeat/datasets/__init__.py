@@ -3,11 +3,11 @@
     from advfeat import datasets
 
     d = datasets.load("digits")                             # a data set by name, here scikit-learn's
-    made = datasets.build("det", model, d, "sets/det")      # D_det of it, made with a model
-    made = datasets.open("sets/det")                        # the same, from its folder
+    made = datasets.build("det", model, d, "sets/det")      # D_det from d, built with a model
+    made = datasets.open("sets/det")                        # the same set, read from its folder
 
-All of them are :class:`Source`, which is a ``torch.utils.data.Dataset`` of (image, label). What is here is imported
-when it is first asked for.
+All of them are instances of :class:`Source`, which is a ``torch.utils.data.Dataset`` of (image, label). The names below
+are imported on first use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     open = ConstructedSet.open
 
-# No "open": from advfeat.datasets import * would take Python's own away from whoever writes it.
+# Without "open": from advfeat.datasets import * would shadow the built-in open.
 __all__ = [
     "ArraySource",
     "ConstructedSet",

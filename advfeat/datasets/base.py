@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package: images in [0, 1] by position, labels, names of classes, a hash."""
+"""The interface of data sets: images in [0, 1] by position, labels, class names and a fingerprint."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _CHUNK = 1000  # images looked at or hashed at once
 
 
 class Source(Dataset[tuple[Tensor, int]]):
-    """Images and labels by position; the base of every data set.
+    """Images and labels by position; the base class of every data set.
 
-    A source is a ``torch.utils.data.Dataset`` of (image, label): ``source[i]`` is what torchvision's data sets give
-    with ``ToTensor``, and a ``DataLoader`` reads each batch at once, in worker processes too.
+    A source is a ``torch.utils.data.Dataset`` of (image, label): ``source[i]`` has the form of an item of a torchvision
+    data set with ``ToTensor``, and a ``DataLoader`` reads each batch with one call, also in worker processes.
 
     A subclass has ``classes``, ``labels``, ``image_shape``, :meth:`images` and :attr:`fingerprint`::
 
@@ -43,16 +43,16 @@ class Source(Dataset[tuple[Tensor, int]]):
                 return hashlib.sha256(self.pixels.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
 
     Attributes:
-        name: What :func:`advfeat.datasets.load` takes.
-        split: "train", "test", or "" where there are none.
+        name: The name in messages and results; for a data set loaded by name, that name.
+        split: "train", "test", or "" for a data set without splits.
         classes: The names of the classes, by label.
         labels: int64 [N], on the CPU.
         image_shape: (C, H, W).
-        built_from: The name of the data set that a constructed one was built from; None where that is not known.
+        built_from: The name of the data set that a constructed set was built from; None if unknown.
 
     Raises:
-        AttributeError: For an attribute that a subclass lacks, saying what it should be.
-        TypeError: For ``images`` or ``fingerprint`` where a subclass has none.
+        AttributeError: If a subclass lacks an attribute; the message says what it should be.
+        TypeError: If a subclass lacks ``images`` or ``fingerprint``.
     """
 
     name: str = ""
@@ -75,24 +75,24 @@ class Source(Dataset[tuple[Tensor, int]]):
             The image, float32 [C, H, W] in [0, 1], and its label.
 
         Raises:
-            IndexError: For a position beyond the end.
-            TypeError: For anything but an integer position, such as a slice or a list.
+            IndexError: If the position is out of range.
+            TypeError: If ``index`` is not an integer, such as a slice or a list.
         """
         ((image, label),) = self.__getitems__([index])
         return image, label
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        """The samples at ``indices``, read at once; a ``DataLoader`` calls it for each batch.
+        """The samples at ``indices``, read with one call; a ``DataLoader`` calls this for each batch.
 
         Args:
             indices: Positions; negative ones count from the end.
 
         Returns:
-            (image, label) of each, as :meth:`__getitem__` gives them.
+            (image, label) of each, as :meth:`__getitem__` returns them.
 
         Raises:
-            IndexError: For a position beyond the end.
-            TypeError: For anything but integer positions.
+            IndexError: If a position is out of range.
+            TypeError: If a position is not an integer.
         """
         positions = [_position(index, len(self), self.name) for index in indices]
         index = torch.tensor(positions, dtype=torch.int64, device="cpu")
@@ -101,19 +101,19 @@ class Source(Dataset[tuple[Tensor, int]]):
     def images(self, indices: Indices = None) -> Tensor:
         """The images at some positions.
 
-        Builds and evaluations call it from a thread that reads ahead, one call at a time, so it should not use the
-        global random state, which an attack on another thread saves and restores.
+        Builds and evaluations call this from a read-ahead thread, one call at a time. It should not use the global
+        random state, which an attack on another thread saves and restores.
 
         Args:
-            indices: Positions in 0 .. N-1 as an int64 tensor [n], integers, a range or a slice, or a mask, bool [N];
-                None for all.
+            indices: Positions in 0 .. N-1 as an int64 tensor [n], a list of integers, a range or a slice; or a mask,
+                bool [N]; None for all.
 
         Returns:
-            float32 [n, C, H, W] in [0, 1], on the CPU, in the order of ``indices``; a tensor the caller may change.
+            float32 [n, C, H, W] in [0, 1], on the CPU, in the order of ``indices``; the caller may change the tensor.
 
         Raises:
-            IndexError: For a position outside 0 .. N-1.
-            TypeError: For what are no positions.
+            IndexError: If a position is outside 0 .. N-1.
+            TypeError: If ``indices`` does not hold positions.
         """
         raise TypeError(
             f"{type(self).__name__} should have a method images(indices=None) that gives float32 [n, C, H, W] in "
@@ -122,7 +122,7 @@ class Source(Dataset[tuple[Tensor, int]]):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what the set holds, whatever it is called: equal hashes mean equal images and labels."""
+        """SHA-256 (hex) of the contents, without the name: equal hashes mean equal images and labels."""
         raise TypeError(
             f"{type(self).__name__} should have a property fingerprint, a text that differs where images or labels do, "
             "such as hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest(): runs are resumed and results "
@@ -130,7 +130,7 @@ class Source(Dataset[tuple[Tensor, int]]):
         )
 
     def __getattr__(self, name: str) -> Any:
-        # Called for what is not there.
+        # Called for attributes that do not exist.
         expected = {
             "labels": "int64 [N], one for each sample",
             "classes": "their names, by label",
@@ -152,23 +152,23 @@ class Source(Dataset[tuple[Tensor, int]]):
             The samples in this order, with the name, split and classes of this data set.
 
         Raises:
-            IndexError: For a position outside 0 .. N-1.
-            ValueError: For no positions at all.
+            IndexError: If a position is outside 0 .. N-1.
+            ValueError: If there are no positions.
         """
         return Subset(self, as_indices(indices, len(self), self.name))
 
     def batches(self, batch_size: int, order: Indices = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The samples, some at a time.
+        """The samples in batches.
 
         Args:
-            batch_size: Samples of a batch; the last one may have fewer.
-            order: Positions, as :meth:`images` takes them; None for all, as they come.
+            batch_size: Samples per batch; the last batch may have fewer.
+            order: Positions, as :meth:`images` takes them; None for all, in the order of the data set.
 
         Yields:
             Positions, int64 [n], images, float32 [n, C, H, W], and labels, int64 [n], of each batch.
 
         Raises:
-            ValueError: For a batch_size that is no whole number of at least 1.
+            ValueError: If ``batch_size`` is not an integer of at least 1.
         """
         batch_size = whole_number("batch_size", batch_size)
         for index in as_indices(order, len(self), self.name).split(batch_size):
@@ -182,19 +182,20 @@ class Source(Dataset[tuple[Tensor, int]]):
 
 
 class ArraySource(Source):
-    """A data set whose images lie in memory.
+    """A data set whose images are in memory.
 
     Args:
-        images: [N, C, H, W], a tensor or numpy array, uint8 (kept so, read as k / 255) or floating point in [0, 1]
-            (kept as float32). A tensor on the CPU of the dtype that is kept is not copied; an array is.
+        images: [N, C, H, W], a tensor or numpy array: uint8 (stored as uint8, a value k is read as k / 255) or floating
+            point in [0, 1] (stored as float32). A CPU tensor of dtype uint8 or float32 is not copied; an array is.
         labels: Integers [N], a tensor, array or list.
-        classes: Their names, or how many there are, which are called "0", "1", ...
-        name: What it is called in messages and results.
+        classes: The class names, or their number, for classes named "0", "1", ...
+        name: The name in messages and results.
         split: "train" or "test".
 
     Raises:
-        ValueError: For another shape or dtype, no samples, labels out of range, values not finite or outside [0, 1].
-        TypeError: For what is no tensor or array.
+        ValueError: If a shape or dtype is wrong, there are no samples, a label is out of range, or a value is not in
+            [0, 1].
+        TypeError: If an argument is not a tensor or array.
     """
 
     def __init__(
@@ -249,14 +250,14 @@ class ArraySource(Source):
 
 
 class Subset(Source):
-    """Some samples of another data set, read from it when they are asked for.
+    """Some samples of another data set, read from it on demand.
 
     Args:
-        parent: The data set, of which this one has name, split and classes.
+        parent: The other data set; name, split and classes are the same.
         index: Positions in it, int64 [n].
 
     Raises:
-        ValueError: For no positions at all.
+        ValueError: If there are no positions.
     """
 
     def __init__(self, parent: Source, index: Tensor) -> None:
@@ -278,7 +279,7 @@ class Subset(Source):
 
 
 def _as_tensor(values: Any, name: str) -> Tensor:
-    """On the CPU and without a gradient; arrays are copied, so that no byte order, stride or owner matters."""
+    """A CPU tensor without a gradient; arrays are copied, so that byte order, strides and ownership do not matter."""
     if isinstance(values, Tensor):
         return values.detach().cpu()
     if name == "labels" and isinstance(values, (list, tuple, range)):
@@ -313,7 +314,7 @@ def _as_classes(classes: Sequence[str] | int) -> tuple[str, ...]:
 
 
 def _position(index: Any, n: int, name: str) -> int:
-    """One position in 0 .. n-1, of a negative one too."""
+    """A position, possibly negative, as one in 0 .. n-1."""
     try:
         position = None if isinstance(index, bool) else operator.index(index)
     except TypeError:
@@ -329,18 +330,18 @@ def _position(index: Any, n: int, name: str) -> int:
 
 
 def read_images(source: LabelledImages, index: Tensor) -> Tensor:
-    """The images of a data set of anyone's, looked at.
+    """Reads images from a data set and checks what it returns.
 
     Args:
-        source: The data set.
+        source: The data set, possibly a user's own.
         index: Positions, int64 [k].
 
     Returns:
         ``source.images(index)``, float32 [k, C, H, W].
 
     Raises:
-        TypeError: For images of another dtype.
-        ValueError: For images of another number or shape.
+        TypeError: If the images are not a float32 tensor.
+        ValueError: If their number or shape is wrong.
     """
     images, shape = source.images(index), (len(index), *source.image_shape)
     name = getattr(source, "name", "the data")
@@ -353,24 +354,24 @@ def read_images(source: LabelledImages, index: Tensor) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """float32 images in [0, 1] of stored ones: k / 255 for uint8, the value itself for float16 and float32."""
+    """Stored images as float32 in [0, 1]: k / 255 for uint8, the value itself for float16 and float32."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 def as_indices(indices: Indices, n: int, name: str = "the data") -> Tensor:
-    """Positions of any kind as a tensor.
+    """Positions in any supported form as a tensor.
 
     Args:
-        indices: int64 tensor [k], integers, a range or a slice, or a mask, bool [n]; None for all.
+        indices: int64 tensor [k], a list of integers, a range or a slice; or a mask, bool [n]; None for all.
         n: The number of samples.
-        name: Of the data set, in messages.
+        name: The name of the data set, for messages.
 
     Returns:
         int64 [k], on the CPU.
 
     Raises:
-        IndexError: Naming the first one outside 0 .. n-1.
-        TypeError: For what are no positions.
+        IndexError: If a position is outside 0 .. n-1; the message names one.
+        TypeError: If ``indices`` does not hold positions.
     """
     if indices is None:
         return torch.arange(n, device="cpu")
@@ -403,11 +404,11 @@ def as_indices(indices: Indices, n: int, name: str = "the data") -> Tensor:
 
 
 def keyed_order(n: int, *key: int | str) -> Tensor:
-    """A shuffle that no release of torch or numpy can change, as they may change what their generators draw.
+    """A shuffle that depends on no generator of torch or numpy, whose numbers may change between releases.
 
     Args:
-        n: How many positions.
-        key: Seeds and words that say which shuffle.
+        n: The number of positions.
+        key: Seeds and words that identify the shuffle.
 
     Returns:
         The positions 0 .. n-1 in the order of a hash of (key, position), int64 [n].
@@ -417,18 +418,18 @@ def keyed_order(n: int, *key: int | str) -> Tensor:
 
 
 def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:
-    """Some samples, as evenly over the classes as they allow.
+    """A random subset, spread over the classes as evenly as the data allow.
 
     Args:
         labels: int64 [N].
-        n: How many.
-        seed: Which. The smaller of two subsets with one seed lies inside the larger.
+        n: The number of samples.
+        seed: Seed of the draw. Of two subsets with the same seed, the smaller is part of the larger.
 
     Returns:
-        Positions, int64 [n], ascending; all where there are no more than n.
+        Positions, int64 [n], ascending; all positions if there are no more than n.
 
     Raises:
-        ValueError: For an n that is no whole number of at least 1.
+        ValueError: If ``n`` is not an integer of at least 1.
     """
     if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
         raise ValueError(f"limit should be a number of samples, at least 1, got {n!r}")

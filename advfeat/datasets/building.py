@@ -1,4 +1,4 @@
-"""Carries out a recipe: an attack over a whole data set, written shard by shard into a folder that can be resumed."""
+"""Carries out a recipe: attacks a data set shard by shard and writes the result to a folder; builds resume."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PATIENCE = 3600.0
 
 
 class _Buildable(Identified, Protocol):
-    """What a build asks of its source: the manifest names the split, too."""
+    """What a build requires of its source; the manifest records the split, too."""
 
     @property
     def split(self) -> str: ...
@@ -61,13 +61,15 @@ def build(
 ) -> ConstructedSet:
     """Builds D_R, D_NR, D_rand or D_det from ``source`` with ``model`` into the folder ``out``, and returns the set.
 
-    One image is made for each image of the source, in its order. The result is a function of the recipe, the model, the
-    source and the seed: a build that was killed goes on where it stopped and ends with the same bytes, on CUDA as far
-    as torch's kernels are deterministic. The attack runs on a copy of the model with BatchNorm folded into its layers,
-    the same function up to rounding: see :func:`advfeat.models.attack_copy`. The next shard is computed while one is
-    written. Under ``torchrun`` each rank builds its own shards. Without it, a second process that builds the same set
-    into ``out`` waits, with a warning that names the first, and returns the finished set, or continues it if the first
-    was killed. A process that builds another set into ``out`` is refused at once.
+    One image is made for each image of the source, in the same order. The result is a function of the recipe, the
+    model, the source and the seed: a build that was killed resumes where it stopped and ends with the same bytes, on
+    CUDA as far as torch's kernels are deterministic. The attack runs on a copy of the model with BatchNorm folded into
+    its layers, the same function up to rounding: see :func:`advfeat.models.attack_copy`. One shard is written while the
+    next is computed.
+
+    Under ``torchrun`` each rank builds its own shards. Without it, a second process that builds the same set into
+    ``out`` waits, with a warning that names the first, and returns the finished set, or continues it if the first was
+    killed. A process that builds another set into ``out`` is refused at once.
 
     Args:
         recipe: How the set is made, see :func:`advfeat.datasets.preset`. A name, "robust", "nonrobust", "rand" or
@@ -76,33 +78,32 @@ def build(
             ``model.representation``.
         source: A data set of this package; or a ``torch.utils.data`` dataset of (image, label), or a ``DataLoader``,
             which stands for its dataset.
-        out: The folder of the set, made if missing.
-        seed: Of the targets of D_rand, and of the starts of D_R and D_NR.
+        out: The folder of the set, created if missing.
+        seed: Seed of the targets of D_rand, and of the starts of D_R and D_NR.
         batch_size: Images attacked at once. It can change the last bits of the result, since kernels depend on shapes.
             None takes that of a DataLoader, else 250.
         shard_size: Images per file.
-        dtype: Of the stored images, "float32", "float16" or "uint8" (rounded inside the ball).
+        dtype: Storage type of the images: "float32", "float16" or "uint8" (rounded so that they stay in the ball).
         device: Device to run on; None takes that of the model.
         autocast: torch.bfloat16 or torch.float16 to run the model in; iterates stay in float32.
         compile: torch.compile the model.
         same_classes: Match the classes of model and source by index instead of by name.
-        any_source: Accept a model that was not trained as the recipe asks: adversarially for D_R, in the standard way
-            for the other sets. A model without a record of its training is always accepted.
-        progress: Called with (images done, images in all).
+        any_source: Accept a model that was not trained as the recipe requires: adversarially for D_R, by standard
+            training for the other sets. A model without a record of its training is always accepted.
+        progress: Called with (images done, total images).
 
     Returns:
-        The set, opened.
+        The finished set.
 
     Warns:
-        RuntimeWarning: For a model whose accuracy on the source is no better than chance (often because images are
-            normalised twice, or not at all), and for a model that is random in eval mode, which the manifest records
-            too.
+        RuntimeWarning: If the model's accuracy on the source is no better than chance (often because images are
+            normalised twice, or not at all), or if the model is random in eval mode, which the manifest also records.
 
     Raises:
-        TypeError: Naming an argument of the wrong type.
-        ValueError: For a model that does not fit the source or the recipe, a device that is not there, an ``out`` that
-            holds another set, a damaged shard that cannot be rebuilt, the name of a recipe for a data set without one.
-        OSError: For a full disk. What is finished stays, nothing half-written does.
+        TypeError: If an argument has the wrong type; the message names it.
+        ValueError: If the model does not fit the source or the recipe, the device does not exist, ``out`` holds another
+            set, a damaged shard cannot be rebuilt, or ``recipe`` is a name and the data set has no presets.
+        OSError: If the disk is full. Finished shards stay; nothing half-written does.
     """
     if isinstance(recipe, str):
         check_recipe_name(recipe)

@@ -1,4 +1,4 @@
-"""Several data sets one after another."""
+"""The concatenation of several data sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Concatenated(Source):
         parts: Data sets of the same classes, in one order, and of one shape.
 
     Raises:
-        ValueError: For parts of other classes or shapes, and for none.
+        ValueError: If the parts differ in classes or image shape, or there are none.
     """
 
     def __init__(self, parts: Sequence[Source]) -> None:

@@ -37,10 +37,10 @@ _MANIFEST = {
 
 
 class ConstructedSet(Source):
-    """D_R, D_NR, D_rand or D_det from its folder: use :meth:`open`.
+    """D_R, D_NR, D_rand or D_det, read from its folder; created by :meth:`open`.
 
-    Images are read from the files when they are asked for, and not held in memory. Loading runs no code: safetensors
-    and JSON hold none.
+    Images are read from the files on demand and not kept in memory. The files are safetensors and JSON, so loading them
+    executes no code.
 
     Attributes:
         labels: The labels to train on, int64 [N].
@@ -49,8 +49,8 @@ class ConstructedSet(Source):
         start_index: Position in the source of the image that the attack started from, int64 [N]; -1 if it started from
             the image at ``source_index`` or from noise.
         target_success: Whether the source model predicts the set's label, bool [N].
-        objective: The attack's objective at the end, float32 [N]; not finite where the source model's outputs are not.
-        distance: How far the attack moved the image, float32 [N], in the recipe's norm and pixel scale.
+        objective: Final value of the attack's objective, float32 [N]; not finite if the source model's outputs are not.
+        distance: Distance by which the attack moved the image, float32 [N], in the recipe's norm, in pixel scale.
         manifest: Recipe, model, source, seeds and checksums, as JSON values.
         path: The folder.
     """
@@ -75,9 +75,9 @@ class ConstructedSet(Source):
             The set.
 
         Raises:
-            FileNotFoundError: For a missing file.
-            ValueError: Naming the file that is truncated or altered, and for a set that is not finished, of another
-                format, with labels out of range or images not in [0, 1].
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is truncated or altered (the message names it), the set is unfinished or has another
+                format, a label is out of range, or an image is outside [0, 1].
         """
         check_path("path", path)
         return cls(Path(path), flag("verify", verify))
@@ -109,7 +109,7 @@ class ConstructedSet(Source):
 
     @property
     def built_from_entry(self) -> dict:
-        """Name, split and fingerprint of the data set that it was built from, as far as they are known."""
+        """Name, split and fingerprint of the data set that the set was built from, as far as they are known."""
         source = self.manifest.get("source")
         return source if isinstance(source, dict) else {}
 

@@ -1,4 +1,4 @@
-"""Sets to and from other programs: the paper authors' lists of tensors, and folders of PNG images."""
+"""Import and export of data sets: the paper authors' lists of tensors, and folders of PNG images."""
 
 from __future__ import annotations
 
@@ -41,20 +41,21 @@ _UNREADABLE = (
 
 
 def export_lists(source: Data, path: str | Path, prefix: str = "CIFAR") -> None:
-    """Writes the two files in which the paper's authors released their sets: ``path/CIFAR_ims`` and ``path/CIFAR_lab``.
+    """Writes a set in the format of the paper's authors: two files, ``path/CIFAR_ims`` and ``path/CIFAR_lab``.
 
-    Each is a list of batches saved by ``torch.save``: float32 [n, C, H, W] in [0, 1], and int64 [n]. Their code reads
-    them by ``torch.cat(torch.load(file))``. Source and start indices have no place there, and 8-bit images become
-    float32. Both files are written whole or not at all, and new images never stand beside the labels of older ones.
+    Each is a list of batches saved by ``torch.save``: float32 [n, C, H, W] in [0, 1], and int64 [n]. The authors' code
+    reads them with ``torch.cat(torch.load(file))``. The format has no place for source and start indices, and 8-bit
+    images become float32. Each file is written completely or not at all, and new images are never left beside the
+    labels of an older set.
 
     Args:
         source: The data set, or a ``torch.utils.data`` dataset of (image, label).
-        path: The folder, made if missing.
-        prefix: Of the names of the files, before ``_ims`` and ``_lab``.
+        path: The folder, created if missing.
+        prefix: Prefix of the file names, before ``_ims`` and ``_lab``.
 
     Raises:
-        TypeError: For what is no data set or path.
-        OSError: For a full disk, or a folder that cannot be written.
+        TypeError: If an argument is not a data set or a path.
+        OSError: If the disk is full, or the folder cannot be written.
     """
     source = as_source(source)
     check_path("path", path)
@@ -80,24 +81,25 @@ def import_lists(
 ) -> ArraySource:
     """Reads a set in the format of the paper's authors: a folder with ``CIFAR_ims`` and ``CIFAR_lab``.
 
-    These are the sets that they released, and those that :func:`export_lists` writes.
-    The authors' folders are ``d_robust_CIFAR``, ``d_non_robust_CIFAR``, ``drand_CIFAR`` and ``ddet_CIFAR``; what they
-    wrote about them leaves out the first two's ``d_``. No code in the files is run (``weights_only``), and tensors
-    saved on a GPU come to the CPU.
+    These are the sets that they released, and those that :func:`export_lists` writes. The authors' folders are
+    ``d_robust_CIFAR``, ``d_non_robust_CIFAR``, ``drand_CIFAR`` and ``ddet_CIFAR`` (their description omits the ``d_``
+    of the first two). No code in the files is executed (``weights_only``), and tensors saved on a GPU are loaded to the
+    CPU.
 
     Args:
         path: The folder.
-        classes: Their names, by label.
-        prefix: Of the names of the files.
-        name: What the data set is called; None for the path.
-        built_from: The data set that it comes from, on which ``advfeat train`` tests.
+        classes: The class names, by label.
+        prefix: Prefix of the file names.
+        name: The name of the data set; None for the path.
+        built_from: The data set that it was built from, on which ``advfeat train`` tests.
 
     Returns:
         The data set, in memory.
 
     Raises:
-        FileNotFoundError: Saying what is there.
-        ValueError: Naming a file that is damaged, holds anything but a list of tensors, or does not fit the other one.
+        FileNotFoundError: If a file is missing; the message lists what is there.
+        ValueError: If a file is damaged, holds anything but a list of tensors, or does not match the other file; the
+            message names it.
     """
     check_path("path", path)
     folder = Path(path)
@@ -164,22 +166,22 @@ def _load_list(file: Path) -> Tensor:
 def export_folder(source: Data, path: str | Path) -> None:
     """Writes ``path/<split>/<class>/00000.png``, numbered by position, and ``path/<split>/metadata.csv``.
 
-    The split is the source's, or "train". Values are rounded to the nearest of k / 255, not cut off: with ``byte()``,
-    as is usual, every image would get darker by half a level. A constructed set in float32 may leave its ball by that;
-    build it as uint8 if that matters. The CSV has the name of each file, its label, and for a constructed set what is
-    known of each sample; torchvision's ImageFolder, Hugging Face's imagefolder and this package's "folder" read it. The
-    last also finds the names of the classes as they were, and classes without images, in ``advfeat-classes.json``.
-    The folder of the split appears when it is whole.
+    The split is the source's, or "train". Values are rounded to the nearest k / 255, not truncated: truncation, as by
+    ``byte()``, would darken every image by half a level on average. Rounding can move an image of a float32 constructed
+    set out of its ball; build the set as uint8 if that matters. The CSV has the name and label of each file, and for a
+    constructed set all that the set records of each sample. torchvision's ImageFolder, Hugging Face's imagefolder and
+    this package's "folder" read the result; "folder" also restores the exact class names, and classes without images,
+    from ``advfeat-classes.json``. The folder of the split appears only once it is complete.
 
     Args:
         source: The data set, or a ``torch.utils.data`` dataset of (image, label).
-        path: The folder, made if missing.
+        path: The folder, created if missing.
 
     Raises:
-        TypeError: For what is no data set or path.
-        ValueError: For images of another number of channels than 1 or 3, names of classes that are no folders, a folder
-            of the split that is not empty.
-        OSError: For a full disk.
+        TypeError: If an argument is not a data set or a path.
+        ValueError: If images do not have 1 or 3 channels, a class name cannot be the name of a folder, or the folder of
+            the split is not empty.
+        OSError: If the disk is full.
     """
     from PIL import Image
 

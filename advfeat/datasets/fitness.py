@@ -1,4 +1,4 @@
-"""Whether a model is one to carry out a recipe with: what would give another set than was meant is said before."""
+"""Whether a model suits a recipe: checks and warnings before a build, for models that would give another set."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _SHOWN_TWICE = 32
 def check_fitness(
     recipe: Recipe, model: nn.Module, source: LabelledImages, device: torch.device, same_classes: bool, any_source: bool
 ) -> None:
-    """One forward pass of one image, so that a wrong model fails before anything is written.
+    """Checks a model with one forward pass of one image, so that a wrong model fails before anything is written.
 
     Args:
-        recipe: What is to be made.
-        model: On ``device``.
-        source: What it is made of.
-        device: Where the model runs.
-        same_classes: Take the model's classes for the source's, whatever their names are.
-        any_source: Take a model that was trained in another way than the recipe asks for.
+        recipe: The recipe.
+        model: The source model, on ``device``.
+        source: The data set to build from.
+        device: Device of the model.
+        same_classes: Match the classes of model and source by index instead of by name.
+        any_source: Accept a model that was trained in another way than the recipe requires.
 
     Raises:
-        ValueError: For other classes or shapes, a model without a representation where the recipe matches one, and one
-            that was trained in another way.
+        ValueError: If classes or shapes differ, the recipe matches representations and the model has none, or the model
+            was trained in another way.
     """
     if len(source) == 0:
         raise ValueError(f"source {source.name} has no images")
@@ -59,12 +59,12 @@ def check_fitness(
     if isinstance(recipe, MatchRepresentation) and not callable(getattr(model, "representation", None)):
         raise ValueError(
             f"recipe {recipe.name!r} matches representations: the model should have a method representation(x) -> "
-            "[B, k] (advfeat.models.adapt gives one to a module of yours)"
+            "[B, k] (advfeat.models.adapt adds one to your own module)"
         )
 
 
 def _check_training(recipe: Recipe, model: nn.Module) -> None:
-    """Raises ValueError where the model says that it was trained in another way than the recipe's source model."""
+    """Raises a ValueError if the model's record says that it was trained in another way than the recipe requires."""
     record = known(model, "trained_with")
     config = record.get("config") if isinstance(record, dict) else None
     if not isinstance(config, dict) or "attack" not in config:
@@ -78,46 +78,46 @@ def _check_training(recipe: Recipe, model: nn.Module) -> None:
         trained = f"an adversarially trained one ({attack.get('norm')}, eps {attack.get('eps')})"
         wanted, instead = "a standard model", "D_R" if recipe.name == "nonrobust" else "another set"
     else:
-        trained, wanted, instead = "one of standard training", "an adversarially trained model", "D_NR"
+        trained, wanted, instead = "one trained by standard training", "an adversarially trained model", "D_NR"
     raise ValueError(
-        f"recipe {recipe.name!r} ({name}) is carried out with {wanted}, got {trained}, as it was saved with: it would "
-        f"give {instead} under the name of {name}; any_source=True (--any-source) takes the model all the same"
+        f"recipe {recipe.name!r} ({name}) needs {wanted}, got {trained}, according to its record: the result would be "
+        f"{instead} under the name of {name}; any_source=True (--any-source) accepts the model"
     )
 
 
 def is_deterministic(model: nn.Module, source: LabelledImages, device: torch.device) -> bool:
-    """Whether the model says the same twice of the first images.
+    """Whether two passes of the model over the first images give the same logits.
 
     Args:
-        model: On ``device``.
-        source: Whose images it is shown.
-        device: Where the model runs.
+        model: The model, on ``device``.
+        source: The data set.
+        device: Device of the model.
 
     Warns:
-        RuntimeWarning: Where it does not, and where what it says depends on the batch.
+        RuntimeWarning: If they do not, or if the logits of an image depend on its batch.
     """
     x = source.images(torch.arange(min(_SHOWN_TWICE, len(source)), device="cpu")).to(device)
-    with no_trace(model, device):  # the random state is put back afterwards, not in between
+    with no_trace(model, device):  # the random state is restored afterwards, not in between
         same = _model_checks.is_deterministic(model, x, len(source.classes))
         by_batch = same and _model_checks.depends_on_batch(model, x, len(source.classes))
     if by_batch:
         _model_checks.warn_of_batches("an image of the set depends on batch_size and on those built beside it", 3)
     if not same:
-        _model_checks.warn_of_randomness("a build that is stopped and goes on gives other images", 3)
+        _model_checks.warn_of_randomness("an interrupted build that resumes gives other images", 3)
     return same
 
 
 def warn_of_chance(model: nn.Module, source: LabelledImages, device: torch.device, batch_size: int) -> None:
-    """Warns where the model gets images of the source right no more often than chance does.
+    """Warns if the model's accuracy on the source is no better than chance.
 
-    Looked at are at most 500, evenly spaced. Chance is one in the number of classes; saying one class for all images is
-    chance, too.
+    It is measured on at most 500 evenly spaced images. Chance is one in the number of classes; predicting one class for
+    all images counts as chance, too.
 
     Args:
-        model: On ``device``.
-        source: Whose images it is shown.
-        device: Where the model runs.
-        batch_size: Images at once.
+        model: The model, on ``device``.
+        source: The data set.
+        device: Device of the model.
+        batch_size: Images per batch.
 
     Warns:
         RuntimeWarning: As above.
@@ -129,15 +129,16 @@ def warn_of_chance(model: nn.Module, source: LabelledImages, device: torch.devic
             parts.append(predicted_classes(forward.output(model, source.images(ids).to(device))).cpu())
     labels, predicted = source.labels[index], torch.cat(parts)
     right, n, chance = int((predicted == labels).sum()), len(index), 1 / len(source.classes)
-    # Of a few images every share lies within its interval of chance: then it has to be below the middle, too.
+    # With few images the interval of any accuracy contains chance; the accuracy then has to be low as well.
     at_chance = wilson(right, n)[0] <= chance and right / n < (1 + chance) / 2
     constant = bool((predicted == predicted[0]).all()) and bool((labels != labels[0]).any())
     if at_chance or constant:
-        said = f", saying {source.classes[int(predicted[0])]!r} of all" if constant and predicted[0] >= 0 else ""
+        only = source.classes[int(predicted[0])] if constant and predicted[0] >= 0 else None
+        said = "" if only is None else f" and predicts {only!r} for all of them"
         warnings.warn(
-            f"the model gets {100 * right / n:.1f} % of {n} images of {source.name!r} right{said}; chance is "
+            f"the model classifies {100 * right / n:.1f} % of {n} images of {source.name!r} correctly{said}; chance is "
             f"{100 * chance:.1f} %. A set built with it holds no features of the classes. Is its normalisation missing "
-            "or done twice (images are in [0, 1]), or was it trained on other classes?",
+            "or applied twice (images are in [0, 1]), or was it trained on other classes?",
             RuntimeWarning,
             stacklevel=3,
         )

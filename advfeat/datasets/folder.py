@@ -1,4 +1,4 @@
-"""Images in folders, one folder a class; decoded when they are asked for."""
+"""Images in folders, one folder per class, decoded on demand."""
 
 from __future__ import annotations
 
@@ -32,55 +32,57 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 class FolderSource(Source):
-    """A folder of images by class: ``root/<split>/<class>/*.png``, also in folders below.
+    """A folder of images by class: ``root/<split>/<class>/*.png``, also in subfolders of the class.
 
     Classes are in the sorted order of their names, or as an export of this package lists them in
     ``advfeat-classes.json``.
 
-    The folder of the split may be called train or training; for "test" test, testing, val, valid, validation or dev,
-    the first of these that is there; in capitals or not. Where the root has no such folders, ``root/<class>`` is the
-    training set, and there is no test set unless one is held out. A folder "train" beside class folders, itself without
-    any, is a class of this name.
+    The folder of the training split may be called train or training; that of the test split is the first that exists of
+    test, testing, val, valid, validation and dev. Upper and lower case do not matter. If the root has no such folders,
+    ``root/<class>`` is the training set, and there is no test set unless one is held out. A folder "train" that lies
+    beside class folders and contains none is a class of this name.
 
-    What is read, one rule each:
+    How files are read:
 
-    * Files of the formats PNG, JPEG, WebP, BMP, PPM (PGM, PBM), GIF and TIFF, whatever their suffix says, with 8 bits a
-      channel or fewer. Files of more are refused; so is PostScript. Of several frames or pages it is the first one.
-    * Grey or colour is decided by how files are stored, not by their pixels; a palette is colour.
-    * Of up to as many pixels as ``PIL.Image.MAX_IMAGE_PIXELS`` says, which is 89 million unless it is set.
-    * Transparent pixels show white. CMYK becomes RGB by Pillow's formula; colour profiles are not applied.
-    * The orientation in EXIF data is applied, as viewers do (torchvision does not).
-    * Names that begin with a dot, and what systems leave behind (``__MACOSX``, ``Thumbs.db``), are passed over in
-      silence. A RuntimeWarning says how many other files are left out, by suffix.
-    * Links are followed as long as no image counts twice: they may lead to images from elsewhere, not back into the
-      split, above it, or into another one. Hard links of one file in two classes or splits are warned of.
+    * The formats are PNG, JPEG, WebP, BMP, PPM (PGM, PBM), GIF and TIFF, regardless of the suffix, with at most 8 bits
+      per channel. Files with more bits are refused, as is PostScript. Of several frames or pages, the first is read.
+    * Whether an image is grey or colour depends on how the file stores it, not on its pixels; a palette is colour.
+    * An image may have at most ``PIL.Image.MAX_IMAGE_PIXELS`` pixels, by default 89 million.
+    * Transparent pixels become white. CMYK becomes RGB by Pillow's formula; colour profiles are not applied.
+    * The orientation in EXIF data is applied, as image viewers do (torchvision does not).
+    * Names that begin with a dot, and files of the operating system (``__MACOSX``, ``Thumbs.db``), are ignored. A
+      RuntimeWarning counts the other files that are left out, by suffix.
+    * Symbolic links are followed as long as no image counts twice: they may point to images elsewhere, but not back
+      into the split, above it, or into another split. A file with hard links in two classes or splits gives a warning.
 
     Args:
         root: The folder that holds the splits, or the class folders.
         split: "train" or "test".
-        size: None where all images have one size, else the side, or (height, width), in pixels, to which they are
-            brought as is usual for ImageNet: scaled, bilinear, until they just cover 8/7 of it (256 for 224), and the
-            middle cut out; images of just this size stay untouched.
-        channels: 3 to read grey images as colour, too; None for colour if any image of the set has colour, else grey.
-        class_ranges: name -> (first, last), both inclusive and counted from 0 over the sorted class folders: these
-            super-classes replace the folders, and folders in none of them are left out (Restricted ImageNet:
-            :data:`advfeat.datasets.sources.RESTRICTED_IMAGENET`).
-        check_folders: Called with the names of the class folders before any is read; raises if they are not the ones
-            that ``class_ranges`` counts.
-        holdout: The share of the training images that is the test set of a root without one. Which side an image is on
-            is decided by a hash of ``seed`` and its path, class by class, so it is the same tomorrow, with more images
-            in the folder; each class has at least one image on each side. The two sides of one seed are disjoint.
-        seed: Of ``holdout``.
-        allow_empty: Take class folders without images; :func:`advfeat.datasets.export_folder` needs no such word to be
-            read back.
-        name: What the data set is called.
+        size: The side, or (height, width), in pixels, to which images are resized in the way usual for ImageNet: scaled
+            bilinearly until they just cover 8/7 of it (256 for 224), then cropped at the centre; images that have this
+            size are unchanged. None if all images have one size.
+        channels: 3 reads grey images as colour, too; 1 refuses colour; None means colour if any image of the set has
+            colour, else grey.
+        class_ranges: A dict from class name to (first, last), both inclusive and counted from 0 over the sorted class
+            folders: these super-classes replace the folders, and folders in none of them are left out (Restricted
+            ImageNet: :data:`advfeat.datasets.sources.RESTRICTED_IMAGENET`).
+        check_folders: Called with the names of the class folders before any is read; it should raise an error if they
+            are not the folders that ``class_ranges`` refers to.
+        holdout: The share of the training images that becomes the test set of a root without one. A hash of ``seed``
+            and the image's path decides, class by class, on which side an image is, so that it stays there if images
+            are added to the folder. Each class has at least one image on each side; for the same seed the two sides are
+            disjoint.
+        seed: Seed of ``holdout``.
+        allow_empty: Accept class folders without images. An export by :func:`advfeat.datasets.export_folder` is read
+            back without this option.
+        name: The name of the data set.
 
     Raises:
-        FileNotFoundError: Saying what was looked for and what is there.
-        ValueError: For a class without images, images of several sizes without ``size``, colour where ``channels`` is
-            1, a link that counts images twice or leads nowhere, a FIFO or device, ranges that overlap or leave the
-            folders, and, when it is read, for an image that cannot be decoded, naming the file.
-        OSError: For a folder that cannot be read.
+        FileNotFoundError: If a folder is missing; the message lists what was expected and what is there.
+        ValueError: If a class has no images, images differ in size and ``size`` is None, an image has colour and
+            ``channels`` is 1, a link counts images twice or is broken, a file is a FIFO or a device, or ranges overlap
+            or exceed the folders; on reading, if an image cannot be decoded (the message names the file).
+        OSError: If a folder cannot be read.
     """
 
     def __init__(
@@ -143,7 +145,7 @@ class FolderSource(Source):
         """The file of a sample.
 
         Args:
-            index: Its position, in 0 .. N-1.
+            index: Position of the sample, in 0 .. N-1.
         """
         return self._files[index]
 

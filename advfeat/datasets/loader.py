@@ -1,4 +1,4 @@
-"""What a ``DataLoader`` stands for where a data set is asked for: the samples of its data set, in their order."""
+"""A ``DataLoader`` in place of a data set stands for the samples of its dataset, in the order of the dataset."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from advfeat._arguments import whole_number
 def dataset_of(data: Any, name: str) -> Any:
     """The data set that a ``DataLoader`` reads; anything else as it is.
 
-    Evaluations take the samples in the order of the data set, and trainings shuffle them by their own seed: of the
-    loader its data set counts, and its batch size (:func:`batch_size_for`). Whether it shuffles, and how many workers
-    it has, changes no result. What would change one is refused.
+    Evaluation takes the samples in the order of the data set, and training shuffles them by its own seed. Only the
+    loader's dataset and batch size are used (:func:`batch_size_for`): shuffling and the number of workers do not affect
+    the result. A loader with a setting that would affect it is refused.
 
     Args:
-        data: A loader, or anything else. Of one with a ``SubsetRandomSampler`` the data set is that subset.
-        name: Of the argument, in messages.
+        data: A loader, or anything else. For a ``SubsetRandomSampler``, the data set is that subset.
+        name: Name of the argument, for messages.
 
     Raises:
-        ValueError: For a loader with a ``sampler`` that leaves samples out, repeats or weights them, a
-            ``batch_sampler`` or ``collate_fn`` of the user's own, or ``drop_last`` where it drops samples.
-        TypeError: For a subclass that makes batches of its own.
+        ValueError: If the loader has a ``sampler`` that omits, repeats or weights samples, the user's own
+            ``batch_sampler`` or ``collate_fn``, or a ``drop_last`` that drops samples.
+        TypeError: If the loader is of a subclass that makes its own batches.
     """
     if not isinstance(data, DataLoader):
         return data
@@ -75,7 +75,7 @@ def batch_size_for(data: Any, batch_size: int | None, default: int) -> int:
     """How many images are worked on at once: as asked for, else as a ``DataLoader`` has it, else ``default``.
 
     Raises:
-        ValueError: For what is no whole number of at least 1.
+        ValueError: If it is not an integer of at least 1.
     """
     if batch_size is None:
         batch_size = data.batch_size if isinstance(data, DataLoader) else None

@@ -1,7 +1,7 @@
-"""CIFAR-10, Fashion-MNIST and MNIST from their official files, in the folders that torchvision keeps them in.
+"""CIFAR-10, Fashion-MNIST and MNIST from their official files, in torchvision's folder layout; and CIFAR-10.1.
 
-Read here and not by torchvision, which unpickles CIFAR-10's batch files and which many machines lack. No file is
-executed: the pickles are scanned as data. Also CIFAR-10.1, which torchvision has not.
+They are not read by torchvision, which unpickles CIFAR-10's batch files, lacks CIFAR-10.1, and may not be installed. No
+code in a file is executed: the pickles are scanned as data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CIFAR10_FILES = {
 _CIFAR10_SHAPE = (3, 32, 32)
 _CIFAR10_BYTES = 1 << 26  # a batch file has half of it
 
-_CIFAR10_1 = {"v6": 2000, "v4": 2021}  # how many images; v6 has as many of each class, and its authors advise it
+_CIFAR10_1 = {"v6": 2000, "v4": 2021}  # number of images; v6 has balanced classes and is recommended by its authors
 _CIFAR10_1_FOLDERS = ("", "cifar10.1", "CIFAR-10.1", "CIFAR-10.1/datasets")  # the last as in a clone of its repository
 
 MNIST_CLASSES = tuple("0123456789")
@@ -54,7 +54,7 @@ FASHION_CLASSES = (
 )
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
 _IDX_IMAGES = {"train": 60_000, "test": 10_000}
-# The two sets have files of one name and form; the first labels tell them apart.
+# The two sets have files of the same names and format; the first labels tell them apart.
 _IDX_FIRST = {
     ("mnist", "train"): (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
     ("mnist", "test"): (7, 2, 1, 0, 4, 1, 4, 9, 5, 9),
@@ -67,12 +67,12 @@ def load_cifar10(root: Path, split: str) -> ArraySource:
     """CIFAR-10 from ``root/cifar-10-batches-py``: 50,000 or 10,000 images 3x32x32.
 
     Args:
-        root: The folder that holds it.
+        root: The folder that contains it.
         split: "train" or "test".
 
     Raises:
-        FileNotFoundError: Saying what was looked for and what is there.
-        ValueError: Naming a file whose MD5 is wrong.
+        FileNotFoundError: If files are missing; the message lists what was expected and what is there.
+        ValueError: If the MD5 sum of a file is wrong; the message names it.
     """
     folder = _folder(root, "cifar-10-batches-py", "cifar10", "cifar-10-python.tar.gz")
     images: list[Tensor] = []
@@ -97,10 +97,10 @@ def load_cifar10(root: Path, split: str) -> ArraySource:
 
 
 def scan_cifar_batch(data: bytes, path: Path) -> tuple[Tensor, list[int]]:
-    """One batch file, taken out of its pickle without running it.
+    """The contents of a batch file, read without running its pickle.
 
-    The file is a pickled dict. Its operations are listed (``pickletools.genops``), never carried out: the labels are
-    the integers between the key "labels" and the next key, the pixels are the one string of n * 3072 bytes.
+    The file is a pickled dict. Its operations are listed (``pickletools.genops``), never executed: the labels are the
+    integers between the key "labels" and the next key, the pixels are the only string of n * 3072 bytes.
 
     Args:
         data: The bytes of the file.
@@ -110,7 +110,7 @@ def scan_cifar_batch(data: bytes, path: Path) -> tuple[Tensor, list[int]]:
         Pixels, uint8 [n, 3, 32, 32], and labels.
 
     Raises:
-        ValueError: For what is no batch file.
+        ValueError: If the file is not a batch file.
     """
     labels: list[int] = []
     pixels: bytes | None = None
@@ -136,7 +136,7 @@ def scan_cifar_batch(data: bytes, path: Path) -> tuple[Tensor, list[int]]:
 
 
 def load_cifar10_1(root: Path, split: str) -> ArraySource:
-    """CIFAR-10.1, a later test set: 2,000 images 3x32x32 of v6, or 2,021 of v4 where only that one is there.
+    """CIFAR-10.1, a later test set: 2,000 images 3x32x32 of v6, or 2,021 of v4 if only v4 is there.
 
     Reads ``cifar10.1_v6_data.npy`` and ``cifar10.1_v6_labels.npy`` from ``root``, ``root/cifar10.1``,
     ``root/CIFAR-10.1`` or ``root/CIFAR-10.1/datasets``. No pickled objects are read.
@@ -146,8 +146,8 @@ def load_cifar10_1(root: Path, split: str) -> ArraySource:
         split: "test".
 
     Raises:
-        ValueError: For the train split, and naming a damaged file.
-        FileNotFoundError: Saying what was looked for and what is there.
+        ValueError: If the split is "train", or a file is damaged; the message names it.
+        FileNotFoundError: If files are missing; the message lists what was expected and what is there.
     """
     if split != "test":
         raise ValueError(f"cifar10.1 is a test set: it has no {split} split")
@@ -171,7 +171,7 @@ def load_cifar10_1(root: Path, split: str) -> ArraySource:
 
 
 def _find_cifar10_1(root: Path) -> tuple[Path, Path, int]:
-    """The files of images and labels, and how many there should be; one of them may be missing."""
+    """The files of images and labels, and the number of images expected; one of the files may be missing."""
     folders = [root / folder for folder in _CIFAR10_1_FOLDERS]
     for version, n in _CIFAR10_1.items():
         pairs = [[folder / f"cifar10.1_{version}_{kind}.npy" for kind in ("data", "labels")] for folder in folders]
@@ -195,8 +195,8 @@ def load_idx(name: str, root: Path, split: str) -> ArraySource:
         split: "train" or "test".
 
     Raises:
-        FileNotFoundError: Saying what was looked for and what is there.
-        ValueError: Naming a damaged file, and for the files of the other set.
+        FileNotFoundError: If files are missing; the message lists what was expected and what is there.
+        ValueError: If a file is damaged (the message names it) or belongs to the other data set.
     """
     folder = _folder(root, "MNIST/raw" if name == "mnist" else "FashionMNIST/raw", name)
     prefix = _IDX_PREFIX[split]
@@ -218,7 +218,8 @@ def load_idx(name: str, root: Path, split: str) -> ArraySource:
 def _read_idx(path: Path, most: tuple[int, ...]) -> Tensor:
     """A uint8 tensor from an IDX file: 0, 0, 8 (uint8), the number of dimensions, their sizes (big-endian), values.
 
-    most: its shape, with at most so many samples. It is looked at first: a few MB of .gz can hold many GB of zeros.
+    most: the expected shape, with the largest number of samples. The shape is checked before the values are read, since
+    a few MB of .gz can hold many GB of zeros.
     """
     packed = path.with_name(path.name + ".gz")
     if not path.exists() and packed.exists():
@@ -234,7 +235,7 @@ def _read_idx(path: Path, most: tuple[int, ...]) -> Tensor:
 
 
 def _idx_values(file: BinaryIO | gzip.GzipFile, path: Path, most: tuple[int, ...], size: str = "more bytes") -> Tensor:
-    """The values of an opened IDX file, of which no more than its head promises is read."""
+    """The values of an open IDX file; no more is read than its header states."""
     start = file.read(4)
     if start != bytes((0, 0, 8, len(most))):
         raise ValueError(f"{path} should start with the bytes 0 0 8 {len(most)} of an IDX file, got {list(start)}")

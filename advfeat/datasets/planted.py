@@ -1,7 +1,7 @@
-"""Images with known features: a large, slow pattern that mostly tells the class, a faint, fast one that always does.
+"""Images with known features: a strong, slow pattern that usually shows the class; a faint, fast one that always does.
 
-The oracle of the whole pipeline: what a model uses and what a constructed set holds can be measured, by projecting
-images on the patterns.
+The ground truth for tests of the whole pipeline: projecting images onto the patterns measures which features a model
+uses and which a constructed set holds.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _COLOURS = ((1.0, -1.0, 0.0),) * 3 + ((1.0, 1.0, -2.0),)
 
 @dataclass(frozen=True)
 class PlantedConfig:
-    """How the images are made.
+    """Settings of :class:`Planted`.
 
     Args:
-        shape: (C, H, W), C 1 or 3, sides even and at least 8.
-        classes: 2 .. 4, 2 .. 3 for C = 1.
-        slow_norm: L2 norm, in pixel scale [0, 1], of the slow pattern that tells the class.
-        fast_norm: That of the fast one.
-        slow_base: L2 norm with which every class's slow pattern is in every image.
-        fast_base: The same of the fast ones.
-        p_robust: The share of samples whose slow pattern is that of their class, in (0, 1].
-        noise: Standard deviation of a value's noise, in pixel scale.
+        shape: (C, H, W) with C 1 or 3 and even sides of at least 8.
+        classes: 2 to 4, or 2 to 3 for C = 1.
+        slow_norm: L2 norm, in pixel scale [0, 1], of the slow pattern that shows the class.
+        fast_norm: The same for the fast pattern.
+        slow_base: L2 norm with which the slow pattern of every class is added to every image.
+        fast_base: The same for the fast patterns.
+        p_robust: Share of samples whose slow pattern is that of their class, in (0, 1].
+        noise: Standard deviation of the noise of a value, in pixel scale.
 
     Raises:
-        ValueError: For a number out of range.
-        TypeError: For what is no number.
+        ValueError: If a number is out of range.
+        TypeError: If an argument is not a number.
     """
 
     shape: tuple[int, int, int] = (3, 16, 16)
@@ -79,45 +79,47 @@ class Planted(ArraySource):
 
     With unit-norm, orthogonal patterns S_k and F_k of class k, label y and slow label s:
     x = 1/2 + sum_k (slow_base + slow_norm [k = s]) S_k + sum_k (fast_base + fast_norm [k = y]) F_k + noise.
-    The fast pattern always is that of the label. ``slow_label`` [n] is the label for exactly ``round(p_robust * n)``
-    samples and another class, drawn evenly, for the rest. The noise is orthogonal to all patterns, so both features are
-    equally strong in every image. Nothing is clipped. Images of other splits or seeds differ in noise and draws, never
-    in the patterns.
+    The fast pattern is always that of the label. ``slow_label`` [n] is the label for exactly ``round(p_robust * n)``
+    samples, and another class, evenly distributed, for the rest. The noise is orthogonal to all patterns, so each
+    feature is equally strong in every image. Nothing is clipped. Images of other splits or seeds differ in labels and
+    noise, never in the patterns.
 
-    Why every image holds all patterns a little: to a network with pooling a pattern is the same when it is shifted or
-    turned into its negative. An attack on it would plant all of these, here and there in the image, and the projection
-    on the pattern would show little. With the pattern already there, the direction that makes it stronger is the
-    pattern itself (measured: without ``fast_base`` D_det holds its target's pattern in 40 % of the images, with it in
-    all).
+    Every image holds all patterns weakly, for this reason: a network with pooling does not distinguish a pattern from
+    its shifts and its negative. An attack on it would plant all of these, in different parts of the image, and the
+    projection onto the pattern would show little. If the pattern is already present, the direction that strengthens it
+    is the pattern itself (measured: D_det holds the pattern of its target in 40 % of the images without ``fast_base``,
+    and in all images with it).
 
     What to expect of the small convnet (width 8, 1000 images, batch 64, lr 0.05; five seeds):
 
-    * standard training, 6 epochs: accuracy 100 %, and 0 to 1 % at eps 0.2, between half of ``nonrobust_radius`` (0.35)
-      and the whole: it follows the fast pattern wherever the two disagree;
-    * adversarial training at eps 1.0, 12 epochs, weight decay 0.01: ``p_robust`` accuracy, clean and at eps 1.0: it
-      knows the slow pattern alone;
+    * Standard training, 6 epochs: accuracy 100 %, but 0 to 1 % at eps 0.2, between half of ``nonrobust_radius`` (0.35)
+      and the whole. The model follows the fast pattern wherever the two disagree.
+    * Adversarial training at eps 1.0, 12 epochs, weight decay 0.01: accuracy ``p_robust``, clean and at eps 1.0. The
+      model uses only the slow pattern.
     * D_det and D_rand at eps 0.36 (just beyond ``nonrobust_radius``): the fast pattern is the target's in at least 99 %
-      of the images, the slow one is untouched; a model trained 12 epochs on them is right for at least 98 % of the true
-      test set. More eps plants more than was there: at 0.5 and 6 epochs it can be as few as 61 %;
+      of the images, and the slow one is unchanged. A model trained on them for 12 epochs classifies at least 98 % of
+      the original test set correctly. A larger eps makes the pattern stronger than in the original images: at 0.5 and
+      6 epochs, accuracy can be as low as 61 %.
     * D_R, 50 steps of 0.1 from another image: the slow pattern is that of the image that gives the label, the fast one
-      that of the start; a model trained 4 epochs on it has ``p_robust`` accuracy and keeps it to ``nonrobust_radius``
-      (88 to 90 % at eps 0.35). Longer training makes any model on such data less robust, for want of a reason not to
-      be, also where the fast patterns are just shuffled: the 10 % that the slow pattern gets wrong pull the weights up;
+      that of the start. A model trained on it for 4 epochs has accuracy ``p_robust`` and keeps it up to
+      ``nonrobust_radius`` (88 to 90 % at eps 0.35). Longer training makes any model on such data less robust, even if
+      the fast patterns are only shuffled, since nothing in the data rewards robustness: the 10 % of samples that the
+      slow pattern gets wrong make the weights grow.
     * D_NR, the same with the standard model: the fast pattern follows the label, the slow one does not.
 
     Args:
         split: "train" or "test".
-        n: How many samples; None for 2000 of train, 500 of test.
-        seed: Of labels and noise.
-        config: How the images are made; None for the defaults.
+        n: Number of samples; None for 2000 (train) or 500 (test).
+        seed: Seed of labels and noise.
+        config: The settings; None for the defaults.
 
     Attributes:
         slow_label: The class whose slow pattern an image holds, int64 [n].
-        config: As given.
+        config: The settings.
 
     Raises:
-        ValueError: For n < 1 or an unknown split, and for settings whose images leave [0, 1].
-        TypeError: For a config of another kind.
+        ValueError: If ``n`` is below 1, the split is unknown, or images would leave [0, 1].
+        TypeError: If ``config`` is not a :class:`PlantedConfig`.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class Planted(ArraySource):
         super().__init__(images.float(), labels, tuple("abcd"[: config.classes]), "planted", split)
 
     def patterns(self) -> tuple[Tensor, Tensor]:
-        """The patterns that tell the class, as strong as planted.
+        """The patterns that show the class, at the strength at which they are planted.
 
         Returns:
             (slow, fast), float64 [classes, C, H, W] each.
@@ -158,10 +160,10 @@ class Planted(ArraySource):
         return self.config.slow_norm * _slow_basis(self.config), self.config.fast_norm * _fast_basis(self.config)
 
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """How much of each class's pattern images hold.
+        """The strength of each class's pattern in images.
 
-        The projection on the pattern, less what every image holds, over what was planted: 1 for the planted class and 0
-        for the others in an image of this set.
+        This is the projection onto the pattern, minus the strength that every image has, divided by the planted
+        strength: 1 for the planted class and 0 for the others in an image of this set.
 
         Args:
             images: [n, C, H, W] in [0, 1].
@@ -177,12 +179,12 @@ class Planted(ArraySource):
 
     @property
     def nonrobust_radius(self) -> float:
-        """||fast_i - fast_j||: the L2 distance at which the label's fast pattern is exchanged for another's."""
+        """||fast_i - fast_j||: the L2 norm of the change that replaces the label's fast pattern by another class's."""
         return math.sqrt(2) * self.config.fast_norm
 
     @property
     def robust_radius(self) -> float:
-        """||slow_i - slow_j||: the L2 distance at which the slow pattern is exchanged for another's."""
+        """||slow_i - slow_j||: the L2 norm of the change that replaces the slow pattern by another class's."""
         return math.sqrt(2) * self.config.slow_norm
 
     def subset(self, indices: Indices) -> Planted:

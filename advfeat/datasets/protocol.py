@@ -1,4 +1,4 @@
-"""The types of data sets: what an evaluation, a training or a build needs of one, and what a user may pass."""
+"""Types of data sets: what evaluation, training and builds require of one, and what a user may pass."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ Indices = Tensor | np.ndarray | Sequence[int] | range | slice | None
 class LabelledImages(Protocol):
     """A data set of this package, or anything that has the same attributes.
 
-    Trainings and builds also need a ``fingerprint``, a text that differs where images or labels do: finished work is
-    found by it. :class:`advfeat.datasets.Source` has both, and is a ``torch.utils.data.Dataset`` besides.
+    Training and builds also need a ``fingerprint``, a string that differs if images or labels differ, by which finished
+    work is found. :class:`advfeat.datasets.Source` has all of these and is also a ``torch.utils.data.Dataset``.
     """
 
-    # Properties, for nobody sets them: a tuple of names then serves as well as a list.
+    # Read-only properties, so that a tuple of names matches as well as a list.
     @property
     def name(self) -> str:
-        """What it is called in messages and results."""
+        """The name of the data set in messages and results."""
         ...
 
     @property
     def classes(self) -> Sequence[str]:
-        """The names of its classes, by label."""
+        """The names of the classes, by label."""
         ...
 
     @property
     def labels(self) -> Tensor:
-        """int64 [N], on the CPU."""
+        """The labels, int64 [N], on the CPU."""
         ...
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """(C, H, W) of an image."""
         ...
 
     def __len__(self) -> int:
@@ -52,17 +52,17 @@ class LabelledImages(Protocol):
             indices: Positions in 0 .. N-1, int64 [k]; None for all.
 
         Returns:
-            float32 [k, C, H, W] in [0, 1], on the CPU, the caller's own, in the order of ``indices``.
+            float32 [k, C, H, W] in [0, 1], on the CPU, in the order of ``indices``; the caller may change the tensor.
         """
         ...
 
 
 class Identified(LabelledImages, Protocol):
-    """A data set that finished work is found by: trained on, or built from."""
+    """A data set to train on or to build from, whose ``fingerprint`` identifies it in finished work."""
 
     @property
     def fingerprint(self) -> str:
-        """A text that differs where images or labels do."""
+        """A string that differs if images or labels differ."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Files of strangers: opened only where they are regular files, read only as far as expected, named in errors."""
+"""Reading of untrusted files: only regular files, no further than expected, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from advfeat.files import kind_of
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file for reading, and waits for nothing: a FIFO would be waited for until somebody writes.
+    """Opens a file for reading without blocking, as opening a FIFO would until a writer appears.
 
     Args:
         path: The file.
@@ -25,11 +25,11 @@ def open_regular(path: Path) -> BinaryIO:
         The file, open, for the caller to close.
 
     Raises:
-        FileNotFoundError: Where there is none.
-        ValueError: For a folder, FIFO, socket or device.
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is a folder, FIFO, socket or device.
     """
     try:
-        # The kind is asked of what was opened: what a name stands for may change in between.
+        # The kind is that of the open file: the name may refer to another file by then.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise

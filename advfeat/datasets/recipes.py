@@ -1,7 +1,7 @@
-"""The paper's four constructions as recipes: what is started from, what is optimised, which label is stored.
+"""The paper's four constructions as recipes: the starting image, the objective, and the label that is stored.
 
-A recipe is a frozen dataclass; :func:`advfeat.datasets.build` carries it out. ``preset("cifar10", "det")`` gives
-the paper's settings, Appendix C.4 (Table 5, Figure 5) and C.5 (Table 6, Figure 6).
+A recipe is a frozen dataclass, which :func:`advfeat.datasets.build` carries out. ``preset("cifar10", "det")`` has the
+paper's settings: Appendix C.4 (Table 5, Figure 5) and C.5 (Table 6, Figure 6).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from advfeat.objectives import Margin, Representation
 from advfeat.random import normals, uniform_numbers
 from advfeat.threat import L2, Threat, check_norm
 
-# Streams of random numbers of their own, beside those of random starts (0 and 1).
+# Streams of random numbers, distinct from those of random starts (0 and 1).
 _STREAM_TARGET, _STREAM_START = 2, 3
 
 
@@ -32,19 +32,19 @@ class MatchRepresentation:
 
     min_z ||g(z) - g(x)||_2 over z in [0, 1]^d by normalised gradient steps of fixed length, starting from another image
     of the data set drawn independently of the label ("image") or from noise ("noise", N(0.5, 1/20) clipped); no norm
-    ball. Labelled like x. With an adversarially trained g the set is D_R ("robust"), with a standard one D_NR
-    ("nonrobust").
+    ball. The label is that of x. With an adversarially trained g the set is D_R ("robust"), with a standard one it is
+    D_NR ("nonrobust").
 
     Args:
         name: "robust" or "nonrobust".
         steps: Gradient steps.
-        step_size: Their L2 length, in pixel scale.
+        step_size: L2 length of a step, in pixel scale.
         start: "image" or "noise".
-        stop: A sample is done before its last step once its distance has stopped falling (:class:`advfeat.Converged`);
-            None takes all steps, as the paper does.
+        stop: Stops a sample early once its distance has stopped falling (:class:`advfeat.Converged`); None takes all
+            steps, as the paper does.
 
     Raises:
-        ValueError: For another name or start.
+        ValueError: If the name or start is another one.
     """
 
     name: Literal["robust", "nonrobust"]
@@ -59,7 +59,7 @@ class MatchRepresentation:
 
     @property
     def source_model(self) -> str:
-        """What the model is that it is carried out with: "robust", adversarially trained, or "standard"."""
+        """The kind of source model that the recipe needs: "robust" (adversarially trained) or "standard"."""
         return "robust" if self.name == "robust" else "standard"
 
     def attack(self) -> PGD:
@@ -74,7 +74,7 @@ class MatchRepresentation:
         )
 
     def to_dict(self) -> dict:
-        """The settings as JSON values, as a manifest has them."""
+        """The settings as JSON values, as stored in a manifest."""
         return {"kind": "match-representation", **dataclasses.asdict(self)}
 
 
@@ -83,18 +83,18 @@ class PerturbTowardsTarget:
     """D_rand and D_det: x with a small targeted perturbation, labelled with the target t (paper C.5, Equation (6)).
 
     min L(x', t) over ||x' - x|| <= eps by normalised gradient steps on a standard model, from x itself. t is uniform
-    over the classes, possibly y ("uniform", D_rand), or (y + 1) mod C ("next", D_det). Every sample is kept, fooled or
-    not.
+    over the classes, possibly y (D_rand), or (y + 1) mod C (D_det). Every sample is kept, whether or not the model
+    predicts t.
 
     Args:
         name: "rand" or "det".
         eps: Radius of the ball, in pixel scale.
         steps: Gradient steps.
-        step_size: Their length in the norm, in pixel scale.
-        norm: "l2", as in the paper, or another that :class:`advfeat.threat.Threat` knows.
+        step_size: Length of a step in the norm, in pixel scale.
+        norm: "l2", as in the paper, or another name in :data:`advfeat.threat.NORMS`.
 
     Raises:
-        ValueError: For another name or norm.
+        ValueError: If the name or norm is another one.
     """
 
     name: Literal["rand", "det"]
@@ -109,7 +109,7 @@ class PerturbTowardsTarget:
 
     @property
     def source_model(self) -> str:
-        """What the model is that it is carried out with: "robust", adversarially trained, or "standard"."""
+        """The kind of source model that the recipe needs: "robust" (adversarially trained) or "standard"."""
         return "standard"
 
     def attack(self) -> PGD:
@@ -118,13 +118,13 @@ class PerturbTowardsTarget:
         return PGD(threat, steps=self.steps, step_size=self.step_size, objective=Margin(1.0), targeted=True)
 
     def targets(self, labels: Tensor, classes: int, seed: int, sample_ids: Tensor) -> Tensor:
-        """The labels that are stored.
+        """The labels to store, which are the targets of the attack.
 
         Args:
-            labels: The true ones, int64 [B].
-            classes: How many there are.
-            seed: Of what is drawn for D_rand.
-            sample_ids: Positions in the source, int64 [B]: a label is a function of seed and position.
+            labels: The true labels, int64 [B].
+            classes: Number of classes.
+            seed: Seed of the labels of D_rand.
+            sample_ids: Positions in the source, int64 [B]; a drawn label is a function of seed and position.
 
         Returns:
             int64 [B].
@@ -134,7 +134,7 @@ class PerturbTowardsTarget:
         return random_integers(classes, seed, sample_ids, _STREAM_TARGET)
 
     def to_dict(self) -> dict:
-        """The settings as JSON values, as a manifest has them."""
+        """The settings as JSON values, as stored in a manifest."""
         return {"kind": "perturb-towards-target", **dataclasses.asdict(self)}
 
 
@@ -146,13 +146,13 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...], others: Mappi
         raise ValueError(f"{name} should be one of {', '.join(choices)}, got {value!r}{meant(value, choices, others)}")
 
 
-# What the paper calls the set of each.
+# The paper's name of the set that each recipe makes.
 SETS = {"robust": "D_R", "nonrobust": "D_NR", "rand": "D_rand", "det": "D_det"}
 _RECIPES = {name: recipe for recipe, name in SETS.items()}
 
 
 def check_recipe_name(name: str) -> None:
-    """Raises ValueError for what is no name of a recipe, with the one that it may stand for."""
+    """Raises a ValueError, with a suggestion, if a recipe has no such name."""
     _check_choice("recipe", name, tuple(SETS), _RECIPES)
 
 
@@ -160,10 +160,10 @@ def random_integers(n: int, seed: int, sample_ids: Tensor, stream: int) -> Tenso
     """Uniform integers in [0, n), a function of (seed, sample id, stream) alone.
 
     Args:
-        n: How many there are to choose from.
-        seed: Of the draw.
+        n: Upper bound, exclusive.
+        seed: Seed of the draw.
         sample_ids: int64 [B].
-        stream: Which of the streams of random numbers that a sample has.
+        stream: Number of the stream of random numbers.
 
     Returns:
         int64 [B].
@@ -173,18 +173,18 @@ def random_integers(n: int, seed: int, sample_ids: Tensor, stream: int) -> Tenso
 
 
 def start_indices(n: int, seed: int, sample_ids: Tensor) -> Tensor:
-    """For each sample of a data set another one to start from, never the sample itself.
+    """For each sample, the position of another sample of the data set to start from, never its own.
 
     Args:
-        n: Samples of the data set.
-        seed: Of the draw.
-        sample_ids: Their positions, int64 [B].
+        n: Number of samples in the data set.
+        seed: Seed of the draw.
+        sample_ids: Positions of the samples, int64 [B].
 
     Returns:
         Positions, int64 [B].
 
     Raises:
-        ValueError: For fewer than two samples.
+        ValueError: If there are fewer than two samples.
     """
     if n < 2:
         raise ValueError(f"a start from another image needs at least 2 samples, the data set has {n}")
@@ -195,8 +195,8 @@ def noise_start(images: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
     """Noise images N(0.5, 1/20) clipped to [0, 1], a function of (seed, sample id) alone.
 
     Args:
-        images: Of their shape, [B, C, H, W], dtype and device.
-        seed: Of the draw.
+        images: [B, C, H, W]; the noise has their shape, dtype and device.
+        seed: Seed of the noise.
         sample_ids: int64 [B].
     """
     noise = normals(images, seed, sample_ids).reshape(images.shape)
@@ -216,7 +216,7 @@ PRESETS: dict[str, dict[str, Recipe]] = {
     # Tables 5 and 6.
     "cifar10": _recipes(match_steps=1000, match_step=0.1, eps=0.5, steps=100, step_size=0.1),
     "restricted-imagenet": _recipes(match_steps=2000, match_step=1.0, eps=3.0, steps=100, step_size=0.1),
-    # Small ones, measured: see docs/decisions.md.
+    # For small networks, chosen by measurement: see docs/decisions.md.
     "digits": _recipes(match_steps=150, match_step=0.05, eps=1.5, steps=100, step_size=0.1),
     "cifar10-cpu": _recipes(match_steps=200, match_step=0.1, eps=1.5, steps=30, step_size=0.1),
 }
@@ -238,14 +238,14 @@ def own_recipe(data: str, recipe: str) -> Recipe | None:
 
 
 def preset(name: str, recipe: str) -> Recipe:
-    """A recipe by name, with settings that were measured (docs/decisions.md) or are the paper's (Tables 5 and 6).
+    """A recipe by name, with the paper's settings (Tables 5 and 6) or settings for small networks (docs/decisions.md).
 
     Args:
-        name: "cifar10" or "restricted-imagenet", the paper's; "digits" or "cifar10-cpu", for small networks.
+        name: "cifar10" or "restricted-imagenet" for the paper's settings; "digits" or "cifar10-cpu" for small networks.
         recipe: "robust" (D_R), "nonrobust" (D_NR), "rand" (D_rand) or "det" (D_det).
 
     Raises:
-        ValueError: For another name.
+        ValueError: If a name is another one.
     """
     _check_choice("preset", name, tuple(PRESETS))
     check_recipe_name(recipe)

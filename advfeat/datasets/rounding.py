@@ -1,4 +1,4 @@
-"""Images to the values that a file can hold, without leaving the ball they were made in."""
+"""Rounding of images to storage types, such that they stay in the ball around their original."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ _SHRINK_STEPS = 20
 def quantise(images: Tensor, x0: Tensor, threat: Threat, dtype: str | torch.dtype = "uint8") -> Tensor:
     """Rounds images to uint8 (k = 255 x) or float16 such that they stay in the box and in the ball around x0.
 
-    L-inf: each value goes to the nearest of the representable numbers in [x0 - eps, x0 + eps] and the box. Other norms:
-    to the nearest; in a row that then lies outside the ball, values that moved away from x0 go to their other neighbour
-    instead, those that this costs least first and no more of them than are needed. (All of them would shorten an
-    eps = 0.5 perturbation of a CIFAR-10 image by about a fifth; left outside, an L-inf attack of 8/255 saved as uint8
-    is one of 9/255.) A value moves by less than one level.
+    For L-inf, each value is rounded to the nearest representable number in [x0 - eps, x0 + eps] and the box. For other
+    norms, each value is rounded to the nearest representable number. If a row then lies outside the ball, values that
+    were rounded away from x0 are rounded the other way instead, in increasing order of the error this adds, and no more
+    of them than necessary. (Rounding all of them towards x0 would shorten an eps = 0.5 perturbation of a CIFAR-10 image
+    by about a fifth; without any correction, an L-inf attack of 8/255 saved as uint8 becomes one of 9/255.) A value
+    moves by less than one level.
 
-    If x0 is representable itself, as any 8-bit image is, this always succeeds. If not, no representable image may lie
-    close enough: a row that no choice of neighbours brings inside is moved towards x0 until it is.
+    If x0 is itself representable, as any 8-bit image is, this always succeeds. Otherwise there may be no representable
+    image close enough: a row that no choice of neighbours brings into the ball is moved towards x0 until it is inside.
     The ball holds up to 1e-6.
 
     Args:
         images: Float [B, ...] in [0, 1].
         x0: The centres of the balls, of the same shape.
-        threat: Of any norm in :data:`advfeat.threat.NORMS`, in pixel scale; no ball for eps = inf.
+        threat: A threat model of any norm in :data:`advfeat.threat.NORMS`, in pixel scale; no ball for eps = inf.
         dtype: "uint8", "float16" or "float32".
 
     Returns:
-        The images in this dtype; float32 ones as they are.
+        The images in this dtype; float32 images are not rounded.
 
     Raises:
-        ValueError: Naming the first row that cannot be brought inside, for images outside [0, 1] or not finite, and for
-            an unknown dtype.
+        ValueError: If a row cannot be brought into the ball (the message names the first), an image is not finite or
+            outside [0, 1], or the dtype is unknown.
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:

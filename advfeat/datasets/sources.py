@@ -34,7 +34,7 @@ RESTRICTED_IMAGENET: dict[str, tuple[int, int]] = {
 }
 
 _DIGITS_TEST = 450
-_DIGITS_SEED = 0  # The split is part of the data set: a split that moved with a seed would train on test images.
+_DIGITS_SEED = 0  # Fixed: with a split that depended on a seed, one run would train on the test images of another.
 
 
 def load(
@@ -51,7 +51,7 @@ def load(
 ) -> Source:
     """A data set by name.
 
-    Names are:
+    The names are:
 
     * "digits": scikit-learn's 1797 scanned digits, 10 classes, 1x8x8, values k/16; 1347 train, 450 test;
     * "planted": generated images with known features, see :class:`advfeat.datasets.Planted`;
@@ -63,28 +63,29 @@ def load(
     * "folder": root/<split>/<class>/*.png, see :class:`advfeat.datasets.FolderSource`;
     * "restricted-imagenet": root/<split>/<class>/, the 1,000 class folders of ImageNet as the paper's 9 super-classes
       (Table 2), 224x224 unless size is given;
-    * a path: a set made by :func:`advfeat.datasets.build` (a folder with a manifest.json), or one that the paper's
+    * a path: a set built by :func:`advfeat.datasets.build` (a folder with a manifest.json), or one that the paper's
       authors released (a folder with CIFAR_ims and CIFAR_lab).
 
     Args:
         name: One of these names, or a path.
         split: "train" or "test".
-        root: The folder in which the data set lies. "cifar10", "cifar10.1", "fashion-mnist", "mnist", "folder" and
+        root: The folder that contains the data set. "cifar10", "cifar10.1", "fashion-mnist", "mnist", "folder" and
             "restricted-imagenet" need it; "digits", "planted" and paths do not.
-        seed: Draws the images of "planted", the samples of ``limit`` and the test images of ``holdout``.
-        size: Side in pixels, or (height, width), for folders and "planted".
-        channels: 1 or 3, for folders, see :class:`advfeat.datasets.FolderSource`. To match the input of a model, see
-            :func:`advfeat.datasets.sources.options_for`.
+        seed: Seed of the images of "planted", of the samples chosen by ``limit``, and of the test images chosen by
+            ``holdout``.
+        size: For image folders and "planted": the side in pixels, or (height, width).
+        channels: For image folders: 1 or 3, see :class:`advfeat.datasets.FolderSource`. To match the input of a model,
+            see :func:`advfeat.datasets.sources.options_for`.
         limit: Take only this many samples, spread evenly over the classes.
         holdout: For "folder": the share of the training images to hold out as the test set, in (0, 1).
-        class_ranges: For "folder": name -> (first, last) of the sorted class folders.
+        class_ranges: For "folder": a dict from class name to (first, last) of the sorted class folders.
 
     Returns:
         The data set, a ``torch.utils.data.Dataset`` of (float32 [C, H, W] in [0, 1], int).
 
     Raises:
-        ValueError: For an unknown name or split, an argument that the data set does not take, damaged files.
-        FileNotFoundError: Saying what was looked for and what is there.
+        ValueError: If the name or split is unknown, the data set does not take an argument, or a file is damaged.
+        FileNotFoundError: If files are missing; the message lists what was expected and what is there.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split should be train or test, got {split!r}")
@@ -109,15 +110,14 @@ def _is_folder(name: str | Path) -> bool:
 
 
 def options_for(name: str | Path, input_shape: Sequence[int]) -> dict[str, Any]:
-    """What :func:`load` is to be given so that the images of a folder are what a model takes.
+    """The options of :func:`load` with which the images of a folder have the input shape of a model.
 
     Args:
-        name: Of the data set.
+        name: Name of the data set.
         input_shape: (C, H, W) of the model.
 
     Returns:
-        {"size": (H, W), "channels": C} for folders; {} for other sets, whose images have a size of their own, which
-        fits or does not.
+        {"size": (H, W), "channels": C} for image folders; {} for other sets, whose images have a fixed size.
     """
     channels, *size = input_shape
     return {"size": tuple(size), "channels": channels} if _is_folder(name) else {}
@@ -162,7 +162,7 @@ def _load_folder(
 
 
 def _check_imagenet(folders: Sequence[str]) -> None:
-    """Table 2 counts classes: with one folder more or less, every class after it would be another."""
+    """Table 2 refers to classes by number: one folder more or less would shift all classes after it."""
     strange = [folder for folder in folders if not re.fullmatch(r"n\d{8}", folder)]
     if strange or len(folders) != _IMAGENET_CLASSES:
         also = f", {len(strange)} of them not named like n01440764 ({strange[0]})" if strange else ""
@@ -199,7 +199,7 @@ def _other_split(path: Path, own: str, built_from: str | None, split: str) -> st
 
 
 def _released(path: Path, split: str) -> Source:
-    """A set of the paper's authors: built from CIFAR-10's training images, and tested on CIFAR-10."""
+    """A set released by the paper's authors: built from CIFAR-10's training images, and tested on CIFAR-10."""
     from advfeat.datasets.exchange import import_lists
 
     if split != "train":
@@ -228,7 +228,7 @@ def _root(name: str, root: str | Path | None) -> Path:
 
 
 def _digits(split: str) -> ArraySource:
-    """The first digits of each class, in the order of a hash, are for the test; the shares of the classes are kept."""
+    """The test set is the first digits of each class in the order of a hash, in the class proportions of the whole."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -241,7 +241,7 @@ def _digits(split: str) -> ArraySource:
 
 
 def _stratified(labels: Tensor, n: int, order: Tensor) -> Tensor:
-    """Positions of n samples, ascending, with each class in its share (largest remainders): the first in ``order``."""
+    """Positions of n samples, ascending: the first of each class in ``order``, in proportion (largest remainders)."""
     exact = labels.bincount().double() * n / len(labels)
     counts = exact.floor().long()
     most = torch.argsort(exact - exact.floor(), descending=True, stable=True)[: n - int(counts.sum())]

@@ -25,19 +25,20 @@ _AT_ONCE = 64  # samples of a dataset that gives many
 
 
 class TorchDataset(Source):
-    """A map-style dataset of (image, label), read when its images are asked for.
+    """A map-style dataset of (image, label), read on demand.
 
-    Labels are read once, with the images where the dataset does not hold them apart; one that changes is an error.
+    Labels are read once, together with the images unless the dataset stores them separately; a label that changes later
+    is an error.
 
     Args:
         dataset: Gives images as tensors [C, H, W], uint8 (read as k / 255) or floating point in [0, 1], and labels as
             integers.
-        classes: Their names, by label.
-        name: What it is called; the name of the dataset's class if empty.
+        classes: The class names, by label.
+        name: The name of the data set; if empty, that of the dataset's Python class.
 
     Raises:
-        TypeError: For items of another form.
-        ValueError: When it is read, for images of several shapes and labels that change.
+        TypeError: If items have another form.
+        ValueError: On reading, if images differ in shape or a label changes.
     """
 
     def __init__(self, dataset: Dataset, classes: Sequence[str], name: str = "") -> None:
@@ -81,7 +82,7 @@ class TorchDataset(Source):
         return _item(self.dataset, position, self.name)
 
     def _items(self, positions: list[int]) -> Iterator[tuple[int, tuple[Tensor, int]]]:
-        """(position, sample) of each; many are asked for at once where the dataset can, as a ``DataLoader`` does."""
+        """(position, sample) of each, read with ``__getitems__`` if the dataset has it, as a ``DataLoader`` does."""
         several = getattr(self.dataset, "__getitems__", None)
         if not callable(several):
             yield from ((position, self._item(position)) for position in positions)
@@ -96,13 +97,13 @@ def labels_of(dataset: Any) -> Tensor:
     """The labels of a map-style dataset.
 
     Args:
-        dataset: Whose samples are (image, label).
+        dataset: A dataset of (image, label).
 
     Returns:
         int64 [N], on the CPU.
 
     Raises:
-        TypeError: For items of another form.
+        TypeError: If items have another form.
     """
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         found = dataset.tensors[1]
@@ -113,25 +114,25 @@ def labels_of(dataset: Any) -> Tensor:
 
 
 class _Some(Subset):
-    """Samples that an evaluation was limited to; called by the name of the whole."""
+    """The samples to which an evaluation is limited; it has the name of the whole dataset."""
 
 
 def some_of(data: Data, limit: int | None, name: str = "source") -> tuple[Any, Tensor | None]:
-    """Cuts a dataset of torch to a few evenly spaced samples.
+    """Restricts a torch dataset to a few evenly spaced samples.
 
-    It gives its labels with its images, so that all images would be read for the labels of a few.
+    A torch dataset returns labels only together with images, so otherwise all images would be read to get the labels.
 
     Args:
-        data: What the user gave.
-        limit: How many samples; None for all.
-        name: Of the argument, in messages.
+        data: The user's argument.
+        limit: Number of samples; None for all.
+        name: Name of the argument, for messages.
 
     Returns:
-        The samples as a dataset, and their positions, int64 [limit]; anything that is no dataset of torch, or has no
-        more samples, as it is (the dataset of a ``DataLoader``), and None.
+        The samples as a dataset, and their positions, int64 [limit]. If ``data`` is not a torch dataset or has no more
+        than ``limit`` samples: ``data`` itself (for a ``DataLoader``, its dataset) and None.
 
     Raises:
-        ValueError: For a ``DataLoader`` that makes other samples of its dataset's, as :func:`as_source`.
+        ValueError: If a ``DataLoader`` changes the samples of its dataset, as for :func:`as_source`.
     """
     found = dataset_of(data, name)
     if (source := _of_sources(found)) is not None:
@@ -144,19 +145,19 @@ def some_of(data: Data, limit: int | None, name: str = "source") -> tuple[Any, T
 
 
 def as_source(data: Data, model: Callable | LabelledImages | None = None, name: str = "source") -> LabelledImages:
-    """A data set of this package as it is, or one of ``torch.utils.data`` as such.
+    """Converts a ``torch.utils.data`` dataset to a data set of this package; one of this package is returned as it is.
 
     Args:
-        data: A source; ``Subset`` and ``ConcatDataset`` over sources become one, which reads many images at once. A
-            ``DataLoader`` stands for its data set (:func:`advfeat.datasets.loader.dataset_of`), and any other map-style
+        data: A source; ``Subset`` and ``ConcatDataset`` over sources become one source, which reads images in batches.
+            A ``DataLoader`` stands for its dataset (:func:`advfeat.datasets.loader.dataset_of`). Any other map-style
             dataset becomes a :class:`TorchDataset`.
-        model: Its names of classes count where the dataset has none, and so do those of another data set; else classes
-            are called "0", "1", ...
-        name: Of the argument, in messages.
+        model: A model or data set whose class names are used if the dataset has none; otherwise the classes are named
+            "0", "1", ...
+        name: Name of the argument, for messages.
 
     Raises:
-        TypeError: For anything else, saying what is missing.
-        ValueError: For a ``DataLoader`` that makes other samples of its dataset's.
+        TypeError: If ``data`` is anything else; the message says what is missing.
+        ValueError: If a ``DataLoader`` changes the samples of its dataset.
     """
     found = dataset_of(data, name)
     if isinstance(found, IterableDataset):

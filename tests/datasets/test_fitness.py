@@ -39,9 +39,9 @@ def runs(tmp_path_factory):
 def test_a_model_trained_in_another_way_than_the_recipe_asks_for_is_refused(runs, tmp_path, name):
     right, wrong = ("adversarial", "standard") if name == "robust" else ("standard", "adversarial")
     build(RECIPES[name], models.load(runs / right), blobs(30), tmp_path / "right")
-    message = "D_R.*with an adversarially trained model.*D_NR under the name of D_R.*any_source=True .--any-source"
+    message = "D_R.*needs an adversarially trained model.*D_NR under the name of D_R.*any_source=True .--any-source"
     if name != "robust":
-        message = r"with a standard model, got an adversarially trained one .l2, eps 0.1"
+        message = r"needs a standard model, got an adversarially trained one .l2, eps 0.1"
     with pytest.raises(ValueError, match=message):
         build(RECIPES[name], models.load(runs / wrong), blobs(30), tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
@@ -51,7 +51,7 @@ def test_a_model_trained_in_another_way_than_the_recipe_asks_for_is_refused(runs
 def test_a_model_says_how_it_was_trained_when_it_comes_from_the_training_itself(runs, tmp_path):
     for model in (train(CONFIG, blobs(120)).model, train(CONFIG, blobs(120), out=runs / "standard").model):
         assert model.trained_with["config"]["attack"] is None
-        with pytest.raises(ValueError, match="got one of standard training"):
+        with pytest.raises(ValueError, match="got one trained by standard training"):
             build(RECIPES["robust"], model, blobs(30), tmp_path / "set")
 
 
@@ -99,14 +99,14 @@ def test_a_model_at_chance_on_the_source_is_said_to_be_so(runs, tmp_path):
     unnormalised = models.load(runs / "standard")
     unnormalised.mean += 3
     with pytest.warns(
-        RuntimeWarning, match=r"% of 60 images of 'blobs' right.*chance is 33.3 %.*normalisation missing"
+        RuntimeWarning, match=r"% of 60 images of 'blobs' correctly.*chance is 33.3 %.*normalisation missing"
     ):
         build(RECIPES["det"], unnormalised, blobs(60), tmp_path / "unnormalised")
-    with pytest.warns(RuntimeWarning, match="saying 'b' of all"):
+    with pytest.warns(RuntimeWarning, match="predicts 'b' for all of them"):
         build(RECIPES["det"], _Constant(), blobs(60), tmp_path / "constant")
     lopsided = blobs(60)
     lopsided.labels = torch.where(torch.arange(60) % 6 == 0, lopsided.labels, 1)  # 1 is right for most
-    with pytest.warns(RuntimeWarning, match="saying 'b' of all"):
+    with pytest.warns(RuntimeWarning, match="predicts 'b' for all of them"):
         build(RECIPES["det"], _Constant(), lopsided, tmp_path / "lopsided")
 
 
@@ -187,5 +187,5 @@ def test_a_tensor_source_of_one_class_is_not_said_to_be_at_chance(tmp_path):
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: models.averaged(model, 2)])
 def test_the_training_of_a_wrapped_model_is_looked_at(runs, tmp_path, wrap):
-    with pytest.raises(ValueError, match="is carried out with a standard model, got an adversarially trained one"):
+    with pytest.raises(ValueError, match="needs a standard model, got an adversarially trained one"):
         build(RECIPES["det"], wrap(models.load(runs / "adversarial")), blobs(30), tmp_path / "set")

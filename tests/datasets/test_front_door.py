@@ -80,7 +80,7 @@ def _model(source, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(source.image_shape).numel(), classes))
 
 
-@pytest.mark.filterwarnings("ignore:the model gets:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:the model classifies:RuntimeWarning")
 @pytest.mark.parametrize("name", ["rand", "det"])
 def test_a_recipe_may_be_its_name(tmp_path, name):
     digits = datasets.load("digits", limit=20)

@@ -173,7 +173,7 @@ class _OwnFeatures(nn.Module):
         return self.head(self.representation(x))
 
 
-@pytest.mark.filterwarnings("ignore:the model gets:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:the model classifies:RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_sets_are_built_with_a_model_in_another_precision(dtype, tmp_path):
     model = models.create("small-convnet", 3, (1, 8, 8), width=4).to(dtype).eval()

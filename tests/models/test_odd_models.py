@@ -54,7 +54,7 @@ def test_answers_that_depend_on_the_batch_are_noticed(tmp_path):
         label_agreement(OverTheBatch(), source)
     with pytest.warns(RuntimeWarning, match=f"{DEPENDS}.*an image of the set depends on batch_size"):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="the model gets")
+            warnings.filterwarnings("ignore", message="the model classifies")
             build(DET, OverTheBatch(), source, tmp_path / "set")
 
 

@@ -54,14 +54,14 @@ def shortened(block: str) -> str:
     return block.replace("epochs=10, width=16", "epochs=2, width=2")
 
 
-@pytest.mark.filterwarnings("ignore:the model gets:RuntimeWarning")  # so little trained
+@pytest.mark.filterwarnings("ignore:the model classifies:RuntimeWarning")  # so little trained
 def test_first_example_runs(few_digits, capsys):
     names: dict = {}
     exec(compile(shortened(BLOCKS[0]), "README.md", "exec"), names)
     assert len(names["d_det"]) == 60 and "n=60" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:the model gets:RuntimeWarning")  # so little trained
+@pytest.mark.filterwarnings("ignore:the model classifies:RuntimeWarning")  # so little trained
 def test_data_sets_run(few_digits, tmp_path):
     """With few images and a small network."""
     names: dict = {}
