@@ -193,7 +193,7 @@ class Attack:
     restarts: Count = 1
     """Number of random starts; 1 starts at the sample itself."""
     target: Literal["none", "next"] = "none"
-    """none: any other class than the label; next: the class after the label."""
+    """none: any class but the label; next: the class after the label."""
     same_classes: bool = False
     """Match classes by index instead of by name."""
     seed: Seed = 0

@@ -56,7 +56,8 @@ def run(c: commands.Features) -> None:
         failed = write_results([(c.out / "features.png", picture), (c.out / "features.json", to_json(results))])
     console.print(found.table(c.show))
     words = (
-        f"rho: usefulness for the class against the rest; gamma: robust usefulness at {radius} (PGD, {c.steps} steps: "
+        f"rho: usefulness for the class against the rest; gamma: robust usefulness at {radius} (PGD, {c.steps} "
+        f"step{'' if c.steps == 1 else 's'}: "
         "an upper bound, which a stronger attack would lower). ± one standard error; robust and non-robust mean more "
         "than three standard errors above or below 0."
     )

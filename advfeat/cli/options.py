@@ -162,7 +162,7 @@ class Data:
     size: Annotated[int | tuple[int, int] | None, Within(1, 10_000), QUIET] = None
     """Resize images of a folder to this side, or height and width, in pixels (default: the model's input size)."""
     holdout: OptionalNumber = None
-    """Share of training images held out for a folder without test images, the same ones in every command."""
+    """Share of training images held out as the test set of a folder without one; the same images in every command."""
 
     def load(self, split: str, input_shape: tuple[int, ...] | None = None):
         """Load the chosen data set.
