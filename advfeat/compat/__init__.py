@@ -6,7 +6,7 @@ They have the names and signatures of ``PGD``, ``PGDL2``, ``FGSM`` and ``MultiAt
     import advfeat.compat as torchattacks                      # was: import torchattacks
     from advfeat.compat import L2Step                          # was: from robustness.attack_steps import L2Step
 
-An existing script changes only this line. The differences are:
+An existing script needs only this line changed. The differences are:
 
 * The objective is the margin, which never saturates, instead of the mean cross-entropy. In exact arithmetic both give
   the same steps (the per-sample direction is the same), but confident samples are attacked too, and no floor of 1e-10

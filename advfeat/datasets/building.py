@@ -153,7 +153,7 @@ def build(
     def waiting(holder: str) -> None:
         SetWriter.check(out, manifest, n=len(source), shard_size=shard_size)  # it may have begun just now
         warnings.warn(
-            f"{out} is being built in by {holder}; waiting for it (if it is stopped, this process goes on)",
+            f"{out} is being built in by {holder}; waiting for it (if it is stopped, this process takes over)",
             stacklevel=5,
         )
 

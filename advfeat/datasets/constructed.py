@@ -187,7 +187,7 @@ def _read_manifest(path: Path) -> dict:
             f"{manifest.get('version')!r}"
         )
     if not manifest.get("complete"):
-        raise ValueError(f"{path} is not finished; run the build again with the same settings: it goes on")
+        raise ValueError(f"{path} is not finished; run the build again with the same settings, and it resumes")
     manifest = read_json(file, _MANIFEST)
     if manifest["dtype"] not in DTYPES:
         raise ValueError(f"{file} is damaged: dtype should be {', '.join(DTYPES)}, got {manifest['dtype']!r}")

@@ -1,4 +1,4 @@
-"""The run folder of a training: its config, metrics, and checkpoints from which an interrupted run resumes exactly.
+"""The run folder of a training run: its config, metrics, and checkpoints from which an interrupted run resumes exactly.
 
 ``config.json``         the resolved config, the data, and the software and hardware
 ``metrics.jsonl``       one line per epoch

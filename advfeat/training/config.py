@@ -18,7 +18,7 @@ from advfeat.training.schedules import SCHEDULES
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All settings that the result of a training depends on, apart from the data.
+    """All settings on which the result of training depends, apart from the data.
 
     Every stream of random numbers is derived from ``seed``; the global random state has no effect.
 

@@ -77,7 +77,7 @@ def train(
     """Train a classifier by SGD on the cross-entropy, on images or on their adversarial examples.
 
     With ``out`` and ``resume``, an interrupted run resumes at its last checkpoint and ends with the same weights as an
-    uninterrupted one (bit for bit on the CPU with the same number of threads); a finished run is loaded. A training
+    uninterrupted one (bit for bit on the CPU with the same number of threads); a finished run is loaded. Training
     runs in one process. Any other process with the same folder, such as the further ranks of ``torchrun``, waits with a
     warning that names the first, then loads its result, or resumes the training if the first was killed.
 
