@@ -9,8 +9,6 @@ from torch import nn
 from advfeat import models
 from advfeat.models import attack_copy, create
 
-torchvision = pytest.importorskip("torchvision")
-
 FEATURES = {"resnet18": 8, "resnet50": 32, "vgg16": 8, "inception_v3": 64, "densenet121": 16}  # per channel of width
 # The side of the last feature map, by that of the image: digits, MNIST, CIFAR-10, the largest small one, torchvision's.
 SIDES = {
@@ -93,6 +91,8 @@ def test_the_width_is_that_of_the_first_layer_and_scales_the_rest(arch):
 
 
 def _torchvision(arch: str) -> nn.Module:
+    # Not at the top: torchvision takes two seconds, in each process that collects.
+    torchvision = pytest.importorskip("torchvision")
     """The network without weights, up to its averaged features."""
     options = {"aux_logits": False, "init_weights": False} if arch == "inception_v3" else {}
     with torch.device("meta"):
@@ -139,7 +139,7 @@ def test_a_seed_gives_a_resnet_the_weights_it_always_gave(arch, shape):
     model = create(arch, 7, shape, seed=5)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(5)
-        net = getattr(torchvision.models, arch)(weights=None)
+        net = getattr(pytest.importorskip("torchvision").models, arch)(weights=None)
         if shape[1] == 28:
             net.conv1 = nn.Conv2d(shape[0], 64, 3, 1, 1, bias=False)
         elif shape[0] != 3:
