@@ -40,6 +40,16 @@ def _flip(file):
     file.write_bytes(data)
 
 
+@pytest.fixture(scope="module")
+def evaluated_det(tmp_path_factory):
+    """A folder with a finished evaluation of a model trained on D_det, its outcome, and the stages by their kind."""
+    p = tiny_preset(limit=30)
+    trained = model(p, "det", 0)
+    steps = {"set": trained.data, "model": trained.data.model, "trained": trained, "evaluation": evaluated(p, trained)}
+    folder = tmp_path_factory.mktemp("evaluated") / "det"
+    return folder, make_lab(folder).open(steps["evaluation"]), steps
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
@@ -54,13 +64,10 @@ def _flip(file):
 @pytest.mark.parametrize(
     "damage", [_flip, lambda f: f.unlink(), lambda f: f.write_bytes(b"")], ids="flip lose cut".split()
 )
-def test_what_is_damaged_is_done_again_and_said(tmp_path, kind, name, damage):
-    p = tiny_preset(limit=30)
-    trained = model(p, "det", 0)
-    steps = {"set": trained.data, "model": trained.data.model, "evaluation": evaluated(p, trained)}
-    workspace = make_lab(tmp_path)
-    outcome = workspace.open(steps["evaluation"])
-    folder = workspace.folder(steps[kind])
+def test_what_is_damaged_is_done_again_and_said(tmp_path, evaluated_det, kind, name, damage):
+    whole, outcome, steps = evaluated_det
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    folder = make_lab(tmp_path).folder(steps[kind])
     before = {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix == ".safetensors"}
     damage(folder / name)
     again = make_lab(tmp_path)
@@ -70,7 +77,7 @@ def test_what_is_damaged_is_done_again_and_said(tmp_path, kind, name, damage):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert make_lab(tmp_path).open(steps["evaluation"]) == outcome
-        make_lab(tmp_path).open(trained)
+        make_lab(tmp_path).open(steps["trained"])
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"done": "yes"}', b'{"seconds": "long"}', b"[" * 100_000])

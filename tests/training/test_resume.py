@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -77,11 +78,27 @@ def _stop_after(steps):
     return progress
 
 
+RESUMED = QUICK.replace(attack=paper_attack(0.3), augment="shift")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What the same training gives undisturbed, and its folder, by checkpoint_every: each is trained once."""
+
+    @functools.cache
+    def trained(every):
+        folder = tmp_path_factory.mktemp("undisturbed") / "run"
+        config = RESUMED.replace(checkpoint_every=every)
+        return train(config, blobs(60), blobs(30, seed=1), folder), folder
+
+    return trained
+
+
 @pytest.mark.parametrize("step", [0, 2, 4, 5, 9, 11])  # of 12, 4 an epoch; 4 is the last of the first epoch
 @pytest.mark.parametrize("every", [1, 2, 0])
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path, step, every):
-    config = QUICK.replace(attack=paper_attack(0.3), augment="shift", checkpoint_every=every)
-    expected = train(config, blobs(60), blobs(30, seed=1), tmp_path / "undisturbed")
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, undisturbed, step, every):
+    config = RESUMED.replace(checkpoint_every=every)
+    expected, whole = undisturbed(every)
     folder = tmp_path / "run"
     with pytest.raises(_Killed):
         train(config, blobs(60), blobs(30, seed=1), folder, progress=_stop_after(step))
@@ -95,7 +112,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, step, every):
     assert drop(result.history) == drop(expected.history)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.history
-    assert _files(folder) == _files(tmp_path / "undisturbed")
+    assert _files(folder) == _files(whole)
 
 
 @pytest.mark.slow
