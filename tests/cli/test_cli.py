@@ -172,6 +172,7 @@ def test_a_folder_with_a_module_of_ones_own_is_described_and_no_command_builds_i
     assert not (folder / "nothing").exists()
 
 
+@pytest.mark.slow
 def test_theory_writes_figures(folder, capsys):
     run(folder, "theory --samples 2000 --out {folder}/theory", capsys)
     assert list((folder / "theory").glob("*.png"))

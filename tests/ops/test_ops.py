@@ -331,6 +331,7 @@ torch.save([t.view(words[t.element_size()]) for t in out], sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_simd_levels_give_the_same_bits(tmp_path):
     saved = {}
     for level in ("default", "avx2", "avx512"):
