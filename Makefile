@@ -20,6 +20,9 @@ PIP := $(PY) -m pip install --disable-pip-version-check $(PINS)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 EMULATOR := $(wildcard tests/emulator/*.cpp tests/emulator/*.h)
 
+# Where it is set, pytest compiles all tests again at each start, in each of its processes: five seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help env compile demo test check test-torch-versions lint format cmake clean distclean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -52,9 +55,10 @@ demo: compile
 test: compile
 	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
-# What a change is tried with while it is made: minutes where make test takes ten.
+# What a change is tried with while it is made: two minutes where make test takes ten. Tests of random examples draw ten
+# where make test draws forty (tests/conftest.py).
 check: compile lint
-	$(PY) -m pytest -q -n $(TEST_JOBS) --dist loadfile -m "not slow and not emulated" $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=check $(PY) -m pytest -q -n $(TEST_JOBS) --dist loadfile -m "not slow and not emulated" $(PYTEST_ARGS)
 
 # Against the oldest and the newest torch, each in an environment of its own; downloads both.
 test-torch-versions:

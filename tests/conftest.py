@@ -2,7 +2,8 @@
 
 Random numbers start from a seed of each test's own, of its name and ADVFEAT_TEST_SEED (default 0): a test does not
 depend on those before it, and one that passes by its seed alone is found with other ones.
-HYPOTHESIS_PROFILE=ci (the default: the same examples every time) or thorough (many more, random).
+HYPOTHESIS_PROFILE=ci (the default: the same examples every time), check (the first ten of them at most, which make
+check takes) or thorough (many more, random).
 ADVFEAT_DATA=DIR with CIFAR-10, Fashion-MNIST or MNIST in torchvision's layout turns on the tests on real data.
 """
 
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, settings
 
 _relaxed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("ci", derandomize=True, max_examples=40, **_relaxed)
+settings.register_profile("check", derandomize=True, max_examples=10, **_relaxed)
 settings.register_profile("thorough", max_examples=1000, **_relaxed)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(PROFILE)
