@@ -18,6 +18,8 @@ from unittest import mock
 
 import pytest
 
+pytestmark = pytest.mark.slow  # nvcc takes most of a minute
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc").rglob("*.cu"))
 HOPPER = "9.0"  # the architecture whose instructions are read
