@@ -7,7 +7,6 @@ import pytest
 
 from advfeat._moved import MOVED
 
-
 # Reads a program a line, and runs each in a process that has imported torch, which takes long, and nothing of advfeat.
 SERVER = """
 import os, sys, torch
