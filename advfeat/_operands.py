@@ -31,6 +31,8 @@ def check_step(
     grad: Tensor | None = None,
     step_size: Number = 0.0,
     grad_status: Tensor | None = None,
+    velocity: Tensor | None = None,
+    momentum: float = 0.0,
     *,
     steps: bool,
     look: bool,
@@ -46,6 +48,8 @@ def check_step(
         grad: as for :func:`advfeat.ops.l2_step`.
         step_size: as for :func:`advfeat.ops.l2_step`.
         grad_status: as for :func:`advfeat.ops.l2_step`.
+        velocity: as for :func:`advfeat.ops.l2_step`.
+        momentum: as for :func:`advfeat.ops.l2_step`.
         steps: whether it is a step.
         look: whether the values of tensors can be read; not so under a transform of torch.func or in a compiled
             function.
@@ -74,6 +78,14 @@ def check_step(
             lambda v: (abs(v) <= largest) & (abs(v) < math.inf),
             look,
         )
+        if velocity is not None:
+            _check_like("velocity", velocity, "x", x)
+            if velocity.dtype != x.dtype:
+                raise RuntimeError(f"velocity should have the dtype of x, {_name(x)}, got {_name(velocity)}")
+            if not 0 <= momentum < 1:
+                raise RuntimeError(f"momentum should be at least 0 and below 1, got {momentum:g}")
+        elif momentum:
+            raise no_velocity(momentum)
     _check_ball_and_box(x, eps, lo, hi, look)
     if grad_status is not None:
         _check_tensor("grad_status", grad_status)
@@ -83,6 +95,18 @@ def check_step(
                 f"{_name(grad_status)} of shape {tuple(grad_status.shape)}"
             )
         _check_device("grad_status", grad_status, "x", x)
+
+
+def no_velocity(momentum: float) -> RuntimeError:
+    """The error of a step that has a momentum without a velocity.
+
+    Args:
+        momentum: the momentum.
+
+    Returns:
+        The error.
+    """
+    return RuntimeError(f"velocity should be a tensor like x where there is momentum, {momentum:g}, got None")
 
 
 def check_random_start(

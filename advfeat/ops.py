@@ -22,6 +22,10 @@ their first argument; random starts only out of place, copies only in place. The
   zero, or for an L2 step not finite, does not move the sample (which is still projected). Pass ``grad_status``, int32
   [B, 2], to count such gradients per sample without a synchronisation: column 0 counts zero gradients, column 1
   gradients with NaN or inf.
+* Momentum: a step with a ``velocity`` like ``x``, zeros before the first step, starts from
+  ``x + momentum * velocity`` instead of ``x``, and sets the velocity to the way from ``x`` to the result, projection
+  included. This is the heavy ball of Polyak (1964), ``x_{k+1} = P(x_k + a u_k + momentum (x_k - x_{k-1}))``, with the
+  sign or the L2 direction of the gradient for u.
 * Only the projections have a gradient. They are differentiable in forward and reverse mode, also to higher order, and
   are then computed in plain torch. A step raises an error if a derivative with respect to one of its tensors is being
   taken, also by :mod:`torch.func` and in forward mode. Under ``vmap`` all operators work, in plain torch.
@@ -225,6 +229,8 @@ def linf_step(
     hi: Number = 1.0,
     *,
     grad_status: Tensor | None = None,
+    velocity: Tensor | None = None,
+    momentum: float = 0.0,
 ) -> Tensor:
     """One L-inf step, ``clip(x0 + clip(x + step_size * sign(grad) - x0, -eps, eps), lo, hi)``.
 
@@ -241,6 +247,8 @@ def linf_step(
         lo: the lower bound of the box, float or [C].
         hi: the upper bound of the box, float or [C].
         grad_status: int32 [B, 2] counters, see the module; None for none.
+        velocity: like x, updated in place; see the module. None for no momentum.
+        momentum: the share of the last movement that is added, at least 0 and below 1; needs a ``velocity``.
 
     Returns:
         The new iterate, like x.
@@ -248,12 +256,18 @@ def linf_step(
     Raises:
         RuntimeError: an argument is invalid, or a derivative with respect to one is being taken.
     """
-    _refuse_autograd("linf_step", x, grad, x0, step_size, eps, lo, hi)
+    _refuse_autograd("linf_step", x, grad, x0, step_size, eps, lo, hi, velocity)
     if not _has_kernel(x):
-        _operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
-        return reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
-    if grad_status is not None:
-        return linf_step_(x.clone(), grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
+        _operands.check_step(
+            x, x0, eps, lo, hi, grad, step_size, grad_status, velocity, momentum, steps=True, look=_can_look()
+        )
+        return reference.linf_step(
+            x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status, velocity=velocity, momentum=momentum
+        )
+    if grad_status is not None or velocity is not None or momentum:
+        return linf_step_(
+            x.clone(), grad, x0, step_size, eps, lo, hi, grad_status=grad_status, velocity=velocity, momentum=momentum
+        )
     return _linf_step(x, grad, x0, *_numbers(x, step_size, eps, lo, hi))
 
 
@@ -270,6 +284,8 @@ def linf_step_(
     hi: Number = 1.0,
     *,
     grad_status: Tensor | None = None,
+    velocity: Tensor | None = None,
+    momentum: float = 0.0,
 ) -> Tensor:
     """:func:`linf_step` in place on ``x``.
 
@@ -282,6 +298,8 @@ def linf_step_(
         lo: as for :func:`linf_step`.
         hi: as for :func:`linf_step`.
         grad_status: as for :func:`linf_step`.
+        velocity: as for :func:`linf_step`; it must not share memory with the others.
+        momentum: as for :func:`linf_step`.
 
     Returns:
         ``x``.
@@ -289,11 +307,21 @@ def linf_step_(
     Raises:
         RuntimeError: as for :func:`linf_step`.
     """
-    _refuse_autograd("linf_step_", x, grad, x0, step_size, eps, lo, hi)
+    _refuse_autograd("linf_step_", x, grad, x0, step_size, eps, lo, hi, velocity)
     if not _has_kernel(x):
-        _operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
-        return x.copy_(reference.linf_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status))
-    _linf_step_(x, grad, x0, *_numbers(x, step_size, eps, lo, hi), grad_status)
+        _operands.check_step(
+            x, x0, eps, lo, hi, grad, step_size, grad_status, velocity, momentum, steps=True, look=_can_look()
+        )
+        return x.copy_(
+            reference.linf_step(
+                x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status, velocity=velocity, momentum=momentum
+            )
+        )
+    if velocity is None and momentum:
+        raise _operands.no_velocity(momentum)
+    _linf_step_(x, grad, x0, *_numbers(x, step_size, eps, lo, hi), grad_status, velocity, momentum)
+    if velocity is not None:
+        _written(velocity)
     return _written(x)
 
 
@@ -310,6 +338,8 @@ def l2_step(
     hi: Number = 1.0,
     *,
     grad_status: Tensor | None = None,
+    velocity: Tensor | None = None,
+    momentum: float = 0.0,
 ) -> Tensor:
     """One L2 step: ``d = x + step_size * grad/||grad|| - x0``, then ``clip(x0 + d * min(1, eps/||d||), lo, hi)``.
 
@@ -326,6 +356,8 @@ def l2_step(
         lo: the lower bound of the box, float or [C].
         hi: the upper bound of the box, float or [C].
         grad_status: int32 [B, 2] counters, see the module; None for none.
+        velocity: like x, updated in place; see the module. None for no momentum.
+        momentum: the share of the last movement that is added, at least 0 and below 1; needs a ``velocity``.
 
     Returns:
         The new iterate, like x.
@@ -333,12 +365,18 @@ def l2_step(
     Raises:
         RuntimeError: an argument is invalid, or a derivative with respect to one is being taken.
     """
-    _refuse_autograd("l2_step", x, grad, x0, step_size, eps, lo, hi)
+    _refuse_autograd("l2_step", x, grad, x0, step_size, eps, lo, hi, velocity)
     if not _has_kernel(x):
-        _operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
-        return reference.l2_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
-    if grad_status is not None:
-        return l2_step_(x.clone(), grad, x0, step_size, eps, lo, hi, grad_status=grad_status)
+        _operands.check_step(
+            x, x0, eps, lo, hi, grad, step_size, grad_status, velocity, momentum, steps=True, look=_can_look()
+        )
+        return reference.l2_step(
+            x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status, velocity=velocity, momentum=momentum
+        )
+    if grad_status is not None or velocity is not None or momentum:
+        return l2_step_(
+            x.clone(), grad, x0, step_size, eps, lo, hi, grad_status=grad_status, velocity=velocity, momentum=momentum
+        )
     return _l2_step(x, grad, x0, *_numbers(x, step_size, eps, lo, hi))
 
 
@@ -355,6 +393,8 @@ def l2_step_(
     hi: Number = 1.0,
     *,
     grad_status: Tensor | None = None,
+    velocity: Tensor | None = None,
+    momentum: float = 0.0,
 ) -> Tensor:
     """:func:`l2_step` in place on ``x``.
 
@@ -367,6 +407,8 @@ def l2_step_(
         lo: as for :func:`l2_step`.
         hi: as for :func:`l2_step`.
         grad_status: as for :func:`l2_step`.
+        velocity: as for :func:`l2_step`; it must not share memory with the others.
+        momentum: as for :func:`l2_step`.
 
     Returns:
         ``x``.
@@ -374,11 +416,21 @@ def l2_step_(
     Raises:
         RuntimeError: as for :func:`l2_step`.
     """
-    _refuse_autograd("l2_step_", x, grad, x0, step_size, eps, lo, hi)
+    _refuse_autograd("l2_step_", x, grad, x0, step_size, eps, lo, hi, velocity)
     if not _has_kernel(x):
-        _operands.check_step(x, x0, eps, lo, hi, grad, step_size, grad_status, steps=True, look=_can_look())
-        return x.copy_(reference.l2_step(x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status))
-    _l2_step_(x, grad, x0, *_numbers(x, step_size, eps, lo, hi), grad_status)
+        _operands.check_step(
+            x, x0, eps, lo, hi, grad, step_size, grad_status, velocity, momentum, steps=True, look=_can_look()
+        )
+        return x.copy_(
+            reference.l2_step(
+                x, grad, x0, step_size, eps, lo, hi, grad_status=grad_status, velocity=velocity, momentum=momentum
+            )
+        )
+    if velocity is None and momentum:
+        raise _operands.no_velocity(momentum)
+    _l2_step_(x, grad, x0, *_numbers(x, step_size, eps, lo, hi), grad_status, velocity, momentum)
+    if velocity is not None:
+        _written(velocity)
     return _written(x)
 
 

@@ -82,6 +82,19 @@ def _count(grad: Tensor, grad_status: Tensor | None) -> None:
     grad_status[:, 1] += (~torch.isfinite(flat)).any(dim=1)
 
 
+def _extrapolated(x: Tensor, velocity: Tensor | None, momentum: float) -> Tensor:
+    """The point from which a step starts, in the arithmetic type."""
+    a = _arithmetic(x)
+    return x.to(a) if velocity is None else x.to(a) + momentum * velocity.to(a)
+
+
+def _with_velocity(moved: Tensor, x: Tensor, velocity: Tensor | None) -> Tensor:
+    """``moved``; sets the velocity, if there is one, to the way from x to it."""
+    if velocity is not None:
+        velocity.copy_(moved.to(_arithmetic(x)) - x.to(_arithmetic(x)))
+    return moved
+
+
 def project_linf(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
     """See :func:`advfeat.ops.project_linf`."""
     a = _arithmetic(x)
@@ -100,14 +113,17 @@ def linf_step(
     hi: Number = 1.0,
     *,
     grad_status: Tensor | None = None,
+    velocity: Tensor | None = None,
+    momentum: float = 0.0,
 ) -> Tensor:
     """See :func:`advfeat.ops.linf_step`."""
     a = _arithmetic(x)
-    y, centre, size, eps = x.to(a), x0.to(a), _rows(step_size, x), _rows(eps, x)
+    y, centre, size, eps = _extrapolated(x, velocity, momentum), x0.to(a), _rows(step_size, x), _rows(eps, x)
     _count(grad, grad_status)
     y = torch.where(grad > 0, y + size, torch.where(grad < 0, y - size, y))
     y = _clip(y, centre - eps, centre + eps)
-    return _clip(y, _channels(lo, x, -math.inf), _channels(hi, x, math.inf)).to(x.dtype)
+    y = _clip(y, _channels(lo, x, -math.inf), _channels(hi, x, math.inf)).to(x.dtype)
+    return _with_velocity(y, x, velocity)
 
 
 def _l2_ball(y: Tensor, centre: Tensor, eps: Number) -> Tensor:
@@ -139,13 +155,16 @@ def l2_step(
     hi: Number = 1.0,
     *,
     grad_status: Tensor | None = None,
+    velocity: Tensor | None = None,
+    momentum: float = 0.0,
 ) -> Tensor:
     """See :func:`advfeat.ops.l2_step`."""
     a = _arithmetic(x)
     _count(grad, grad_status)
-    y = x.to(a) + _rows(step_size, x) * _direction(grad.to(a))
+    y = _extrapolated(x, velocity, momentum) + _rows(step_size, x) * _direction(grad.to(a))
     y = _l2_ball(y, x0.to(a), _rows(eps, x))
-    return _clip(y, _channels(lo, x, -math.inf), _channels(hi, x, math.inf)).to(x.dtype)
+    y = _clip(y, _channels(lo, x, -math.inf), _channels(hi, x, math.inf)).to(x.dtype)
+    return _with_velocity(y, x, velocity)
 
 
 def random_start_linf(

@@ -31,18 +31,22 @@ ADVFEAT_HOST_DEVICE inline double at(const Bound& b, int64_t channel) {
   return b.channels ? b.channels[channel] : b.value;
 }
 
-// out = clip(ball(x + step)), the arguments of every step and, without a gradient, of the projections.
+// out = clip(ball(x + momentum velocity + step)), the arguments of every step and, without a gradient, of the
+// projections. A step with momentum also sets velocity = out - x (Polyak's heavy ball).
 struct StepArgs {
   void* out = nullptr;  // may be x
   const void* x = nullptr;
   const void* grad = nullptr;  // null: no step, only the projection
   const void* x0 = nullptr;
-  int device = -1;  // CUDA device index
+  void* velocity = nullptr;  // null: no momentum
+  int device = -1;           // CUDA device index
   int64_t rows = 0, dim = 0;
-  int64_t out_stride = 0, x_stride = 0, grad_stride = 0, x0_stride = 0;  // values from one row to the next
-  Dtype dtype = Dtype::float32;                                          // of out, x and x0
+  // Values from one row to the next.
+  int64_t out_stride = 0, x_stride = 0, grad_stride = 0, x0_stride = 0, velocity_stride = 0;
+  Dtype dtype = Dtype::float32;       // of out, x, x0 and velocity
   Dtype grad_dtype = Dtype::float32;  // of grad: dtype, or a half type when dtype is float32
   PerRow step_size, eps;
+  double momentum = 0;
   Bound lo, hi;
   int64_t channels = 1, inner = 1;
   int32_t* grad_status = nullptr;  // [B, 2] or null: column 0 += gradient all zero, column 1 += gradient not finite

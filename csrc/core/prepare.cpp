@@ -44,7 +44,7 @@ PerRow per_row(double value, const OptionalTensor& rows, const char* name, const
 }
 
 Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tensor& x0, const StepNumbers& numbers,
-                                const OptionalTensor& grad_status, bool in_place) {
+                                const StepState& state, bool in_place) {
   Prepared<StepArgs> p;
   StepArgs& a = p.args;
   const Shape s = rows_and_dim(x, "x");
@@ -64,6 +64,14 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
                   "grad should have the dtype of x, or be float16 or bfloat16 when x is float32; x is ", dtype_name(x),
                   " and grad ", dtype_name(*grad));
   }
+  if (state.velocity) {
+    check_same_shape(*state.velocity, "velocity", x, "x");
+    check_same_dtype(*state.velocity, "velocity", x, "x");
+    check_same_device(*state.velocity, "velocity", x);
+    ADVFEAT_CHECK(state.momentum >= 0 && state.momentum < 1, "momentum should be at least 0 and below 1, got ",
+                  state.momentum);
+    a.momentum = state.momentum;
+  }
 
   // The layout in which all go: x's own where that is dense, so that most calls copy nothing.
   Layout layout = layout_of(x);
@@ -71,7 +79,7 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
     layout = Layout::channels_last;  // one channel or one pixel: both at once
   const Layout kernel_layout = layout == Layout::other ? Layout::contiguous : layout;
   const Tensor xk = lying(x, kernel_layout), x0k = lying(x0, kernel_layout);
-  p.alive.reserve(8);
+  p.alive.reserve(10);
   p.alive.push_back(xk);
   p.alive.push_back(x0k);
   a.x = xk.const_data_ptr();
@@ -89,21 +97,30 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
   Tensor out = p.result;
   if (in_place && layout == Layout::other) {
     out = xk;  // a contiguous copy of x, written in place
-    p.written = out;
+    p.copies.push_back({p.result, out});
   } else if (!in_place && !rows_lie(out, kernel_layout)) {
     out = lying(torch::stable::empty_like(xk), kernel_layout);
-    p.written = out;
+    p.copies.push_back({p.result, out});
   }
   p.alive.push_back(out);
   a.out = out.mutable_data_ptr();
   a.out_stride = row_stride(out, s.dim);
+  if (state.velocity) {
+    const Tensor& velocity = *state.velocity;
+    check_no_overlap(velocity, "velocity", s, rows_lie(velocity, kernel_layout) ? kernel_layout : Layout::other);
+    const Tensor vk = lying(velocity, kernel_layout);
+    if (!rows_lie(velocity, kernel_layout)) p.copies.push_back({velocity, vk});
+    p.alive.push_back(vk);
+    a.velocity = vk.mutable_data_ptr();
+    a.velocity_stride = row_stride(vk, s.dim);
+  }
 
   if (grad)
     a.step_size = per_row(numbers.step_size, numbers.step_size_rows, "step_size", "finite in the arithmetic type",
                           a.dtype == Dtype::float64 ? is_finite : is_finite_float, x, p.alive);
   set_eps_and_box(p, numbers, x, kernel_layout);
-  if (grad_status) {
-    const Tensor& t = *grad_status;
+  if (state.grad_status) {
+    const Tensor& t = *state.grad_status;
     ADVFEAT_CHECK(t.dim() == 2 && t.size(0) == s.rows && t.size(1) == 2 && t.scalar_type() == ScalarType::Int &&
                       t.is_contiguous(),
                   "grad_status should be a contiguous int32 tensor [B, 2] = (", s.rows, ", 2), got ", dtype_name(t),
@@ -114,18 +131,27 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
   if (in_place && s.rows > 0) {
     const int64_t bytes = s.dim * static_cast<int64_t>(x.element_size());
     const int64_t size = static_cast<int64_t>(x.element_size());
-    const Rows written(a.out, a.out_stride * size, bytes);
-    check_apart(written, "x", Rows(a.x0, a.x0_stride * size, bytes), "x0", s.rows);
-    if (grad) {
-      const int64_t grad_size = static_cast<int64_t>(grad->element_size());
-      check_apart(written, "x", Rows(a.grad, a.grad_stride * grad_size, s.dim * grad_size), "grad", s.rows);
-    }
-    if (a.grad_status) check_apart(written, "x", Rows(a.grad_status, 8, 8), "grad_status", s.rows);
-    if (a.step_size.rows) check_apart(written, "x", Rows(a.step_size.rows, 8, 8), "step_size", s.rows);
-    if (a.eps.rows) check_apart(written, "x", Rows(a.eps.rows, 8, 8), "eps", s.rows);
+    const Rows iterate(a.out, a.out_stride * size, bytes), centre(a.x0, a.x0_stride * size, bytes);
+    const int64_t grad_size = grad ? static_cast<int64_t>(grad->element_size()) : 0;
+    const Rows gradient(a.grad, a.grad_stride * grad_size, s.dim * grad_size);
     const int64_t channels = 8 * (x.dim() > 1 ? x.size(1) : 0);
-    if (a.lo.channels) check_apart(written, "x", Rows(a.lo.channels, 0, channels), "lo", s.rows);
-    if (a.hi.channels) check_apart(written, "x", Rows(a.hi.channels, 0, channels), "hi", s.rows);
+    const auto check_reads = [&](const Rows& written, const char* name) {
+      check_apart(written, name, centre, "x0", s.rows);
+      if (grad) check_apart(written, name, gradient, "grad", s.rows);
+      if (a.grad_status) check_apart(written, name, Rows(a.grad_status, 8, 8), "grad_status", s.rows);
+      if (a.step_size.rows) check_apart(written, name, Rows(a.step_size.rows, 8, 8), "step_size", s.rows);
+      if (a.eps.rows) check_apart(written, name, Rows(a.eps.rows, 8, 8), "eps", s.rows);
+      if (a.lo.channels) check_apart(written, name, Rows(a.lo.channels, 0, channels), "lo", s.rows);
+      if (a.hi.channels) check_apart(written, name, Rows(a.hi.channels, 0, channels), "hi", s.rows);
+    };
+    check_reads(iterate, "x");
+    if (a.velocity) {
+      const Rows velocity(a.velocity, a.velocity_stride * size, bytes);
+      check_reads(velocity, "velocity");
+      // Both are written, so that even the same place is refused.
+      ADVFEAT_CHECK(a.velocity != a.out || s.dim == 0, "velocity should not be x itself, got the same memory");
+      check_apart(velocity, "velocity", iterate, "x", s.rows);
+    }
   }
   return p;
 }

@@ -21,22 +21,34 @@ struct StepNumbers {
   const OptionalTensor &step_size_rows, &eps_rows, &lo_channels, &hi_channels;
 };
 
-// The arguments of a kernel, the tensors that their pointers need alive, and the copy that ends the call, if any.
+// What an in-place step keeps beside its iterate.
+struct StepState {
+  const OptionalTensor &grad_status, &velocity;
+  double momentum;
+};
+
+// The arguments of a kernel, the tensors that their pointers need alive, and the copies that end the call, if any.
 template <typename Args>
 struct Prepared {
   Args args;
   std::vector<Tensor> alive;
-  Tensor result;                  // what the caller gets: x itself, or the new tensor
-  std::optional<Tensor> written;  // where the kernel writes, when that is not `result`
+  Tensor result;  // what the caller gets: x itself, or the new tensor
+
+  // Where the kernel writes instead of a tensor whose layout it does not take, and that tensor.
+  struct Copy {
+    Tensor to, written;
+  };
+  std::vector<Copy> copies;
 
   void finish() {
-    if (written) torch::stable::copy_(result, *written);
+    for (Copy& copy : copies) torch::stable::copy_(copy.to, copy.written);
   }
 };
 
-// x, x0 [B, ...] of one floating dtype; grad (optional) like x, or of a half type when x is float32.
+// x, x0 and velocity (optional) [B, ...] of one floating dtype; grad (optional) like x, or of a half type when x is
+// float32.
 Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tensor& x0, const StepNumbers& numbers,
-                                const OptionalTensor& grad_status, bool in_place);
+                                const StepState& state, bool in_place);
 
 // A [n] tensor as float64 on x's device.
 const double* numbers_of(const Tensor& t, const char* name, int64_t n, const char* letter, const Tensor& x,

@@ -24,20 +24,23 @@ struct Row {
   const T* x;
   const G* grad;
   const T* x0;
+  T* velocity;
 };
 
 template <typename T, typename G>
 ADVFEAT_INLINE Row<T, G> row_of(const StepArgs& a, int64_t row) {
   return {static_cast<T*>(a.out) + row * a.out_stride, static_cast<const T*>(a.x) + row * a.x_stride,
           static_cast<const G*>(a.grad) + (a.grad ? row * a.grad_stride : 0),
-          static_cast<const T*>(a.x0) + row * a.x0_stride};
+          static_cast<const T*>(a.x0) + row * a.x0_stride,
+          static_cast<T*>(a.velocity) + (a.velocity ? row * a.velocity_stride : 0)};
 }
 
 // out = body(x, grad, x0, lo, hi) for each value, a register at a time, the last ones by way of a padded copy. Operands
-// that are not asked for are zero.
-template <bool kGrad, bool kX0, typename T, typename G, typename Body>
-ADVFEAT_INLINE void for_each_value(const StepArgs& args, const Box& box, int64_t row, int64_t begin, int64_t end,
-                                   Body body) {
+// that are not asked for are zero. With momentum the body gets x + momentum velocity for x, and the velocity becomes
+// out - x, with out as it is stored.
+template <bool kGrad, bool kX0, bool kVelocity, typename T, typename G, typename Body>
+ADVFEAT_INLINE void move_values(const StepArgs& args, const Box& box, int64_t row, int64_t begin, int64_t end,
+                                Body body) {
   using A = Arithmetic<T>;
   constexpr int N = kLanesOf<A>;
   using V = Vec<A, N>;
@@ -45,25 +48,35 @@ ADVFEAT_INLINE void for_each_value(const StepArgs& args, const Box& box, int64_t
   const A* lo_row = static_cast<const A*>(box.lo_row);
   const A* hi_row = static_cast<const A*>(box.hi_row);
   V lo = broadcast<A, N>(static_cast<A>(box.lo)), hi = broadcast<A, N>(static_cast<A>(box.hi));
-  const auto some = [&](const T* x, const G* grad, const T* x0, T* out) __attribute__((always_inline)) {
+  const V momentum = broadcast<A, N>(static_cast<A>(args.momentum));
+  const auto some = [&](const T* x, const G* grad, const T* x0, T* velocity, T* out) __attribute__((always_inline)) {
+    const V here = load<N>(x);
     V g = {}, centre = {};
     if constexpr (kGrad) g = load<N>(grad);
     if constexpr (kX0) centre = load<N>(x0);
-    store<N>(out, body(load<N>(x), g, centre, lo, hi));
+    if constexpr (kVelocity) {
+      store<N>(out, body(here + momentum * load<N>(velocity), g, centre, lo, hi));
+      store<N>(velocity, load<N>(out) - here);
+    } else {
+      store<N>(out, body(here, g, centre, lo, hi));
+    }
+  };
+  const auto at = [&](int64_t i) __attribute__((always_inline)) {
+    some(r.x + i, r.grad + i, r.x0 + i, kVelocity ? r.velocity + i : nullptr, r.out + i);
   };
   int64_t i = begin;
   if (lo_row) {
     for (; i + N <= end; i += N) {
       lo = load<N>(lo_row + i);
       hi = load<N>(hi_row + i);
-      some(r.x + i, r.grad + i, r.x0 + i, r.out + i);
+      at(i);
     }
   } else {
 #pragma GCC unroll 2
-    for (; i + N <= end; i += N) some(r.x + i, r.grad + i, r.x0 + i, r.out + i);
+    for (; i + N <= end; i += N) at(i);
   }
   if (i == end) return;
-  T x[N] = {}, x0[N] = {}, out[N];
+  T x[N] = {}, x0[N] = {}, velocity[N] = {}, out[N];
   G grad[N] = {};
   A lows[N] = {}, highs[N] = {};
   const int64_t left = end - i;
@@ -71,6 +84,7 @@ ADVFEAT_INLINE void for_each_value(const StepArgs& args, const Box& box, int64_t
     x[j] = r.x[i + j];
     if constexpr (kX0) x0[j] = r.x0[i + j];
     if constexpr (kGrad) grad[j] = r.grad[i + j];
+    if constexpr (kVelocity) velocity[j] = r.velocity[i + j];
     if (lo_row) {
       lows[j] = lo_row[i + j];
       highs[j] = hi_row[i + j];
@@ -80,8 +94,20 @@ ADVFEAT_INLINE void for_each_value(const StepArgs& args, const Box& box, int64_t
     lo = load<N>(lows);
     hi = load<N>(highs);
   }
-  some(x, grad, x0, out);
-  for (int64_t j = 0; j < left; ++j) r.out[i + j] = out[j];
+  some(x, grad, x0, velocity, out);
+  for (int64_t j = 0; j < left; ++j) {
+    r.out[i + j] = out[j];
+    if constexpr (kVelocity) r.velocity[i + j] = velocity[j];
+  }
+}
+
+template <bool kGrad, bool kX0, typename T, typename G, typename Body>
+ADVFEAT_INLINE void for_each_value(const StepArgs& args, const Box& box, int64_t row, int64_t begin, int64_t end,
+                                   Body body) {
+  if (args.velocity)
+    move_values<kGrad, kX0, true, T, G>(args, box, row, begin, end, body);
+  else
+    move_values<kGrad, kX0, false, T, G>(args, box, row, begin, end, body);
 }
 
 template <typename T, typename G>
@@ -147,33 +173,41 @@ ADVFEAT_INLINE double total(const Sum& sum) {
   return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
-// Calls body(chain, x, grad, x0) for all values, sixteen at a time, the last ones padded with zeros.
+// Calls body(chain, x, grad, x0) for all values, sixteen at a time, the last ones padded with zeros. With momentum the
+// body gets x + momentum velocity for x, rounded as in move_values.
 template <typename T, typename G, typename Body>
 ADVFEAT_INLINE void for_each_sixteen(const StepArgs& args, int64_t row, int64_t begin, int64_t end, Body body) {
+  using V = Vec<Arithmetic<T>, kSumLanes>;
   const Row<T, G> r = row_of<T, G>(args, row);
-  const auto sixteen = [&](const T* x, const G* grad, const T* x0) __attribute__((always_inline)) {
+  const V momentum = broadcast<Arithmetic<T>, kSumLanes>(static_cast<Arithmetic<T>>(args.momentum));
+  const auto sixteen = [&](const T* x, const G* grad, const T* x0, const T* velocity) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int c = 0; c < kChains; ++c) {
       Vec<Arithmetic<G>, kSumLanes> g = {};
       if (grad) g = load<kSumLanes>(grad + c * kSumLanes);
-      body(c, load<kSumLanes>(x + c * kSumLanes), g, load<kSumLanes>(x0 + c * kSumLanes));
+      V from = load<kSumLanes>(x + c * kSumLanes);
+      if (velocity) from = from + momentum * load<kSumLanes>(velocity + c * kSumLanes);
+      body(c, from, g, load<kSumLanes>(x0 + c * kSumLanes));
     }
   };
   int64_t i = begin;
-  if (args.grad) {
-    for (; i + 16 <= end; i += 16) sixteen(r.x + i, r.grad + i, r.x0 + i);
+  if (args.velocity) {  // only with a gradient
+    for (; i + 16 <= end; i += 16) sixteen(r.x + i, r.grad + i, r.x0 + i, r.velocity + i);
+  } else if (args.grad) {
+    for (; i + 16 <= end; i += 16) sixteen(r.x + i, r.grad + i, r.x0 + i, nullptr);
   } else {
-    for (; i + 16 <= end; i += 16) sixteen(r.x + i, nullptr, r.x0 + i);
+    for (; i + 16 <= end; i += 16) sixteen(r.x + i, nullptr, r.x0 + i, nullptr);
   }
   if (i == end) return;
-  T x[16] = {}, x0[16] = {};
+  T x[16] = {}, x0[16] = {}, velocity[16] = {};
   G grad[16] = {};
   for (int64_t j = 0; j < end - i; ++j) {
     x[j] = r.x[i + j];
     x0[j] = r.x0[i + j];
     if (args.grad) grad[j] = r.grad[i + j];
+    if (args.velocity) velocity[j] = r.velocity[i + j];
   }
-  sixteen(x, grad, x0);
+  sixteen(x, grad, x0, args.velocity ? velocity : nullptr);
 }
 
 template <typename T, typename G>

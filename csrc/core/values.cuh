@@ -88,6 +88,16 @@ inline bool rows_aligned(const void* p, int64_t rows, int64_t stride_bytes, int6
   return reinterpret_cast<uintptr_t>(p) % bytes == 0 && (rows < 2 || stride_bytes % bytes == 0);
 }
 
+// What the kernels of a step are compiled for.
+template <typename T, typename G, bool kWithMomentum>
+struct StepTypes {
+  using Value = T;  // of x, x0 and velocity
+  using Grad = G;
+  using A = ArithmeticOf<T>;
+  static constexpr int width = kWidth<T>;
+  static constexpr bool momentum = kWithMomentum;
+};
+
 // Whether all tensors of a step can be read and written by whole vectors.
 inline bool step_aligned(const StepArgs& a, int64_t value_bytes, int64_t grad_bytes) {
   const auto ok = [&](const void* p, int64_t stride, int64_t size, int64_t bytes) {
@@ -95,44 +105,74 @@ inline bool step_aligned(const StepArgs& a, int64_t value_bytes, int64_t grad_by
   };
   return ok(a.out, a.out_stride, value_bytes, kVectorBytes) && ok(a.x, a.x_stride, value_bytes, kVectorBytes) &&
          ok(a.x0, a.x0_stride, value_bytes, kVectorBytes) &&
+         (!a.velocity || ok(a.velocity, a.velocity_stride, value_bytes, kVectorBytes)) &&
          (!a.grad || ok(a.grad, a.grad_stride, grad_bytes, kVectorBytes / value_bytes * grad_bytes));
 }
 
-// The vectors of x, gradient (zeros without one) and x0 at one place of a row, each in its own type.
-template <typename T, typename G>
+struct NoVelocity {};
+
+// The vectors of x, gradient (zeros without one), x0 and velocity at one place of a row, each in its own type.
+template <typename K>
 struct Operands {
-  Vector<T, kWidth<T>> x, x0;
-  Vector<G, kWidth<T>> grad;
+  using A = typename K::A;
+  using Values = Vector<typename K::Value, K::width>;
+
+  Values x, x0;
+  Vector<typename K::Grad, K::width> grad;
+  std::conditional_t<K::momentum, Values, NoVelocity> velocity;
+
+  // The point from which value k moves.
+  __device__ A from(int k, A momentum) const {
+    if constexpr (K::momentum) return add(static_cast<A>(load(x.v[k])), mul(momentum, load(velocity.v[k])));
+    return load(x.v[k]);
+  }
 };
 
 // A row in global memory.
-template <typename T, typename G>
+template <typename K>
 struct Row {
-  T* out;
+  using T = typename K::Value;
+  using G = typename K::Grad;
+  using A = typename K::A;
+
+  T *out, *velocity;  // velocity: with momentum only
   const T *x, *x0;
   const G* grad;  // null: no gradient
+  A momentum;
   int64_t dim;
   bool aligned;
 
   __device__ Row(const StepArgs& a, int64_t row, bool aligned_)
       : out(static_cast<T*>(a.out) + row * a.out_stride),
+        velocity(K::momentum ? static_cast<T*>(a.velocity) + row * a.velocity_stride : nullptr),
         x(static_cast<const T*>(a.x) + row * a.x_stride),
         x0(static_cast<const T*>(a.x0) + row * a.x0_stride),
         grad(a.grad ? static_cast<const G*>(a.grad) + row * a.grad_stride : nullptr),
+        momentum(static_cast<A>(a.momentum)),
         dim(a.dim),
         aligned(aligned_) {}
 
-  __device__ Operands<T, G> read(int64_t vector) const {
+  __device__ Operands<K> read(int64_t vector) const {
     const int64_t i = vector * kWidth<T>;
-    Operands<T, G> v;
+    Operands<K> v;
     v.x = read_vector<kWidth<T>>(x, i, dim, aligned);
     v.x0 = read_vector<kWidth<T>>(x0, i, dim, aligned);
     v.grad = grad ? read_vector<kWidth<T>>(grad, i, dim, aligned) : zero_vector<G, kWidth<T>>();
+    if constexpr (K::momentum) v.velocity = read_vector<kWidth<T>>(velocity, i, dim, aligned);
     return v;
   }
 
-  __device__ void write(int64_t vector, const Vector<T, kWidth<T>>& values) const {
-    write_vector(out, vector * kWidth<T>, dim, aligned, values);
+  // Writes what the vector `from` has become; with momentum also how far it has moved.
+  __device__ void write(int64_t vector, const Vector<T, kWidth<T>>& values, const Operands<K>& from) const {
+    const int64_t i = vector * kWidth<T>;
+    write_vector(out, i, dim, aligned, values);
+    if constexpr (K::momentum) {
+      Vector<T, kWidth<T>> moved;
+#pragma unroll
+      for (int k = 0; k < kWidth<T>; ++k)
+        store(moved.v[k], sub(static_cast<A>(load(values.v[k])), static_cast<A>(load(from.x.v[k]))));
+      write_vector(velocity, i, dim, aligned, moved);
+    }
   }
 };
 
@@ -183,7 +223,7 @@ class Box {
   int64_t channel_ = 0, within_ = 0;
 };
 
-// Calls body(T{}, G{}) for the two dtypes of a step.
+// Calls body(T{}, G{}) for two dtypes, of values and gradient.
 template <typename Body>
 void for_dtypes(Dtype dtype, Dtype grad_dtype, Body body) {
   switch (dtype) {
@@ -199,6 +239,17 @@ void for_dtypes(Dtype dtype, Dtype grad_dtype, Body body) {
   if (grad_dtype == Dtype::float16) return body(float{}, f16{});
   if (grad_dtype == Dtype::bfloat16) return body(float{}, bf16{});
   return body(float{}, float{});
+}
+
+// Calls body(StepTypes<...>{}) for the types of a step.
+template <typename Body>
+void for_step_types(const StepArgs& a, Body body) {
+  for_dtypes(a.dtype, a.grad_dtype, [&](auto value, auto grad) {
+    if (a.velocity)
+      body(StepTypes<decltype(value), decltype(grad), true>{});
+    else
+      body(StepTypes<decltype(value), decltype(grad), false>{});
+  });
 }
 
 }  // namespace advfeat::cuda

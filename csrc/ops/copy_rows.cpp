@@ -28,7 +28,7 @@ Prepared<CopyRowsArgs> prepare_copy_rows(const Tensor& dst, const Tensor& src, c
   const Tensor to = lying(dst, layout), from = lying(src, layout), which = torch::stable::contiguous(mask);
   p.alive = {to, from, which};
   p.result = dst;
-  if (!rows_lie(dst, layout)) p.written = to;
+  if (!rows_lie(dst, layout)) p.copies.push_back({dst, to});
   const int64_t bytes = static_cast<int64_t>(dst.element_size());
   a.dst = to.mutable_data_ptr();
   a.src = from.const_data_ptr();

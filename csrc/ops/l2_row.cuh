@@ -16,14 +16,13 @@
 
 namespace advfeat::cuda {
 
-// What the sums are made of; x - x0 is rounded as on the CPU.
-template <typename T, typename G>
-__device__ inline double difference(const Operands<T, G>& v, int k) {
-  using A = ArithmeticOf<T>;
-  return sub(static_cast<A>(load(v.x.v[k])), static_cast<A>(load(v.x0.v[k])));
+// What the sums are made of; x - x0, or with momentum x + momentum velocity - x0, is rounded as on the CPU.
+template <typename K>
+__device__ inline double difference(const Operands<K>& v, int k, typename K::A momentum) {
+  return sub(v.from(k, momentum), static_cast<typename K::A>(load(v.x0.v[k])));
 }
-template <typename T, typename G>
-__device__ inline double gradient(const Operands<T, G>& v, int k) {
+template <typename K>
+__device__ inline double gradient(const Operands<K>& v, int k) {
   return load(v.grad.v[k]);
 }
 
@@ -45,13 +44,13 @@ __device__ inline void for_each_vector(const Reader& reader, const Span& span, B
 
 // Adds this thread's vectors of a span to its sums gg, dg, dd. The multiply-adds are fused: for float32 and the half
 // types the product is exact, so that is the CPU's result; for float64 it is one rounding less.
-template <typename T, typename Reader>
+template <typename K, typename Reader>
 __device__ void add_to_sums(double (&sums)[3], const Reader& reader, const Span& span, const L2Scales& scales) {
   for_each_vector(reader, span, [&](const auto& v) {
 #pragma unroll
-    for (int k = 0; k < kWidth<T>; ++k) {
-      double g = gradient(v, k), d = difference(v, k);
-      if constexpr (std::is_same_v<T, double>) {
+    for (int k = 0; k < K::width; ++k) {
+      double g = gradient(v, k), d = difference(v, k, reader.momentum);
+      if constexpr (std::is_same_v<typename K::Value, double>) {
         g *= scales.grad;
         d *= scales.d;
       }
@@ -74,14 +73,14 @@ __device__ L2Sums total(double (&sums)[3], Blocks& blocks) {
 }
 
 // The largest magnitudes of gradient and difference, for float64 rows whose squares leave the range.
-template <typename T, typename Reader, typename Blocks>
+template <typename K, typename Reader, typename Blocks>
 __device__ L2Scales row_scales(const Reader& reader, const Span& mine, Blocks& blocks, bool& zero, bool& not_finite) {
   double m[2] = {0, 0};
   for_each_vector(reader, mine, [&](const auto& v) {
 #pragma unroll
-    for (int k = 0; k < kWidth<T>; ++k) {
+    for (int k = 0; k < K::width; ++k) {
       m[0] = larger(m[0], fabs(gradient(v, k)));
-      m[1] = larger(m[1], fabs(difference(v, k)));
+      m[1] = larger(m[1], fabs(difference(v, k, reader.momentum)));
     }
   });
   max_over(blocks, m);
@@ -91,14 +90,14 @@ __device__ L2Scales row_scales(const Reader& reader, const Span& mine, Blocks& b
 }
 
 // ||d + u|| measured on the values, where the sums cancel.
-template <typename T, typename Reader, typename Blocks>
+template <typename K, typename Reader, typename Blocks>
 __device__ double measured_norm(const Reader& reader, const Span& mine, Blocks& blocks, const L2Move& move,
                                 double scale) {
   double sum[1] = {0};
   for_each_vector(reader, mine, [&](const auto& v) {
 #pragma unroll
-    for (int k = 0; k < kWidth<T>; ++k) {
-      const double d = (difference(v, k) + mul(gradient(v, k) * move.prescale, move.factor)) * scale;
+    for (int k = 0; k < K::width; ++k) {
+      const double d = (difference(v, k, reader.momentum) + mul(gradient(v, k) * move.prescale, move.factor)) * scale;
       sum[0] = fma(d, d, sum[0]);
     }
   });
@@ -120,17 +119,17 @@ struct RowNumbers {
 
 // From the sums of a row to its move; `mine` are this block's vectors. Every block decides by itself, from the same
 // sums; the first counts the row in grad_status.
-template <typename T, typename Reader, typename Blocks>
+template <typename K, typename Reader, typename Blocks>
 __device__ L2Move row_move(const StepArgs& a, int64_t row, const RowNumbers& numbers, L2Sums s, const Reader& reader,
                            const Span& mine, Blocks& blocks) {
   L2Scales scales;
   bool zero = s.gg == 0, not_finite = !finite(s.gg);
-  if constexpr (std::is_same_v<T, double>) {
+  if constexpr (std::is_same_v<typename K::Value, double>) {
     // Every thread has the same sums, so all of them take this branch or none.
     if (needs_scales(s, a.grad)) {
-      scales = row_scales<T>(reader, mine, blocks, zero, not_finite);
+      scales = row_scales<K>(reader, mine, blocks, zero, not_finite);
       double sums[3] = {0, 0, 0};
-      add_to_sums<T>(sums, reader, mine, scales);
+      add_to_sums<K>(sums, reader, mine, scales);
       s = total(sums, blocks);
     }
   }
@@ -138,7 +137,8 @@ __device__ L2Move row_move(const StepArgs& a, int64_t row, const RowNumbers& num
   __syncthreads();  // `broadcast` may still be read for the row before
   if (threadIdx.x == 0) {
     // Alone: square roots and divisions in float64 by every thread would take longer than the barrier.
-    L2Move m = l2_direction(s, scales, numbers.step_size, a.grad && !not_finite, std::is_same_v<T, double>);
+    L2Move m =
+        l2_direction(s, scales, numbers.step_size, a.grad && !not_finite, std::is_same_v<typename K::Value, double>);
     const double norm = l2_moved_norm(s, scales, numbers.step_size, m);
     if (!(norm < 0)) l2_set_shrink(m, norm, numbers.eps);
     broadcast = {m.has_grad, m.inside, m.prescale, m.factor, m.d_prescale, m.shrink, norm};
@@ -154,7 +154,7 @@ __device__ L2Move row_move(const StepArgs& a, int64_t row, const RowNumbers& num
   m.d_prescale = broadcast.d_prescale;
   m.shrink = broadcast.shrink;
   if (broadcast.norm < 0)
-    l2_set_shrink(m, measured_norm<T>(reader, mine, blocks, m, moved_scale(s, scales, numbers.step_size)), numbers.eps);
+    l2_set_shrink(m, measured_norm<K>(reader, mine, blocks, m, moved_scale(s, scales, numbers.step_size)), numbers.eps);
   return m;
 }
 
@@ -182,23 +182,23 @@ struct Mover {
 };
 
 // Moves the vectors of a span from `reader` into the row `to`.
-template <typename T, typename G, typename Reader>
-__device__ void move_vectors(const StepArgs& a, const Row<T, G>& to, const Reader& reader, const Span& span,
+template <typename K, typename Reader>
+__device__ void move_vectors(const StepArgs& a, const Row<K>& to, const Reader& reader, const Span& span,
                              const L2Move& move) {
-  using A = ArithmeticOf<T>;
+  using A = typename K::A;
   const Mover<A> mover(move);
   Box<A, StepArgs> box(a);
   for (int64_t vector = span.first + threadIdx.x; vector < span.end; vector += blockDim.x) {
-    const Operands<T, G> v = reader.read(vector);
-    Vector<T, kWidth<T>> out;
-    box.start(vector * kWidth<T>);
+    const Operands<K> v = reader.read(vector);
+    Vector<typename K::Value, K::width> out;
+    box.start(vector * K::width);
 #pragma unroll
-    for (int k = 0; k < kWidth<T>; ++k) {
-      const A x = load(v.x.v[k]), g = static_cast<A>(load(v.grad.v[k])), x0 = load(v.x0.v[k]);
+    for (int k = 0; k < K::width; ++k) {
+      const A x = v.from(k, reader.momentum), g = static_cast<A>(load(v.grad.v[k])), x0 = load(v.x0.v[k]);
       store(out.v[k], clip(mover(x, g, x0), box.lo, box.hi));
       box.next();
     }
-    to.write(vector, out);
+    to.write(vector, out, v);
   }
 }
 

@@ -10,25 +10,31 @@ namespace advfeat::cuda {
 
 // Each thread reads only the vectors that it copied, and copies into their places again only after it has moved them:
 // the copies need no barrier.
-template <typename T, typename G>
+template <typename K>
 struct SharedRow {
-  Vector<T, kWidth<T>>*x, *x0;
-  Vector<G, kWidth<T>>* grad;  // null: no gradient
-  int64_t first;               // the vector of the row that lies in front
+  using Values = Vector<typename K::Value, K::width>;
+  using Gradient = Vector<typename K::Grad, K::width>;
+
+  Values *x, *x0, *velocity;  // velocity: with momentum only
+  Gradient* grad;             // null: no gradient
+  int64_t first;              // the vector of the row that lies in front
+  typename K::A momentum;
 
   static constexpr int64_t vector_bytes(bool has_grad) {
-    return 2 * sizeof(Vector<T, kWidth<T>>) + (has_grad ? sizeof(Vector<G, kWidth<T>>) : 0);
+    return (K::momentum ? 3 : 2) * sizeof(Values) + (has_grad ? sizeof(Gradient) : 0);
   }
 
-  __device__ SharedRow(unsigned char* memory, int64_t first_, int64_t vectors, bool has_grad)
-      : x(reinterpret_cast<Vector<T, kWidth<T>>*>(memory)),
+  __device__ SharedRow(const StepArgs& a, unsigned char* memory, int64_t first_, int64_t vectors)
+      : x(reinterpret_cast<Values*>(memory)),
         x0(x + vectors),
-        grad(has_grad ? reinterpret_cast<Vector<G, kWidth<T>>*>(x0 + vectors) : nullptr),
-        first(first_) {}
+        velocity(K::momentum ? x0 + vectors : nullptr),
+        grad(a.grad ? reinterpret_cast<Gradient*>(x0 + (K::momentum ? 2 : 1) * vectors) : nullptr),
+        first(first_),
+        momentum(static_cast<typename K::A>(a.momentum)) {}
 
   // Starts the copies of a stage. They arrive with wait_for, in order.
-  __device__ void copy(const Row<T, G>& row, const Span& stage) const {
-    constexpr int width = kWidth<T>;
+  __device__ void copy(const Row<K>& row, const Span& stage) const {
+    constexpr int width = K::width;
     for (int64_t vector = stage.first + threadIdx.x; vector < stage.end; vector += blockDim.x) {
       const int64_t i = vector * width;
       const int place = static_cast<int>(vector - first);
@@ -36,10 +42,12 @@ struct SharedRow {
         __pipeline_memcpy_async(x + place, row.x + i, sizeof *x);
         __pipeline_memcpy_async(x0 + place, row.x0 + i, sizeof *x0);
         if (grad) __pipeline_memcpy_async(grad + place, row.grad + i, sizeof *grad);
+        if constexpr (K::momentum) __pipeline_memcpy_async(velocity + place, row.velocity + i, sizeof *velocity);
       } else {
         x[place] = read_vector<width>(row.x, i, row.dim, false);
         x0[place] = read_vector<width>(row.x0, i, row.dim, false);
         if (grad) grad[place] = read_vector<width>(row.grad, i, row.dim, false);
+        if constexpr (K::momentum) velocity[place] = read_vector<width>(row.velocity, i, row.dim, false);
       }
     }
     __pipeline_commit();
@@ -48,41 +56,42 @@ struct SharedRow {
   // Waits until this thread's copies of a stage have arrived; those of later ones may still be under way.
   __device__ static void wait_for(int stage) { __pipeline_wait_prior(kStages - 1 - stage); }
 
-  __device__ Operands<T, G> read(int64_t vector) const {
+  __device__ Operands<K> read(int64_t vector) const {
     const int place = static_cast<int>(vector - first);
-    Operands<T, G> v;
+    Operands<K> v;
     v.x = x[place];
     v.x0 = x0[place];
-    v.grad = grad ? grad[place] : zero_vector<G, kWidth<T>>();
+    v.grad = grad ? grad[place] : zero_vector<typename K::Grad, K::width>();
+    if constexpr (K::momentum) v.velocity = velocity[place];
     return v;
   }
 };
 
 // One row after the other by the same blocks. The next row is on its way into each stage as soon as that stage has
 // moved; only the reduction itself moves no memory.
-template <typename T, typename G, typename Blocks>
+template <typename K, typename Blocks>
 __device__ void move_shared_rows(const StepArgs& a, const RowParts& parts, bool aligned) {
   Blocks blocks;
   const Span mine = part_of({0, parts.vectors}, blocks.rank(), parts.per_block);
-  const SharedRow<T, G> shared_row(dynamic_shared(), mine.first, parts.per_block, a.grad != nullptr);
+  const SharedRow<K> shared_row(a, dynamic_shared(), mine.first, parts.per_block);
   int64_t row = blocks.first_row();
   if (row < a.rows)
     for (int stage = 0; stage < kStages; ++stage)
-      shared_row.copy(Row<T, G>(a, row, aligned), part_of(mine, stage, parts.per_stage));
+      shared_row.copy(Row<K>(a, row, aligned), part_of(mine, stage, parts.per_stage));
   blocks.wait_for_start();
   while (row < a.rows) {
     const RowNumbers numbers(a, row);
     double sums[3] = {0, 0, 0};
     for (int stage = 0; stage < kStages; ++stage) {
       shared_row.wait_for(stage);
-      add_to_sums<T>(sums, shared_row, part_of(mine, stage, parts.per_stage), {});
+      add_to_sums<K>(sums, shared_row, part_of(mine, stage, parts.per_stage), {});
     }
-    const L2Move move = row_move<T>(a, row, numbers, total(sums, blocks), shared_row, mine, blocks);
+    const L2Move move = row_move<K>(a, row, numbers, total(sums, blocks), shared_row, mine, blocks);
     const int64_t next = row + blocks.rows_at_once();
     for (int stage = 0; stage < kStages; ++stage) {
       const Span span = part_of(mine, stage, parts.per_stage);
-      move_vectors<T, G>(a, Row<T, G>(a, row, aligned), shared_row, span, move);
-      if (next < a.rows) shared_row.copy(Row<T, G>(a, next, aligned), span);
+      move_vectors(a, Row<K>(a, row, aligned), shared_row, span, move);
+      if (next < a.rows) shared_row.copy(Row<K>(a, next, aligned), span);
     }
     row = next;
   }

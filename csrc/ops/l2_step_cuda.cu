@@ -10,16 +10,16 @@
 namespace advfeat::cuda {
 namespace {
 
-template <typename T, typename G, typename Blocks>
+template <typename K, typename Blocks>
 __global__ void __launch_bounds__(kMaxThreads, kRowBlocks)
     l2_rows(const __grid_constant__ StepArgs a, RowParts parts, bool aligned) {
   if constexpr (Blocks::kCompiled)
-    move_shared_rows<T, G, Blocks>(a, parts, aligned);
+    move_shared_rows<K, Blocks>(a, parts, aligned);
   else
     __trap();  // rather than leave the values as they were
 }
 
-template <typename T, typename G>
+template <typename K>
 __global__ void __launch_bounds__(kTileThreads)
     l2_sum_tiles(const __grid_constant__ StepArgs a, Tiles tiles, bool aligned, L2Sums* sums) {
   OneBlock block;
@@ -28,13 +28,13 @@ __global__ void __launch_bounds__(kTileThreads)
     const Split place = split(i, tiles.per_row);
     const Span tile = part_of({0, tiles.vectors}, place.remainder, tiles.tile_vectors);
     double v[3] = {0, 0, 0};
-    add_to_sums<T>(v, Row<T, G>(a, place.quotient, aligned), tile, {});
+    add_to_sums<K>(v, Row<K>(a, place.quotient, aligned), tile, {});
     const L2Sums s = total(v, block);
     if (threadIdx.x == 0) sums[i] = s;
   }
 }
 
-template <typename T, typename G>
+template <typename K>
 __global__ void __launch_bounds__(kTileThreads, 1)  // the 1: few blocks, so registers rather than occupancy
     l2_decide(const __grid_constant__ StepArgs a, Tiles tiles, bool aligned, const L2Sums* sums, L2Move* moves) {
   OneBlock block;
@@ -47,20 +47,20 @@ __global__ void __launch_bounds__(kTileThreads, 1)  // the 1: few blocks, so reg
       v[2] += s.dd;
     }
     const L2Move move =
-        row_move<T>(a, row, RowNumbers(a, row), total(v, block), Row<T, G>(a, row, aligned), {0, tiles.vectors}, block);
+        row_move<K>(a, row, RowNumbers(a, row), total(v, block), Row<K>(a, row, aligned), {0, tiles.vectors}, block);
     if (threadIdx.x == 0) moves[row] = move;
   }
 }
 
-template <typename T, typename G>
+template <typename K>
 __global__ void __launch_bounds__(kTileThreads)
     l2_move_tiles(const __grid_constant__ StepArgs a, Tiles tiles, bool aligned, const L2Move* moves) {
   const int64_t all = a.rows * tiles.per_row;
   for (int64_t i = blockIdx.x; i < all; i += gridDim.x) {
     const Split place = split(i, tiles.per_row);
-    const Row<T, G> values(a, place.quotient, aligned);
-    move_vectors<T, G>(a, values, values, part_of({0, tiles.vectors}, place.remainder, tiles.tile_vectors),
-                       moves[place.quotient]);
+    const Row<K> values(a, place.quotient, aligned);
+    move_vectors(a, values, values, part_of({0, tiles.vectors}, place.remainder, tiles.tile_vectors),
+                 moves[place.quotient]);
   }
 }
 
@@ -73,39 +73,38 @@ struct PlannedRows {
 };
 
 // The first line of kSharedPlans that takes rows of so many vectors, if any.
-template <typename T, typename G>
+template <typename K>
 std::optional<PlannedRows> plan_rows(const Launcher& run, int64_t vectors, bool has_grad) {
-  const int64_t vector_bytes = SharedRow<T, G>::vector_bytes(has_grad);
+  const int64_t vector_bytes = SharedRow<K>::vector_bytes(has_grad);
   for (const SharedPlan& plan : kSharedPlans) {
     const RowParts parts = row_parts(vectors, plan);
     if (parts.per_block > run.shared_limit(plan.per_multiprocessor) / vector_bytes) continue;
     const ClusterShape shape = {plan.blocks, parts.threads, parts.per_block * vector_bytes};
     if (plan.blocks == 1) return PlannedRows{plan, parts, shape, 0};
-    const int64_t clusters = run.cluster_count(l2_rows<T, G, BlockCluster>, shape);
+    const int64_t clusters = run.cluster_count(l2_rows<K, BlockCluster>, shape);
     if (clusters > 0) return PlannedRows{plan, parts, shape, clusters};
   }
   return std::nullopt;
 }
 
-template <typename T, typename G>
+template <typename K>
 void launch_tiles(const Launcher& run, const StepArgs& a, int64_t vectors, bool aligned) {
   const Tiles tiles = tiles_of(vectors);
   const int64_t blocks = a.rows * tiles.per_row, sum_bytes = blocks * static_cast<int64_t>(sizeof(L2Sums));
   const torch::stable::Tensor memory = run.workspace(sum_bytes + a.rows * static_cast<int64_t>(sizeof(L2Move)));
   L2Sums* sums = static_cast<L2Sums*>(memory.mutable_data_ptr());
   L2Move* moves = reinterpret_cast<L2Move*>(sums + blocks);
-  run("l2_sum_tiles", l2_sum_tiles<T, G>, blocks, kTileThreads, 0, a, tiles, aligned, sums);
-  run("l2_decide", l2_decide<T, G>, a.rows, kTileThreads, 0, a, tiles, aligned, static_cast<const L2Sums*>(sums),
-      moves);
-  run("l2_move_tiles", l2_move_tiles<T, G>, blocks, kTileThreads, 0, a, tiles, aligned,
-      static_cast<const L2Move*>(moves));
+  run("l2_sum_tiles", l2_sum_tiles<K>, blocks, kTileThreads, 0, a, tiles, aligned, sums);
+  run("l2_decide", l2_decide<K>, a.rows, kTileThreads, 0, a, tiles, aligned, static_cast<const L2Sums*>(sums), moves);
+  run("l2_move_tiles", l2_move_tiles<K>, blocks, kTileThreads, 0, a, tiles, aligned, static_cast<const L2Move*>(moves));
 }
 
-template <typename T, typename G>
+template <typename K>
 void launch(const StepArgs& a) {
   const Launcher run(a.device);
-  const int64_t vectors = ceil_div(a.dim, kWidth<T>);
-  const bool aligned = step_aligned(a, sizeof(T), sizeof(G)), has_grad = a.grad != nullptr;
+  const int64_t vectors = ceil_div(a.dim, K::width);
+  const bool aligned = step_aligned(a, sizeof(typename K::Value), sizeof(typename K::Grad)),
+             has_grad = a.grad != nullptr;
   // An attack calls with the same rows again and again, with a gradient or in turn with and without, and asking for
   // clusters takes longer than a small launch.
   struct Last {
@@ -116,20 +115,19 @@ void launch(const StepArgs& a) {
   thread_local Last lasts[2];
   Last& last = lasts[has_grad];
   if (last.device != a.device || last.vectors != vectors)
-    last = {a.device, vectors, plan_rows<T, G>(run, vectors, has_grad)};
-  if (!last.planned) return launch_tiles<T, G>(run, a, vectors, aligned);
+    last = {a.device, vectors, plan_rows<K>(run, vectors, has_grad)};
+  if (!last.planned) return launch_tiles<K>(run, a, vectors, aligned);
   const PlannedRows planned = *last.planned;
   if (planned.plan.blocks == 1)
-    run("l2_rows", l2_rows<T, G, OneBlock>, a.rows, planned.shape.threads, planned.shape.shared, a, planned.parts,
+    run("l2_rows", l2_rows<K, OneBlock>, a.rows, planned.shape.threads, planned.shape.shared, a, planned.parts,
         aligned);
   else  // no more clusters than run at once, so that each copies its next row while it moves the one before
-    run.clusters("l2_rows", l2_rows<T, G, BlockCluster>, planned.shape, std::min(a.rows, planned.clusters), a,
+    run.clusters("l2_rows", l2_rows<K, BlockCluster>, planned.shape, std::min(a.rows, planned.clusters), a,
                  planned.parts, aligned);
 }
 
 void l2_step(const StepArgs& args) {
-  for_dtypes(args.dtype, args.grad_dtype,
-             [&](auto value, auto grad) { launch<decltype(value), decltype(grad)>(args); });
+  for_step_types(args, [&](auto types) { launch<decltype(types)>(args); });
 }
 
 }  // namespace

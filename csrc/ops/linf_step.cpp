@@ -9,7 +9,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(advfeat, m) {
   m.def(
       "linf_step_(Tensor(a!) x, Tensor grad, Tensor x0, float step_size, float eps, float lo, float hi, "
       "Tensor? step_size_rows, Tensor? eps_rows, Tensor? lo_channels, Tensor? hi_channels, "
-      "Tensor(b!)? grad_status) -> ()");
+      "Tensor(b!)? grad_status, Tensor(c!)? velocity, float momentum) -> ()");
   m.def(
       "project_linf(Tensor x, Tensor x0, float eps, float lo, float hi, "
       "Tensor? eps_rows, Tensor? lo_channels, Tensor? hi_channels) -> Tensor");

@@ -11,37 +11,37 @@ struct Flags {
 };
 
 // One vector of a row. The sign of a zero or NaN gradient is 0.
-template <typename T, typename G>
-__device__ Flags move_vector(const StepArgs& a, const Row<T, G>& row, int64_t vector, double step_size, double eps_,
-                             Box<ArithmeticOf<T>, StepArgs>& box) {
-  using A = ArithmeticOf<T>;
+template <typename K>
+__device__ Flags move_vector(const Row<K>& row, int64_t vector, double step_size, double eps_,
+                             Box<typename K::A, StepArgs>& box) {
+  using A = typename K::A;
   const A step = static_cast<A>(step_size), eps = static_cast<A>(eps_);
-  const Operands<T, G> v = row.read(vector);
-  Vector<T, kWidth<T>> out;
+  const Operands<K> v = row.read(vector);
+  Vector<typename K::Value, K::width> out;
   Flags flags;
-  box.start(vector * kWidth<T>);
+  box.start(vector * K::width);
 #pragma unroll
-  for (int k = 0; k < kWidth<T>; ++k) {
-    const A x = load(v.x.v[k]), x0 = load(v.x0.v[k]), g = load(v.grad.v[k]);
+  for (int k = 0; k < K::width; ++k) {
+    const A x = v.from(k, row.momentum), x0 = load(v.x0.v[k]), g = load(v.grad.v[k]);
     const A y = g > 0 ? add(x, step) : (g < 0 ? sub(x, step) : x);
     store(out.v[k], clip(clip(y, sub(x0, eps), add(x0, eps)), box.lo, box.hi));
     flags.nonzero |= g != 0;
     flags.not_finite |= !(g - g == 0);
     box.next();
   }
-  row.write(vector, out);
+  row.write(vector, out, v);
   return flags;
 }
 
-template <typename T, typename G>
+template <typename K>
 __global__ void __launch_bounds__(kFlatThreads)
     linf_flat(const __grid_constant__ StepArgs a, int64_t vectors, bool aligned) {
-  Box<ArithmeticOf<T>, StepArgs> box(a);
+  Box<typename K::A, StepArgs> box(a);
   const int64_t all = a.rows * vectors, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < all; i += stride) {
     const Split at_row = split(i, vectors);
     const int64_t row = at_row.quotient;
-    move_vector<T, G>(a, Row<T, G>(a, row, aligned), at_row.remainder, at(a.step_size, row), at(a.eps, row), box);
+    move_vector(Row<K>(a, row, aligned), at_row.remainder, at(a.step_size, row), at(a.eps, row), box);
   }
 }
 
@@ -51,20 +51,20 @@ __device__ int block_flags(bool nonzero, bool not_finite) {
 }
 
 // A block has one tile of one row. A row of one tile is counted here, a longer one by count_rows.
-template <typename T, typename G>
+template <typename K>
 __global__ void __launch_bounds__(kTileThreads)
     linf_tiles(const __grid_constant__ StepArgs a, Tiles tiles, bool aligned, uint8_t* tile_flags) {
-  Box<ArithmeticOf<T>, StepArgs> box(a);
+  Box<typename K::A, StepArgs> box(a);
   const int64_t all = a.rows * tiles.per_row;
   for (int64_t i = blockIdx.x; i < all; i += gridDim.x) {
     const Split place = split(i, tiles.per_row);
     const int64_t row = place.quotient, first = place.remainder * tiles.tile_vectors;
     const int64_t end = min(first + tiles.tile_vectors, tiles.vectors);
-    const Row<T, G> values(a, row, aligned);
+    const Row<K> values(a, row, aligned);
     const double step_size = at(a.step_size, row), eps = at(a.eps, row);
     Flags flags;
     for (int64_t vector = first + threadIdx.x; vector < end; vector += blockDim.x) {
-      const Flags f = move_vector<T, G>(a, values, vector, step_size, eps, box);
+      const Flags f = move_vector(values, vector, step_size, eps, box);
       flags.nonzero |= f.nonzero;
       flags.not_finite |= f.not_finite;
     }
@@ -86,30 +86,29 @@ __global__ void count_rows(const __grid_constant__ StepArgs a, int64_t tiles_per
   }
 }
 
-template <typename T, typename G>
+template <typename K>
 void launch(const StepArgs& a) {
   const Launcher run(a.device);
-  const int64_t vectors = ceil_div(a.dim, kWidth<T>);
-  const bool aligned = step_aligned(a, sizeof(T), sizeof(G));
+  const int64_t vectors = ceil_div(a.dim, K::width);
+  const bool aligned = step_aligned(a, sizeof(typename K::Value), sizeof(typename K::Grad));
   if (!a.grad || !a.grad_status) {
-    run("linf_flat", linf_flat<T, G>, ceil_div(a.rows * vectors, kFlatThreads), kFlatThreads, 0, a, vectors, aligned);
+    run("linf_flat", linf_flat<K>, ceil_div(a.rows * vectors, kFlatThreads), kFlatThreads, 0, a, vectors, aligned);
     return;
   }
   const Tiles tiles = tiles_of(vectors);
   const int threads = std::min(row_threads(tiles.vectors), kTileThreads);
   if (tiles.per_row == 1) {
-    run("linf_tiles", linf_tiles<T, G>, a.rows, threads, 0, a, tiles, aligned, static_cast<uint8_t*>(nullptr));
+    run("linf_tiles", linf_tiles<K>, a.rows, threads, 0, a, tiles, aligned, static_cast<uint8_t*>(nullptr));
     return;
   }
   const torch::stable::Tensor flags = run.workspace(a.rows * tiles.per_row);
   uint8_t* tile_flags = static_cast<uint8_t*>(flags.mutable_data_ptr());
-  run("linf_tiles", linf_tiles<T, G>, a.rows * tiles.per_row, threads, 0, a, tiles, aligned, tile_flags);
+  run("linf_tiles", linf_tiles<K>, a.rows * tiles.per_row, threads, 0, a, tiles, aligned, tile_flags);
   run("count_rows", count_rows, a.rows, kWarp, 0, a, tiles.per_row, static_cast<const uint8_t*>(tile_flags));
 }
 
 void linf_step(const StepArgs& args) {
-  for_dtypes(args.dtype, args.grad_dtype,
-             [&](auto value, auto grad) { launch<decltype(value), decltype(grad)>(args); });
+  for_step_types(args, [&](auto types) { launch<decltype(types)>(args); });
 }
 
 }  // namespace

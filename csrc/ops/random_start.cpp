@@ -48,7 +48,7 @@ Prepared<RandomStartArgs> prepare_random_start(const Tensor& x0, int64_t seed, c
   Tensor out = p.result;
   if (!p.result.is_contiguous()) {
     out = torch::stable::empty_like(x0k);
-    p.written = out;
+    p.copies.push_back({p.result, out});
   }
   p.alive.push_back(out);
   a.out = out.mutable_data_ptr();

@@ -44,7 +44,7 @@ def _samples():
         x, grad, x0 = _tensors(layout, dtype, grad_dtype)
         given = {"x": x, "grad": grad, "x0": x0, "dst": x, "src": x0, "mask": torch.tensor([True, False])}
         given |= {"step_size": 0.1, "eps": 0.3, "lo": 0.0, "hi": 1.0, "seed": 7, "sample_ids": IDS}
-        given |= {"step_size_rows": size_rows, "eps_rows": eps_rows}
+        given |= {"step_size_rows": size_rows, "eps_rows": eps_rows, "velocity": torch.zeros_like(x), "momentum": 0.75}
         given |= {"lo_channels": lo_channels, "hi_channels": hi_channels}
         for op in OPERATORS:
             schema = getattr(torch.ops.advfeat, op).default._schema.arguments
