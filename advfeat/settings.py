@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 CHANGES_NO_RESULT = {"changes_result": False}
+# Of fields that were added later: at its default the field is not written, and results of earlier versions are found.
+OMITTED_AT_DEFAULT = {"omitted_at_default": True}
 
 
 def settings_of(thing: Any) -> dict[str, object]:
@@ -24,8 +26,13 @@ def settings_of(thing: Any) -> dict[str, object]:
     Returns:
         The values by field name, in the order of the fields.
     """
-    fields = dataclasses.fields(thing)
-    return {f.name: getattr(thing, f.name) for f in fields if f.metadata.get("changes_result", True)}
+    written = {}
+    for f in dataclasses.fields(thing):
+        value = getattr(thing, f.name)
+        omitted = f.metadata.get("omitted_at_default", False) and value == f.default
+        if f.metadata.get("changes_result", True) and not omitted:
+            written[f.name] = value
+    return written
 
 
 def as_json(value: object) -> object:

@@ -156,7 +156,15 @@ class Threat:
         return cls(eps, *(float(value) if len(value) == 1 else value for value in bounds))
 
     def step_(
-        self, x: Tensor, grad: Tensor, x0: Tensor, step_size: Number, *, grad_status: Tensor | None = None
+        self,
+        x: Tensor,
+        grad: Tensor,
+        x0: Tensor,
+        step_size: Number,
+        *,
+        grad_status: Tensor | None = None,
+        velocity: Tensor | None = None,
+        momentum: float = 0.0,
     ) -> Tensor:
         """One step along grad (ascent for step_size > 0), then projection onto the ball and the box; in place.
 
@@ -166,16 +174,24 @@ class Threat:
             x0: the centres of the balls, like x.
             step_size: the length of the step, a float or a tensor [B], in units of eps.
             grad_status: int32 [B, 2] counters, see :mod:`advfeat.ops`; None for none.
+            velocity: like x, the last movement, updated in place; see :mod:`advfeat.ops`. None for no momentum.
+            momentum: the share of the last movement that is added.
 
         Returns:
             ``x``.
         """
+        # A norm defined elsewhere may know nothing of momentum.
+        moving: dict[str, Any] = {} if velocity is None else {"velocity": velocity, "momentum": momentum}
         if not self.has_unit:
-            self._step_(x, grad, x0, step_size, grad_status)
+            self._step_(x, grad, x0, step_size, grad_status, **moving)
             return x
         unit = _by_channel(self.unit, x)
         moved, centre = x / unit, x0 / unit
-        self._in_units._step_(moved, grad.to(unit.dtype) * unit, centre, step_size, grad_status)
+        if velocity is not None:
+            moving["velocity"] = velocity / unit
+        self._in_units._step_(moved, grad.to(unit.dtype) * unit, centre, step_size, grad_status, **moving)
+        if velocity is not None:
+            velocity.copy_(moving["velocity"] * unit)
         return self._keep_(x, moved * unit)
 
     def project_(self, x: Tensor, x0: Tensor) -> Tensor:
@@ -257,7 +273,31 @@ class Threat:
             return difference.sum(dim=1)
         return torch.linalg.vector_norm(difference, cls.order, dim=1)
 
-    def _step_(self, x: Tensor, grad: Tensor, x0: Tensor, step_size: Number, grad_status: Tensor | None) -> None:
+    def dual_norm(self, grad: Tensor) -> Tensor:
+        """The dual norm of a gradient: how fast the steepest step changes the objective, per unit of its length.
+
+        Args:
+            grad: the gradient with respect to the input [B, ...].
+
+        Returns:
+            float64 [B].
+        """
+        flat = grad.detach().to(torch.float64)
+        if self.has_unit:
+            flat = flat * _by_channel(self.unit, flat)
+        flat = flat.reshape(len(grad), math.prod(grad.shape[1:]))
+        return torch.linalg.vector_norm(flat, self.dual_order, dim=1) if flat.shape[1] else flat.sum(dim=1)
+
+    def _step_(
+        self,
+        x: Tensor,
+        grad: Tensor,
+        x0: Tensor,
+        step_size: Number,
+        grad_status: Tensor | None,
+        velocity: Tensor | None = None,
+        momentum: float = 0.0,
+    ) -> None:
         """:meth:`step_` for inputs in units of eps, as in the following methods."""
         raise NotImplementedError
 
@@ -412,8 +452,9 @@ class L2(Threat):
     order = dual_order = 2.0
     usual_radii = (0.25, 0.5)
 
-    def _step_(self, x, grad, x0, step_size, grad_status):
-        ops.l2_step_(x, grad, x0, step_size, self.eps, self.lo, self.hi, grad_status=grad_status)
+    def _step_(self, x, grad, x0, step_size, grad_status, velocity=None, momentum=0.0):
+        ball = (self.eps, self.lo, self.hi)
+        ops.l2_step_(x, grad, x0, step_size, *ball, grad_status=grad_status, velocity=velocity, momentum=momentum)
 
     def _project_(self, x, x0):
         ops.project_l2_(x, x0, self.eps, self.lo, self.hi)
@@ -456,8 +497,9 @@ class Linf(Threat):
                 stacklevel=3,
             )
 
-    def _step_(self, x, grad, x0, step_size, grad_status):
-        ops.linf_step_(x, grad, x0, step_size, self.eps, self.lo, self.hi, grad_status=grad_status)
+    def _step_(self, x, grad, x0, step_size, grad_status, velocity=None, momentum=0.0):
+        ball = (self.eps, self.lo, self.hi)
+        ops.linf_step_(x, grad, x0, step_size, *ball, grad_status=grad_status, velocity=velocity, momentum=momentum)
 
     def _project_(self, x, x0):
         ops.project_linf_(x, x0, self.eps, self.lo, self.hi)

@@ -270,7 +270,7 @@ class GradientAttack(Attack):
         random_start: whether starts are random points of the ball.
         restarts: number of starts, at least 1.
         seed: of the random starts; None for a new one at every call without sample ids.
-        step_size: as given; None for the attack's own choice.
+        step_size: as given, or the name of a rule; None for the attack's own choice.
     """
 
     steps: int
@@ -278,7 +278,7 @@ class GradientAttack(Attack):
     random_start: bool
     restarts: int
     seed: int | None
-    step_size: Number | None = None
+    step_size: Number | str | None = None
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -286,8 +286,8 @@ class GradientAttack(Attack):
         return (self.objective,)
 
     @property
-    def step_length(self) -> Number:
-        """The length of the first step, a float or a tensor [B]."""
+    def step_length(self) -> Number | None:
+        """The size of the first step, a float or a tensor [B]; None if it depends on the gradient."""
         raise NotImplementedError
 
     def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:

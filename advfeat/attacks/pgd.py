@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from advfeat._arguments import meant, number
 from advfeat.attacks import pool
 from advfeat.attacks.base import Batch, GivenObjective, GradientAttack, check_settings
 from advfeat.attacks.context import Run, undisturbed
@@ -18,9 +19,10 @@ from advfeat.attacks.gradient import successes, value_and_grad
 from advfeat.attacks.record import Record
 from advfeat.attacks.replay import ReplayedStep
 from advfeat.attacks.result import AttackResult
+from advfeat.attacks.step_sizes import SCHEDULES, StepSizes
 from advfeat.objectives import Margin, as_objective
 from advfeat.ops import Number
-from advfeat.settings import CHANGES_NO_RESULT, as_json
+from advfeat.settings import CHANGES_NO_RESULT, OMITTED_AT_DEFAULT, as_json
 from advfeat.threat import Threat, as_number
 
 
@@ -37,7 +39,14 @@ class PGD(GradientAttack):
         threat: :class:`advfeat.L2` or :class:`advfeat.Linf`, the ball and the box.
         steps: number of gradient steps; 0 evaluates the start.
         step_size: the length of a step (L2) or the step per value (L-inf), in the units of eps (pixel scale [0, 1]): a
-            float or a tensor, array or list [B]. None for ``2.5 * eps / steps`` (Madry et al. 2018).
+            float or a tensor, array or list [B]. None for ``2.5 * eps / steps`` (Madry et al. 2018), or with the cosine
+            schedule for ``2 * eps``. "polyak" for Polyak's step, ``(value - optimum) / ||grad||_q`` in the dual norm,
+            times ``1 - momentum``: for a targeted attack on an objective whose optimum is known, such as
+            :class:`advfeat.objectives.Representation`.
+        schedule: how the step size changes from the first step to the last: "constant", or "cosine" to fall from
+            ``step_size`` towards 0, ``step_size * (1 + cos(pi k / steps)) / 2`` at step k.
+        momentum: the share of the last movement, projection included, that every step repeats before it moves along
+            the gradient: the heavy ball of Polyak (1964), see :mod:`advfeat.ops`. At least 0 and below 1.
         objective: maximised, or minimised with ``targeted``; see :mod:`advfeat.objectives`. The default never
             saturates.
         random_start: start at a random point of the ball instead of at x.
@@ -61,7 +70,8 @@ class PGD(GradientAttack):
 
     Raises:
         TypeError: a setting has the wrong type.
-        ValueError: a setting is out of range, or ``step_size`` is None with an infinite eps.
+        ValueError: a setting is out of range, ``step_size`` is None with an infinite eps, or it is "polyak" and the
+            attack is untargeted or the optimum of the objective unknown.
 
     Example:
         attack = advfeat.PGD(advfeat.L2(0.5), steps=100, step_size=0.1, targeted=True)
@@ -71,7 +81,7 @@ class PGD(GradientAttack):
 
     threat: Threat
     steps: int
-    step_size: Number | None = None
+    step_size: Number | Literal["polyak"] | None = None
     objective: GivenObjective = field(default_factory=cast("Any", Margin))
     random_start: bool = False
     restarts: int = 1
@@ -81,6 +91,8 @@ class PGD(GradientAttack):
     seed: int | None = None
     autocast: torch.dtype | None = None
     graph: bool = field(default=True, metadata=CHANGES_NO_RESULT)
+    schedule: Literal["constant", "cosine"] = field(default="constant", metadata=OMITTED_AT_DEFAULT)
+    momentum: float = field(default=0.0, metadata=OMITTED_AT_DEFAULT)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", as_objective(self.objective))
@@ -88,23 +100,44 @@ class PGD(GradientAttack):
         if self.step_size is None:
             if not isinstance(self.threat.eps, Tensor) and not math.isfinite(self.threat.eps):
                 raise ValueError("step_size should be given when eps is infinite")
+        elif isinstance(self.step_size, str) and self.step_size == "polyak":
+            self._check_polyak()
         else:
             object.__setattr__(self, "step_size", as_number("step_size", self.step_size))
             if not isinstance(self.step_size, Tensor) and not 0 <= self.step_size < math.inf:
                 raise ValueError(f"step_size should be finite and at least 0, got {self.step_size}")
+        if self.schedule not in SCHEDULES:
+            names = " or ".join(f'"{name}"' for name in SCHEDULES)
+            raise ValueError(f"schedule should be {names}, got {self.schedule!r}{meant(self.schedule, SCHEDULES)}")
+        object.__setattr__(self, "momentum", number("momentum", self.momentum))
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum should be at least 0 and below 1, got {self.momentum}")
         if self.keep not in ("last", "best"):
             raise ValueError(f'keep should be "last" or "best", got {self.keep!r}')
         if not (self.stop in (None, "success") or isinstance(self.stop, Converged)):
             raise ValueError(f'stop should be None, "success" or advfeat.Converged(), got {self.stop!r}')
 
+    def _check_polyak(self) -> None:
+        if self.objective.optimum is None:
+            raise ValueError(
+                f'step_size should be a number for {self.objective.name}, whose optimum is not known, got "polyak"'
+            )
+        if not self.targeted:
+            raise ValueError('step_size should be a number for an untargeted attack, got "polyak"')
+
     @property
-    def step_length(self) -> Number:
-        """The effective step size: as given, or 2.5 * eps / steps."""
-        return 2.5 * self.threat.eps / max(self.steps, 1) if self.step_size is None else self.step_size
+    def step_length(self) -> Number | None:
+        """The size of the first step: as given, 2.5 * eps / steps or 2 * eps; None if it depends on the gradient."""
+        if isinstance(self.step_size, str):
+            return None
+        if self.step_size is not None:
+            return self.step_size
+        return (2.5 / max(self.steps, 1) if self.schedule == "constant" else 2.0) * self.threat.eps
 
     def to_dict(self) -> dict:
         """See :meth:`advfeat.attacks.Attack.to_dict`; with the effective step size, and the seed of a call with ids."""
-        return super().to_dict() | {"step_size": as_json(self.step_length), "seed": self.seed or 0}
+        size = self.step_size if isinstance(self.step_size, str) else as_json(self.step_length)
+        return super().to_dict() | {"step_size": size, "seed": self.seed or 0}
 
     def _run(self, run: Run) -> AttackResult:
         return pool.run(self, run) if self.stop is not None else _Loop(self, run).run()
@@ -151,10 +184,8 @@ class _Loop:
         # Without statistics only the last iterate is needed, and no pass has to evaluate it.
         self.track = batch.statistics or attack.keep == "best" or attack.restarts > 1
         self.at = torch.empty_like(batch.x0)  # the iterate; every step updates it in place
-        size = attack.step_length
-        if isinstance(size, Tensor):  # as the kernels take it, so that no step converts it again
-            size = size.detach().to(self.at.device, torch.float64)
-        self.size = -size if attack.targeted else size
+        self.velocity = torch.zeros_like(self.at) if attack.momentum else None
+        self.sizes = StepSizes(attack, batch.threat, self.at.device)
         self.record = Record(batch.x0, attack.targeted, image=attack.keep == "best" or attack.restarts > 1)
         self.step = torch.zeros((), dtype=torch.int32, device=self.at.device)
         self.steps = ReplayedStep(self.at.device, attack.graph, again=again)
@@ -166,6 +197,8 @@ class _Loop:
         for restart in range(attack.restarts):
             self.at.copy_(batch.first_iterate(attack, restart))
             self.step.zero_()
+            if self.velocity is not None:
+                self.velocity.zero_()
             if n > 0:
                 self.steps(self._one_step, attack.steps)
                 if self.track:
@@ -183,13 +216,16 @@ class _Loop:
     def _one_step(self) -> None:
         attack, batch, record = self.attack, self.batch, self.record
         value, logits, grad = value_and_grad(attack, batch.model, self.at, batch.target, True)
+        size = self.sizes.of(self.step, value, grad)
         if self.track:
             success = record.as_successes(successes(attack, logits, batch.target))
             record.see(success, self.step)
             if attack.keep == "best":
                 record.keep(record.is_better(value, success), self.at, value, success)
-            self.step.add_(1)
-        batch.threat.step_(self.at, grad, batch.x0, self.size, grad_status=record.status)
+        self.step.add_(1)
+        batch.threat.step_(
+            self.at, grad, batch.x0, size, grad_status=record.status, velocity=self.velocity, momentum=attack.momentum
+        )
 
     def _last_look(self, restart: int) -> None:
         attack, batch, record = self.attack, self.batch, self.record

@@ -22,6 +22,7 @@ from advfeat.attacks.gradient import successes, value_and_grad
 from advfeat.attacks.record import Record
 from advfeat.attacks.replay import ReplayedStep
 from advfeat.attacks.result import AttackResult
+from advfeat.attacks.step_sizes import StepSizes
 
 if TYPE_CHECKING:
     from advfeat.attacks.base import Batch
@@ -183,8 +184,7 @@ class _Pool:
         self.kinds = {"x": (x.dtype, x.shape[1:]), "target": (target.dtype, target.shape[1:])}
         self.model, self.threat = first.model, first.threat
         self.sign = -1.0 if attack.targeted else 1.0
-        size = attack.step_length
-        self.step_size = self.sign * (size.detach().to(x.device, torch.float64) if isinstance(size, Tensor) else size)
+        self.sizes = StepSizes(attack, first.threat, x.device)
         self.rule = attack.stop if isinstance(attack.stop, Converged) else None
         self.packs = False  # whether to pack the places in use, once the data set is exhausted
         self.queue: deque[_Batch] = deque()  # batches with samples that have not entered yet
@@ -269,7 +269,11 @@ class _Pool:
         record.keep(better & live, s["x"], value, success)
         live.logical_and_(~ending)
         counts = torch.zeros_like(record.status)
-        self.threat.step_(s["x"], grad, s["x0"], self.step_size, grad_status=counts)
+        size = self.sizes.of(s["step"], value, grad)
+        moving: dict[str, Any] = {}
+        if attack.momentum:
+            moving = {"velocity": s["velocity"], "momentum": attack.momentum}
+        self.threat.step_(s["x"], grad, s["x0"], size, grad_status=counts, **moving)
         record.status.add_(counts * live[:, None])
         s["step"].add_(1)
 
@@ -304,6 +308,8 @@ class _Pool:
             at = places[self.restart[places] == restart].to(self.device, non_blocking=True)
             s["x"][at] = random_iterate(self.attack, self.threat.rows(at), s["x0"][at], s["id"][at], restart)
             s["restart"][at], s["step"][at], s["since"][at] = restart, 0, 0
+            if self.attack.momentum:
+                s["velocity"][at] = 0
             s["gained"][at], s["live"][at] = float("nan"), True
 
     def _fill(self) -> None:
@@ -322,6 +328,8 @@ class _Pool:
         last = first + n
         rows, part = places.to(self.device, non_blocking=True), batch.run.rows(slice(first, last))
         new = {"x": part.first_iterate(self.attack), "x0": part.x0, "target": part.target}
+        if self.attack.momentum:
+            new["velocity"] = torch.zeros_like(part.x0)
         if "x" not in s:  # the first samples set the shapes for all
             s |= {name: value.clone() for name, value in new.items()}
         for name, value in new.items():
@@ -345,8 +353,7 @@ class _Pool:
         self.slots = {name: value[rows] for name, value in self.slots.items()}
         self.record = self.record.rows(rows)
         self.threat = self.threat.rows(rows)
-        if isinstance(self.step_size, Tensor) and self.step_size.dim() == 1:
-            self.step_size = self.step_size[rows]
+        self.sizes = self.sizes.rows(rows)
         for look in self.unread:
             look.keep(kept)
         self.used, self.home, self.row = self.used[kept], self.home[kept], self.row[kept]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,9 +19,11 @@ class Objective:
 
     Attributes:
         untargeted_only: whether an attack with ``targeted=True`` must refuse it.
+        optimum: the least value, which a targeted attack descends to, where it is known; for Polyak's step size.
     """
 
     untargeted_only = False
+    optimum: ClassVar[float | None] = None
 
     def value(self, model: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> Tensor:
         """The objective of each sample.

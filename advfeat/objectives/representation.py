@@ -28,6 +28,8 @@ class Representation(Objective):
         TypeError: ``features`` is not callable, or ``relative`` is not a bool.
     """
 
+    optimum = 0.0
+
     features: Callable[[Tensor], Tensor] | None = None
     relative: bool = False
 

@@ -67,6 +67,34 @@ def test_a_replayed_step_is_an_eager_step(graphs, net, threat, keep, starts, tar
     assert torch.equal(attack(net, x, y), replayed.x_adv) and len(graphs) == 2
 
 
+@pytest.mark.parametrize("stop", [None, "success"])
+@pytest.mark.parametrize("kind", [L2, Linf])
+@pytest.mark.parametrize(
+    "extra", [{"schedule": "cosine"}, {"momentum": 0.5}, {"schedule": "cosine", "momentum": 0.75}], ids=str
+)
+def test_step_sizes_and_velocities_move_in_a_replayed_graph(graphs, net, kind, extra, stop):
+    net, (x, y) = net.double(), data(36)  # in float32 another batch has other roundings, and signs with them
+    x = x.double()
+    attack = PGD(kind(0.2), steps=40, keep="best", stop=stop, random_start=True, restarts=2, seed=0, **extra)
+    batches = list(zip(x.split(12), y.split(12), torch.arange(36).split(12), strict=True))
+    eager = [attack.replace(graph=False).run(net, a, b, sample_ids=ids) for a, b, ids in batches]
+    for (_, got), want in zip(attack.over(net, batches), eager, strict=True):
+        same(got, want)
+        assert got.why_eager is None or stop == "success"  # its last samples are too few for a graph of their own
+    assert graphs
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_polyaks_step_is_replayed(graphs, net, momentum):
+    x, _ = data()
+    settings = {"objective": Representation(features=net[:4]), "targeted": True, "momentum": momentum}
+    attack = PGD(L2(float("inf")), 40, "polyak", schedule="cosine", **settings)
+    target = net[:4](x.flip(0)).detach()
+    replayed, eager = attack.run(net, x, target), attack.replace(graph=False).run(net, x, target)
+    torch.testing.assert_close(replayed.x_adv, eager.x_adv, rtol=0, atol=1e-6)
+    assert len(graphs) == 1 and replayed.why_eager is None
+
+
 def test_a_replayed_step_under_autocast_and_a_custom_objective(graphs, net):
     x, y = data()
     attack = PGD(L2(0.3), steps=40, autocast=torch.bfloat16)

@@ -45,6 +45,8 @@ OTHER = {
     "start": "noise",
     "eps": 0.7,
     "norm": "linf",
+    "schedule": "cosine",
+    "momentum": 0.5,
 }
 THINGS = [
     PGD(L2(0.5), steps=5, random_start=True),

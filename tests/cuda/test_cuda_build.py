@@ -26,8 +26,8 @@ HOPPER = "9.0"  # the architecture whose instructions are read
 
 # Argument reduction of sine and cosine, in CUDA's own library, indexes a table of the thread; once an attack.
 WITH_STACK = {"gaussian_rows"}
-# Loads and stores of 16 bytes by kernel: x, grad and x0 in, x out; with momentum the velocity in and, where x is, out. A
-# half gradient of float32 values has 8 bytes.
+# Loads and stores of 16 bytes by kernel: x, grad and x0 in, x out; with momentum the velocity in, and out where x is.
+# A half gradient of float32 values has 8 bytes.
 WIDE = {
     "linf_flat": (3, 1),
     "linf_tiles": (3, 1),
@@ -173,8 +173,8 @@ def test_static_shared_memory_is_what_the_launches_leave_free(compiled):
 
 
 def test_blocks_share_a_multiprocessor_as_planned(compiled):
-    # 65,536 registers, handed out to warps by the eight a thread: two blocks of 512 threads, three of 384. With momentum
-    # the rows of three such blocks do not fit a multiprocessor's shared memory.
+    # 65,536 registers, handed out to warps by the eight a thread: two blocks of 512 threads, three of 384. With
+    # momentum the rows of three such blocks do not fit a multiprocessor's shared memory.
     for kernel in compiled[HOPPER].kernels:
         if kernel.name == "l2_rows":
             assert kernel.registers <= 64, kernel

@@ -37,8 +37,11 @@ class _Recorder(TorchDispatchMode):
         if name in _WAITS or (name.startswith("index") and any(_is_mask(t) for t in tree_leaves(args))):
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        if func._schema.is_mutable:
-            self.before += [(t, t.clone()) for t in inputs]
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.before += [(t, t.clone()) for t in tree_leaves(value) if isinstance(t, torch.Tensor)]
+        if "out" in kwargs:
+            self.before.append((kwargs["out"], kwargs["out"].clone()))
         out = func(*args, **kwargs)
         storages = {t.untyped_storage().data_ptr() for t in inputs}
         outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
