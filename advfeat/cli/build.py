@@ -10,7 +10,7 @@ from advfeat.cli.console import bar
 from advfeat.cli.files import check_place, describe_set, load_model
 from advfeat.cli.options import option_of
 from advfeat.datasets.building import build
-from advfeat.datasets.recipes import PRESETS, Recipe, own_recipe, preset
+from advfeat.datasets.recipes import PRESETS, Recipe, fast_version, own_recipe, preset
 
 if TYPE_CHECKING:
     from advfeat.cli import commands
@@ -32,7 +32,7 @@ def run(c: commands.Build) -> None:
     source = c.data.load("train", model.input_shape)
     recipe = _recipe(c, source.name)
     given: dict[str, Any] = {"eps": c.eps, "steps": c.steps, "step_size": c.step_size, "start": c.start}
-    given["stop"] = Converged() if c.converge else None
+    given |= {"schedule": c.schedule, "momentum": c.momentum, "stop": Converged() if c.converge else None}
     fields = {f.name for f in dataclasses.fields(recipe)}
     for name, value in given.items():
         if value is not None and name not in fields:
@@ -61,7 +61,10 @@ def run(c: commands.Build) -> None:
 
 def _recipe(c: commands.Build, data: str) -> Recipe:
     """Return the recipe of the given preset, or of the data set's own, as :func:`advfeat.datasets.build` does."""
-    recipe = own_recipe(data, c.recipe) if c.preset is None else preset(c.preset, c.recipe)
+    if c.preset is None:
+        recipe = own_recipe(data, c.recipe, c.fast)
+    else:
+        recipe = preset(fast_version(c.preset) if c.fast else c.preset, c.recipe)
     if recipe is None:
         raise ValueError(
             f"--preset should be one of {', '.join(PRESETS)}, since data set {data!r} has no preset of its own, "

@@ -27,6 +27,8 @@ from advfeat.cli.options import (
     OptionalPath,
     OptionalRadii,
     OptionalRadius,
+    OptionalShare,
+    OptionalStepSize,
     OptionalText,
     Radius,
     Runtime,
@@ -100,12 +102,20 @@ class Build:
     data: Data = field(default_factory=Data)
     preset: Annotated[PresetName | None, QUIET] = None
     """Named steps, radii and starts; cifar10 has the paper's. None: that of the data set, if it has one of its own."""
+    fast: bool = False
+    """Take the preset's fast version: about a tenth (robust, nonrobust) or a fifth (rand, det) of the steps, with step
+    sizes that fall and momentum. docs/performance.md compares the sets."""
     eps: OptionalRadius = None
     """Radius of the perturbation, in pixel scale [0, 1] (rand and det only; default: the preset's)."""
     steps: OptionalCountOrNone = None
     """Gradient steps per image (default: the preset's)."""
-    step_size: OptionalRadius = None
-    """Size of a gradient step, in pixel scale [0, 1] (default: the preset's)."""
+    step_size: OptionalStepSize = None
+    """Size of a gradient step, in pixel scale [0, 1], or of the first one if a schedule changes it (default: the
+    preset's). polyak: Polyak's step (robust and nonrobust only)."""
+    schedule: Annotated[Literal["constant", "cosine"] | None, QUIET] = None
+    """Change of the step size over the steps; cosine falls towards 0. None: the preset's."""
+    momentum: OptionalShare = None
+    """Share of the last movement that each step repeats, at least 0 and below 1 (default: the preset's)."""
     start: Annotated[Literal["image", "noise"] | None, QUIET] = None
     """Starting point of the optimisation (robust and nonrobust only). None: the preset's."""
     converge: bool = False
@@ -247,7 +257,7 @@ class Demo:
 
     out: NeededPath = Path("report")
     """Folder for the report; completed stages in it are reused."""
-    preset: Literal["digits", "cifar10-cpu"] = "digits"
+    preset: Literal["digits", "cifar10-cpu", "digits-fast", "cifar10-cpu-fast"] = "digits"
     """digits needs no download; cifar10-cpu takes about 40 minutes on two cores and needs --root."""
     root: OptionalPath = field(default_factory=root_from_environment)
     """Folder with CIFAR-10 (default: the environment variable ADVFEAT_DATA)."""
@@ -271,8 +281,9 @@ class Reproduce:
     """List the experiments with the paper's numbers and the expected times."""
     measure: bool = False
     """List the experiments with times estimated for this machine and preset, from a few batches of each network."""
-    preset: Literal["digits", "cifar10-cpu", "cifar10"] = "digits"
-    """digits: takes minutes; cifar10-cpu: small networks, for two cores; cifar10: the paper's network, for a GPU."""
+    preset: Literal["digits", "cifar10-cpu", "cifar10", "digits-fast", "cifar10-cpu-fast", "cifar10-fast"] = "digits"
+    """digits: takes minutes; cifar10-cpu: small networks, for two cores; cifar10: the paper's network, for a GPU.
+    With -fast: constructed sets in about a tenth (D_R, D_NR) or a fifth (D_rand, D_det) of the passes."""
     arch: OptionalText = None
     """Network to use instead of the preset's, such as resnet18 with cifar10."""
     seeds: OptionalCount = None

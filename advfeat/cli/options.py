@@ -97,6 +97,15 @@ _INTEGER = PrimitiveConstructorSpec(
 )
 
 
+_STEP_SIZE = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="FLOAT|polyak",
+    instance_from_str=lambda given: given[0] if given[0] == "polyak" else parse_number(given[0]),
+    is_instance=lambda value: value is None or value == "polyak" or isinstance(value, (int, float)),
+    str_from_instance=lambda value: [value if isinstance(value, str) else _shown(value)],
+)
+
+
 def _text(metavar: str, make: type) -> PrimitiveConstructorSpec:
     return PrimitiveConstructorSpec(
         nargs=1,
@@ -120,10 +129,12 @@ OptionalPath = Annotated[Path | None, _text("PATH", _given_path), QUIET]
 NeededPath = Annotated[Path, _text("PATH", _given_path)]
 OptionalText = Annotated[str | None, _text("STR", str), QUIET]
 Number = Annotated[float, _number(optional=False), Within(0, 10**6)]
+OptionalShare = Annotated[float | None, _number(optional=True), Within(0, 1), QUIET]
 OptionalNumber = Annotated[float | None, _number(optional=True), QUIET]
 # Images lie in [0, 1]: a larger radius reaches nothing new and would eventually overflow float32.
 _RADIUS = Within(0, 10_000, "radii are in pixel scale [0, 1], as in 8/255")
 Radius = Annotated[float, _number(optional=False), _RADIUS]
+OptionalStepSize = Annotated[float | Literal["polyak"] | None, _STEP_SIZE, _RADIUS, QUIET]
 OptionalRadius = Annotated[float | None, _number(optional=True), _RADIUS, QUIET]
 OptionalRadii = Annotated[tuple[float, ...] | None, _NUMBERS, _RADIUS, QUIET]
 Count = Annotated[int, _INTEGER, Within(1, 10**9)]
@@ -283,8 +294,8 @@ def option_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _check(option: str, value: float | None, wanted: Within) -> None:
-    if value is None or wanted.low <= value <= wanted.high:
+def _check(option: str, value: float | str | None, wanted: Within) -> None:
+    if value is None or isinstance(value, str) or wanted.low <= value <= wanted.high:
         return
     what = f"at least {wanted.low}" if value < wanted.low else f"at most {wanted.high}"
     if math.isnan(value):

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 # The presets of recipes, whose settings are advfeat.datasets.recipes.PRESETS.
-PresetName = Literal["cifar10", "restricted-imagenet", "digits", "cifar10-cpu"]
+PresetName = Literal[
+    "cifar10",
+    "restricted-imagenet",
+    "digits",
+    "cifar10-cpu",
+    "cifar10-fast",
+    "restricted-imagenet-fast",
+    "digits-fast",
+    "cifar10-cpu-fast",
+]
 PRESET_NAMES: tuple[str, ...] = get_args(PresetName)
 
 

@@ -1,4 +1,7 @@
-"""Scales of an experiment: "digits" (minutes), "cifar10-cpu" (two cores), "cifar10" (a GPU, the paper's network)."""
+"""Scales of an experiment: "digits" (minutes), "cifar10-cpu" (two cores), "cifar10" (a GPU, the paper's network).
+
+Each also with "-fast" at the end of its name: the constructed sets in about a tenth or a fifth of the passes.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advfeat.attacks import Converged
+from advfeat.datasets.recipes import (
+    FAST,
+    MatchRepresentation,
+    PerturbTowardsTarget,
+    Recipe,
+    describe_steps,
+    fast_version,
+)
 from advfeat.datasets.recipes import PRESETS as RECIPES
-from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget, Recipe
 from advfeat.settings import as_json
 from advfeat.training import TrainConfig, paper_attack
 
@@ -109,6 +119,17 @@ class Preset:
         """Return the settings as JSON values."""
         return {f.name: as_json(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
+    def fast(self) -> Preset:
+        """Return the preset with the fast recipes: the same sets in about a tenth or a fifth of the passes."""
+        name = fast_version(self.name)
+        return self.replace(
+            name=name,
+            differs=f"{self.differs}; here D_R and D_NR take {RECIPES[name]['robust'].steps} steps and "
+            f"D_rand and D_det {RECIPES[name]['det'].steps}, of falling length and with momentum",
+            recipes=dict(RECIPES[name]),
+            noise_steps=self.noise_steps // 10,
+        )
+
     def with_arch(self, arch: str) -> Preset:
         """Return the preset with another network, at its full width, instead of its own.
 
@@ -140,7 +161,7 @@ class Preset:
 
 
 def preset(name: str) -> Preset:
-    """Return the preset "digits", "cifar10-cpu" or "cifar10".
+    """Return the preset "digits", "cifar10-cpu" or "cifar10", or with "-fast" at the end one with the fast recipes.
 
     Args:
         name: Name of the preset.
@@ -148,14 +169,15 @@ def preset(name: str) -> Preset:
     Raises:
         ValueError: If there is no such preset.
     """
-    if name not in _PRESETS:
-        raise ValueError(f"preset should be one of {', '.join(_PRESETS)}, got {name!r}")
-    return _PRESETS[name]()
+    if name not in names():
+        raise ValueError(f"preset should be one of {', '.join(names())}, got {name!r}")
+    plain = _PRESETS[name.removesuffix(FAST)]()
+    return plain.fast() if name.endswith(FAST) else plain
 
 
 def names() -> tuple[str, ...]:
     """Return the names that :func:`preset` accepts."""
-    return tuple(_PRESETS)
+    return (*_PRESETS, *map(fast_version, _PRESETS))
 
 
 def matching(recipes: Mapping[str, Recipe], key: str) -> MatchRepresentation:
@@ -199,17 +221,16 @@ def describe_set(recipe: Recipe) -> str:
     if isinstance(recipe, MatchRepresentation):
         model = "adversarially trained" if recipe.source_model == "robust" else "standard"
         start = "another, random training image" if recipe.start == "image" else "noise"
-        steps = f"{'at most ' if recipe.stop else ''}{recipe.steps:,} steps of length {recipe.step_size:g}"
         return (
-            f"Each image starts as {start} and is moved, in {steps}, until its representation in the {model} model "
-            "matches that of the labelled image. Features that this model does not use remain those of the start, "
-            "which is unrelated to the label."
+            f"Each image starts as {start} and is moved, in {describe_steps(recipe)}, until its representation in the "
+            f"{model} model matches that of the labelled image. Features that this model does not use remain those of "
+            "the start, which is unrelated to the label."
         )
     target = "drawn at random, possibly the true one" if recipe.name == "rand" else "the class after the true one"
     radius = "no limit" if not math.isfinite(recipe.eps) else f"{recipe.norm} distance at most {recipe.eps:g}"
     return (
-        f"Each image is moved towards a target class ({target}) of the standard model, in {recipe.steps} steps of "
-        f"length {recipe.step_size:g}, {radius}, and labelled with that target."
+        f"Each image is moved towards a target class ({target}) of the standard model, in "
+        f"{describe_steps(recipe)}, {radius}, and labelled with that target."
     )
 
 

@@ -265,6 +265,25 @@ def test_presets_of_commands_are_those_of_the_library():
     assert {*choices_of(commands.Demo, "preset")} < {*presets.names()}
 
 
+@pytest.mark.parametrize("named", ["", " --preset digits", " --preset digits-fast"])
+def test_a_fast_build_takes_the_fast_version_of_the_preset(folder, tmp_path, capsys, named):
+    out = tmp_path / "made"
+    run(folder, f"build det --model {{folder}}/std --limit 12 --fast --steps 2 --out {out}{named}", capsys)
+    assert datasets.open(out).manifest["recipe"] == PRESETS["digits-fast"]["det"].to_dict() | {"steps": 2}
+
+
+def test_a_build_takes_schedules_momentum_and_polyaks_step(folder, tmp_path, capsys):
+    options = "--limit 12 --steps 2 --step-size polyak --schedule cosine --momentum 0.5 --any-source"
+    run(folder, f"build robust --model {{folder}}/std {options} --out {tmp_path}/made", capsys)
+    recipe = datasets.open(tmp_path / "made").manifest["recipe"]
+    assert (recipe["step_size"], recipe["schedule"], recipe["momentum"]) == ("polyak", "cosine", 0.5)
+    message = fails(folder, f"build det --model {{folder}}/std {options} --out {tmp_path}/other", capsys)
+    assert "--step-size should be a number for Margin, whose optimum is not known, got" in message
+    message = fails(folder, f"build det --model {{folder}}/std --momentum 1 --out {tmp_path}/other", capsys)
+    assert "momentum should be at least 0 and below 1, got 1" in message
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(("dataset", "own"), [("digits", True), ("planted", False), ("a set", False)])
 def test_build_takes_the_recipe_that_python_takes_and_no_other_in_silence(folder, tmp_path, capsys, dataset, own):
     if dataset == "a set":
@@ -282,7 +301,7 @@ def test_build_takes_the_recipe_that_python_takes_and_no_other_in_silence(folder
     with pytest.raises(ValueError, match="has no preset of its own"):
         datasets.build("det", model, source, tmp_path / "python")
     message = fails(folder, command, capsys)
-    assert "--preset should be one of cifar10, restricted-imagenet, digits, cifar10-cpu, since" in message
+    assert "--preset should be one of cifar10, restricted-imagenet, digits, cifar10-cpu, cifar10-fast, " in message
     assert f"{str(dataset)!r} has no preset of its own, got none" in message and not (tmp_path / "made").exists()
     run(folder, command + " --preset digits --steps 1", capsys)
     assert datasets.open(tmp_path / "made").manifest["recipe"] == PRESETS["digits"]["det"].to_dict() | {"steps": 1}

@@ -1,13 +1,19 @@
 """Recipes: the paper's settings, and what is drawn for each sample."""
 
+import dataclasses
+
 import pytest
 import torch
 
+from advfeat import Converged
 from advfeat.datasets.recipes import (
     PRESETS,
     MatchRepresentation,
     PerturbTowardsTarget,
+    describe_steps,
+    fast_version,
     noise_start,
+    own_recipe,
     preset,
     random_integers,
     start_indices,
@@ -24,6 +30,51 @@ def test_paper_presets_are_the_papers():
     assert preset("restricted-imagenet", "det") == PerturbTowardsTarget("det", eps=3.0, steps=100, step_size=0.1)
     assert PRESETS["cifar10"]["robust"].source_model == "robust"
     assert {PRESETS["cifar10"][k].source_model for k in ("nonrobust", "rand", "det")} == {"standard"}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "restricted-imagenet", "digits", "cifar10-cpu"])
+@pytest.mark.parametrize("recipe", ["robust", "nonrobust", "rand", "det"])
+def test_fast_presets_differ_in_how_they_step_alone(name, recipe):
+    plain, fast = preset(name, recipe), preset(f"{name}-fast", recipe)
+    stepping = {"steps", "step_size", "schedule", "momentum"}
+    kept = {f.name for f in dataclasses.fields(plain)} - stepping
+    assert all(getattr(fast, field) == getattr(plain, field) for field in kept)
+    # CIFAR-10 on two cores has a third for D_rand and D_det, whose 30 steps are few already
+    share = 10 if recipe in ("robust", "nonrobust") else 3 if name == "cifar10-cpu" else 5
+    assert fast.steps * share == plain.steps
+    assert (
+        (fast.attack().schedule, fast.attack().momentum) == (fast.schedule, fast.momentum) == ("cosine", fast.momentum)
+    )
+    assert 0 < fast.momentum < 1 and (plain.attack().schedule, plain.attack().momentum) == ("constant", 0.0)
+
+
+def test_the_fast_version_of_a_preset():
+    assert fast_version("digits") == fast_version("digits-fast") == "digits-fast"
+    assert own_recipe("digits", "det", fast=True) == preset("digits-fast", "det")
+    assert own_recipe("mnist", "det", fast=True) is None
+
+
+def test_a_manifest_says_how_it_was_stepped_where_that_is_not_the_papers_way():
+    assert preset("digits", "det").to_dict() == {
+        "kind": "perturb-towards-target",
+        "name": "det",
+        "eps": 1.5,
+        "steps": 100,
+        "step_size": 0.1,
+        "norm": "l2",
+    }, "sets that were built before are found"
+    assert preset("digits-fast", "det").to_dict().items() >= {"schedule": "cosine", "momentum": 0.5}.items()
+    polyak = dataclasses.replace(preset("digits", "robust"), step_size="polyak")
+    assert polyak.attack().step_size == polyak.to_dict()["step_size"] == "polyak"
+
+
+def test_steps_are_described():
+    assert describe_steps(preset("cifar10", "robust")) == "1,000 steps of length 0.1"
+    assert describe_steps(preset("digits-fast", "robust")) == (
+        "15 steps of length 1, falling along a cosine, with momentum 0.5"
+    )
+    until = MatchRepresentation("robust", 50, "polyak", stop=Converged())
+    assert describe_steps(until) == "at most 50 steps of Polyak's length"
 
 
 def test_recipe_errors_name_the_choices():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from advfeat import plots
+from advfeat.datasets.recipes import FAST, fast_version
 from advfeat.datasets.recipes import PRESETS as RECIPES
 from advfeat.experiments.experiment import Experiment, Plan
 from advfeat.experiments.paper import figure2, table1
@@ -73,7 +74,7 @@ def setting(p: Preset) -> Preset:
             "rand": standard.replace(lr=0.01, batch_size=256, augment="none"),
             "det": standard.replace(lr=0.05, batch_size=256, augment="none"),
         },
-        recipes=RECIPES["restricted-imagenet"],
+        recipes=RECIPES[fast_version("restricted-imagenet") if p.name.endswith(FAST) else "restricted-imagenet"],
         radii=(0.5, 3.0),
         batch_size=min(p.batch_size, 250),
         dtype="uint8",
