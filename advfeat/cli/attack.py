@@ -39,7 +39,16 @@ def run(c: commands.Attack) -> None:
     source = c.data.load(c.split, model.input_shape)
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
     targeted = c.target == "next"
-    pgd = pgd_attack(eps, c.norm, steps=c.steps, step_size=c.step_size, restarts=c.restarts, seed=c.seed)
+    pgd = pgd_attack(
+        eps,
+        c.norm,
+        steps=c.steps,
+        step_size=c.step_size,
+        restarts=c.restarts,
+        seed=c.seed,
+        schedule=c.schedule,
+        momentum=c.momentum,
+    )
     pgd = pgd.replace(targeted=targeted, autocast=c.runtime.autocast())
     labels = source.labels
     target = (labels + 1) % len(source.classes) if targeted else labels

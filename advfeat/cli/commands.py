@@ -33,6 +33,7 @@ from advfeat.cli.options import (
     Radius,
     Runtime,
     Seed,
+    Share,
     root_from_environment,
 )
 from advfeat.datasets.registry import PresetName
@@ -161,7 +162,11 @@ class Evaluate:
     steps: OptionalCountOrNone = None
     """Attack steps (default: 40 for pgd, 100 for each run of Auto-PGD)."""
     step_size: OptionalRadius = None
-    """Step size (pgd only; default: 2.5 * eps / steps)."""
+    """Size of the first step (pgd only; default: 2 * eps, or 2.5 * eps / steps with a constant schedule)."""
+    schedule: Annotated[Literal["constant", "cosine"] | None, QUIET] = None
+    """Change of the step size over the steps (pgd only). None: cosine, which falls towards 0."""
+    momentum: OptionalShare = None
+    """Share of the last movement that each step repeats, at least 0 and below 1 (pgd only; default: 0)."""
     restarts: Count = 1
     """Number of random starts; 1 starts pgd at the sample itself, apgd and auto at one random point."""
     stop: bool = False
@@ -199,7 +204,11 @@ class Attack:
     steps: CountOrNone = 40
     """PGD steps."""
     step_size: OptionalRadius = None
-    """Step size (default: 2.5 * eps / steps)."""
+    """Size of the first step (default: 2 * eps, or 2.5 * eps / steps with a constant schedule)."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Change of the step size over the steps; cosine falls towards 0."""
+    momentum: Share = 0.0
+    """Share of the last movement that each step repeats, at least 0 and below 1."""
     restarts: Count = 1
     """Number of random starts; 1 starts at the sample itself."""
     target: Literal["none", "next"] = "none"
@@ -233,7 +242,11 @@ class Features:
     steps: CountOrNone = 10
     """PGD steps for each end of a feature's range."""
     step_size: OptionalRadius = None
-    """Step size (default: 2.5 * eps / steps)."""
+    """Size of the first step (default: 2 * eps, or 2.5 * eps / steps with a constant schedule)."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Change of the step size over the steps; cosine falls towards 0."""
+    momentum: Share = 0.0
+    """Share of the last movement that each step repeats, at least 0 and below 1."""
     show: CountOrNone = 20
     """Rows of the table; the most useful features come first."""
     out: OptionalPath = None

@@ -15,7 +15,7 @@ from rich.text import Text
 from advfeat.attacks import APGD, Attack, Auto, Ensemble
 from advfeat.cli.console import bar, table
 from advfeat.cli.files import load_model, say_written, write_results
-from advfeat.cli.options import radii
+from advfeat.cli.options import option_of, radii
 from advfeat.evaluation import Evaluation, evaluate, pgd_attack, strong_attack
 from advfeat.files import check_writable_file
 from advfeat.json_files import to_json
@@ -91,10 +91,20 @@ def run(c: commands.Evaluate) -> None:
 def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
     if c.attack == "pgd":
         steps = 40 if c.steps is None else c.steps
-        attack = pgd_attack(eps, c.norm, steps=steps, step_size=c.step_size, restarts=c.restarts, seed=c.seed)
+        attack = pgd_attack(
+            eps,
+            c.norm,
+            steps=steps,
+            step_size=c.step_size,
+            restarts=c.restarts,
+            seed=c.seed,
+            schedule=c.schedule or "cosine",
+            momentum=c.momentum or 0.0,
+        )
         return attack.replace(autocast=c.runtime.autocast(), stop="success" if c.stop else None)
-    if c.step_size is not None:
-        raise ValueError(f"--step-size has no meaning for --attack {c.attack}, which finds its own")
+    for name in ("step_size", "schedule", "momentum"):
+        if getattr(c, name) is not None:
+            raise ValueError(f"{option_of(name)} has no meaning for --attack {c.attack}, which finds its own steps")
     if c.stop:
         raise ValueError(f"--stop has no meaning for --attack {c.attack}, which keeps the best iterate")
     steps = 100 if c.steps is None else c.steps
@@ -114,9 +124,17 @@ def _attack_in_words(c: commands.Evaluate, attack: Attack) -> str:
         )
     settings = attack.to_dict()
     words = f"{settings['attack']}, {settings['steps']} steps"
-    words += " of size 2.5 eps / steps unless given" if c.attack == "pgd" else ""
+    if c.attack == "pgd":
+        words += f" of {_step_sizes(c, settings)}"
     words += f", {settings['restarts']} start(s), {settings['objective']}, best iterate"
     return words + ("; a stronger attack can give much lower accuracy" if c.attack == "pgd" else "")
+
+
+def _step_sizes(c: commands.Evaluate, settings: dict) -> str:
+    falls = settings.get("schedule") == "cosine"
+    size = f"{c.step_size:g}" if c.step_size is not None else "2 eps" if falls else "2.5 eps / steps"
+    words = f"falling size, from {size}" if falls else f"size {size}"
+    return words + (f", momentum {c.momentum:g}" if c.momentum else "")
 
 
 def _percent(share) -> Text:

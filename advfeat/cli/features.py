@@ -40,7 +40,15 @@ def run(c: commands.Features) -> None:
     source = c.data.load(c.split, model.input_shape)
     check_fits(model, source.classes, source.image_shape, f"data set {source.name!r}", c.same_classes)
     check_labels(source.labels)
-    pgd = pgd_attack(eps, c.norm, steps=c.steps, step_size=c.step_size, seed=c.seed)
+    pgd = pgd_attack(
+        eps,
+        c.norm,
+        steps=c.steps,
+        step_size=c.step_size,
+        seed=c.seed,
+        schedule=c.schedule,
+        momentum=c.momentum,
+    )
     pgd = pgd.replace(autocast=c.runtime.autocast())
     with bar(f"attacking the features of {c.model} on {source.name}", "attacks") as report:
         ranges = attacked_ranges(

@@ -129,6 +129,7 @@ OptionalPath = Annotated[Path | None, _text("PATH", _given_path), QUIET]
 NeededPath = Annotated[Path, _text("PATH", _given_path)]
 OptionalText = Annotated[str | None, _text("STR", str), QUIET]
 Number = Annotated[float, _number(optional=False), Within(0, 10**6)]
+Share = Annotated[float, _number(optional=False), Within(0, 1)]
 OptionalShare = Annotated[float | None, _number(optional=True), Within(0, 1), QUIET]
 OptionalNumber = Annotated[float | None, _number(optional=True), QUIET]
 # Images lie in [0, 1]: a larger radius reaches nothing new and would eventually overflow float32.

@@ -160,7 +160,8 @@ def test_every_number_comes_with_its_settings(trained):
         "norm": "l2",
         "eps": 0.2,
         "steps": 20,
-        "step_size": 2.5 * 0.2 / 20,
+        "step_size": 2 * 0.2,
+        "schedule": "cosine",
         "restarts": 1,
         "random_start": False,
         "objective": "Margin(scale-free)",
@@ -320,7 +321,9 @@ def test_a_module_of_the_users_own_needs_no_adapter():
 
 
 def test_pgd_attack_says_what_is_wrong():
-    assert pgd_attack(0.5).to_dict()["step_size"] == pytest.approx(2.5 * 0.5 / 20)
+    falling, constant = pgd_attack(0.5).to_dict(), pgd_attack(0.5, schedule="constant").to_dict()
+    assert (falling["step_size"], falling["schedule"]) == (1.0, "cosine")
+    assert constant["step_size"] == pytest.approx(2.5 * 0.5 / 20) and "schedule" not in constant
     assert pgd_attack(0.5, "linf", step_size=0.1).to_dict()["step_size"] == 0.1
     assert isinstance(pgd_attack(0.5, "linf").threat, advfeat.Linf)
     with pytest.raises(ValueError, match='norm should be "l2" or "linf", got \'l1\''):

@@ -117,10 +117,10 @@ def plan(p: Preset) -> Evaluations:
     autocast = attack(p, eps).autocast
     attacks = (
         paper_attack(eps).replace(keep="best"),
-        pgd_attack(eps, steps=20, objective=Margin(1.0)),
-        pgd_attack(eps, steps=100, objective=Margin(1.0)),
-        pgd_attack(eps, steps=20, objective=CrossEntropy()),
-        pgd_attack(eps, steps=20, objective=CW()),
+        pgd_attack(eps, steps=20, objective=Margin(1.0), schedule="constant"),
+        pgd_attack(eps, steps=100, objective=Margin(1.0), schedule="constant"),
+        pgd_attack(eps, steps=20, objective=CrossEntropy(), schedule="constant"),
+        pgd_attack(eps, steps=20, objective=CW(), schedule="constant"),
         attack(p, eps),
     )
     plans: dict[Any, list[Evaluated]] = {
