@@ -68,6 +68,7 @@ def curves(
     *,
     columns: int = 3,
     limits: dict[str, tuple[float, str]] | None = None,
+    log_y: bool = False,
 ) -> Figure:
     """Lines over logarithmic x. labels: (x, y) by panel; limits: a horizontal line by panel, with its meaning."""
     from matplotlib.figure import Figure
@@ -79,7 +80,8 @@ def curves(
     for axis, (name, lines) in zip(figure.subplots(rows, columns, squeeze=False).ravel(), panels.items(), strict=False):
         for line, (x, y) in lines.items():
             number = names.index(line)
-            axis.plot(x, y, marker="osv^D"[number % 5], ms=5, lw=1.4, label=line, color=CURVES[number % 5])
+            look = {"marker": "osv^D"[number % 5], "ls": ("-", "--", ":")[number // 5 % 3], "color": CURVES[number % 5]}
+            axis.plot(x, y, ms=5, lw=1.4, label=line, **look)
         if name in (limits or {}):
             at, meaning = limits[name]
             axis.axhline(at, color="black", lw=0.9, ls=":", label=meaning)
@@ -87,12 +89,15 @@ def curves(
         places = sorted({value for x, _ in lines.values() for value in x})
         axis.set_xticks(places, [f"{value:g}" for value in places], fontsize=8)
         axis.minorticks_off()
-        axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
+        if log_y:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
         axis.set_title(name, fontsize=10)
         axis.set_xlabel(labels[name][0], fontsize=9)
         axis.set_ylabel(labels[name][1], fontsize=9)
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8 if len(names) <= 6 else 6)
     return figure
 
 
