@@ -10,16 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.tiny_preset import tiny_preset
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from advfeat import datasets, models  # noqa: E402
 from advfeat import ops as operators  # noqa: E402
 from advfeat.experiments import catalogue, times  # noqa: E402
 from benchmarks import (  # noqa: E402
     apgd,
     attacks,
     build,
+    cycles,
+    fast_sets,
     gpu,
     measure,
     memory,
@@ -28,6 +32,7 @@ from benchmarks import (  # noqa: E402
     representation,
     reproduction,
     scaling,
+    schedules,
     stand_ins,
 )
 
@@ -191,6 +196,46 @@ def test_the_scaling_command(tmp_path, monkeypatch):
     # the documentation's promise, for batches that hide the few bytes a sample beside its images
     large = [row for row in rows if row["batch"] >= 8 and row["what"] != "model"]
     assert large and all(1 < row["images_a_sample"] <= scaling.GOAL for row in large)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """An untrained model in a run folder."""
+    source = datasets.load("digits", limit=20)
+    folder = tmp_path / "run"
+    models.save(models.create("small-convnet", 10, source.image_shape, width=4), folder)
+    return folder
+
+
+def test_the_schedules_command(tmp_path, run_folder):
+    tiny = ["--passes", "2", "4", "--most", "2", "--images", "4", "--samples", "12", "--out", str(tmp_path)]
+    schedules.main(["--standard", str(run_folder), "--adversarial", str(run_folder), *tiny])
+    tables = whole(tmp_path, "schedules_digits", "matching", "evaluation")["tables"]
+    matched = tables["schedules_digits_matching"]
+    assert {row["steps"] for row in matched} == set(schedules.MATCHING)
+    assert {row["passes"] for row in matched if row["steps"] == "steps of 0.1"} == {2, 4}
+    left = tables["schedules_digits_evaluation"]
+    assert {row["PGD"] for row in left} == set(schedules.EVALUATION) and all(row["samples"] == 12 for row in left)
+
+
+def test_the_cycles_command(tmp_path, run_folder):
+    tiny = ["--steps", "40", "--images", "12", "--out", str(tmp_path)]
+    cycles.main(["--standard", str(run_folder), "--adversarial", str(run_folder), *tiny])
+    rows = json.loads((tmp_path / "cycles_digits.json").read_text())["tables"]["cycles_digits"]
+    assert len(rows) == 4
+    for row in rows:
+        assert row["passes"] <= row["passes of all steps"] and 0 <= row["saved"] < 1
+
+
+@pytest.mark.slow
+def test_the_fast_sets_command(tmp_path, monkeypatch):
+    tiny = tiny_preset()
+    monkeypatch.setattr(fast_sets.presets, "_PRESETS", {"digits": lambda: tiny})
+    options = ["--seeds", "1", "--sets", "det", "--store", str(tmp_path / "store"), "--out", str(tmp_path)]
+    fast_sets.main(options)
+    rows = json.loads((tmp_path / "fast_sets_digits.json").read_text())["tables"]["fast_sets_digits"]
+    assert [row["preset"] for row in rows] == ["digits", "digits-fast"] and rows[1]["passes"] == 20
+    assert all(row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] for row in rows)
 
 
 @pytest.mark.slow
