@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from advfeat._arguments import flag, meant, number
+from advfeat._arguments import meant, number
 from advfeat.attacks import pool
 from advfeat.attacks.base import Batch, GivenObjective, GradientAttack, check_settings
 from advfeat.attacks.context import Run, undisturbed
@@ -47,10 +47,6 @@ class PGD(GradientAttack):
             ``step_size`` towards 0, ``step_size * (1 + cos(pi k / steps)) / 2`` at step k.
         momentum: the share of the last movement, projection included, that every step repeats before it moves along
             the gradient: the heavy ball of Polyak (1964), see :mod:`advfeat.ops`. At least 0 and below 1.
-        skip_cycles: end a sample's attack once an iterate returns, with the result of all steps. A step of constant
-            size depends on the iterate alone, so that one which returns proves that nothing new can come: L-inf steps,
-            which move on a lattice, soon run in circles; L2 steps seldom do. Samples leave the batch as with ``stop``.
-            Counts of zero and non-finite gradients are of the steps taken. Not for a model that is random in eval mode.
         objective: maximised, or minimised with ``targeted``; see :mod:`advfeat.objectives`. The default never
             saturates.
         random_start: start at a random point of the ball instead of at x.
@@ -75,8 +71,7 @@ class PGD(GradientAttack):
     Raises:
         TypeError: a setting has the wrong type.
         ValueError: a setting is out of range, ``step_size`` is None with an infinite eps, or it is "polyak" and the
-            attack is untargeted or the optimum of the objective unknown; or ``skip_cycles`` is combined with step
-            sizes that change, momentum or :class:`advfeat.Converged`.
+            attack is untargeted or the optimum of the objective unknown.
 
     Example:
         attack = advfeat.PGD(advfeat.L2(0.5), steps=100, step_size=0.1, targeted=True)
@@ -98,7 +93,6 @@ class PGD(GradientAttack):
     graph: bool = field(default=True, metadata=CHANGES_NO_RESULT)
     schedule: Literal["constant", "cosine"] = field(default="constant", metadata=OMITTED_AT_DEFAULT)
     momentum: float = field(default=0.0, metadata=OMITTED_AT_DEFAULT)
-    skip_cycles: bool = field(default=False, metadata=CHANGES_NO_RESULT)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", as_objective(self.objective))
@@ -122,14 +116,6 @@ class PGD(GradientAttack):
             raise ValueError(f'keep should be "last" or "best", got {self.keep!r}')
         if not (self.stop in (None, "success") or isinstance(self.stop, Converged)):
             raise ValueError(f'stop should be None, "success" or advfeat.Converged(), got {self.stop!r}')
-        object.__setattr__(self, "skip_cycles", flag("skip_cycles", self.skip_cycles))
-        for name in ("step_size", "schedule", "momentum", "stop") if self.skip_cycles else ():
-            value = getattr(self, name)
-            if value in ("polyak", "cosine") or isinstance(value, Converged) or (name == "momentum" and value):
-                raise ValueError(
-                    f"skip_cycles should be False with {name}={value!r}, for which an iterate that returns proves "
-                    "nothing, got True"
-                )
 
     def _check_polyak(self) -> None:
         if self.objective.optimum is None:
@@ -148,27 +134,23 @@ class PGD(GradientAttack):
             return self.step_size
         return (2.5 / max(self.steps, 1) if self.schedule == "constant" else 2.0) * self.threat.eps
 
-    @property
-    def _leaves_early(self) -> bool:
-        return self.stop is not None or self.skip_cycles
-
     def to_dict(self) -> dict:
         """See :meth:`advfeat.attacks.Attack.to_dict`; with the effective step size, and the seed of a call with ids."""
         size = self.step_size if isinstance(self.step_size, str) else as_json(self.step_length)
         return super().to_dict() | {"step_size": size, "seed": self.seed or 0}
 
     def _run(self, run: Run) -> AttackResult:
-        return pool.run(self, run) if self._leaves_early else _Loop(self, run).run()
+        return pool.run(self, run) if self.stop is not None else _Loop(self, run).run()
 
     def _over(self, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
-        """With ``stop`` or ``skip_cycles``, runs continuous batching: finished samples leave, and the next ones enter.
+        """With ``stop``, runs continuous batching: finished samples leave, and the next ones take their places.
 
         See :mod:`advfeat.attacks.pool`. A result equals that of :meth:`run`; it comes a little later, with up to 32
         batches started.
         """
         if type(self)._run is not PGD._run:  # a subclass with its own loop
             return super()._over(model, batches)
-        if not self._leaves_early:
+        if self.stop is None:
             return _in_step(self, model, batches)
         if any(isinstance(v, Tensor) and v.dim() > 0 for v in (self.threat.eps, self.step_size)):
             return super()._over(model, batches)
@@ -191,10 +173,10 @@ def _in_step(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator
 
 
 class _Loop:
-    """The loop without ``stop`` and ``skip_cycles``: all steps for all samples of a batch, in lockstep.
+    """The loop for ``stop=None``: all steps for all samples of a batch, in lockstep.
 
-    With ``again`` the buffers are kept for the next batch, if that is of the same kind. Where samples leave early see
-    :mod:`advfeat.attacks.pool`.
+    With ``again`` the buffers are kept for the next batch, if that is of the same kind. For other values of ``stop``
+    see :mod:`advfeat.attacks.pool`.
     """
 
     def __init__(self, attack: PGD, batch: Run, again: bool = False) -> None:

@@ -18,7 +18,6 @@ from torch import Tensor
 from advfeat.attacks.attacked_model import AttackedModel
 from advfeat.attacks.context import Run, random_iterate, undisturbed
 from advfeat.attacks.convergence import Converged
-from advfeat.attacks.cycles import Cycles
 from advfeat.attacks.gradient import successes, value_and_grad
 from advfeat.attacks.record import Record
 from advfeat.attacks.replay import ReplayedStep
@@ -39,7 +38,7 @@ def run(attack: PGD, samples: Run) -> AttackResult:
     """The result for one batch; each sample runs until its own stop, and the batch shrinks.
 
     Args:
-        attack: an attack with a ``stop`` or ``skip_cycles``.
+        attack: an attack with a ``stop``.
         samples: the batch.
 
     Returns:
@@ -62,7 +61,7 @@ def over(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator[tup
     depends on the batch inside the model.
 
     Args:
-        attack: an attack with a ``stop`` or ``skip_cycles``, whose eps and step_size are not per sample.
+        attack: an attack with a ``stop``, whose eps and step_size are not per sample.
         model: as for :meth:`advfeat.attacks.Attack.run`.
         batches: the batches, with ids.
 
@@ -187,7 +186,6 @@ class _Pool:
         self.sign = -1.0 if attack.targeted else 1.0
         self.sizes = StepSizes(attack, first.threat, x.device)
         self.rule = attack.stop if isinstance(attack.stop, Converged) else None
-        self.cycles = Cycles(attack, x) if attack.skip_cycles else None
         self.packs = False  # whether to pack the places in use, once the data set is exhausted
         self.queue: deque[_Batch] = deque()  # batches with samples that have not entered yet
         self.homes: dict[int, _Batch] = {}  # the batches of the samples in the places, by number
@@ -264,13 +262,7 @@ class _Pool:
         live = s["live"]
         s["passes"].add_(live)
         record.see(success & live, s["step"])
-        ending = s["step"] >= attack.steps
-        if self.cycles is not None:
-            ending |= self.cycles.end(s["x"], s["step"], live)
-        if self.rule is not None:
-            ending |= self._stalls(self.rule, value)
-        elif attack.stop == "success":
-            ending |= success
+        ending = (s["step"] >= attack.steps) | (success if self.rule is None else self._stalls(self.rule, value))
         better = record.is_better(value, success)
         if attack.keep == "last":  # the last iterate of the first start, or a better last one of a later start
             better = ending & ((s["restart"] == 0) | better)
@@ -318,8 +310,6 @@ class _Pool:
             s["restart"][at], s["step"][at], s["since"][at] = restart, 0, 0
             if self.attack.momentum:
                 s["velocity"][at] = 0
-            if self.cycles is not None:
-                self.cycles.forget(at)
             s["gained"][at], s["live"][at] = float("nan"), True
 
     def _fill(self) -> None:
@@ -345,8 +335,6 @@ class _Pool:
         for name, value in new.items():
             s[name][rows] = value
         self.record.forget(part.x0, rows)
-        if self.cycles is not None:
-            self.cycles.forget(rows)
         for name in ("step", "restart", "passes", "since"):
             s[name][rows] = 0
         s["id"][rows] = part.ids
@@ -366,7 +354,6 @@ class _Pool:
         self.record = self.record.rows(rows)
         self.threat = self.threat.rows(rows)
         self.sizes = self.sizes.rows(rows)
-        self.cycles = None if self.cycles is None else self.cycles.rows(rows)
         for look in self.unread:
             look.keep(kept)
         self.used, self.home, self.row = self.used[kept], self.home[kept], self.row[kept]

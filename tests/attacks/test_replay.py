@@ -84,18 +84,6 @@ def test_step_sizes_and_velocities_move_in_a_replayed_graph(graphs, net, kind, e
     assert graphs
 
 
-@pytest.mark.parametrize("keep", ["last", "best"])
-def test_cycles_are_found_in_a_replayed_graph(graphs, net, keep):
-    net, (x, y) = net.double(), data(36)
-    x = x.double()
-    attack = PGD(Linf(0.1), steps=60, step_size=0.04, keep=keep, skip_cycles=True)
-    batches = list(zip(x.split(12), y.split(12), strict=True))
-    eager = [attack.replace(graph=False).run(net, a, b) for a, b in batches]
-    for (_, got), want in zip(attack.over(net, batches), eager, strict=True):
-        same(got, want)
-    assert graphs and sum(result.samples_forwarded for result in eager) < 36 * 61
-
-
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_polyaks_step_is_replayed(graphs, net, momentum):
     x, _ = data()

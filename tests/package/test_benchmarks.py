@@ -22,7 +22,6 @@ from benchmarks import (  # noqa: E402
     apgd,
     attacks,
     build,
-    cycles,
     fast_sets,
     gpu,
     measure,
@@ -216,15 +215,6 @@ def test_the_schedules_command(tmp_path, run_folder):
     assert {row["passes"] for row in matched if row["steps"] == "steps of 0.1"} == {2, 4}
     left = tables["schedules_digits_evaluation"]
     assert {row["PGD"] for row in left} == set(schedules.EVALUATION) and all(row["samples"] == 12 for row in left)
-
-
-def test_the_cycles_command(tmp_path, run_folder):
-    tiny = ["--steps", "40", "--images", "12", "--out", str(tmp_path)]
-    cycles.main(["--standard", str(run_folder), "--adversarial", str(run_folder), *tiny])
-    rows = json.loads((tmp_path / "cycles_digits.json").read_text())["tables"]["cycles_digits"]
-    assert len(rows) == 4
-    for row in rows:
-        assert row["passes"] <= row["passes of all steps"] and 0 <= row["saved"] < 1
 
 
 @pytest.mark.slow
