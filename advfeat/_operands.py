@@ -181,6 +181,18 @@ def check_copy_rows(dst: Tensor, src: Tensor, mask: Tensor) -> None:
     _check_device("mask", mask, "dst", dst)
 
 
+def check_hash_rows(x: Tensor) -> None:
+    """Checks the argument of :func:`advfeat.ops.hash_rows`.
+
+    Args:
+        x: as for :func:`advfeat.ops.hash_rows`.
+
+    Raises:
+        RuntimeError: the argument is invalid.
+    """
+    _check_batch("x", x)
+
+
 def check_update(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> None:
     """Checks the arguments of :func:`advfeat.ops.update_best_`.
 

@@ -6,7 +6,7 @@
         advfeat.ops.l2_step_(x, grad, x0, step_size=0.1, eps=0.5)    # one pass: step, ball, box; in place
 
 A batch ``[B, ...]`` is B samples. Steps and projections exist out of place and, with a trailing ``_``, in place on
-their first argument; random starts only out of place, copies only in place. They have in common:
+their first argument; random starts and hashes only out of place, copies only in place. They have in common:
 
 * ``x``, ``x0``: float32, float64, float16 or bfloat16, with equal shape, dtype and device; ``grad`` like ``x``, or
   float16 or bfloat16 with a float32 ``x``. Arithmetic is in float32 (float64 for float64); norms are accumulated in
@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ Number = float | Tensor
 
 __all__ = [
     "copy_rows_",
+    "hash_rows",
     "l2_step",
     "l2_step_",
     "linf_step",
@@ -74,8 +76,10 @@ if _C is not None:
     _kernel_devices = frozenset({"cpu", "cuda", "meta"} if _C.build_config()["cuda"] else {"cpu", "meta"})
 
 
-def _operator(name: str) -> Any:  # None is never called: every call then goes to plain torch
-    """A compiled operator, None without the extension; also registers the shape of its result for torch.compile.
+def _operator(name: str, result: Callable[[Tensor], Tensor] = torch.empty_like) -> Any:
+    """A compiled operator; also registers what its result is like, given the first argument, for torch.compile.
+
+    None without the extension, which is never called: every call then goes to plain torch.
 
     In-place operators return nothing. If one of several tensors is on the meta device, the dispatcher also calls the
     registered function; the result would be uninitialised memory, so that is rejected here.
@@ -88,7 +92,7 @@ def _operator(name: str) -> Any:  # None is never called: every call then goes t
 
     def fake(*arguments: Any) -> Tensor | None:
         _check_devices(dict(zip(names, arguments, strict=True)))
-        return torch.empty_like(arguments[0]) if schema.returns else None
+        return result(arguments[0]) if schema.returns else None
 
     torch.library.register_fake(f"advfeat::{name}", fake)
     return operator
@@ -639,6 +643,34 @@ def copy_rows_(dst: Tensor, src: Tensor, mask: Tensor) -> Tensor:
         return dst.copy_(reference.copy_rows(dst, src, mask))
     _copy_rows_(dst, src, mask)
     return _written(dst)
+
+
+_hash_rows = _operator("hash_rows", lambda x: x.new_empty(x.shape[:1], dtype=torch.int64))
+
+
+def hash_rows(x: Tensor) -> Tensor:
+    """A 64-bit hash of each sample, by which one that has been seen before is recognised without keeping it.
+
+    ``sum_i mix(bits of value i + (i + 1) * c)`` modulo 2^64, over the values in the order of their indices, with c the
+    golden ratio's 2^64 / phi and mix the finalizer of SplitMix64 (Steele, Lea and Flood 2014). A sum of integers, so
+    that the bits are the same for every batch, memory layout, number of threads and device. Bit patterns are hashed:
+    0.0 and -0.0 differ, as do two NaNs of other bits; the same number in another dtype has another hash. Two given
+    samples that differ have one hash with a probability of about 2^-64; it is no defence against samples made to
+    collide.
+
+    Args:
+        x: [B, ...]. It needs no gradient, and the hash has none.
+
+    Returns:
+        int64 [B]; 0 for samples without values.
+
+    Raises:
+        RuntimeError: an argument is invalid.
+    """
+    if not _has_kernel(x):
+        _operands.check_hash_rows(x)
+        return reference.hash_rows(x.detach())
+    return _hash_rows(x.detach())
 
 
 def update_best_(best_x: Tensor, best_value: Tensor, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -204,3 +204,24 @@ def copy_rows(dst: Tensor, src: Tensor, mask: Tensor) -> Tensor:
         The new dst.
     """
     return torch.where(mask.reshape(-1, *[1] * (dst.dim() - 1)), src, dst)
+
+
+# Of the hash, as signed numbers: 2^64 over the golden ratio, and the factors of SplitMix64's finalizer.
+_POSITION, *_FACTORS = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _shifted(z: Tensor, by: int) -> Tensor:
+    """A logical shift to the right, of int64."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
+
+
+def hash_rows(x: Tensor) -> Tensor:
+    """See :func:`advfeat.ops.hash_rows`."""
+    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    z = _flat(x.view(words)).to(torch.int64)
+    if words != torch.int64:
+        z = z & ((1 << 8 * x.element_size()) - 1)  # the bits above are zeros, not those of the sign
+    z = z + _POSITION * torch.arange(1, z.shape[1] + 1, device=x.device)  # int64 wraps around
+    for factor, shift in zip(_FACTORS, (30, 27), strict=True):
+        z = (z ^ _shifted(z, shift)) * factor
+    return (z ^ _shifted(z, 31)).sum(dim=1)

@@ -46,6 +46,7 @@ def every_kernel(device: str, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> N
             x0 = torch.rand(shape, device=device).to(dtype)
             ids, mask = torch.arange(shape[0], device=device), torch.rand(shape[0], device=device) < 0.5
             ops.copy_rows_(ops.random_start_linf(x0, 0.03, 1, ids), ops.random_start_l2(x0, 0.5, 1, ids), mask)
+            ops.hash_rows(x0)
     if device == "cuda":
         torch.cuda.synchronize()
 

@@ -35,6 +35,7 @@ WIDE = {
     "l2_sum_tiles": (3, 0),
     "l2_move_tiles": (3, 1),
     "copy_words": (1, 1),
+    "hash_tiles": (1, 0),
 }
 HALF_GRADIENT = ("f6__half", "f13__nv_bfloat16")
 # No vectors: l2_decide reads values only where sums cancel, the rest has nothing to gain (tuning.h).

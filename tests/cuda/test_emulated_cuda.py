@@ -154,7 +154,7 @@ def test_a_step_does_not_depend_on_how_it_runs(emulator, op, shape, dtype):
 
 
 @pytest.mark.parametrize("shape", ROWS[:3], ids=str)
-def test_random_starts_and_copied_rows_do_not_depend_on_how_they_run(emulator, shape):
+def test_random_starts_hashes_and_copied_rows_do_not_depend_on_how_they_run(emulator, shape):
     src, dst, x0 = tensors(shape)
     mask = torch.tensor([True, False, False, True, True, False, True])
     for op in ("random_start_linf", "random_start_l2"):
@@ -162,6 +162,9 @@ def test_random_starts_and_copied_rows_do_not_depend_on_how_they_run(emulator, s
         want, _ = on(emulator, Device(), op, *arguments)
         for run in RUNS:
             assert same_bits(on(emulator, Device(**run), op, *arguments)[0], want), (op, run)
+    want = reference.hash_rows(src)
+    for run in RUNS:
+        assert torch.equal(on(emulator, Device(**run), "hash_rows", src)[0], want), run
     want = reference.copy_rows(dst, src, mask)
     for run in RUNS:
         assert same_bits(on(emulator, Device(**run), "copy_rows_", dst.clone(), src, mask)[0], want), run

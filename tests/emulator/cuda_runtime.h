@@ -1,6 +1,7 @@
 // The part of CUDA that the .cu files of csrc use, over the emulator.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -24,6 +25,16 @@ inline int __syncthreads_or(int predicate) { return emulator::block_barrier_or(p
 inline double __shfl_xor_sync(unsigned mask, double value, int lanes) {
   if (mask != 0xFFFFFFFFu) emulator::fail("a shuffle by a part of a warp");
   return emulator::shuffle_xor(value, lanes);
+}
+inline unsigned long long __shfl_xor_sync(unsigned mask, unsigned long long value, int lanes) {
+  return std::bit_cast<unsigned long long>(__shfl_xor_sync(mask, std::bit_cast<double>(value), lanes));
+}
+
+// All threads of a launch take turns on one thread of the CPU.
+inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long value) {
+  const unsigned long long before = *to;
+  *to += value;
+  return before;
 }
 
 [[noreturn]] inline void __trap() { emulator::fail("a trap"); }

@@ -58,7 +58,11 @@ SAMPLES = list(_samples())
 
 
 def test_opcheck_sees_the_operators():
-    assert {"l2_step_", "project_linf", "random_start_l2", "copy_rows_"} <= {op for op, _ in SAMPLES} == set(OPERATORS)
+    assert (
+        {"l2_step_", "project_linf", "random_start_l2", "copy_rows_", "hash_rows"}
+        <= {op for op, _ in SAMPLES}
+        == set(OPERATORS)
+    )
 
 
 @pytest.mark.parametrize(("op", "arguments"), SAMPLES, ids=[f"{op}-{i}" for i, (op, _) in enumerate(SAMPLES)])

@@ -110,6 +110,18 @@ def test_copy_rows_refuses_the_same_on_every_path(path, changes, message):
         ops.copy_rows_(**{"dst": X.clone(), "src": X, "mask": MASK} | changes)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.tensor(1.0), r"x should be a batch \[B, ...\], got a tensor without dimensions"),
+        (X.long(), "x should be float32, float64, float16 or bfloat16, got Long"),
+    ],
+)
+def test_hash_rows_refuses_the_same_on_every_path(path, wrong, message):
+    with pytest.raises(RuntimeError, match=message):
+        ops.hash_rows(wrong)
+
+
 @pytest.mark.parametrize("wrong", [X.numpy(), X.tolist(), None])
 def test_what_is_no_tensor_is_named(path, wrong):
     for call, name in (
@@ -119,6 +131,7 @@ def test_what_is_no_tensor_is_named(path, wrong):
         (lambda: ops.project_linf_(wrong, X, 0.1), "x"),
         (lambda: ops.random_start_l2(wrong, 0.1, 0, IDS), "x0"),
         (lambda: ops.copy_rows_(wrong, X, MASK), "dst"),
+        (lambda: ops.hash_rows(wrong), "x"),
         (lambda: ops.copy_rows_(X.clone(), X, wrong), "mask"),
     ):
         with pytest.raises(RuntimeError, match=rf"\b{name}\b") as raised:
