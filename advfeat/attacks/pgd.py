@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from advfeat._arguments import meant, number
+from advfeat._arguments import flag, meant, number
 from advfeat.attacks import pool
 from advfeat.attacks.base import Batch, GivenObjective, GradientAttack, check_settings
 from advfeat.attacks.context import Run, undisturbed
@@ -67,11 +67,20 @@ class PGD(GradientAttack):
             runs eagerly, with a warning that says why; the result's ``why_eager`` holds the reason too. Set it to False
             for a model whose Python code behaves differently from call to call, since a replay does not run that code
             again.
+        skip_cycles: end a sample's attack once its iterates are proven to repeat. The result is that of all steps, with
+            the same x_adv, value, success, first_success and counts of bad gradients; ``samples_forwarded`` shows what
+            was saved. It saves more the more steps there are and the longer they are (docs/performance.md). L-inf
+            iterates repeat; L2 iterates hardly ever do, except where the gradient is zero. Samples leave the batch and
+            others take their places, as with ``stop``; as there, results are equal up to the rounding by which a
+            model's outputs depend on the rest of the batch. The proof holds for a model that always gives the same
+            gradient at the same image, not for one that draws random numbers. It takes memory for one more image per
+            sample, and needs a constant schedule, no momentum, and a ``step_size`` that is a number or None.
 
     Raises:
         TypeError: a setting has the wrong type.
-        ValueError: a setting is out of range, ``step_size`` is None with an infinite eps, or it is "polyak" and the
-            attack is untargeted or the optimum of the objective unknown.
+        ValueError: a setting is out of range, ``step_size`` is None with an infinite eps, it is "polyak" and the attack
+            is untargeted or the optimum of the objective unknown, or ``skip_cycles`` is given where steps do not depend
+            on the iterate alone.
 
     Example:
         attack = advfeat.PGD(advfeat.L2(0.5), steps=100, step_size=0.1, targeted=True)
@@ -93,6 +102,7 @@ class PGD(GradientAttack):
     graph: bool = field(default=True, metadata=CHANGES_NO_RESULT)
     schedule: Literal["constant", "cosine"] = field(default="constant", metadata=OMITTED_AT_DEFAULT)
     momentum: float = field(default=0.0, metadata=OMITTED_AT_DEFAULT)
+    skip_cycles: bool = field(default=False, metadata=CHANGES_NO_RESULT)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", as_objective(self.objective))
@@ -116,6 +126,9 @@ class PGD(GradientAttack):
             raise ValueError(f'keep should be "last" or "best", got {self.keep!r}')
         if not (self.stop in (None, "success") or isinstance(self.stop, Converged)):
             raise ValueError(f'stop should be None, "success" or advfeat.Converged(), got {self.stop!r}')
+        object.__setattr__(self, "skip_cycles", flag("skip_cycles", self.skip_cycles))
+        if self.skip_cycles:
+            self._check_that_cycles_repeat()
 
     def _check_polyak(self) -> None:
         if self.objective.optimum is None:
@@ -124,6 +137,15 @@ class PGD(GradientAttack):
             )
         if not self.targeted:
             raise ValueError('step_size should be a number for an untargeted attack, got "polyak"')
+
+    def _check_that_cycles_repeat(self) -> None:
+        """An iterate that returns proves a cycle only if the same step always follows it."""
+        others = {"schedule": self.schedule != "constant", "momentum": self.momentum != 0}
+        others |= {"step_size": isinstance(self.step_size, str)}
+        for name in (name for name, differs in others.items() if differs):
+            raise ValueError(
+                f"skip_cycles should be False with {name}={getattr(self, name)!r}, which makes steps differ, got True"
+            )
 
     @property
     def step_length(self) -> Number | None:
@@ -139,18 +161,23 @@ class PGD(GradientAttack):
         size = self.step_size if isinstance(self.step_size, str) else as_json(self.step_length)
         return super().to_dict() | {"step_size": size, "seed": self.seed or 0}
 
+    @property
+    def _runs_in_pool(self) -> bool:
+        """Whether samples leave the batch before all steps are done."""
+        return self.stop is not None or self.skip_cycles
+
     def _run(self, run: Run) -> AttackResult:
-        return pool.run(self, run) if self.stop is not None else _Loop(self, run).run()
+        return pool.run(self, run) if self._runs_in_pool else _Loop(self, run).run()
 
     def _over(self, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
-        """With ``stop``, runs continuous batching: finished samples leave, and the next ones take their places.
+        """With ``stop`` or ``skip_cycles``, finished samples leave and the next ones take their places.
 
         See :mod:`advfeat.attacks.pool`. A result equals that of :meth:`run`; it comes a little later, with up to 32
         batches started.
         """
         if type(self)._run is not PGD._run:  # a subclass with its own loop
             return super()._over(model, batches)
-        if self.stop is None:
+        if not self._runs_in_pool:
             return _in_step(self, model, batches)
         if any(isinstance(v, Tensor) and v.dim() > 0 for v in (self.threat.eps, self.step_size)):
             return super()._over(model, batches)
@@ -173,10 +200,10 @@ def _in_step(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator
 
 
 class _Loop:
-    """The loop for ``stop=None``: all steps for all samples of a batch, in lockstep.
+    """The loop without ``stop`` and ``skip_cycles``: all steps for all samples of a batch, in lockstep.
 
-    With ``again`` the buffers are kept for the next batch, if that is of the same kind. For other values of ``stop``
-    see :mod:`advfeat.attacks.pool`.
+    With ``again`` the buffers are kept for the next batch, if that is of the same kind. With ``stop`` or
+    ``skip_cycles`` see :mod:`advfeat.attacks.pool`.
     """
 
     def __init__(self, attack: PGD, batch: Run, again: bool = False) -> None:

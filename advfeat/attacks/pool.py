@@ -1,9 +1,10 @@
 """Continuous batching: finished samples leave the batch, and the next samples of the data set take their places.
 
 Serving systems do the same for language models. Under ``stop="success"`` most samples of a standard model are broken in
-the first steps and a few take all of them. A batch that only shrinks ends as a handful of samples, whose passes through
-the model cost nearly as much as those of a full batch. Here every pass is full until the data set is exhausted, or
-until the largest allowed number of batches waits for a slow sample of the first one.
+the first steps and a few take all of them; under ``skip_cycles`` samples leave that walk in circles. A batch that only
+shrinks ends as a handful of samples, whose passes through the model cost nearly as much as those of a full batch. Here
+every pass is full until the data set is exhausted, or until the largest allowed number of batches waits for a slow
+sample of the first one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from advfeat.attacks.attacked_model import AttackedModel
 from advfeat.attacks.context import Run, random_iterate, undisturbed
 from advfeat.attacks.convergence import Converged
+from advfeat.attacks.cycles import Cycles
 from advfeat.attacks.gradient import successes, value_and_grad
 from advfeat.attacks.record import Record
 from advfeat.attacks.replay import ReplayedStep
@@ -38,7 +40,7 @@ def run(attack: PGD, samples: Run) -> AttackResult:
     """The result for one batch; each sample runs until its own stop, and the batch shrinks.
 
     Args:
-        attack: an attack with a ``stop``.
+        attack: an attack with a ``stop`` or ``skip_cycles``.
         samples: the batch.
 
     Returns:
@@ -61,7 +63,7 @@ def over(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator[tup
     depends on the batch inside the model.
 
     Args:
-        attack: an attack with a ``stop``, whose eps and step_size are not per sample.
+        attack: an attack with a ``stop`` or ``skip_cycles``, whose eps and step_size are not per sample.
         model: as for :meth:`advfeat.attacks.Attack.run`.
         batches: the batches, with ids.
 
@@ -193,6 +195,7 @@ class _Pool:
         self.lag, self.pack_at = _lag_on(x.device), _pack_at(x.device)
         self.slots = self._empty(x)
         self.record = Record(x, attack.targeted)  # of the places, which the first batch fills
+        self.cycles = Cycles(x) if attack.skip_cycles else None
         self.step = ReplayedStep(x.device, attack.graph, again=True)
         # On the host: which places are in use, by which row of which batch, at which restart, and the last look taken
         # before this sample entered.
@@ -262,7 +265,15 @@ class _Pool:
         live = s["live"]
         s["passes"].add_(live)
         record.see(success & live, s["step"])
-        ending = (s["step"] >= attack.steps) | (success if self.rule is None else self._stalls(self.rule, value))
+        if self.rule is not None:
+            self._count_since_gain(self.rule, value)
+        if self.cycles is not None:
+            self._skip_laps(self.cycles)
+        ending = s["step"] >= attack.steps
+        if self.rule is not None:
+            ending |= s["since"] >= self.rule.patience
+        elif attack.stop == "success":
+            ending |= success
         better = record.is_better(value, success)
         if attack.keep == "last":  # the last iterate of the first start, or a better last one of a later start
             better = ending & ((s["restart"] == 0) | better)
@@ -277,15 +288,30 @@ class _Pool:
         record.status.add_(counts * live[:, None])
         s["step"].add_(1)
 
-    def _stalls(self, rule: Converged, value: Tensor) -> Tensor:
-        """Which samples have gained nothing for as long as the rule allows; counts this step."""
+    def _skip_laps(self, cycles: Cycles) -> None:
+        """Takes the samples that are known to walk in circles as many whole laps ahead as they have steps left for.
+
+        The few steps that remain end at the iterate at which all steps would end. A lap changes nothing but what counts
+        steps: all of its iterates have been seen, so none is a first success, better than the best or a gain.
+        """
+        s, record = self.slots, self.record
+        left = self.attack.steps - s["step"]
+        if self.rule is not None:
+            left = torch.minimum(left, self.rule.patience - s["since"])
+        length, counts = cycles.closed(s["x"], s["step"], record.status)
+        laps = torch.where(s["live"] & (length > 0), left.clamp(min=0) // length.clamp(min=1), 0)
+        s["step"].add_(laps * length)
+        s["since"].add_(laps * length)
+        record.status.add_((laps[:, None] * counts).to(torch.int32))
+
+    def _count_since_gain(self, rule: Converged, value: Tensor) -> None:
+        """Counts the steps of every sample since its last gain, this one included."""
         s = self.slots
         gained, rank = s["gained"], self.sign * value.to(s["gained"].dtype)
         enough = torch.where(gained.isinf(), gained, gained + rule.tolerance * gained.abs())
         gains = (rank > enough) | (gained.isnan() & ~rank.isnan())
         gained.copy_(torch.where(gains, rank, gained))
         s["since"].copy_(torch.where(gains, 0, s["since"] + 1))
-        return s["since"] >= rule.patience
 
     def _send_away(self, ended: Tensor) -> None:
         """Stores the results of the samples in these places."""
@@ -310,6 +336,8 @@ class _Pool:
             s["restart"][at], s["step"][at], s["since"][at] = restart, 0, 0
             if self.attack.momentum:
                 s["velocity"][at] = 0
+            if self.cycles is not None:
+                self.cycles.forget(at)
             s["gained"][at], s["live"][at] = float("nan"), True
 
     def _fill(self) -> None:
@@ -335,6 +363,8 @@ class _Pool:
         for name, value in new.items():
             s[name][rows] = value
         self.record.forget(part.x0, rows)
+        if self.cycles is not None:
+            self.cycles.forget(rows)
         for name in ("step", "restart", "passes", "since"):
             s[name][rows] = 0
         s["id"][rows] = part.ids
@@ -352,6 +382,7 @@ class _Pool:
         rows = kept.to(self.device)
         self.slots = {name: value[rows] for name, value in self.slots.items()}
         self.record = self.record.rows(rows)
+        self.cycles = None if self.cycles is None else self.cycles.rows(rows)
         self.threat = self.threat.rows(rows)
         self.sizes = self.sizes.rows(rows)
         for look in self.unread:
