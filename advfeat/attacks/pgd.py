@@ -69,12 +69,12 @@ class PGD(GradientAttack):
             again.
         skip_cycles: end a sample's attack once its iterates are proven to repeat. The result is that of all steps, with
             the same x_adv, value, success, first_success and counts of bad gradients; ``samples_forwarded`` shows what
-            was saved. It saves more the more steps there are and the longer they are (docs/performance.md). L-inf
-            iterates repeat; L2 iterates hardly ever do, except where the gradient is zero. Samples leave the batch and
-            others take their places, as with ``stop``; as there, results are equal up to the rounding by which a
-            model's outputs depend on the rest of the batch. The proof holds for a model that always gives the same
-            gradient at the same image, not for one that draws random numbers. It takes memory for one more image per
-            sample, and needs a constant schedule, no momentum, and a ``step_size`` that is a number or None.
+            was saved: nearly all of many steps of eps / 4, little with the default step size (docs/performance.md). L2
+            iterates hardly ever repeat, except where the gradient is zero. Samples leave the batch and others take
+            their places, as with ``stop``; as there, results are equal up to the rounding by which a model's outputs
+            depend on the rest of the batch. The proof holds for a model that always gives the same gradient at the same
+            image, not for one that draws random numbers. It takes memory for one more image per sample, and needs a
+            constant schedule, no momentum, and a ``step_size`` that is a number or None.
 
     Raises:
         TypeError: a setting has the wrong type.

@@ -28,7 +28,8 @@ class AttackResult:
             sample. A sample with many is not robust but unattacked: report it alongside the accuracy.
         nonfinite_grad_steps: int32 [B], the number of steps at which the gradient held NaN or inf, so that it did not
             move the sample; report it likewise.
-        samples_forwarded: the cost, in samples through the model's forward pass.
+        samples_forwarded: the cost, in samples through the model's forward pass; steps that ``skip_cycles`` skips cost
+            nothing, while all other counts are those of all steps.
         samples_backwarded: the cost, in samples through the model's backward pass.
         why_eager: a short reason why the steps were not replayed as a CUDA graph; None if they were.
     """

@@ -31,7 +31,7 @@ class OneByOne(nn.Module):
 
 
 def problem(dtype=F64, n=12, seed=0):
-    """A smooth network one by one, images and labels of which half are wrong."""
+    """A smooth network one by one, images, and labels drawn at random."""
     net, _, _ = tanh_network(1)
     g = torch.Generator().manual_seed(seed)
     x, y = torch.rand(n, 3, 4, generator=g).to(dtype), torch.randint(5, (n,), generator=g)
