@@ -22,6 +22,7 @@ from benchmarks import (  # noqa: E402
     apgd,
     attacks,
     build,
+    cycles,
     fast_sets,
     gpu,
     measure,
@@ -226,6 +227,18 @@ def test_the_fast_sets_command(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "fast_sets_digits.json").read_text())["tables"]["fast_sets_digits"]
     assert [row["preset"] for row in rows] == ["digits", "digits-fast"] and rows[1]["passes"] == 20
     assert all(row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] for row in rows)
+
+
+@pytest.mark.slow
+def test_the_cycles_command(tmp_path, monkeypatch):
+    short = cycles.TRAINING.replace(epochs=1)
+    monkeypatch.setattr(cycles, "TRAINING", short)
+    monkeypatch.setattr(cycles, "ROBUST", short.replace(attack=cycles.ROBUST.attack.replace(steps=1)))
+    cycles.main(["--samples", "8", "--batch-size", "4", "--steps", "40", "60", "--out", str(tmp_path)])
+    rows = whole(tmp_path, "cycles_cpu", "")["tables"]["cycles_cpu"]
+    assert len(rows) == 2 * len(cycles.RADII) * len(cycles.STEP_SIZES) * 2
+    assert all(0 < row["share"] <= 1 and row["passes"] <= 8 * (row["steps"] + 1) for row in rows)
+    assert all(row["share"] < 1 for row in rows if row["step size"] == "eps / 4")
 
 
 @pytest.mark.slow
