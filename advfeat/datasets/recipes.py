@@ -289,7 +289,7 @@ PRESETS |= {
         ("cifar10", (100, 0.5, 0.9), (100, 0.5, 0.75), 20),
         # Ten times CIFAR-10's step sizes, as in the paper; not measured.
         ("restricted-imagenet", (200, 5.0, 0.9), (200, 5.0, 0.75), 20),
-        ("digits", (15, 1.0, 0.5), (15, 1.0, 0.5), 20),
+        ("digits", (15, 1.0, 0.5), (15, 0.5, 0.5), 20),
         ("cifar10-cpu", (20, 2.0, 0.5), (20, 0.5, 0.5), 10),
     )
 }

@@ -55,8 +55,8 @@ struct SharedPlan {
 };
 constexpr int kPortableCluster = 8;  // what every device with clusters takes
 constexpr int kMaxCluster = 16;      // what a device may take
-// Lengths: float32 values that fit an H100 or H200 (227 KB per block, 228 KB per multiprocessor), without momentum; with
-// it three quarters of that.
+// Lengths: float32 values that fit an H100 or H200 (227 KB per block, 228 KB per multiprocessor), without momentum;
+// with it three quarters of that.
 constexpr SharedPlan kSharedPlans[] = {
     {1, 2, 512},   // to 9,472. Two on a multiprocessor: one loads while the other reduces, which moves no memory.
     {2, 2, 512},   // to 18,944. Before {1, 1}, for the same reason.
