@@ -164,8 +164,9 @@ def source_files(cuda: bool, root: Path = ROOT) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern))
 
 
-CXX_FLAGS = ["-O3", "-fopenmp-simd", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
-NVCC_FLAGS = ["-O3", "-Xcompiler=-Wall,-Wextra,-fvisibility=hidden"]
+# -std: torch 2.11 and older would ask for C++17.
+CXX_FLAGS = ["-std=c++20", "-O3", "-fopenmp-simd", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler=-Wall,-Wextra,-fvisibility=hidden"]
 
 
 @dataclass(frozen=True)
