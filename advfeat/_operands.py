@@ -62,13 +62,7 @@ def check_step(
     if x0.dtype != x.dtype:
         raise RuntimeError(f"x0 should have the dtype of x, {_name(x)}, got {_name(x0)}")
     if steps:
-        grad = _check_like("grad", grad, "x", x)
-        _check_floating("grad", grad)
-        if grad.dtype != x.dtype and not (x.dtype == torch.float32 and grad.dtype in _HALF):
-            raise RuntimeError(
-                "grad should have the dtype of x, or be float16 or bfloat16 when x is float32; x is "
-                f"{_name(x)} and grad {_name(grad)}"
-            )
+        _check_grad(grad, "x", x)
         largest = math.inf if x.dtype == torch.float64 else torch.finfo(torch.float32).max
         _check_by_row(
             "step_size",
@@ -87,14 +81,7 @@ def check_step(
         elif momentum:
             raise no_velocity(momentum)
     _check_ball_and_box(x, eps, lo, hi, look)
-    if grad_status is not None:
-        _check_tensor("grad_status", grad_status)
-        if grad_status.dtype != torch.int32 or tuple(grad_status.shape) != (x.shape[0], 2):
-            raise RuntimeError(
-                f"grad_status should be a contiguous int32 tensor [B, 2] = ({x.shape[0]}, 2), got "
-                f"{_name(grad_status)} of shape {tuple(grad_status.shape)}"
-            )
-        _check_device("grad_status", grad_status, "x", x)
+    _check_grad_status(grad_status, "x", x)
 
 
 def no_velocity(momentum: float) -> RuntimeError:
@@ -107,6 +94,27 @@ def no_velocity(momentum: float) -> RuntimeError:
         The error.
     """
     return RuntimeError(f"velocity should be a tensor like x where there is momentum, {momentum:g}, got None")
+
+
+def check_accumulate(total: Tensor, grad: Tensor, decay: float, grad_status: Tensor | None) -> None:
+    """Checks the arguments of :func:`advfeat.ops.accumulate_gradient_`.
+
+    Args:
+        total: as for :func:`advfeat.ops.accumulate_gradient_`.
+        grad: as for :func:`advfeat.ops.accumulate_gradient_`.
+        decay: as for :func:`advfeat.ops.accumulate_gradient_`.
+        grad_status: as for :func:`advfeat.ops.accumulate_gradient_`.
+
+    Raises:
+        RuntimeError: an argument is invalid.
+    """
+    _check_batch("total", total)
+    _check_grad(grad, "total", total)
+    if not isinstance(decay, Real):
+        raise RuntimeError(f"decay should be a float, got {type(decay).__name__}")
+    if not 0 <= decay <= 1:
+        raise RuntimeError(f"decay should be at least 0 and at most 1, got {decay:g}")
+    _check_grad_status(grad_status, "total", total)
 
 
 def check_random_start(
@@ -268,6 +276,28 @@ def _check_like(name: str, given: object, of: str, x: Tensor) -> Tensor:
         raise RuntimeError(f"{name} should have the shape of {of} {tuple(x.shape)}, got {tuple(t.shape)}")
     _check_device(name, t, of, x)
     return t
+
+
+def _check_grad(grad: object, of: str, x: Tensor) -> None:
+    t = _check_like("grad", grad, of, x)
+    _check_floating("grad", t)
+    if t.dtype != x.dtype and not (x.dtype == torch.float32 and t.dtype in _HALF):
+        raise RuntimeError(
+            f"grad should have the dtype of {of}, or be float16 or bfloat16 when {of} is float32; {of} is "
+            f"{_name(x)} and grad {_name(t)}"
+        )
+
+
+def _check_grad_status(grad_status: Tensor | None, of: str, x: Tensor) -> None:
+    if grad_status is None:
+        return
+    _check_tensor("grad_status", grad_status)
+    if grad_status.dtype != torch.int32 or tuple(grad_status.shape) != (x.shape[0], 2):
+        raise RuntimeError(
+            f"grad_status should be a contiguous int32 tensor [B, 2] = ({x.shape[0]}, 2), got "
+            f"{_name(grad_status)} of shape {tuple(grad_status.shape)}"
+        )
+    _check_device("grad_status", grad_status, of, x)
 
 
 def _check_ball_and_box(x: Tensor, eps: Number, lo: Number | None, hi: Number | None, look: bool) -> None:

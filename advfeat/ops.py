@@ -25,7 +25,8 @@ their first argument; random starts and hashes only out of place, copies only in
 * Momentum: a step with a ``velocity`` like ``x``, zeros before the first step, starts from
   ``x + momentum * velocity`` instead of ``x``, and sets the velocity to the way from ``x`` to the result, projection
   included. This is the heavy ball of Polyak (1964), ``x_{k+1} = P(x_k + a u_k + momentum (x_k - x_{k-1}))``, with the
-  sign or the L2 direction of the gradient for u.
+  sign or the L2 direction of the gradient for u. The other form, MI-FGSM's, is a plain step along what
+  :func:`accumulate_gradient_` makes of the gradients.
 * Only the projections have a gradient. They are differentiable in forward and reverse mode, also to higher order, and
   are then computed in plain torch. A step raises an error if a derivative with respect to one of its tensors is being
   taken, also by :mod:`torch.func` and in forward mode. Under ``vmap`` all operators work, in plain torch.
@@ -56,6 +57,7 @@ except ImportError as error:  # not built, or built for another torch: fall back
 Number = float | Tensor
 
 __all__ = [
+    "accumulate_gradient_",
     "copy_rows_",
     "hash_rows",
     "l2_step",
@@ -436,6 +438,42 @@ def l2_step_(
     if velocity is not None:
         _written(velocity)
     return _written(x)
+
+
+_accumulate_gradient_ = _operator("accumulate_gradient_")
+
+
+def accumulate_gradient_(total: Tensor, grad: Tensor, decay: float, *, grad_status: Tensor | None = None) -> Tensor:
+    """Adds a gradient of L1 norm 1 to a decaying total, by sample and in place: ``decay total + grad/||grad||_1``.
+
+    This is the momentum of MI-FGSM (Dong et al. 2018, Algorithm 1). From zeros at first, a step along it is
+
+        accumulate_gradient_(total, grad, decay=1.0)
+        linf_step_(x, total, x0, step_size, eps)                     # or l2_step_
+
+    The scale of a gradient makes no difference, from 1e-38 to 1e38 (float64: any). A gradient that is zero or not
+    finite adds nothing. A float16 total loses a value's share of a gradient below 3e-8: keep it, and with it the
+    images, in float32 where samples have many values.
+
+    Args:
+        total: [B, ...] in the dtype of the images, updated in place; it must not share a part of its memory with
+            ``grad``.
+        grad: the gradient, like total, or float16 or bfloat16 with a float32 total.
+        decay: the share of the total that is kept, at least 0 and at most 1.
+        grad_status: int32 [B, 2] counters of the gradients that add nothing, see the module; None for none.
+
+    Returns:
+        ``total``.
+
+    Raises:
+        RuntimeError: an argument is invalid, or a derivative with respect to one is being taken.
+    """
+    _refuse_autograd("accumulate_gradient_", total, grad)
+    if not _has_kernel(total, "total"):
+        _operands.check_accumulate(total, grad, decay, grad_status)
+        return total.copy_(reference.accumulate_gradient(total, grad, decay, grad_status=grad_status))
+    _accumulate_gradient_(total, grad, decay, grad_status)
+    return _written(total)
 
 
 _project_linf = _operator("project_linf")

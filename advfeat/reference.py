@@ -60,15 +60,20 @@ def _norm(x: Tensor) -> Tensor:
     return torch.where(squares > 0, torch.where(squares > 0, squares, torch.ones_like(squares)).sqrt(), squares) * scale
 
 
-def _direction(grad: Tensor) -> Tensor:
-    """The direction grad / ||grad|| of each sample; zero where the gradient is zero or not finite."""
+def _direction(grad: Tensor, order: int = 2) -> Tensor:
+    """The direction grad / ||grad||_order, of order 1 or 2, of each sample; zero for a zero or non-finite gradient."""
     if grad.numel() == 0:
         return grad
     dims = list(range(1, grad.dim()))
     largest = grad.abs().amax(dim=dims, keepdim=True) if dims else grad.abs()
     usable = (largest > 0) & torch.isfinite(largest)
     scaled = torch.where(usable, grad, torch.zeros_like(grad)) / torch.where(usable, largest, torch.ones_like(largest))
-    norm = (scaled * scaled).sum(dim=dims, keepdim=True).sqrt() if dims else scaled.abs()
+    if not dims:
+        norm = scaled.abs()
+    elif order == 1:
+        norm = scaled.abs().sum(dim=dims, keepdim=True)
+    else:
+        norm = (scaled * scaled).sum(dim=dims, keepdim=True).sqrt()
     return scaled / torch.where(usable, norm, torch.ones_like(norm))
 
 
@@ -165,6 +170,23 @@ def l2_step(
     y = _l2_ball(y, x0.to(a), _rows(eps, x))
     y = _clip(y, _channels(lo, x, -math.inf), _channels(hi, x, math.inf)).to(x.dtype)
     return _with_velocity(y, x, velocity)
+
+
+def accumulate_gradient(total: Tensor, grad: Tensor, decay: float, *, grad_status: Tensor | None = None) -> Tensor:
+    """The out-of-place form of :func:`advfeat.ops.accumulate_gradient_`.
+
+    Args:
+        total: [B, ...].
+        grad: like total, or of a half type.
+        decay: the share of the total that is kept.
+        grad_status: int32 [B, 2] counters, updated in place; None for none.
+
+    Returns:
+        The new total.
+    """
+    a = _arithmetic(total)
+    _count(grad, grad_status)
+    return (decay * total.to(a) + _direction(grad.to(a), order=1)).to(total.dtype)
 
 
 def random_start_linf(

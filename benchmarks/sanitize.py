@@ -32,7 +32,9 @@ def steps(device: str, shape: tuple[int, ...], dtype: torch.dtype, grad_dtype: t
     # Steps that cancel the distance, and float64 values whose squares vanish: the second looks at a row.
     distance = (x - x0).double().flatten(1).norm(dim=1)
     ops.l2_step_(x, (x0 - x).to(grad_dtype), x0, distance, 1e-6)
+    ops.accumulate_gradient_(x, grad, 0.9, grad_status=counts)
     if dtype == torch.float64:
+        ops.accumulate_gradient_(x, grad.sign() * 1e308, 0.9)  # a norm that is taken again
         ops.l2_step_(x, grad * 1e-200, x0, 0.1, 0.5)
 
 

@@ -52,8 +52,9 @@ struct StepArgs {
   int32_t* grad_status = nullptr;  // [B, 2] or null: column 0 += gradient all zero, column 1 += gradient not finite
 };
 
-// Counts a row's bad gradient. A good one touches no memory.
-ADVFEAT_HOST_DEVICE inline void count_bad(const StepArgs& a, int64_t row, bool zero, bool not_finite) {
+// Counts a row's bad gradient, for arguments that have a grad_status. A good one touches no memory.
+template <typename Args>
+ADVFEAT_HOST_DEVICE inline void count_bad(const Args& a, int64_t row, bool zero, bool not_finite) {
   if (!a.grad_status) return;
   if (zero) ++a.grad_status[2 * row];
   if (not_finite) ++a.grad_status[2 * row + 1];

@@ -1,4 +1,4 @@
-// How a step is cut into work for threads on the CPU.
+// How a step, or another pass over rows, is cut into work for threads on the CPU.
 //
 // Blocks have a fixed size inside a row, whatever the number of threads and rows: a result depends on neither.
 #pragma once
@@ -45,14 +45,15 @@ class RowBox {
 
 struct Blocks {
   int64_t per_row, count, grain;
-  explicit Blocks(const StepArgs& a)
+  template <typename Args>
+  explicit Blocks(const Args& a)
       : per_row((a.dim + kBlock - 1) / kBlock),
         count(per_row * a.rows),
         grain(std::max<int64_t>(1, kGrain / std::min(a.dim, kBlock))) {}
 };
 
-template <typename Body>
-void for_each_block(const StepArgs& a, int64_t row, Body body) {
+template <typename Args, typename Body>
+void for_each_block(const Args& a, int64_t row, Body body) {
   for (int64_t begin = 0; begin < a.dim; begin += kBlock) body(row, begin, std::min(begin + kBlock, a.dim));
 }
 

@@ -40,15 +40,6 @@ ADVFEAT_HOST_DEVICE inline bool needs_scales(const L2Sums& s, bool has_grad) {
   return !(grad_safe && s.dd != 0 && in_safe_range(s.dd));
 }
 
-// The exponent e with |v| in [2^e, 2^(e+1)); 0 for zero and what is not finite.
-ADVFEAT_HOST_DEVICE inline int exponent_of(double v) { return v > 0 && finite(v) ? ilogb(v) : 0; }
-
-// The power of two 2^-e, with e limited so that it is a normal number of the arithmetic type.
-ADVFEAT_HOST_DEVICE inline double inverse_power_of_two(int e, int limit) {
-  e = e > limit ? limit : (e < -limit ? -limit : e);
-  return ldexp(1.0, -e);
-}
-
 // The scales for a row whose largest magnitudes are these.
 ADVFEAT_HOST_DEVICE inline L2Scales scales_for(double grad, double d) {
   L2Scales scales;

@@ -43,6 +43,35 @@ PerRow per_row(double value, const OptionalTensor& rows, const char* name, const
   return {0, p};
 }
 
+Dtype gradient_dtype(const Tensor& grad, const Tensor& x, const char* x_name) {
+  check_same_shape(grad, "grad", x, x_name);
+  check_same_device(grad, "grad", x, x_name);
+  const Dtype dtype = floating_dtype(x, x_name), own = floating_dtype(grad, "grad");
+  const bool half = own == Dtype::float16 || own == Dtype::bfloat16;
+  ADVFEAT_CHECK(own == dtype || (dtype == Dtype::float32 && half), "grad should have the dtype of ", x_name,
+                ", or be float16 or bfloat16 when ", x_name, " is float32; ", x_name, " is ", dtype_name(x),
+                " and grad ", dtype_name(grad));
+  return own;
+}
+
+Layout common_layout(const Tensor& x, const Tensor* grad) {
+  const Layout layout = layout_of(x);
+  if (layout == Layout::contiguous && grad && !rows_lie(*grad, layout) && rows_lie(x, Layout::channels_last))
+    return Layout::channels_last;  // one channel or one pixel: both at once
+  return layout;
+}
+
+int32_t* counters_of(const OptionalTensor& grad_status, int64_t rows, const Tensor& x, const char* x_name) {
+  if (!grad_status) return nullptr;
+  const Tensor& t = *grad_status;
+  ADVFEAT_CHECK(
+      t.dim() == 2 && t.size(0) == rows && t.size(1) == 2 && t.scalar_type() == ScalarType::Int && t.is_contiguous(),
+      "grad_status should be a contiguous int32 tensor [B, 2] = (", rows, ", 2), got ", dtype_name(t), " of shape ",
+      shape(t));
+  check_same_device(t, "grad_status", x, x_name);
+  return t.mutable_data_ptr<int32_t>();
+}
+
 Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tensor& x0, const StepNumbers& numbers,
                                 const StepState& state, bool in_place) {
   Prepared<StepArgs> p;
@@ -55,15 +84,7 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
   check_same_shape(x0, "x0", x, "x");
   check_same_dtype(x0, "x0", x, "x");
   check_same_device(x0, "x0", x);
-  if (grad) {
-    check_same_shape(*grad, "grad", x, "x");
-    check_same_device(*grad, "grad", x);
-    a.grad_dtype = floating_dtype(*grad, "grad");
-    const bool half = a.grad_dtype == Dtype::float16 || a.grad_dtype == Dtype::bfloat16;
-    ADVFEAT_CHECK(a.grad_dtype == a.dtype || (a.dtype == Dtype::float32 && half),
-                  "grad should have the dtype of x, or be float16 or bfloat16 when x is float32; x is ", dtype_name(x),
-                  " and grad ", dtype_name(*grad));
-  }
+  if (grad) a.grad_dtype = gradient_dtype(*grad, x, "x");
   if (state.velocity) {
     check_same_shape(*state.velocity, "velocity", x, "x");
     check_same_dtype(*state.velocity, "velocity", x, "x");
@@ -73,10 +94,7 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
     a.momentum = state.momentum;
   }
 
-  // The layout in which all go: x's own where that is dense, so that most calls copy nothing.
-  Layout layout = layout_of(x);
-  if (layout == Layout::contiguous && grad && !rows_lie(*grad, layout) && rows_lie(x, Layout::channels_last))
-    layout = Layout::channels_last;  // one channel or one pixel: both at once
+  const Layout layout = common_layout(x, grad);
   const Layout kernel_layout = layout == Layout::other ? Layout::contiguous : layout;
   const Tensor xk = lying(x, kernel_layout), x0k = lying(x0, kernel_layout);
   p.alive.reserve(10);
@@ -119,15 +137,7 @@ Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tenso
     a.step_size = per_row(numbers.step_size, numbers.step_size_rows, "step_size", "finite in the arithmetic type",
                           a.dtype == Dtype::float64 ? is_finite : is_finite_float, x, p.alive);
   set_eps_and_box(p, numbers, x, kernel_layout);
-  if (state.grad_status) {
-    const Tensor& t = *state.grad_status;
-    ADVFEAT_CHECK(t.dim() == 2 && t.size(0) == s.rows && t.size(1) == 2 && t.scalar_type() == ScalarType::Int &&
-                      t.is_contiguous(),
-                  "grad_status should be a contiguous int32 tensor [B, 2] = (", s.rows, ", 2), got ", dtype_name(t),
-                  " of shape ", shape(t));
-    check_same_device(t, "grad_status", x);
-    a.grad_status = t.mutable_data_ptr<int32_t>();
-  }
+  a.grad_status = counters_of(state.grad_status, s.rows, x, "x");
   if (in_place && s.rows > 0) {
     const int64_t bytes = s.dim * static_cast<int64_t>(x.element_size());
     const int64_t size = static_cast<int64_t>(x.element_size());

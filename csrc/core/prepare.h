@@ -50,6 +50,16 @@ struct Prepared {
 Prepared<StepArgs> prepare_step(const Tensor& x, const Tensor* grad, const Tensor& x0, const StepNumbers& numbers,
                                 const StepState& state, bool in_place);
 
+// The dtype of a gradient [B, ...] like x: that of x, or a half type when x is float32.
+Dtype gradient_dtype(const Tensor& grad, const Tensor& x, const char* x_name);
+
+// The layout in which x and a gradient (or null) go to a kernel: x's own where that is dense, so that most calls copy
+// nothing; `other` where the kernel takes contiguous copies.
+Layout common_layout(const Tensor& x, const Tensor* grad);
+
+// The int32 counters [B, 2] of bad gradients, or null.
+int32_t* counters_of(const OptionalTensor& grad_status, int64_t rows, const Tensor& x, const char* x_name);
+
 // A [n] tensor as float64 on x's device.
 const double* numbers_of(const Tensor& t, const char* name, int64_t n, const char* letter, const Tensor& x,
                          std::vector<Tensor>& alive);

@@ -27,6 +27,11 @@ struct RowKernels {
   L2Max (*l2_max)(const StepArgs&, int64_t row, int64_t begin, int64_t end);
   double (*l2_moved_sum)(const StepArgs&, int64_t row, int64_t begin, int64_t end, const L2Move&, double scale);
   void (*l2_apply)(const StepArgs&, const Box&, int64_t row, int64_t begin, int64_t end, const L2Move&);
+  // These take the start of a row of each tensor. The sum of |grad * scale|; total = decay total + (grad prescale)
+  // factor, without a gradient (null) decay total.
+  double (*l1_sum)(const void* grad, int64_t begin, int64_t end, double scale);
+  void (*accumulate)(void* total, const void* grad, int64_t begin, int64_t end, double decay, double prescale,
+                     double factor);
 };
 
 // The table for the best SIMD level of this processor (ADVFEAT_SIMD=default|avx2|avx512 lowers it).

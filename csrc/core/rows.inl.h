@@ -287,6 +287,65 @@ static void l2_apply(const StepArgs& args, const Box& box, int64_t row, int64_t 
   }
 }
 
+template <typename G>
+static double l1_sum(const void* row, int64_t begin, int64_t end, double scale) {
+  const G* grad = static_cast<const G*>(row);
+  Sum sum;
+  const auto sixteen = [&](const G* p) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kChains; ++c) {
+      const VecSum g = widen(load<kSumLanes>(p + c * kSumLanes)) * scale;
+      sum.chains[c] += g < 0 ? -g : g;
+    }
+  };
+  int64_t i = begin;
+  for (; i + 16 <= end; i += 16) sixteen(grad + i);
+  if (i < end) {
+    G last[16] = {};
+    for (int64_t j = 0; j < end - i; ++j) last[j] = grad[i + j];
+    sixteen(last);
+  }
+  return total(sum);
+}
+
+template <bool kGrad, typename T, typename G>
+ADVFEAT_INLINE void accumulate_values(T* total, const G* grad, int64_t begin, int64_t end, double decay_,
+                                      double prescale_, double factor_) {
+  using A = Arithmetic<T>;
+  constexpr int N = kLanesOf<A>;
+  using V = Vec<A, N>;
+  const V decay = broadcast<A, N>(static_cast<A>(decay_)), prescale = broadcast<A, N>(static_cast<A>(prescale_)),
+          factor = broadcast<A, N>(static_cast<A>(factor_));
+  const auto some = [&](T* t, const G* g) __attribute__((always_inline)) {
+    V v = decay * load<N>(t);
+    if constexpr (kGrad) v = v + (load<N>(g) * prescale) * factor;
+    store<N>(t, v);
+  };
+  int64_t i = begin;
+#pragma GCC unroll 2
+  for (; i + N <= end; i += N) some(total + i, kGrad ? grad + i : nullptr);
+  if (i == end) return;
+  T t[N] = {};
+  G g[N] = {};
+  for (int64_t j = 0; j < end - i; ++j) {
+    t[j] = total[i + j];
+    if constexpr (kGrad) g[j] = grad[i + j];
+  }
+  some(t, g);
+  for (int64_t j = 0; j < end - i; ++j) total[i + j] = t[j];
+}
+
+template <typename T, typename G>
+static void accumulate(void* total, const void* grad, int64_t begin, int64_t end, double decay, double prescale,
+                       double factor) {
+  T* t = static_cast<T*>(total);
+  const G* g = static_cast<const G*>(grad);
+  if (g)
+    accumulate_values<true>(t, g, begin, end, decay, prescale, factor);
+  else
+    accumulate_values<false>(t, g, begin, end, decay, prescale, factor);
+}
+
 template <typename T, typename G>
 constexpr RowKernels kernels_for() {
   return {.linf = linf<T, G>,
@@ -294,7 +353,9 @@ constexpr RowKernels kernels_for() {
           .l2_sums = l2_sums<T, G>,
           .l2_max = l2_max<T, G>,
           .l2_moved_sum = l2_moved_sum<T, G>,
-          .l2_apply = l2_apply<T, G>};
+          .l2_apply = l2_apply<T, G>,
+          .l1_sum = l1_sum<G>,
+          .accumulate = accumulate<T, G>};
 }
 
 const RowKernels* table(Dtype dtype, Dtype grad_dtype) {

@@ -88,6 +88,7 @@ def test_nothing_synchronises(size):
         ops.random_start_l2(x0, eps, 0, ids, lo, hi)
         ops.copy_rows_(best, x, mask)
         ops.hash_rows(x)
+        ops.accumulate_gradient_(best, grad, 0.9, grad_status=status)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -167,3 +168,4 @@ def test_opcheck():
         torch.library.opcheck(getattr(raw, op).default, (x0, 0.5, 1, ids, 0.0, 1.0, None, lo, hi))
     torch.library.opcheck(raw.copy_rows_.default, (x.clone(), x0, mask))
     torch.library.opcheck(raw.hash_rows.default, (x,))
+    torch.library.opcheck(raw.accumulate_gradient_.default, (x.clone(), grad, 0.9, status))

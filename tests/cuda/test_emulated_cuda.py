@@ -154,7 +154,7 @@ def test_a_step_does_not_depend_on_how_it_runs(emulator, op, shape, dtype):
 
 
 @pytest.mark.parametrize("shape", ROWS[:3], ids=str)
-def test_random_starts_hashes_and_copied_rows_do_not_depend_on_how_they_run(emulator, shape):
+def test_the_other_operators_do_not_depend_on_how_they_run(emulator, shape):
     src, dst, x0 = tensors(shape)
     mask = torch.tensor([True, False, False, True, True, False, True])
     for op in ("random_start_linf", "random_start_l2"):
@@ -165,6 +165,8 @@ def test_random_starts_hashes_and_copied_rows_do_not_depend_on_how_they_run(emul
     want = reference.hash_rows(src)
     for run in RUNS:
         assert torch.equal(on(emulator, Device(**run), "hash_rows", src)[0], want), run
+    totals = [on(emulator, Device(**run), "accumulate_gradient_", dst.clone(), src, 0.9)[0] for run in [{}, *RUNS]]
+    assert all(same_bits(total, totals[0]) for total in totals)
     want = reference.copy_rows(dst, src, mask)
     for run in RUNS:
         assert same_bits(on(emulator, Device(**run), "copy_rows_", dst.clone(), src, mask)[0], want), run

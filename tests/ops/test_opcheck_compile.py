@@ -43,7 +43,16 @@ def _samples():
     for layout, dtype, grad_dtype, size_rows, eps_rows, lo_channels, hi_channels in forms:
         x, grad, x0 = _tensors(layout, dtype, grad_dtype)
         given = {"x": x, "grad": grad, "x0": x0, "dst": x, "src": x0, "mask": torch.tensor([True, False])}
-        given |= {"step_size": 0.1, "eps": 0.3, "lo": 0.0, "hi": 1.0, "seed": 7, "sample_ids": IDS}
+        given |= {
+            "total": x,
+            "decay": 0.75,
+            "step_size": 0.1,
+            "eps": 0.3,
+            "lo": 0.0,
+            "hi": 1.0,
+            "seed": 7,
+            "sample_ids": IDS,
+        }
         given |= {"step_size_rows": size_rows, "eps_rows": eps_rows, "velocity": torch.zeros_like(x), "momentum": 0.75}
         given |= {"lo_channels": lo_channels, "hi_channels": hi_channels}
         for op in OPERATORS:
@@ -95,10 +104,11 @@ def test_fakes_agree_on_unusual_shapes(shape):
 
 def _loop(x, grad, x0, eps, lo, start, best_x, best_value):
     """A small attack with in-place and functional operators, views and a reused buffer."""
-    status = torch.zeros(x.shape[0], 2, dtype=torch.int32)
+    status, total = torch.zeros(x.shape[0], 2, dtype=torch.int32), torch.zeros_like(x)
     x = ops.random_start_linf(x0, 0.1, 3, start)
     for k in range(3):
         g = grad * (k + 1) - x
+        ops.accumulate_gradient_(total, g, 0.9, grad_status=status)
         ops.l2_step_(x, g, x0, 0.1, eps, lo, 0.95, grad_status=status)
         y = ops.linf_step(x, g, x0, 0.02, 0.3)
         value = y.flatten(1).sum(1)
@@ -107,7 +117,7 @@ def _loop(x, grad, x0, eps, lo, start, best_x, best_value):
         ops.copy_rows_(best_value, value, better)
         ops.project_l2_(x[1:], x0[1:], 0.05)
     x = ops.project_linf(x, x0, eps, lo) + 0 * y
-    return x, best_x, best_value, status
+    return x, best_x, best_value, status, total
 
 
 def _loop_arguments():

@@ -24,6 +24,9 @@ CALLS = {
     "random_start_linf": lambda a: ops.random_start_linf(a["x0"], a["eps"], 0, a["sample_ids"], a["lo"], a["hi"]),
     "random_start_l2": lambda a: ops.random_start_l2(a["x0"], a["eps"], 0, a["sample_ids"], a["lo"], a["hi"]),
     "copy_rows_": lambda a: ops.copy_rows_(a["dst"], a["src"], a["mask"]),
+    "accumulate_gradient_": lambda a: ops.accumulate_gradient_(
+        a["total"], a["grad"], 0.9, grad_status=a["grad_status"]
+    ),
 }
 USED = {
     "l2_step": ("x", "grad", "x0", "step_size", "eps", "lo", "hi"),
@@ -33,6 +36,7 @@ USED = {
     "random_start_linf": ("x0", "eps", "sample_ids", "lo", "hi"),
     "random_start_l2": ("x0", "eps", "sample_ids", "lo", "hi"),
     "copy_rows_": ("dst", "src", "mask"),
+    "accumulate_gradient_": ("total", "grad", "grad_status"),
 }
 
 
@@ -41,7 +45,7 @@ def arguments() -> dict[str, torch.Tensor]:
     rows, channels = torch.full((B,), 0.3), torch.zeros(D)
     return {
         **{"x": x, "grad": grad, "x0": x0, "step_size": rows, "eps": rows + 0.1, "lo": channels, "hi": channels + 1},
-        **{"dst": x.clone(), "src": x0, "mask": torch.arange(B) % 2 == 0},
+        **{"dst": x.clone(), "src": x0, "mask": torch.arange(B) % 2 == 0, "total": x.clone()},
         **{"sample_ids": torch.arange(B), "grad_status": torch.zeros(B, 2, dtype=torch.int32)},
     }
 

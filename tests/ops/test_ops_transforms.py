@@ -29,6 +29,7 @@ STEPS = {
     "project_l2_": lambda x: ops.project_l2_(x.clone(), X0, 0.1),
     "project_linf_": lambda x: ops.project_linf_(x.clone(), X0, 0.1),
     "copy_rows_": lambda x: ops.copy_rows_(X0.clone(), x, torch.tensor([True, False])),
+    "accumulate_gradient_": lambda x: ops.accumulate_gradient_(x.clone(), x, 0.9),
 }
 
 

@@ -80,6 +80,19 @@ def test_steps_are_their_definition(op, by_hand, seed, n, spread, size, eps, box
         assert abs(mpf(a) - b) <= (12 + n) * 2.0**-53 * largest
 
 
+@given(
+    seed=st.integers(0, 2**31), n=st.integers(1, 30), decay=st.floats(0, 1), exponent=st.sampled_from([-300, 0, 300])
+)
+def test_accumulated_gradients_are_their_definition(seed, n, decay, exponent):
+    total, grad, _ = _numbers(seed, n, 1.0, exponent)
+    got = reference.accumulate_gradient(total[None], grad[None], decay)[0]
+    exact = _exactly(grad)
+    norm = sum(map(abs, exact))
+    for value, before, g in zip(got.tolist(), _exactly(total), exact, strict=True):
+        want = mpf(decay) * before + (g / norm if norm else 0)
+        assert abs(mpf(value) - want) <= (6 + n) * 2.0**-53 * (abs(before) + 1)
+
+
 @pytest.mark.parametrize("op", ["project_l2", "project_linf"])
 @given(**{k: v for k, v in ordinary.items() if k not in ("size", "exponent")})
 def test_projections_are_steps_without_a_step(op, seed, n, spread, eps, box):
