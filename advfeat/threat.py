@@ -194,6 +194,27 @@ class Threat:
             velocity.copy_(moving["velocity"] * unit)
         return self._keep_(x, moved * unit)
 
+    def accumulate_gradient_(
+        self, total: Tensor, grad: Tensor, decay: float, *, grad_status: Tensor | None = None
+    ) -> Tensor:
+        """Adds grad, of L1 norm 1 in units of eps, to a decaying total, along which :meth:`step_` can step; in place.
+
+        Args:
+            total: [B, ...], updated in place, with respect to the input as grad is.
+            grad: the gradient, like total.
+            decay: the share of the total that is kept, see :func:`advfeat.ops.accumulate_gradient_`.
+            grad_status: int32 [B, 2] counters, see :mod:`advfeat.ops`; None for none.
+
+        Returns:
+            ``total``.
+        """
+        if not self.has_unit:
+            return ops.accumulate_gradient_(total, grad, decay, grad_status=grad_status)
+        unit = _by_channel(self.unit, total)
+        in_units = total * unit
+        ops.accumulate_gradient_(in_units, grad.to(unit.dtype) * unit, decay, grad_status=grad_status)
+        return total.copy_(in_units / unit)
+
     def project_(self, x: Tensor, x0: Tensor) -> Tensor:
         """Projects x onto the ball around x0 and the box, in place.
 

@@ -10,12 +10,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from advfeat._arguments import flag, meant, number
+from advfeat._arguments import flag, meant
 from advfeat.attacks import pool
 from advfeat.attacks.base import Batch, GivenObjective, GradientAttack, check_settings
 from advfeat.attacks.context import Run, undisturbed
 from advfeat.attacks.convergence import Converged
 from advfeat.attacks.gradient import successes, value_and_grad
+from advfeat.attacks.momentum import check_momentum, take_step_
 from advfeat.attacks.record import Record
 from advfeat.attacks.replay import ReplayedStep
 from advfeat.attacks.result import AttackResult
@@ -45,8 +46,12 @@ class PGD(GradientAttack):
             :class:`advfeat.objectives.Representation`.
         schedule: how the step size changes from the first step to the last: "constant", or "cosine" to fall from
             ``step_size`` towards 0, ``step_size * (1 + cos(pi k / steps)) / 2`` at step k.
-        momentum: the share of the last movement, projection included, that every step repeats before it moves along
-            the gradient: the heavy ball of Polyak (1964), see :mod:`advfeat.ops`. At least 0 and below 1.
+        momentum: how much of the steps before stays in a step, see ``momentum_form``; 0 for none.
+        momentum_form: "heavy-ball" of Polyak (1964): before it moves along the gradient, a step repeats the last
+            movement, projection included, times ``momentum``, at least 0 and below 1; see :mod:`advfeat.ops`. Or
+            "mi-fgsm" of Dong et al. (2018): a step is along the sum of all gradients so far, each divided by its L1
+            norm, those before multiplied by ``momentum`` at every step, above 0 and at most 1 (theirs); see
+            :func:`advfeat.ops.accumulate_gradient_`.
         objective: maximised, or minimised with ``targeted``; see :mod:`advfeat.objectives`. The default never
             saturates.
         random_start: start at a random point of the ball instead of at x.
@@ -79,8 +84,8 @@ class PGD(GradientAttack):
     Raises:
         TypeError: a setting has the wrong type.
         ValueError: a setting is out of range, ``step_size`` is None with an infinite eps, it is "polyak" and the attack
-            is untargeted or the optimum of the objective unknown, or ``skip_cycles`` is given where steps do not depend
-            on the iterate alone.
+            is untargeted, the optimum of the objective unknown or the momentum that of MI-FGSM; ``momentum_form`` is
+            given without momentum; or ``skip_cycles`` is given where steps do not depend on the iterate alone.
 
     Example:
         attack = advfeat.PGD(advfeat.L2(0.5), steps=100, step_size=0.1, targeted=True)
@@ -103,6 +108,7 @@ class PGD(GradientAttack):
     schedule: Literal["constant", "cosine"] = field(default="constant", metadata=OMITTED_AT_DEFAULT)
     momentum: float = field(default=0.0, metadata=OMITTED_AT_DEFAULT)
     skip_cycles: bool = field(default=False, metadata=CHANGES_NO_RESULT)
+    momentum_form: Literal["heavy-ball", "mi-fgsm"] = field(default="heavy-ball", metadata=OMITTED_AT_DEFAULT)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", as_objective(self.objective))
@@ -119,9 +125,7 @@ class PGD(GradientAttack):
         if self.schedule not in SCHEDULES:
             names = " or ".join(f'"{name}"' for name in SCHEDULES)
             raise ValueError(f"schedule should be {names}, got {self.schedule!r}{meant(self.schedule, SCHEDULES)}")
-        object.__setattr__(self, "momentum", number("momentum", self.momentum))
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum should be at least 0 and below 1, got {self.momentum}")
+        check_momentum(self)
         if self.keep not in ("last", "best"):
             raise ValueError(f'keep should be "last" or "best", got {self.keep!r}')
         if not (self.stop in (None, "success") or isinstance(self.stop, Converged)):
@@ -211,7 +215,7 @@ class _Loop:
         # Without statistics only the last iterate is needed, and no pass has to evaluate it.
         self.track = batch.statistics or attack.keep == "best" or attack.restarts > 1
         self.at = torch.empty_like(batch.x0)  # the iterate; every step updates it in place
-        self.velocity = torch.zeros_like(self.at) if attack.momentum else None
+        self.buffer = torch.zeros_like(self.at) if attack.momentum else None
         self.sizes = StepSizes(attack, batch.threat, self.at.device)
         self.record = Record(batch.x0, attack.targeted, image=attack.keep == "best" or attack.restarts > 1)
         self.step = torch.zeros((), dtype=torch.int32, device=self.at.device)
@@ -224,8 +228,8 @@ class _Loop:
         for restart in range(attack.restarts):
             self.at.copy_(batch.first_iterate(attack, restart))
             self.step.zero_()
-            if self.velocity is not None:
-                self.velocity.zero_()
+            if self.buffer is not None:
+                self.buffer.zero_()
             if n > 0:
                 self.steps(self._one_step, attack.steps)
                 if self.track:
@@ -250,9 +254,7 @@ class _Loop:
             if attack.keep == "best":
                 record.keep(record.is_better(value, success), self.at, value, success)
         self.step.add_(1)
-        batch.threat.step_(
-            self.at, grad, batch.x0, size, grad_status=record.status, velocity=self.velocity, momentum=attack.momentum
-        )
+        take_step_(attack, batch.threat, self.at, grad, batch.x0, size, self.buffer, record.status)
 
     def _last_look(self, restart: int) -> None:
         attack, batch, record = self.attack, self.batch, self.record

@@ -21,6 +21,7 @@ from advfeat.attacks.context import Run, random_iterate, undisturbed
 from advfeat.attacks.convergence import Converged
 from advfeat.attacks.cycles import Cycles
 from advfeat.attacks.gradient import successes, value_and_grad
+from advfeat.attacks.momentum import take_step_
 from advfeat.attacks.record import Record
 from advfeat.attacks.replay import ReplayedStep
 from advfeat.attacks.result import AttackResult
@@ -281,10 +282,7 @@ class _Pool:
         live.logical_and_(~ending)
         counts = torch.zeros_like(record.status)
         size = self.sizes.of(s["step"], value, grad)
-        moving: dict[str, Any] = {}
-        if attack.momentum:
-            moving = {"velocity": s["velocity"], "momentum": attack.momentum}
-        self.threat.step_(s["x"], grad, s["x0"], size, grad_status=counts, **moving)
+        take_step_(attack, self.threat, s["x"], grad, s["x0"], size, s.get("buffer"), counts)
         record.status.add_(counts * live[:, None])
         s["step"].add_(1)
 
@@ -335,7 +333,7 @@ class _Pool:
             s["x"][at] = random_iterate(self.attack, self.threat.rows(at), s["x0"][at], s["id"][at], restart)
             s["restart"][at], s["step"][at], s["since"][at] = restart, 0, 0
             if self.attack.momentum:
-                s["velocity"][at] = 0
+                s["buffer"][at] = 0
             if self.cycles is not None:
                 self.cycles.forget(at)
             s["gained"][at], s["live"][at] = float("nan"), True
@@ -357,7 +355,7 @@ class _Pool:
         rows, part = places.to(self.device, non_blocking=True), batch.run.rows(slice(first, last))
         new = {"x": part.first_iterate(self.attack), "x0": part.x0, "target": part.target}
         if self.attack.momentum:
-            new["velocity"] = torch.zeros_like(part.x0)
+            new["buffer"] = torch.zeros_like(part.x0)
         if "x" not in s:  # the first samples set the shapes for all
             s |= {name: value.clone() for name, value in new.items()}
         for name, value in new.items():

@@ -34,7 +34,7 @@ class StepSizes:
 
     def __init__(self, attack: PGD, threat: Threat, device: torch.device) -> None:
         self._sign, self._steps = -1.0 if attack.targeted else 1.0, max(attack.steps, 1)
-        self._threat, self._share = threat, 1 - attack.momentum
+        self._threat, self._share = threat, 1 - attack.momentum  # the heavy ball's: Polyak's step has no other
         self._optimum = attack.objective.optimum or 0.0  # PGD refuses Polyak's step where it is unknown
         size = attack.step_length
         if isinstance(size, Tensor):  # as the kernels take it, so that no step converts it again

@@ -70,7 +70,14 @@ def test_a_replayed_step_is_an_eager_step(graphs, net, threat, keep, starts, tar
 @pytest.mark.parametrize("stop", [None, "success"])
 @pytest.mark.parametrize("kind", [L2, Linf])
 @pytest.mark.parametrize(
-    "extra", [{"schedule": "cosine"}, {"momentum": 0.5}, {"schedule": "cosine", "momentum": 0.75}], ids=str
+    "extra",
+    [
+        {"schedule": "cosine"},
+        {"momentum": 0.5},
+        {"schedule": "cosine", "momentum": 0.75},
+        {"momentum": 1.0, "momentum_form": "mi-fgsm"},
+    ],
+    ids=str,
 )
 def test_step_sizes_and_velocities_move_in_a_replayed_graph(graphs, net, kind, extra, stop):
     net, (x, y) = net.double(), data(36)  # in float32 another batch has other roundings, and signs with them

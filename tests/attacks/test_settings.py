@@ -47,6 +47,7 @@ OTHER = {
     "norm": "linf",
     "schedule": "cosine",
     "momentum": 0.5,
+    "momentum_form": "mi-fgsm",
 }
 THINGS = [
     PGD(L2(0.5), steps=5, random_start=True),
@@ -83,6 +84,11 @@ def test_each_setting_is_written_down(thing):
         assert changed.to_dict() != thing.to_dict(), f.name
         json.dumps(changed.to_dict(), allow_nan=False)
     assert len(seen) >= 4
+
+
+def test_the_form_of_the_momentum_is_written_down_where_there_is_momentum():
+    attack = PGD(L2(0.5), steps=5, momentum=0.5)
+    assert attack.replace(momentum_form=OTHER["momentum_form"]).to_dict() != attack.to_dict()
 
 
 def test_a_field_that_a_subclass_adds_is_written_down():
