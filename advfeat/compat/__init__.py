@@ -1,7 +1,7 @@
 """Drop-in replacements for torchattacks and MadryLab/robustness on this library's kernels.
 
-They have the names and signatures of ``PGD``, ``PGDL2``, ``FGSM`` and ``MultiAttack`` of torchattacks, and of
-``L2Step`` and ``LinfStep`` of robustness.
+They have the names and signatures of ``PGD``, ``PGDL2``, ``FGSM``, ``MIFGSM`` and ``MultiAttack`` of torchattacks, and
+of ``L2Step`` and ``LinfStep`` of robustness.
 
     import advfeat.compat as torchattacks                      # was: import torchattacks
     from advfeat.compat import L2Step                          # was: from robustness.attack_steps import L2Step
@@ -21,9 +21,9 @@ An existing script needs only this line changed. The differences are:
 from __future__ import annotations
 
 from advfeat.compat.robustness import L2Step, LinfStep
-from advfeat.compat.torchattacks import FGSM, PGD, PGDL2, MultiAttack
+from advfeat.compat.torchattacks import FGSM, MIFGSM, PGD, PGDL2, MultiAttack
 
-__all__ = ["FGSM", "PGD", "PGDL2", "L2Step", "LinfStep", "MultiAttack"]
+__all__ = ["FGSM", "MIFGSM", "PGD", "PGDL2", "L2Step", "LinfStep", "MultiAttack"]
 
 _OURS = {
     "CW": "advfeat.PGD(advfeat.L2(eps), steps=..., objective=advfeat.CW())",
@@ -39,5 +39,5 @@ def __getattr__(name: str):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     ours = f": {_OURS[name]} does its work" if name in _OURS else ""
     raise AttributeError(
-        f"advfeat.compat offers PGD, PGDL2, FGSM and MultiAttack of torchattacks, and not {name}{ours}"
+        f"advfeat.compat offers PGD, PGDL2, FGSM, MIFGSM and MultiAttack of torchattacks, and not {name}{ours}"
     )

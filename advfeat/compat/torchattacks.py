@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from advfeat import attacks
-from advfeat._arguments import check_path, whole_number
+from advfeat._arguments import check_path, number, whole_number
 from advfeat._model_checks import check_model
 from advfeat.attacks.inputs import check_tensor
 from advfeat.attacks.no_trace import no_trace
@@ -268,6 +268,10 @@ class _GradientAttack(_TorchAttack):
     def _threat(self) -> Threat:
         raise NotImplementedError
 
+    def _momentum(self) -> dict[str, Any]:
+        """The settings of :class:`advfeat.PGD` that differ from one without momentum."""
+        return {}
+
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """See :meth:`_TorchAttack.forward`."""
         own_logits = type(self).get_logits is not _TorchAttack.get_logits
@@ -279,6 +283,7 @@ class _GradientAttack(_TorchAttack):
             random_start=self.random_start,
             targeted=self.targeted,
             seed=fresh_seed() if self.random_start else 0,
+            **self._momentum(),
         )(
             self.get_logits if own_logits else self._pixel_model(),
             images,
@@ -355,6 +360,36 @@ class FGSM(_GradientAttack):
         """See :meth:`_TorchAttack.forward`."""
         self.alpha = self.eps  # scripts change eps
         return super().forward(images, labels)
+
+
+class MIFGSM(_GradientAttack):
+    """``torchattacks.MIFGSM``: L-inf steps along accumulated gradients (Dong et al. 2018).
+
+    torchattacks divides a gradient by the mean of its magnitudes, this library by their sum: the same direction.
+
+    Args:
+        model: returns logits [B, classes].
+        eps: the radius per value, in pixel scale [0, 1]; a number, or per sample [B] or [B, 1, 1, 1].
+        alpha: the step per value, like ``eps``.
+        steps: number of steps.
+        decay: the share of the accumulated gradients that is kept, at least 0 and at most 1.
+    """
+
+    def __init__(self, model, eps=8 / 255, alpha=2 / 255, steps=10, decay=1.0):
+        super().__init__(model, eps, alpha, steps, False)
+        self.decay = decay
+
+    def _threat(self):
+        return Linf(_by_sample(self.eps))
+
+    def _momentum(self):
+        decay = number("decay", self.decay)  # here, not before: scripts change it
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay should be at least 0 and at most 1, got {decay}")
+        return {"momentum": decay, "momentum_form": "mi-fgsm"} if decay else {}
+
+    def __repr__(self):
+        return super().__repr__().replace("random_start=False", f"decay={self.decay}")
 
 
 class PGDL2(_GradientAttack):

@@ -207,10 +207,52 @@ def test_fgsm_is_torchattacks():
         torch.testing.assert_close(ours(x, y), theirs(x, y), rtol=0, atol=1e-6)
 
 
+@pytest.mark.compare
+@pytest.mark.parametrize("decay", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("mode", MODES)
+def test_mifgsm_is_torchattacks(mode, decay):
+    torchattacks = _theirs("torchattacks")
+    model, (images, labels) = _network().double(), _batch()  # in float32 a sign of a sum near zero may differ
+    images = images.double()
+    if mode == "normalised":
+        images = (images - torch.tensor([0.4, 0.5, 0.6])[:, None, None]) / torch.tensor([0.2, 0.25, 0.3])[:, None, None]
+    script = f"""
+attack = torchattacks.MIFGSM(model, eps=8 / 255, alpha=1 / 255, steps=9, decay={decay})
+{MODES[mode]}
+adversarial = attack(images, labels)
+"""
+    ours = _run(script, torchattacks=advfeat.compat, model=model, images=images, labels=labels)
+    theirs = _run(script, torchattacks=torchattacks, model=model, images=images, labels=labels)
+    assert (ours - images).abs().max() > 0.01
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("decay", [1.0, 0.5, 0.0])
+def test_mifgsm_is_its_algorithm(decay, targeted):
+    """As torchattacks writes it, with the mean of the magnitudes for their sum; without the peer."""
+    model, (images, labels) = _network().double(), _batch()
+    images = images.double()
+    attack = compat.MIFGSM(model, eps=8 / 255, alpha=1 / 255, steps=9, decay=decay)
+    if targeted:
+        attack.set_mode_targeted_by_label(quiet=True)
+    x, momentum = images.clone(), torch.zeros_like(images)
+    for _ in range(9):
+        z = x.detach().requires_grad_()
+        cost = nn.functional.cross_entropy(model(z), labels) * (-1 if targeted else 1)
+        (grad,) = torch.autograd.grad(cost, z)
+        momentum = decay * momentum + grad / grad.abs().mean(dim=(1, 2, 3), keepdim=True)
+        x = (images + (x + momentum.sign() / 255 - images).clamp(-8 / 255, 8 / 255)).clamp(0, 1)
+    torch.testing.assert_close(attack(images, labels), x, rtol=0, atol=1e-9)
+    assert f"decay={decay}" in repr(attack) and "random_start" not in repr(attack)
+
+
 def test_attacks_that_are_not_offered_name_ours():
     with pytest.raises(AttributeError, match=r"not AutoAttack: advfeat.Auto\(threat\)"):
         compat.AutoAttack  # noqa: B018
-    with pytest.raises(AttributeError, match="offers PGD, PGDL2, FGSM and MultiAttack of torchattacks, and not Jitter"):
+    with pytest.raises(
+        AttributeError, match="offers PGD, PGDL2, FGSM, MIFGSM and MultiAttack of torchattacks, and not Jitter"
+    ):
         compat.Jitter  # noqa: B018
     with pytest.raises(ValueError, match="a target needs a targeted mode"):
         compat.PGD(small()[0]).get_target_label(*small()[1:])

@@ -25,6 +25,8 @@ def _attack(targets=None):
         (lambda: compat.PGD(None), TypeError, "model should be a module or a function that gives logits, got NoneType"),
         (lambda: compat.PGD(nn.Linear), TypeError, "model should be a model, got the class Linear"),
         (lambda: compat.PGDL2("m.pt"), TypeError, "model should be a module, got the path 'm.pt'"),
+        (lambda: compat.MIFGSM(NET, decay=1.5)(X, Y), ValueError, "decay should be at least 0 and at most 1, got 1.5"),
+        (lambda: compat.MIFGSM(NET, decay="1")(X, Y), TypeError, "decay should be a number, got '1'"),
         (lambda: _attack()(X.numpy(), Y), TypeError, "inputs should be a torch tensor, .* got ndarray"),
         (lambda: _attack()(X, Y.tolist()), TypeError, "labels should be a torch tensor, .* got list"),
         (lambda: _attack().set_normalization_used(0.5, 0.5), TypeError, "mean should be a list of numbers, got 0.5"),
