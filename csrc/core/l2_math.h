@@ -69,14 +69,29 @@ ADVFEAT_HOST_DEVICE inline L2Move l2_direction(const L2Sums& s, const L2Scales& 
     const double norm = sqrt(s.gg);  // of grad * scales.grad
     const int scale_exponent = exponent_of(scales.grad);
     m.prescale = inverse_power_of_two(exponent_of(norm) - scale_exponent, float_exponent);
-    m.factor = step_size / ldexp(norm, exponent_of(m.prescale) - scale_exponent);
+    m.factor =
+        step_size / (scale_exponent == 0 ? norm * m.prescale : ldexp(norm, exponent_of(m.prescale) - scale_exponent));
   }
   return m;
+}
+
+// Whether a step is so long, or so short, that its square leaves the range.
+ADVFEAT_HOST_DEVICE inline bool square_in_range(double step_size) {
+  const double a = fabs(step_size);
+  return a == 0 || (a > 1e-120 && a < 1e120);
 }
 
 // ||d + u|| from the sums, or a negative number when it has to be measured directly.
 ADVFEAT_HOST_DEVICE inline double l2_moved_norm(const L2Sums& s, const L2Scales& scales, double step_size,
                                                 const L2Move& m) {
+  if (m.has_grad && scales.grad == 1 && scales.d == 1 && in_safe_range(s.gg) && in_safe_range(s.dd) &&
+      square_in_range(step_size)) {
+    // All but every row. One square root: a row's blocks wait for this, and in float64 each one and each division takes
+    // a GPU hundreds of clocks.
+    const double along = m.factor * (m.prescale * s.dg);  // <d, u>
+    const double aa = step_size * step_size, square = s.dd + 2 * along + aa;
+    return square < kCancellation * (s.dd > aa ? s.dd : aa) ? -1 : sqrt(square);
+  }
   const double d = sqrt(s.dd) / scales.d;
   if (!m.has_grad) return d;
   const double a = fabs(step_size);

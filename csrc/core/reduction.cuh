@@ -5,6 +5,8 @@
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
+#include <cuda/ptx>
+
 #include "host_device.h"
 #include "tuning.h"
 
@@ -22,6 +24,7 @@ __device__ inline void warp_reduce(double (&v)[N], Combine combine) {
 // Combines the threads' N values; every thread gets the results. All threads of the block call it; whole warps.
 template <int N, typename Combine>
 __device__ inline void block_reduce(double (&v)[N], Combine combine) {
+  static_assert(kTileThreads <= kMaxThreads && kRandomThreads <= kMaxThreads);
   __shared__ double of_warps[N][kMaxThreads / kWarp];
   warp_reduce(v, combine);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
@@ -51,6 +54,8 @@ struct OneBlock {
   }
 };
 
+namespace ptx = ::cuda::ptx;
+
 // The blocks that share a row: a thread-block cluster. Only from sm_90 on; older architectures get no code for it, and
 // the host asks (Launcher::cluster_count) before it launches.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -63,43 +68,58 @@ class BlockCluster {
   __device__ int64_t rows_at_once() const { return gridDim.x / cluster().num_blocks(); }
 
   // To be called once, before the first reduction: the shared memory of a block exists only once it has started.
-  __device__ void wait_for_start() const { cluster().sync(); }
+  __device__ void wait_for_start() const {
+    if (threadIdx.x == 0) {
+      for (int turn = 0; turn < 2; ++turn) ptx::mbarrier_init(&inboxes()[turn].arrivals, 1);
+      ptx::fence_mbarrier_init(ptx::sem_release, ptx::scope_cluster);
+    }
+    cluster().sync();
+  }
 
-  // Each block hands its result to every other before the one barrier, and then reads its own memory only, so that any
-  // block may end after its last reduction. There are two such memories, used in turn: a block writes into the same one
-  // again after the next barrier, before which every other has read it.
+  // Each block sends its result to every other and itself, and waits until as many bytes have arrived. It then reads
+  // its own memory only, so that any block may end after its last reduction. There are two inboxes, used in turn: a
+  // block sends into the same one again only after the results of the next reduction have come, which every other sent
+  // after it had read this one's. Not by cluster.sync(): that also waits for all that a block has written to global
+  // memory.
   template <int N, typename Combine>
   __device__ void reduce(double (&v)[N], Combine combine) {
     static_assert(N <= kMaxValues);
     block_reduce(v, combine);
     const int blocks = static_cast<int>(cluster().num_blocks()), lane = threadIdx.x % kWarp;
-    Results& mine = results()[turn_];
-    turn_ ^= 1;
+    Inbox& mine = inboxes()[turn_];
+    if (threadIdx.x == 0)
+      ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, &mine.arrivals,
+                                     static_cast<uint32_t>(blocks * N * sizeof(double)));
     if (threadIdx.x < blocks) {
-      Results* theirs = cluster().map_shared_rank(&mine, static_cast<int>(threadIdx.x));
+      Inbox* theirs = cluster().map_shared_rank(&mine, static_cast<int>(threadIdx.x));
 #pragma unroll
-      for (int n = 0; n < N; ++n) theirs->v[n][rank()] = v[n];
+      for (int n = 0; n < N; ++n) ptx::st_async(&theirs->v[n][rank()], v[n], &theirs->arrivals);
     }
-    cluster().sync();
+    while (!ptx::mbarrier_try_wait_parity(&mine.arrivals, parity_)) {
+    }
 #pragma unroll
     for (int n = 0; n < N; ++n) v[n] = lane < blocks ? mine.v[n][lane] : 0;
     warp_reduce(v, combine);
+    turn_ ^= 1;
+    if (turn_ == 0) parity_ ^= 1;
   }
 
  private:
   static constexpr int kMaxValues = 3;
-  struct Results {
-    double v[kMaxValues][kMaxCluster];  // by rank
+  struct Inbox {
+    double v[kMaxValues][kMaxCluster];  // by the sender's rank
+    uint64_t arrivals;                  // an mbarrier that counts bytes
   };
   static_assert(kMaxCluster <= kWarp);
 
   __device__ static cooperative_groups::cluster_group cluster() { return cooperative_groups::this_cluster(); }
-  __device__ static Results* results() {
-    __shared__ Results of_blocks[2];
-    return of_blocks;
+  __device__ static Inbox* inboxes() {
+    __shared__ Inbox of_turns[2];
+    return of_turns;
   }
 
   int turn_ = 0;
+  uint32_t parity_ = 0;  // of the inboxes' phases
 };
 #else
 struct BlockCluster {

@@ -21,20 +21,20 @@ constexpr int64_t kMaxBlocks = 0x7FFFFFFF;  // gridDim.x; every kernel strides o
 // multiprocessors need 26.
 constexpr int kFlatThreads = 256;
 
-// A row on chip: two vectors per thread. The copies to shared memory are all in flight at once whatever the number of
-// threads, so more threads only shorten the arithmetic between them, and the reduction over warps grows. At most 512:
-// with 64 registers per thread, two such blocks share a multiprocessor.
-constexpr int kRowVectorsPerThread = 2;
-constexpr int kMaxThreads = 512;
-constexpr int kRowBlocks = 2;  // for __launch_bounds__
+// A row on chip. The copies to shared memory are all in flight at once whatever the number of threads; fewer threads
+// shorten the reduction over warps and let more rows share a multiprocessor, more of them shorten the arithmetic. Four
+// and six vectors a thread, and so many threads at most, were the fastest on an H200 (docs/performance.md).
+constexpr int kRowVectorsPerThread = 4, kRowVectorsOfHalves = 6;
+constexpr int kMaxThreads = 384, kMaxThreadsOfHalves = 256;
+constexpr int kRowBlocks = 2;  // for __launch_bounds__: 80 registers per thread
 
-// A row arrives in four parts, and each is summed while the later ones are under way: only the last quarter of the
-// conversions to float64 (16 per clock, 1.3 us for 19,000 values) is not hidden behind memory.
-constexpr int kStages = 4;
+// A row arrives in two parts, and the first is summed while the second is under way.
+constexpr int kStages = 2;
 
 // Rows cut into tiles: eight vectors per thread, so that the block's reduction is small beside its reads; at most 1024
-// tiles, so that one block combines them in a few steps.
+// tiles, so that one block combines them in a few steps. A short row is shared by more threads, two vectors each.
 constexpr int kTileThreads = 256;
+constexpr int kShortRowVectors = 2;
 constexpr int64_t kTileVectors = 8 * kTileThreads;
 constexpr int64_t kMaxTiles = 1024;
 
@@ -51,33 +51,39 @@ constexpr int kRandomThreads = 256;
 struct SharedPlan {
   int blocks;              // of the thread-block cluster that shares the row; 1: a block alone
   int per_multiprocessor;  // blocks that one multiprocessor's shared memory is divided among
-  int max_threads;
 };
 constexpr int kPortableCluster = 8;  // what every device with clusters takes
 constexpr int kMaxCluster = 16;      // what a device may take
 // Lengths: float32 values that fit an H100 or H200 (227 KB per block, 228 KB per multiprocessor), without momentum;
 // with it three quarters of that.
 constexpr SharedPlan kSharedPlans[] = {
-    {1, 2, 512},   // to 9,472. Two on a multiprocessor: one loads while the other reduces, which moves no memory.
-    {2, 2, 512},   // to 18,944. Before {1, 1}, for the same reason.
-    {4, 2, 512},   // to 37,888. No more blocks than needed: their barrier gets slower with their number.
-    {8, 2, 384},   // to 75,776: 49,152 as 72 KB per block, three on a multiprocessor with 56 registers per thread.
-    {16, 2, 512},  // to 151,552: an ImageNet image, 150,528. Fits on 8 multiprocessors as well as on 16.
-    {8, 1, 512},   // to 153,600: the same image where 16 blocks cannot be placed.
-    {16, 1, 512},  // to 307,200: 262,144.
-    {1, 1, 512},   // to 19,200; devices without clusters, before sm_90.
+    {1, 2},   // to 9,472. Two on a multiprocessor: one loads while the other reduces, which moves no memory.
+    {2, 2},   // to 18,944. Before {1, 1}, for the same reason.
+    {4, 2},   // to 37,888. No more blocks than needed: what they send each other grows with their number.
+    {8, 2},   // to 75,776: 49,152.
+    {16, 2},  // to 151,552: an ImageNet image, 150,528. Fits on 8 multiprocessors as well as on 16.
+    {8, 1},   // to 153,600: the same image where 16 blocks cannot be placed.
+    {16, 1},  // to 307,200: 262,144.
+    {1, 1},   // to 19,200; devices without clusters, before sm_90.
 };
 
 // What the row kernel is compiled for.
 static_assert(std::all_of(std::begin(kSharedPlans), std::end(kSharedPlans),
-                          [](const SharedPlan& p) { return p.max_threads <= kMaxThreads && p.blocks <= kMaxCluster; }));
+                          [](const SharedPlan& p) { return p.blocks <= kMaxCluster; }));
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
-// The threads of a block that works on so many vectors.
-inline int row_threads(int64_t vectors, int max_threads = kMaxThreads) {
-  const int64_t warps = ceil_div(ceil_div(vectors, kRowVectorsPerThread), kWarp);
-  return static_cast<int>(std::clamp<int64_t>(warps * kWarp, kWarp, max_threads));
+// The threads of a block for so many vectors: whole warps.
+inline int threads_for(int64_t vectors, int per_thread, int most) {
+  const int64_t warps = ceil_div(ceil_div(vectors, per_thread), kWarp);
+  return static_cast<int>(std::clamp<int64_t>(warps * kWarp, kWarp, most));
+}
+
+// Of a block that holds so many vectors of `width` values each.
+inline int row_threads(int64_t vectors, int width) {
+  const bool halves = width > kVectorBytes / 4;
+  return halves ? threads_for(vectors, kRowVectorsOfHalves, kMaxThreadsOfHalves)
+                : threads_for(vectors, kRowVectorsPerThread, kMaxThreads);
 }
 
 // A row over the blocks that hold it, in vectors; a stage is a multiple of the block's threads.
@@ -86,11 +92,14 @@ struct RowParts {
   int per_stage, threads;
 };
 
-inline RowParts row_parts(int64_t vectors, const SharedPlan& plan) {
+inline RowParts row_parts(int64_t vectors, int width, const SharedPlan& plan) {
   const int64_t per_block = ceil_div(vectors, plan.blocks);
-  const int threads = row_threads(per_block, plan.max_threads);
+  const int threads = row_threads(per_block, width);
   return {vectors, per_block, static_cast<int>(ceil_div(per_block, threads * kStages) * threads), threads};
 }
+
+// Of a block that has one tile, or one short row.
+inline int tile_threads(int64_t vectors) { return threads_for(vectors, kShortRowVectors, kTileThreads); }
 
 // A row as tiles of equal size (the last may be shorter), in vectors.
 struct Tiles {

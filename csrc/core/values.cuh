@@ -55,15 +55,26 @@ __device__ inline Vector<T, N> zero_vector() {
   return values;
 }
 
-// The N values from `i` on; those at `dim` and beyond are zeros. Aligned: p + i is a multiple of the vector's size.
+// N values at once: p is a multiple of their size.
 template <int N, typename T>
-__device__ inline Vector<T, N> read_vector(const T* p, int64_t i, int64_t dim, bool aligned) {
-  if (aligned && i + N <= dim) return *reinterpret_cast<const Vector<T, N>*>(p + i);
+__device__ inline Vector<T, N> read_whole(const T* p) {
+  return *reinterpret_cast<const Vector<T, N>*>(p);
+}
+
+// The N values from `i` on, one by one; those at `dim` and beyond are zeros.
+template <int N, typename T>
+__device__ inline Vector<T, N> read_singly(const T* p, int64_t i, int64_t dim) {
   Vector<T, N> values = zero_vector<T, N>();
 #pragma unroll
   for (int k = 0; k < N; ++k)
     if (i + k < dim) values.v[k] = p[i + k];
   return values;
+}
+
+// The same, at once where they can be. Aligned: p + i is a multiple of the vector's size.
+template <int N, typename T>
+__device__ inline Vector<T, N> read_vector(const T* p, int64_t i, int64_t dim, bool aligned) {
+  return aligned && i + N <= dim ? read_whole<N>(p + i) : read_singly<N>(p, i, dim);
 }
 
 template <int N, typename T>
@@ -153,12 +164,21 @@ struct Row {
         aligned(aligned_) {}
 
   __device__ Operands<K> read(int64_t vector) const {
-    const int64_t i = vector * kWidth<T>;
+    constexpr int width = kWidth<T>;
+    const int64_t i = vector * width;
     Operands<K> v;
-    v.x = read_vector<kWidth<T>>(x, i, dim, aligned);
-    v.x0 = read_vector<kWidth<T>>(x0, i, dim, aligned);
-    v.grad = grad ? read_vector<kWidth<T>>(grad, i, dim, aligned) : zero_vector<G, kWidth<T>>();
-    if constexpr (K::momentum) v.velocity = read_vector<kWidth<T>>(velocity, i, dim, aligned);
+    // One branch for all tensors: after a branch of its own each would be waited for before the next is asked for.
+    if (aligned && i + width <= dim) {
+      v.x = read_whole<width>(x + i);
+      v.x0 = read_whole<width>(x0 + i);
+      if constexpr (K::momentum) v.velocity = read_whole<width>(velocity + i);
+      v.grad = grad ? read_whole<width>(grad + i) : zero_vector<G, width>();
+    } else {
+      v.x = read_singly<width>(x, i, dim);
+      v.x0 = read_singly<width>(x0, i, dim);
+      if constexpr (K::momentum) v.velocity = read_singly<width>(velocity, i, dim);
+      v.grad = grad ? read_singly<width>(grad, i, dim) : zero_vector<G, width>();
+    }
     return v;
   }
 
@@ -192,35 +212,36 @@ __device__ inline Split split(int64_t i, int64_t by) {
 template <typename A, typename Args>
 class Box {
  public:
-  __device__ explicit Box(const Args& a) : lo(static_cast<A>(a.lo.value)), hi(static_cast<A>(a.hi.value)), a_(a) {}
+  __device__ explicit Box(const Args& a) : a_(a), lo_(static_cast<A>(a.lo.value)), hi_(static_cast<A>(a.hi.value)) {}
 
-  // Goes to value i of a row.
-  __device__ void start(int64_t i) {
-    if (!by_channel()) return;
-    const Split place = split(i, a_.inner);
-    within_ = place.remainder;
-    channel_ = split(place.quotient, a_.channels).remainder;
-    look_up();
+  // Calls body(k, lo, hi) for the N values of a row from value `first` on.
+  template <int N, typename Body>
+  __device__ void for_values(int64_t first, Body body) const {
+    if (a_.lo.channels || a_.hi.channels) return by_channel<N>(first, body);
+    // One branch for all of them, not one for each: with two bytes a value, instructions would bind, not memory.
+#pragma unroll
+    for (int k = 0; k < N; ++k) body(k, lo_, hi_);
   }
-
-  // Goes to the next value.
-  __device__ void next() {
-    if (!by_channel() || ++within_ < a_.inner) return;
-    within_ = 0;
-    if (++channel_ == a_.channels) channel_ = 0;
-    look_up();
-  }
-
-  A lo, hi;
 
  private:
-  __device__ bool by_channel() const { return a_.lo.channels || a_.hi.channels; }
-  __device__ void look_up() {
-    lo = static_cast<A>(at(a_.lo, channel_));
-    hi = static_cast<A>(at(a_.hi, channel_));
+  template <int N, typename Body>
+  __device__ void by_channel(int64_t first, Body body) const {
+    const Split place = split(first, a_.inner);
+    int64_t within = place.remainder, channel = split(place.quotient, a_.channels).remainder;
+    A lo = static_cast<A>(at(a_.lo, channel)), hi = static_cast<A>(at(a_.hi, channel));
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      body(k, lo, hi);
+      if (++within < a_.inner) continue;
+      within = 0;
+      if (++channel == a_.channels) channel = 0;
+      lo = static_cast<A>(at(a_.lo, channel));
+      hi = static_cast<A>(at(a_.hi, channel));
+    }
   }
+
   const Args& a_;  // in constant memory
-  int64_t channel_ = 0, within_ = 0;
+  A lo_, hi_;
 };
 
 // Calls body(T{}, G{}) for two dtypes, of values and gradient.

@@ -44,15 +44,17 @@ struct AccumulatedRow {
   __device__ void accumulate(A decay, const L1Direction& direction) const {
     const A prescale = static_cast<A>(direction.prescale), factor = static_cast<A>(direction.factor);
     for (int64_t vector = threadIdx.x; vector < vectors; vector += blockDim.x) {
-      Vector<T, width> t = read_vector<width>(total, vector * width, dim, aligned);
-      const auto g = gradient(vector);
+      const int64_t i = vector * width;
+      const bool whole = aligned && i + width <= dim;  // one branch for both, see Row::read
+      Vector<T, width> t = whole ? read_whole<width>(total + i) : read_singly<width>(total, i, dim);
+      const Vector<G, width> g = whole ? read_whole<width>(grad + i) : read_singly<width>(grad, i, dim);
 #pragma unroll
       for (int k = 0; k < width; ++k) {
         const A decayed = mul(decay, static_cast<A>(load(t.v[k])));
         const A share = mul(mul(static_cast<A>(load(g.v[k])), prescale), factor);
         store(t.v[k], direction.usable ? add(decayed, share) : decayed);
       }
-      write_vector(total, vector * width, dim, aligned, t);
+      write_vector(total, i, dim, aligned, t);
     }
   }
 };
@@ -87,7 +89,7 @@ void launch(const AccumulateArgs& a) {
   const bool aligned =
       rows_aligned(a.total, a.rows, a.total_stride * static_cast<int64_t>(sizeof(T)), kVectorBytes) &&
       rows_aligned(a.grad, a.rows, a.grad_stride * static_cast<int64_t>(sizeof(G)), kWidth<T> * sizeof(G));
-  run("accumulate_rows", accumulate_rows<T, G>, a.rows, row_threads(vectors), 0, a, vectors, aligned);
+  run("accumulate_rows", accumulate_rows<T, G>, a.rows, row_threads(vectors, kWidth<T>), 0, a, vectors, aligned);
 }
 
 void accumulate_gradient(const AccumulateArgs& args) {

@@ -27,7 +27,7 @@ void launch(const CopyRowsArgs& a) {
   const Launcher run(a.device);
   // Tiles of words, where a step has vectors: the same 16 bytes where rows are aligned.
   const Tiles words = tiles_of(a.row_bytes / static_cast<int64_t>(sizeof(Word)));
-  const int threads = std::min(row_threads(words.vectors), kTileThreads);
+  const int threads = tile_threads(words.vectors);
   run("copy_words", copy_words<Word>, a.rows * words.per_row, threads, 0, a, words);
 }
 

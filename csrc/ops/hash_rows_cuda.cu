@@ -72,7 +72,7 @@ void launch(const HashRowsArgs& a) {
   const Launcher run(a.device);
   const Tiles tiles = tiles_of(ceil_div(a.dim, kWords<Word>));
   const bool aligned = rows_aligned(a.x, a.rows, a.stride * a.value_bytes, kVectorBytes);
-  const int threads = std::min(row_threads(tiles.vectors), kTileThreads);
+  const int threads = tile_threads(tiles.vectors);
   run("hash_tiles", hash_tiles<Word>, a.rows * tiles.per_row, threads, 0, a, tiles, aligned);
 }
 

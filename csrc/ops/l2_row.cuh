@@ -187,17 +187,14 @@ __device__ void move_vectors(const StepArgs& a, const Row<K>& to, const Reader& 
                              const L2Move& move) {
   using A = typename K::A;
   const Mover<A> mover(move);
-  Box<A, StepArgs> box(a);
+  const Box<A, StepArgs> box(a);
   for (int64_t vector = span.first + threadIdx.x; vector < span.end; vector += blockDim.x) {
     const Operands<K> v = reader.read(vector);
     Vector<typename K::Value, K::width> out;
-    box.start(vector * K::width);
-#pragma unroll
-    for (int k = 0; k < K::width; ++k) {
+    box.template for_values<K::width>(vector * K::width, [&](int k, A lo, A hi) {
       const A x = v.from(k, reader.momentum), g = static_cast<A>(load(v.grad.v[k])), x0 = load(v.x0.v[k]);
-      store(out.v[k], clip(mover(x, g, x0), box.lo, box.hi));
-      box.next();
-    }
+      store(out.v[k], clip(mover(x, g, x0), lo, hi));
+    });
     to.write(vector, out, v);
   }
 }

@@ -77,7 +77,7 @@ template <typename K>
 std::optional<PlannedRows> plan_rows(const Launcher& run, int64_t vectors, bool has_grad) {
   const int64_t vector_bytes = SharedRow<K>::vector_bytes(has_grad);
   for (const SharedPlan& plan : kSharedPlans) {
-    const RowParts parts = row_parts(vectors, plan);
+    const RowParts parts = row_parts(vectors, K::width, plan);
     if (parts.per_block > run.shared_limit(plan.per_multiprocessor) / vector_bytes) continue;
     const ClusterShape shape = {plan.blocks, parts.threads, parts.per_block * vector_bytes};
     if (plan.blocks == 1) return PlannedRows{plan, parts, shape, 0};

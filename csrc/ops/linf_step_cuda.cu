@@ -13,22 +13,19 @@ struct Flags {
 // One vector of a row. The sign of a zero or NaN gradient is 0.
 template <typename K>
 __device__ Flags move_vector(const Row<K>& row, int64_t vector, double step_size, double eps_,
-                             Box<typename K::A, StepArgs>& box) {
+                             const Box<typename K::A, StepArgs>& box) {
   using A = typename K::A;
   const A step = static_cast<A>(step_size), eps = static_cast<A>(eps_);
   const Operands<K> v = row.read(vector);
   Vector<typename K::Value, K::width> out;
   Flags flags;
-  box.start(vector * K::width);
-#pragma unroll
-  for (int k = 0; k < K::width; ++k) {
+  box.template for_values<K::width>(vector * K::width, [&](int k, A lo, A hi) {
     const A x = v.from(k, row.momentum), x0 = load(v.x0.v[k]), g = load(v.grad.v[k]);
     const A y = g > 0 ? add(x, step) : (g < 0 ? sub(x, step) : x);
-    store(out.v[k], clip(clip(y, sub(x0, eps), add(x0, eps)), box.lo, box.hi));
+    store(out.v[k], clip(clip(y, sub(x0, eps), add(x0, eps)), lo, hi));
     flags.nonzero |= g != 0;
     flags.not_finite |= !(g - g == 0);
-    box.next();
-  }
+  });
   row.write(vector, out, v);
   return flags;
 }
@@ -36,10 +33,10 @@ __device__ Flags move_vector(const Row<K>& row, int64_t vector, double step_size
 template <typename K>
 __global__ void __launch_bounds__(kFlatThreads)
     linf_flat(const __grid_constant__ StepArgs a, int64_t vectors, bool aligned) {
-  Box<typename K::A, StepArgs> box(a);
+  const Box<typename K::A, StepArgs> box(a);
   const int64_t all = a.rows * vectors, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < all; i += stride) {
-    const Split at_row = split(i, vectors);
+    const Split at_row = a.rows == 1 ? Split{0, i} : split(i, vectors);
     const int64_t row = at_row.quotient;
     move_vector(Row<K>(a, row, aligned), at_row.remainder, at(a.step_size, row), at(a.eps, row), box);
   }
@@ -54,7 +51,7 @@ __device__ int block_flags(bool nonzero, bool not_finite) {
 template <typename K>
 __global__ void __launch_bounds__(kTileThreads)
     linf_tiles(const __grid_constant__ StepArgs a, Tiles tiles, bool aligned, uint8_t* tile_flags) {
-  Box<typename K::A, StepArgs> box(a);
+  const Box<typename K::A, StepArgs> box(a);
   const int64_t all = a.rows * tiles.per_row;
   for (int64_t i = blockIdx.x; i < all; i += gridDim.x) {
     const Split place = split(i, tiles.per_row);
@@ -86,17 +83,32 @@ __global__ void count_rows(const __grid_constant__ StepArgs a, int64_t tiles_per
   }
 }
 
+// Rows that lie one behind the other, with the same numbers for all, are one long row: no value has to find its row,
+// and vectors may reach over the end of one, so that rows of odd lengths are read by whole vectors too.
+StepArgs joined(const StepArgs& a) {
+  const bool dense = a.out_stride == a.dim && a.x_stride == a.dim && a.x0_stride == a.dim &&
+                     (!a.grad || a.grad_stride == a.dim) && (!a.velocity || a.velocity_stride == a.dim);
+  const bool same_channels = a.dim % (a.channels * a.inner) == 0;  // at the same places of the long row
+  if (!dense || !same_channels || a.step_size.rows || a.eps.rows || a.rows < 2) return a;
+  StepArgs one = a;
+  one.dim *= one.rows;
+  one.rows = 1;
+  return one;
+}
+
 template <typename K>
-void launch(const StepArgs& a) {
-  const Launcher run(a.device);
+void launch(const StepArgs& given) {
+  const Launcher run(given.device);
+  const bool counts = given.grad && given.grad_status;
+  const StepArgs a = counts ? given : joined(given);
   const int64_t vectors = ceil_div(a.dim, K::width);
   const bool aligned = step_aligned(a, sizeof(typename K::Value), sizeof(typename K::Grad));
-  if (!a.grad || !a.grad_status) {
+  if (!counts) {
     run("linf_flat", linf_flat<K>, ceil_div(a.rows * vectors, kFlatThreads), kFlatThreads, 0, a, vectors, aligned);
     return;
   }
   const Tiles tiles = tiles_of(vectors);
-  const int threads = std::min(row_threads(tiles.vectors), kTileThreads);
+  const int threads = tile_threads(tiles.vectors);
   if (tiles.per_row == 1) {
     run("linf_tiles", linf_tiles<K>, a.rows, threads, 0, a, tiles, aligned, static_cast<uint8_t*>(nullptr));
     return;

@@ -10,24 +10,20 @@ namespace {
 // Writes the values of one quad of a row: x0 + offset, clipped.
 template <typename T>
 __device__ void write_quad(const RandomStartArgs& a, int64_t row, int64_t quad, const double (&offset)[4],
-                           Box<ArithmeticOf<T>, RandomStartArgs>& box) {
+                           const Box<ArithmeticOf<T>, RandomStartArgs>& box) {
   using A = ArithmeticOf<T>;
   const T* x0 = static_cast<const T*>(a.x0) + row * a.dim;
   T* out = static_cast<T*>(a.out) + row * a.dim;
-  box.start(4 * quad);
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
+  box.template for_values<4>(4 * quad, [&](int j, A lo, A hi) {
     const int64_t i = 4 * quad + j;
-    if (i >= a.dim) return;
-    store(out[i], clip(add(static_cast<A>(load(x0[i])), static_cast<A>(offset[j])), box.lo, box.hi));
-    box.next();
-  }
+    if (i < a.dim) store(out[i], clip(add(static_cast<A>(load(x0[i])), static_cast<A>(offset[j])), lo, hi));
+  });
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kRandomThreads)
     uniform_values(const __grid_constant__ RandomStartArgs a, int64_t quads) {
-  Box<ArithmeticOf<T>, RandomStartArgs> box(a);
+  const Box<ArithmeticOf<T>, RandomStartArgs> box(a);
   const int64_t all = a.rows * quads, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < all; i += stride) {
     const Split place = split(i, quads);
@@ -45,7 +41,7 @@ __global__ void __launch_bounds__(kRandomThreads)
 template <typename T>
 __global__ void __launch_bounds__(kRandomThreads)
     gaussian_rows(const __grid_constant__ RandomStartArgs a, int64_t quads) {
-  Box<ArithmeticOf<T>, RandomStartArgs> box(a);
+  const Box<ArithmeticOf<T>, RandomStartArgs> box(a);
   OneBlock block;
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     double normal[4], sum[1] = {0};
@@ -78,7 +74,7 @@ void random_start_linf(const RandomStartArgs& a) {
 void random_start_l2(const RandomStartArgs& a) {
   const Launcher run(a.device);
   const int64_t quads = ceil_div(a.dim, 4);
-  const int threads = std::min(row_threads(quads), kRandomThreads);
+  const int threads = threads_for(quads, kShortRowVectors, kRandomThreads);
   for_dtypes(a.dtype, a.dtype, [&](auto value, auto) {
     run("gaussian_rows", gaussian_rows<decltype(value)>, a.rows, threads, 0, a, quads);
   });

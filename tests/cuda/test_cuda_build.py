@@ -177,13 +177,10 @@ def test_static_shared_memory_is_what_the_launches_leave_free(compiled):
 
 
 def test_blocks_share_a_multiprocessor_as_planned(compiled):
-    # 65,536 registers, handed out to warps by the eight a thread: two blocks of 512 threads, three of 384. With
-    # momentum the rows of three such blocks do not fit a multiprocessor's shared memory.
+    # 65,536 registers, handed out to warps by the eight a thread: two blocks of 384 threads.
     for kernel in compiled[HOPPER].kernels:
         if kernel.name == "l2_rows":
-            assert kernel.registers <= 64, kernel
-        if kernel.name == "l2_rows" and kernel.arguments.startswith("ff") and not kernel.momentum:
-            assert kernel.registers <= 56, kernel
+            assert kernel.registers <= 80, kernel
 
 
 def disassembler(toolkit: str) -> str | None:

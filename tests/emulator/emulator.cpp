@@ -45,7 +45,7 @@ struct Copy {
   unsigned char read[16];
 };
 
-enum class At { work, block_barrier, cluster_barrier, shuffle, end };
+enum class At { work, block_barrier, cluster_barrier, shuffle, phase, end };
 
 // A thread of a kernel, on its own stack.
 struct Fiber {
@@ -56,6 +56,8 @@ struct Fiber {
   At at = At::end;
   bool predicate = false;
   double shuffled = 0;
+  const unsigned char* barrier = nullptr;  // whose phase it waits for, in the storage
+  uint32_t parity = 0;
   std::vector<std::vector<Copy>> copies;  // the committed groups, then the open one
 
   Fiber() {
@@ -122,6 +124,54 @@ void swap_in(unsigned rank) {
   swapped_in = rank;
 }
 
+// What an mbarrier holds.
+struct Arrivals {
+  int32_t bytes;  // expected and not arrived; below zero where they came first
+  uint8_t missing, count, phase, mark;
+};
+static_assert(sizeof(Arrivals) == sizeof(uint64_t));
+constexpr uint8_t kMark = 0xB5;  // of one that was initialised
+
+// Bytes on their way to the shared memory of a block.
+struct Message {
+  unsigned rank;
+  size_t to, barrier;  // places in it
+  uint64_t bits;
+};
+std::vector<Message> messages;
+
+// Where a place in a block's shared memory is now.
+unsigned char* in_block(unsigned rank, size_t place) {
+  return (rank == swapped_in ? storage : images[rank].data()) + place;
+}
+
+void change(unsigned char* barrier, int arrived, int64_t expected) {
+  Arrivals state;
+  memcpy(&state, barrier, sizeof state);
+  if (state.mark != kMark) fail("a barrier for messages that was not initialised");
+  if (arrived > state.missing) fail("more arrivals than the barrier counts");
+  state.missing = static_cast<uint8_t>(state.missing - arrived);
+  state.bytes += static_cast<int32_t>(expected);
+  if (state.missing == 0 && state.bytes == 0) {
+    state.phase ^= 1;
+    state.missing = state.count;
+  }
+  memcpy(barrier, &state, sizeof state);
+}
+
+// Lets one of the messages, or all of them, arrive.
+void deliver(bool all) {
+  std::shuffle(messages.begin(), messages.end(), draw);
+  while (!messages.empty()) {
+    const Message message = messages.back();
+    messages.pop_back();
+    if (!has_shared[message.rank]) fail("a message to a block that has ended");
+    memcpy(in_block(message.rank, message.to), &message.bits, sizeof message.bits);
+    change(in_block(message.rank, message.barrier), 0, -static_cast<int64_t>(sizeof message.bits));
+    if (!all) return;
+  }
+}
+
 void leave() {
   if (_setjmp(running->place) == 0) _longjmp(scheduler, 1);
 }
@@ -158,6 +208,7 @@ void go_on(Fiber& fiber) {
 // Ends a launch in the middle of its kernel: what is on the fibers' stacks is given up.
 [[noreturn]] void give_up() {
   fibers.clear();
+  messages.clear();
   throw std::runtime_error(std::exchange(failure, {}));
 }
 
@@ -201,9 +252,15 @@ class Block {
 
   bool can_work() const { return count(At::work) > 0; }
 
-  // Opens the barriers that all have reached. Whether there was one.
+  // Opens the barriers that all have reached, and lets go on who waited for a phase that has ended. Whether there was
+  // one.
   bool open() {
     bool opened = false;
+    for (unsigned i = 0; i < shape.threads; ++i) {
+      if (fiber(i).at != At::phase || !has_ended(fiber(i))) continue;
+      fiber(i).at = At::work;
+      opened = true;
+    }
     if (all(At::block_barrier)) {
       bool any = false;
       for (unsigned i = 0; i < shape.threads; ++i) any |= fiber(i).predicate;
@@ -240,6 +297,12 @@ class Block {
       if (!failure.empty()) give_up();
     }
     return worked;
+  }
+
+  bool has_ended(const Fiber& waiting) const {
+    Arrivals state;
+    memcpy(&state, in_block(rank_, static_cast<size_t>(waiting.barrier - storage)), sizeof state);
+    return state.phase != waiting.parity;
   }
 
   void draw_laggards() { laggards_ = laggards((shape.threads + kWarpSize - 1) / kWarpSize); }
@@ -279,6 +342,7 @@ void run_cluster(unsigned cluster) {
         went_on = true;
       }
       went_on |= block.open();
+      if (draw() % 4 == 0) deliver(false);
       ended += block.all(At::end);
       waiting += block.all(At::cluster_barrier);
     }
@@ -287,12 +351,16 @@ void run_cluster(unsigned cluster) {
       for (Block& block : blocks) block.pass_cluster_barrier();
       laggard = laggards(shape.cluster);
       went_on = true;
+    } else if (others_stuck && !went_on && !messages.empty()) {
+      deliver(true);
+      went_on = true;
     } else if (others_stuck && !went_on) {
       failure = "emulated CUDA: threads wait at a barrier that others never reach (block " +
                 std::to_string(blockIdx.x) + " or its cluster)";
       give_up();
     }
   }
+  if (!messages.empty()) fail("a block that ended before its messages had arrived");
   for (unsigned rank = 0; rank < shape.cluster; ++rank) {
     swap_in(rank);
     for (size_t i = shape.shared; i < guarded; ++i)
@@ -374,6 +442,35 @@ void wait_for_copies(size_t but_last) {
   for (size_t i = 0; i < arrived; ++i)
     for (const Copy& copy : groups[i]) memcpy(copy.to, copy.was_read ? copy.read : copy.from, copy.bytes);
   groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(arrived));
+}
+
+void init_barrier(uint64_t* barrier, uint32_t count) {
+  const Arrivals state{0, static_cast<uint8_t>(count), static_cast<uint8_t>(count), 0, kMark};
+  memcpy(barrier, &state, sizeof state);
+}
+
+void arrive_expecting(uint64_t* barrier, uint32_t bytes) {
+  change(reinterpret_cast<unsigned char*>(barrier), 1, bytes);
+}
+
+void wait_for_phase(uint64_t* barrier, uint32_t parity) {
+  running->barrier = reinterpret_cast<unsigned char*>(barrier);
+  running->parity = parity;
+  wait_at(At::phase);
+}
+
+void send(void* to, uint64_t bits, uint64_t* barrier) {
+  const auto place = static_cast<unsigned char*>(to);
+  for (unsigned rank = 0; rank < shape.cluster; ++rank) {
+    unsigned char* const block = in_block(rank, 0);
+    if (place < block || place >= block + storage_bytes) continue;
+    const auto distance = [&](const void* p) {
+      return static_cast<size_t>(static_cast<const unsigned char*>(p) - block);
+    };
+    messages.push_back({rank, distance(to), distance(barrier), bits});
+    return;
+  }
+  fail("a message to no place in the shared memory of the cluster");
 }
 
 }  // namespace emulator

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 
@@ -57,6 +58,13 @@ double shuffle_xor(double value, int lanes);             // of a whole warp
 void copy_async(void* to, const void* from, size_t bytes);
 void commit_copies();
 void wait_for_copies(size_t but_last);  // for all committed groups but the last so many
+
+// An mbarrier in shared memory, whose phase ends once so many have arrived, and all bytes that they expect.
+void init_barrier(uint64_t* barrier, uint32_t count);
+void arrive_expecting(uint64_t* barrier, uint32_t bytes);
+void wait_for_phase(uint64_t* barrier, uint32_t parity);  // until the phase of this parity has ended
+// Eight bytes for the shared memory of a block of the cluster; they arrive at any later time, and count there.
+void send(void* to, uint64_t bits, uint64_t* barrier);
 
 }  // namespace emulator
 
