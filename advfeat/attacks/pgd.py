@@ -166,12 +166,12 @@ class PGD(GradientAttack):
         return super().to_dict() | {"step_size": size, "seed": self.seed or 0}
 
     @property
-    def _runs_in_pool(self) -> bool:
+    def runs_in_pool(self) -> bool:
         """Whether samples leave the batch before all steps are done."""
         return self.stop is not None or self.skip_cycles
 
     def _run(self, run: Run) -> AttackResult:
-        return pool.run(self, run) if self._runs_in_pool else _Loop(self, run).run()
+        return pool.run(self, run) if self.runs_in_pool else _Loop(self, run).run()
 
     def _over(self, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
         """With ``stop`` or ``skip_cycles``, finished samples leave and the next ones take their places.
@@ -181,26 +181,50 @@ class PGD(GradientAttack):
         """
         if type(self)._run is not PGD._run:  # a subclass with its own loop
             return super()._over(model, batches)
-        if not self._runs_in_pool:
-            return _in_step(self, model, batches)
+        if not self.runs_in_pool:
+            in_lockstep = InLockstep(self, model)
+            return ((batch.given, in_lockstep(batch.x, batch.target, batch.ids)) for batch in batches)
         if any(isinstance(v, Tensor) and v.dim() > 0 for v in (self.threat.eps, self.step_size)):
             return super()._over(model, batches)
         return pool.over(self, model, batches)
 
 
-def _in_step(attack: PGD, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
-    """Each batch with its result, all samples of a batch in lockstep.
+class InLockstep:
+    """Attacks batch after batch, each when it is given, all samples of a batch in lockstep.
 
-    Batches of one shape share their buffers, and so one captured graph.
+    Batches of one shape share their buffers, and so one captured graph. The model's weights may change in place between
+    two batches, as in training.
+
+    Args:
+        attack: an attack without ``stop`` and ``skip_cycles``, whose seeds are set.
+        model: as for :meth:`advfeat.attacks.Attack.run`.
+        statistics: whether anything besides ``x_adv`` is needed.
     """
-    loop: _Loop | None = None
-    for x, target, ids, _, given in batches:
-        with undisturbed(attack, model, x.device):
-            if loop is None or not loop.batch.take(attack, x, target, ids):
+
+    def __init__(self, attack: PGD, model: Callable, statistics: bool = True) -> None:
+        self._attack, self._model, self._statistics = attack, model, statistics
+        self._loop: _Loop | None = None
+
+    def __call__(self, x: Tensor, target: Tensor, sample_ids: Tensor) -> AttackResult:
+        """The result for one batch, whose tensors are its own.
+
+        Args:
+            x: [B, ...].
+            target: [B, ...].
+            sample_ids: int64 [B].
+
+        Returns:
+            The result.
+        """
+        attack, loop = self._attack, self._loop
+        with undisturbed(attack, self._model, x.device):
+            if loop is None or not loop.batch.take(attack, x, target, sample_ids):
                 watched = None if loop is None else loop.batch.model
-                loop = _Loop(attack, Run(attack, model, x, target, None, ids, watched=watched), again=True)
-            result = loop.run()
-        yield given, result
+                run = Run(
+                    attack, self._model, x, target, None, sample_ids, watched=watched, statistics=self._statistics
+                )
+                loop = self._loop = _Loop(attack, run, again=True)
+            return loop.run()
 
 
 class _Loop:

@@ -148,7 +148,7 @@ class _Batch:
         """The result of the batch; ``pool`` is None if no sample was attacked."""
         record = Record(self.run.x0, self.attack.targeted) if self.record is None else self.record
         record.knows_success = pool is None or pool.record.knows_success
-        why_eager = None if pool is None else pool.step.why_eager
+        why_eager = None if pool is None else pool.why_eager
         passes = int(self.passes)
         return self.run.result(record, forwarded=passes, backwarded=passes, why_eager=why_eager)
 
@@ -197,7 +197,7 @@ class _Pool:
         self.slots = self._empty(x)
         self.record = Record(x, attack.targeted)  # of the places, which the first batch fills
         self.cycles = Cycles(x) if attack.skip_cycles else None
-        self.step = ReplayedStep(x.device, attack.graph, again=True)
+        self.step, self.replayed = ReplayedStep(x.device, attack.graph, again=True), False
         # On the host: which places are in use, by which row of which batch, at which restart, and the last look taken
         # before this sample entered.
         self.used = torch.zeros(self.size, dtype=torch.bool, device="cpu")
@@ -214,6 +214,11 @@ class _Pool:
         slots = {name: numbers(torch.int64) for name in ("id", "step", "restart", "passes", "since")}
         slots["gained"] = numbers(torch.float64 if x.dtype == torch.float64 else torch.float32)
         return slots | {"live": numbers(torch.bool)}
+
+    @property
+    def why_eager(self) -> str | None:
+        """Why no pass was replayed as a graph; None where one was, before the last packing too."""
+        return None if self.replayed else self.step.why_eager
 
     def wants_more(self) -> bool:
         """Whether there is room for a sample that has not been pulled yet."""
@@ -387,4 +392,5 @@ class _Pool:
             look.keep(kept)
         self.used, self.home, self.row = self.used[kept], self.home[kept], self.row[kept]
         self.restart, self.not_seen_by = self.restart[kept], self.not_seen_by[kept]
+        self.replayed = self.why_eager is None
         self.step = ReplayedStep(self.device, self.attack.graph, again=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from advfeat import _arguments
 from advfeat._arguments import check_path, flag
 from advfeat._checks import check_pair, from_environment
 from advfeat._model_checks import check_module
-from advfeat.attacks import PGD
+from advfeat.attacks.pgd import InLockstep
 from advfeat.datasets.loader import batch_size_for
 from advfeat.datasets.protocol import Data, Identified, LabelledImages
 from advfeat.datasets.torch_dataset import as_source
@@ -251,7 +251,7 @@ class _Loop:
     def _epoch(self, epoch: int, report: Reporter) -> dict:
         config, steps = self.config, self.batches.steps
         look_every = _LOOK_EVERY.get(self.device.type, _LOOK_EVERY_ELSEWHERE)
-        attack = _attack_of_epoch(config, epoch)
+        examples = _examples_of_epoch(config, epoch, self.model)
         # For dropout and the like in a user's model: the stream of an epoch is the same in a resumed run.
         _seed_device(derive_seed(config.seed, "model", epoch), self.device)
         losses = torch.zeros(steps, dtype=torch.float32, device=self.device)
@@ -271,7 +271,7 @@ class _Loop:
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss, right = self._step(x, y, ids, attack)
+            loss, right = self._step(x if examples is None else examples(x, y, ids), y)
             losses[step] = loss * len(y)
             hits += right
             samples += len(y)
@@ -286,10 +286,8 @@ class _Loop:
             "train_accuracy": int(hits) / samples,
         }
 
-    def _step(self, x: Tensor, y: Tensor, ids: Tensor, attack: PGD | None) -> tuple[Tensor, Tensor]:
+    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
-        if attack is not None:
-            x = attack(self.model, x, y, sample_ids=ids)
         with _autocast(config, self.device):
             logits = logits_of(taken_by(self.model, x)).float()
         logits = class_logits(logits[:, None] if logits.dim() == 1 else logits)
@@ -333,7 +331,10 @@ def _with_statistics(config: TrainConfig, source: LabelledImages) -> TrainConfig
     )
 
 
-def _attack_of_epoch(config: TrainConfig, epoch: int) -> PGD | None:
+def _examples_of_epoch(
+    config: TrainConfig, epoch: int, model: Model
+) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """The adversarial examples of (images, labels, sample ids) to train on in this epoch; None for the images."""
     attack = config.attack
     if attack is None:
         return None
@@ -341,7 +342,10 @@ def _attack_of_epoch(config: TrainConfig, epoch: int) -> PGD | None:
         attack = attack.replace(autocast=torch.bfloat16)
     if attack.random_start:  # otherwise a sample would have the same start in every epoch
         attack = attack.replace(seed=derive_seed(config.seed, "attack", attack.seed or 0, epoch))
-    return attack
+    if attack.runs_in_pool:
+        return lambda x, y, ids: attack(model, x, y, sample_ids=ids)
+    in_lockstep = InLockstep(attack, model, statistics=False)
+    return lambda x, y, ids: in_lockstep(x, y, ids).x_adv
 
 
 def _autocast(config: TrainConfig, device: torch.device):

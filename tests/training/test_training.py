@@ -12,10 +12,11 @@ from torch import nn
 
 import advfeat
 from advfeat import models
+from advfeat.attacks.pgd import InLockstep
 from advfeat.datasets import sources
 from advfeat.evaluation import evaluate
 from advfeat.random import derive_seed, generator
-from advfeat.training import TrainConfig, paper_attack, paper_cifar10, train
+from advfeat.training import TrainConfig, loop, paper_attack, paper_cifar10, train
 from advfeat.training.augment import Augmentation
 from advfeat.training.batches import channel_statistics
 from advfeat.training.schedules import SCHEDULES, learning_rate
@@ -92,9 +93,8 @@ def test_bf16_trains_float32_weights():
 
 def test_a_random_start_differs_between_epochs(monkeypatch):
     seeds = []
-    run = advfeat.PGD.__call__
     monkeypatch.setattr(
-        advfeat.PGD, "__call__", lambda self, *args, **kw: seeds.append(self.seed) or run(self, *args, **kw)
+        loop, "InLockstep", lambda attack, *args, **kw: seeds.append(attack.seed) or InLockstep(attack, *args, **kw)
     )
     train(QUICK.replace(epochs=2, attack=paper_attack(0.3).replace(random_start=True)), blobs(16))
     assert len(seeds) == len(set(seeds)) == 2
