@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from advfeat.attacks import Converged
 from advfeat.datasets.base import Source
 from advfeat.datasets.building import build
-from advfeat.datasets.recipes import MatchRepresentation, PerturbTowardsTarget, Recipe, start_indices
+from advfeat.datasets.recipes import PRESETS, MatchRepresentation, PerturbTowardsTarget, Recipe, start_indices
 from benchmarks import peers, representation, subjects
 from benchmarks.attacks import quality
 from benchmarks.measure import RESULTS, machine, say, spread, write_results
 from benchmarks.plots import Bar, about, bars
 
 # What advfeat builds with: a name for the row, options of advfeat.datasets.build, and in "recipe" fields of the
-# recipe. One line, one more row; a line that build() or the recipe does not know is left out and named. Every build
-# compiles anew where it is told to, so those rates rise with the number of images.
+# recipe, or another preset's name. One line, one more row; a line that build() or the recipe does not know is left out
+# and named. Every build compiles anew where it is told to, so those rates rise with the number of images.
 OPTIONS: dict[str, dict] = {
     "advfeat build": {},
     "advfeat build, bfloat16": {"autocast": torch.bfloat16},
@@ -40,6 +40,7 @@ OPTIONS: dict[str, dict] = {
     "advfeat build, bfloat16, compiled": {"autocast": torch.bfloat16, "compile": True},
     "advfeat build, until converged": {"recipe": {"stop": Converged()}},
     "advfeat build, until converged, bfloat16": {"recipe": {"stop": Converged()}, "autocast": torch.bfloat16},
+    "advfeat build, fast preset, bfloat16": {"recipe": "cifar10-fast", "autocast": torch.bfloat16},
 }
 FIRST = "advfeat build"
 
@@ -103,6 +104,9 @@ def runs(
     for name in dict.fromkeys([FIRST, *(options or OPTIONS)]):
         settings = {k: v for k, v in OPTIONS[name].items() if k != "recipe"}
         fields = OPTIONS[name].get("recipe", {})
+        if isinstance(fields, str):
+            found[name] = (partial(built, PRESETS[fields][case.recipe.name], settings), len(case.source))
+            continue
         unknown = set(settings) - set(inspect.signature(build).parameters)
         unknown |= set(fields) - {field.name for field in dataclasses.fields(case.recipe)}
         if unknown:
@@ -153,7 +157,7 @@ def rates(
         row = {
             "library": name,
             "images": images,
-            "steps": case.recipe.steps,
+            "steps": steps_of(name, case.recipe),
             "batch_size": batch_size,
             "rounds": len(rate[name]),
             "images_per_s": middle,
@@ -178,6 +182,12 @@ def _warm_up(case: Case, names: list[str] | None, batch_size: int, options: list
     short = Case(recipe, case.model, few, case.device)
     for call, _ in runs(short, short.libraries(names)[0], batch_size, batch_size, options).values():
         call()
+
+
+def steps_of(name: str, recipe: Recipe) -> int:
+    """How many steps the row of this name takes at most."""
+    fields = OPTIONS.get(name, {}).get("recipe")
+    return PRESETS[fields][recipe.name].steps if isinstance(fields, str) else recipe.steps
 
 
 def recipe_of(name: str, steps: int | None, step_size: float, eps: float) -> Recipe:

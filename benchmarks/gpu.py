@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -60,10 +61,14 @@ def parts(options: argparse.Namespace) -> list[Part]:
         return benchmark(name, "build", 90, result, f"{both} {real}", tiny, [*subject, "--options", *ways])
 
     # compiling a ResNet-50 for each build would take more time than there is
-    ways = ["advfeat build", "advfeat build, bfloat16"]
-    tests = [python, "-m", "pytest", "-q", "-m", "cuda", "tests", "--maxfail=10", "-p", "no:cacheprovider"]
+    ways = ["advfeat build", "advfeat build, bfloat16", "advfeat build, fast preset, bfloat16"]
+    tests = [python, "-m", "pytest", "-q", "-m", "cuda", "tests", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist"):
+        tests += ["-n", str(min(14, os.cpu_count() or 1)), "--dist", "worksteal"]
     tiny_attacks = "--rounds 1 --steps 2 --shapes 4x3x32x32 1x3x64x64"
     tiny_attacks += " --samples 16 --evaluation-rounds 1 --evaluation-steps 5"
+    # the attacks themselves, without libraries that go through numpy
+    peers = ["--libraries", "advfeat", "torchattacks", "foolbox", "robustness", "robustness, best"]
     return [
         Part("build", [python, "setup.py", "build_ext", "--inplace"], 150),
         Part("tests", tests, 150),
@@ -72,7 +77,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
             "ops",
             90,
             f"ops_{device}",
-            "--rounds 9",
+            "--rounds 7",
             "--rounds 1 --no-compile --shapes 8x3x32x32 2x3x64x64",
             [],
         ),
@@ -81,16 +86,22 @@ def parts(options: argparse.Namespace) -> list[Part]:
             "attacks",
             60,
             f"attacks_{device}",
-            "--rounds 3 --steps 40 --samples 512 --evaluation-rounds 3",  # fewer steps are not replayed
+            "--rounds 3 --steps 40 --samples 512 --evaluation-rounds 2",  # fewer steps are not replayed
             tiny_attacks,
             [*images, *standard],
         ),
-        building("D_det", "det", "--images 512 --peer-images 256 --rounds 3 --seconds 50", ways, images),
+        building(
+            "D_det",
+            "det",
+            "--images 1024 --peer-images 512 --batch-size 512 --rounds 3 --seconds 15",
+            ways,
+            [*images, *peers],
+        ),
         building(
             "D_R",
             "robust",
-            "--images 128 --batch-size 128 --rounds 2 --seconds 20",
-            [*ways, "advfeat build, until converged, bfloat16"],
+            "--images 256 --peer-images 128 --batch-size 128 --steps 200 --rounds 3 --seconds 15",
+            ways,
             [*images, *robust],
         ),
         benchmark(

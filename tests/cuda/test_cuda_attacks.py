@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from advfeat import APGD, L2, PGD, Converged, Linf
+from advfeat.attacks.pgd import InLockstep
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -29,11 +30,18 @@ def same(a, b, tolerance):
     assert (a.success == b.success).float().mean() >= 0.95
 
 
+@pytest.fixture
+def deterministic():
+    """Convolutions that give the same bits each time: a targeted attack takes the last of them to other places."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
 ATTACKS = [
     PGD(L2(0.5), steps=40),
     PGD(Linf(8 / 255), steps=40, keep="best", random_start=True, restarts=2, seed=0),
     PGD(L2(torch.linspace(0.1, 1, N)), steps=40, targeted=True),
-    PGD(L2(0.5), steps=40, stop="success"),
+    PGD(L2(0.05), steps=40, stop="success"),
     PGD(L2(0.5), steps=60, stop=Converged(5)),
     APGD(L2(0.5), steps=60),
 ]
@@ -41,8 +49,10 @@ ATTACKS = [
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-def test_replayed_and_eager(net, attack, autocast):
+def test_replayed_and_eager(net, deterministic, attack, autocast):
     x, y = data()
+    if not attack.targeted:
+        y = net(x).argmax(1)  # so that there is something to do
     attack = attack.replace(autocast=autocast)
     replayed, eager = attack.run(net, x, y), attack.replace(graph=False).run(net, x, y)
     assert replayed.why_eager is None and eager.why_eager == "graph=False"
@@ -51,7 +61,7 @@ def test_replayed_and_eager(net, attack, autocast):
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("stop", [None, "success"])
-def test_batches_of_a_kind(net, autocast, stop):
+def test_batches_of_a_kind(net, deterministic, autocast, stop):
     """Parameters that need gradients, and memory that is used for other things between two batches."""
     x, y = data(4 * N)
     attack = PGD(L2(0.5), steps=30, autocast=autocast, stop=stop)
@@ -90,3 +100,18 @@ def test_memory_does_not_grow_from_call_to_call(net):
     for _ in range(5):
         attack(net, x, y)
     assert torch.cuda.memory_allocated() <= before
+
+
+def test_weights_may_change_between_two_batches_in_lockstep(net, deterministic):
+    """As in adversarial training, whose attack is captured once."""
+    x, y = data()
+    attack = PGD(L2(0.5), steps=7)
+    in_lockstep, results = InLockstep(attack, net, statistics=False), []
+    for _ in range(4):
+        results.append(in_lockstep(x, y, torch.arange(N, device="cuda")))
+        assert torch.equal(results[-1].x_adv, attack.replace(graph=False)(net, x, y))
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(0.9).add_(0.01 * torch.randn_like(parameter))
+    assert results[0].why_eager == "too few steps for a capture to pay" and results[-1].why_eager is None
+    assert not torch.equal(results[0].x_adv, results[-1].x_adv)

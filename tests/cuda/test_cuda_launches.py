@@ -149,23 +149,18 @@ def test_tensors_on_two_devices_are_refused():
         ops.random_start_l2(x0.to(CUDA), 0.1, 0, torch.arange(3))
 
 
-def test_opcheck():
-    x, grad, x0 = on_device(*tensors((3, 3, 4, 5)))
+@pytest.mark.parametrize("given", ["numbers", "tensors"])
+@pytest.mark.parametrize(
+    "op", sorted(n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if "advfeat::" in n)
+)
+def test_opcheck(op, given):
+    x, grad, x0, velocity = on_device(*tensors((3, 3, 4, 5)), torch.zeros(3, 3, 4, 5))
     rows, lo, hi = on_device(torch.rand(3), torch.zeros(3), torch.ones(3))
-    ids, mask = torch.arange(3, device=CUDA), torch.rand(3, device=CUDA) < 0.5
-    status = torch.zeros(3, 2, dtype=torch.int32, device=CUDA)
-    raw = torch.ops.advfeat
-    plain, tensors_instead = (0.1, 0.5, 0.0, 1.0, *[None] * 5), (0.0, 0.0, 0.0, 0.0, rows, rows, lo, hi, status)
-    for op in ("linf_step", "linf_step_", "l2_step", "l2_step_"):
-        packet = getattr(raw, op)
-        for overload in map(packet.__getattr__, packet.overloads()):
-            count = len(overload._schema.arguments)
-            torch.library.opcheck(overload, (x.clone(), grad, x0, *tensors_instead)[:count])
-        torch.library.opcheck(packet.default, (x.clone(), grad, x0, *plain)[: len(packet.default._schema.arguments)])
-    for op in ("project_linf", "project_linf_", "project_l2", "project_l2_"):
-        torch.library.opcheck(getattr(raw, op).default, (x.clone(), x0, 0.5, 0.0, 1.0, None, lo, hi))
-    for op in ("random_start_linf", "random_start_l2"):
-        torch.library.opcheck(getattr(raw, op).default, (x0, 0.5, 1, ids, 0.0, 1.0, None, lo, hi))
-    torch.library.opcheck(raw.copy_rows_.default, (x.clone(), x0, mask))
-    torch.library.opcheck(raw.hash_rows.default, (x,))
-    torch.library.opcheck(raw.accumulate_gradient_.default, (x.clone(), grad, 0.9, status))
+    values = {"x": x, "grad": grad, "x0": x0, "dst": x, "src": x0, "total": x, "velocity": velocity}
+    values |= {"mask": rows < 0.5, "sample_ids": torch.arange(3, device=CUDA), "seed": 1, "decay": 0.9}
+    values |= {"step_size": 0.1, "eps": 0.5, "lo": 0.0, "hi": 1.0, "momentum": 0.75}
+    if given == "tensors":
+        values |= {"step_size_rows": rows, "eps_rows": rows, "lo_channels": lo, "hi_channels": hi}
+        values["grad_status"] = torch.zeros(3, 2, dtype=torch.int32, device=CUDA)
+    overload = getattr(torch.ops.advfeat, op).default
+    torch.library.opcheck(overload, tuple(values.get(argument.name) for argument in overload._schema.arguments))
