@@ -67,8 +67,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
         tests += ["-n", str(min(14, os.cpu_count() or 1)), "--dist", "worksteal"]
     tiny_attacks = "--rounds 1 --steps 2 --shapes 4x3x32x32 1x3x64x64"
     tiny_attacks += " --samples 16 --evaluation-rounds 1 --evaluation-steps 5"
-    # the attacks themselves, without libraries that go through numpy
-    peers = ["--libraries", "advfeat", "torchattacks", "foolbox", "robustness", "robustness, best"]
+    peers = ["--libraries", "torchattacks", "foolbox", "robustness", "robustness, best"]  # ART's goes through numpy
     return [
         Part("build", [python, "setup.py", "build_ext", "--inplace"], 150),
         Part("tests", tests, 150),
@@ -86,21 +85,21 @@ def parts(options: argparse.Namespace) -> list[Part]:
             "attacks",
             60,
             f"attacks_{device}",
-            "--rounds 3 --steps 40 --samples 512 --evaluation-rounds 2",  # fewer steps are not replayed
+            "--rounds 3 --steps 40 --samples 512 --evaluation-rounds 1",  # fewer steps are not replayed
             tiny_attacks,
             [*images, *standard],
         ),
         building(
             "D_det",
             "det",
-            "--images 1024 --peer-images 512 --batch-size 512 --rounds 3 --seconds 15",
+            "--images 512 --peer-images 256 --batch-size 256 --steps 50 --rounds 2",
             ways,
             [*images, *peers],
         ),
         building(
             "D_R",
             "robust",
-            "--images 256 --peer-images 128 --batch-size 128 --steps 200 --rounds 3 --seconds 15",
+            "--images 256 --peer-images 128 --batch-size 128 --steps 100 --rounds 2",
             ways,
             [*images, *robust],
         ),

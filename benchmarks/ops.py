@@ -31,13 +31,13 @@ STEPS = {"linf": (ops.linf_step_, plain.linf_step), "l2": (ops.l2_step_, plain.l
 
 def tensors(shape: tuple[int, ...], dtype: torch.dtype, layout: str, device: torch.device) -> list[Tensor]:
     """x, grad, x0 (a step then leaves the ball, as in the middle of an attack) and a ready tensor for copies."""
-    g = torch.Generator().manual_seed(0)
-    x0 = torch.rand(shape, generator=g)
-    x = (x0 + 0.02 * torch.randn(shape, generator=g)).clamp(0, 1)
-    made = [x, torch.randn(shape, generator=g), x0, torch.empty(shape)]
+    g = torch.Generator(device).manual_seed(0)
+    x0 = torch.rand(shape, generator=g, device=device)
+    x = (x0 + 0.02 * torch.randn(shape, generator=g, device=device)).clamp(0, 1)
+    made = [x, torch.randn(shape, generator=g, device=device), x0, torch.empty(shape, device=device)]
     if layout == "channels_last":
         made = [t.to(memory_format=torch.channels_last) for t in made]
-    return [t.to(dtype=dtype, device=device) for t in made]
+    return [t.to(dtype) for t in made]
 
 
 def numbers(norm: str, shape: tuple[int, ...]) -> tuple[float, float]:
