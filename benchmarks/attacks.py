@@ -170,8 +170,9 @@ def figures(result: dict) -> dict:
     panels: dict[str, list[Bar]] = {}
     for row in result["overhead"]:
         own = next(r for r in result["overhead"] if (r["norm"], r["shape"]) == (row["norm"], row["shape"]))
-        ratio = row["us_per_step"] / own["us_per_step"]
-        note = f"{row['us_per_step']:,.0f} us = {ratio:.1f} x, success {row['success']:.2f}"
+        # A replayed step can take less than the model's own passes one by one; then there is nothing to divide by.
+        ratio = f" = {row['us_per_step'] / own['us_per_step']:.1f} x" if own["us_per_step"] > 0 else ""
+        note = f"{row['us_per_step']:,.0f} us{ratio}, success {row['success']:.2f}"
         name = f"{row['norm']}, {row['shape']}; the model itself: {row['model_us_per_step']:,.0f} us"
         bar = Bar(row["library"], row["us_per_step"], row["low"], row["high"], note, row["library"] == "advfeat")
         panels.setdefault(name, []).append(bar)

@@ -40,7 +40,7 @@ PEERS = (
     "pyautoattack",
     "autoattack",
 )
-# Says which commit is measured where the code was copied without its history.
+# Says which commit is measured where the code was copied without its history, or with an older one.
 REVISION = "ADVFEAT_BENCHMARK_REVISION"
 
 
@@ -138,7 +138,7 @@ def machine(device: torch.device | str = "cpu") -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "advfeat": advfeat.__version__,
-        "git": git_revision() or os.environ.get(REVISION),
+        "git": {"commit": os.environ[REVISION]} if os.environ.get(REVISION) else git_revision(),
         "peers": peer_versions(),
     }
     if device.type == "cuda":

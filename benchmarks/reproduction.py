@@ -1,8 +1,8 @@
-"""What ``advfeat reproduce`` would take on a GPU that is not at hand: from operations counted and shares assumed.
+"""What ``advfeat reproduce`` would take on a GPU that is not at hand: from operations counted and shares measured once.
 
     python -m benchmarks.reproduction --preset cifar10 [--arch resnet18]
 
-An estimate and no measurement: passes of each experiment (advfeat.experiments.cost), times the floating-point
+An estimate: passes of each experiment (advfeat.experiments.cost), times the floating-point
 operations of a pass, over a share of the processor's rate. On the machine itself ``advfeat reproduce --measure`` is
 better.
 """
@@ -18,13 +18,16 @@ from advfeat.experiments import catalogue, presets
 from advfeat.experiments.cost import Network, passes
 from advfeat.models import create
 
-# Dense bfloat16 of an H100 or H200, by its datasheet; and the shares of it that small images leave: convolutions of
-# 32x32 images are short of work for so wide a processor, and training runs BatchNorm and launches its kernels one by
-# one. The shares are guesses.
+# Dense bfloat16 of an H100 or H200, by its datasheet; and the shares of it that an H200 reached on images of 32x32
+# (2026-11-27, torch 2.11, batches of the presets' sizes): convolutions of such images are short of work for so wide a
+# processor, and training launches its kernels one by one. Training with a ResNet-50, and every other network, was not
+# measured: they are taken to reach the ResNet-18's shares.
 PEAK = 989e12
-SHARES = {"attack": 0.25, "inner": 0.12, "train": 0.12}
-# Convolutions in float32 are done in TensorFloat-32, torch's default, at half of bfloat16's rate.
-FLOAT32_SHARE = 0.12
+SHARES = {"attack": 0.20, "inner": 0.10, "train": 0.047}
+SHARES_OF = {"resnet50": {**SHARES, "attack": 0.09, "inner": 0.09}}
+# Convolutions in float32 are done in TensorFloat-32, torch's default.
+FLOAT32_SHARE = 0.10
+FLOAT32_SHARE_OF = {"resnet50": 0.053}
 
 
 def operations(net: Network, kind: str) -> float:
@@ -49,7 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
         total = 0.0
         for (net, kind), n in passes(steps).items():
             if (net, kind) not in known:
-                share = SHARES[kind] if net.amp == "bf16" else FLOAT32_SHARE
+                of_kind = SHARES_OF.get(net.arch, SHARES)[kind]
+                share = of_kind if net.amp == "bf16" else FLOAT32_SHARE_OF.get(net.arch, FLOAT32_SHARE)
                 known[net, kind] = operations(net, kind) / (share * PEAK)
             total += n * known[net, kind] / 60
         return total

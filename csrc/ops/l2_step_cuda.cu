@@ -10,8 +10,13 @@
 namespace advfeat::cuda {
 namespace {
 
+// Clusters of half types, which have fewer threads, may take the registers that those leave.
 template <typename K, typename Blocks>
-__global__ void __launch_bounds__(kMaxThreads, kRowBlocks)
+constexpr int kMostThreads =
+    std::is_same_v<Blocks, OneBlock> || K::width <= kVectorBytes / 4 ? kMaxThreads : kMaxThreadsOfHalves;
+
+template <typename K, typename Blocks>
+__global__ void __launch_bounds__(kMostThreads<K, Blocks>, kRowBlocks)
     l2_rows(const __grid_constant__ StepArgs a, RowParts parts, bool aligned) {
   if constexpr (Blocks::kCompiled)
     move_shared_rows<K, Blocks>(a, parts, aligned);

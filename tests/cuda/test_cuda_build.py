@@ -131,7 +131,7 @@ def compiled(plan, tmp_path_factory) -> dict[str, Compiled]:
 
     plan, architectures = plan
     folder = tmp_path_factory.mktemp("cubins")
-    nvcc = [os.path.join(plan.toolkit, "bin", "nvcc"), *COMMON_NVCC_FLAGS, *plan.compile_args()["nvcc"], "-std=c++20"]
+    nvcc = [os.path.join(plan.toolkit, "bin", "nvcc"), *COMMON_NVCC_FLAGS, *plan.compile_args()["nvcc"]]
     found = {}
     for architecture in architectures:
         number = architecture.replace(".", "")
@@ -177,10 +177,10 @@ def test_static_shared_memory_is_what_the_launches_leave_free(compiled):
 
 
 def test_blocks_share_a_multiprocessor_as_planned(compiled):
-    # 65,536 registers, handed out to warps by the eight a thread: two blocks of 384 threads.
+    # 65,536 registers, handed out to warps by the eight a thread: two blocks of 384 threads, or of 256 in half types.
     for kernel in compiled[HOPPER].kernels:
         if kernel.name == "l2_rows":
-            assert kernel.registers <= 80, kernel
+            assert kernel.registers <= (80 if kernel.arguments.startswith(("ff", "fd", "dd")) else 128), kernel
 
 
 def disassembler(toolkit: str) -> str | None:
