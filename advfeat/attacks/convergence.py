@@ -15,6 +15,9 @@ class Converged:
     afresh with each restart. The rule trades closeness for time: the distance of D_R was still falling slowly after the
     paper's thousand steps (Table 5). docs/performance.md reports what the default saves and what it leaves.
 
+    It is a rule for steps of constant length. With a schedule that falls, the gains come at its end, and fewer steps
+    leave less than stopping early does.
+
     Args:
         patience: steps without a gain before a sample stops, at least 1.
         tolerance: the relative size of a gain, in [0, 1).

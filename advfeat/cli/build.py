@@ -10,7 +10,7 @@ from advfeat.cli.console import bar
 from advfeat.cli.files import check_place, describe_set, load_model
 from advfeat.cli.options import option_of
 from advfeat.datasets.building import build
-from advfeat.datasets.recipes import PRESETS, Recipe, fast_version, own_recipe, preset
+from advfeat.datasets.recipes import PRESETS, MatchRepresentation, Recipe, fast_version, own_recipe, preset
 
 if TYPE_CHECKING:
     from advfeat.cli import commands
@@ -23,8 +23,8 @@ def run(c: commands.Build) -> None:
         c: Parsed options.
 
     Raises:
-        ValueError: If an option does not apply to the recipe, the model does not fit the data set, or no preset is
-            given for a data set that has none of its own.
+        ValueError: If an option does not apply to the recipe, ``--converge`` is given with falling steps, the model
+            does not fit the data set, or no preset is given for a data set that has none of its own.
     """
     check_place(c.out, "manifest.json")
     device = c.runtime.torch_device()
@@ -39,6 +39,11 @@ def run(c: commands.Build) -> None:
             option = "--converge" if name == "stop" else option_of(name)
             raise ValueError(f"{option} has no meaning for the recipe {c.recipe!r}")
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    if isinstance(recipe, MatchRepresentation) and recipe.stop is not None and recipe.schedule != "constant":
+        raise ValueError(
+            "--converge needs steps of constant length: steps that fall gain most at the end, so fewer of them are "
+            "better than stopping early; give --steps, or --schedule constant"
+        )
     with bar(f"building {c.recipe} from {source.name}", "images") as report:
         made = build(
             recipe,

@@ -120,7 +120,8 @@ class Build:
     start: Annotated[Literal["image", "noise"] | None, QUIET] = None
     """Starting point of the optimisation (robust and nonrobust only). None: the preset's."""
     converge: bool = False
-    """Stop a sample once its distance falls by less than 5 % in 50 steps (robust and nonrobust only)."""
+    """Stop a sample once its distance falls by less than 5 % in 50 steps (robust and nonrobust only; not with --fast or
+    another falling schedule, where fewer --steps are better)."""
     dtype: Literal["float32", "float16", "uint8"] = "float32"
     """Storage type of the images; uint8 values are rounded so that they stay inside the ball."""
     shard_size: Count = 2000

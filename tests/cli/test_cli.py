@@ -196,6 +196,10 @@ def test_info_says_what_was_built(folder, capsys):
         ("build det --model {folder}/std --out {folder}/x --start noise", "--start has no meaning"),
         ("build robust --model {folder}/std --out {folder}/x --eps 1", "--eps has no meaning"),
         ("build det --model {folder}/std --out {folder}/x --converge", "--converge has no meaning"),
+        (
+            "build nonrobust --model {folder}/std --out {folder}/x --converge --fast",
+            "--converge needs steps of constant",
+        ),
         ("build det --model {folder}/std --dataset planted --preset digits --out {folder}/x", "model"),
         (
             "evaluate --model {folder}/std --dataset {folder}/nothing-there",
