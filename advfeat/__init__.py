@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from advfeat._build_info import build_config
     from advfeat.attacks import APGD, PGD, Attack, AttackResult, Auto, Converged, Ensemble
     from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
-    from advfeat.threat import L2, Linf, Threat
+    from advfeat.threat import L1, L2, Linf, Threat
 
 __all__ = [
     "APGD",
     "CW",
     "DLR",
+    "L1",
     "L2",
     "PGD",
     "Attack",
@@ -63,7 +64,7 @@ _WHERE = {
     **dict.fromkeys(
         ("CW", "DLR", "CrossEntropy", "Margin", "Objective", "Representation", "TargetedDLR"), "objectives"
     ),
-    **dict.fromkeys(("L2", "Linf", "Threat"), "threat"),
+    **dict.fromkeys(("L1", "L2", "Linf", "Threat"), "threat"),
     "build_config": "_build_info",
 }
 

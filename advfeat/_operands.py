@@ -84,6 +84,20 @@ def check_step(
     _check_grad_status(grad_status, "x", x)
 
 
+def check_share(share: Number, x: Tensor, *, look: bool) -> None:
+    """Checks the share of the values that an L1 step moves.
+
+    Args:
+        share: as for :func:`advfeat.ops.l1_step`.
+        x: as for :func:`advfeat.ops.l1_step`.
+        look: as for :func:`check_step`.
+
+    Raises:
+        RuntimeError: it is not above 0 and at most 1.
+    """
+    _check_by_row("share", share, x, "above 0 and at most 1", lambda v: (v > 0) & (v <= 1), look)
+
+
 def no_velocity(momentum: float) -> RuntimeError:
     """The error of a step that has a momentum without a velocity.
 

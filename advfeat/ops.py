@@ -13,7 +13,8 @@ their first argument; random starts and hashes only out of place, copies only in
   float64. Contiguous and channels_last tensors are used without a copy; any other layout works, at the cost of a copy.
 * ``step_size``, ``eps``: a float, or a tensor [B]. ``lo``, ``hi``: a float, or a tensor [C] with one bound per channel
   (dimension 1), so that normalised inputs work; ``-math.inf`` and ``math.inf`` for no bound.
-* The ball comes first, then the box (as in torchattacks, foolbox, MadryLab/robustness and AutoAttack).
+* The ball comes first, then the box (as in torchattacks, foolbox, MadryLab/robustness and AutoAttack); L1 projects onto
+  both at once (as AutoAttack does).
 * The ball and the box are enforced in the arithmetic type. A float16 or bfloat16 result is then rounded to nearest, and
   can lie outside by half a unit in the last place: for values in [0, 1] by at most 2^-12 (float16) or 2^-9 (bfloat16,
   where an L-inf radius of 8/255 is 2^-5), in the L2 norm by at most that times sqrt(D). Keep ``x`` in float32, with a
@@ -31,7 +32,7 @@ their first argument; random starts and hashes only out of place, copies only in
   are then computed in plain torch. A step raises an error if a derivative with respect to one of its tensors is being
   taken, also by :mod:`torch.func` and in forward mode. Under ``vmap`` all operators work, in plain torch.
 * Without the compiled extension, and on devices other than CPU and CUDA, :mod:`advfeat.reference` is used, with a
-  single notice.
+  single notice. The L1 operators have no kernels yet, and use it everywhere.
 
 Errors are RuntimeErrors that name the argument, what was expected and what was given.
 """
@@ -60,14 +61,19 @@ __all__ = [
     "accumulate_gradient_",
     "copy_rows_",
     "hash_rows",
+    "l1_step",
+    "l1_step_",
     "l2_step",
     "l2_step_",
     "linf_step",
     "linf_step_",
+    "project_l1",
+    "project_l1_",
     "project_l2",
     "project_l2_",
     "project_linf",
     "project_linf_",
+    "random_start_l1",
     "random_start_l2",
     "random_start_linf",
     "update_best_",
@@ -653,6 +659,190 @@ def random_start_l2(
         return reference.random_start_l2(x0.detach(), eps, seed, sample_ids, lo, hi)
     _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x0, 0.0, eps, lo, hi)
     return _random_start_l2(x0.detach(), e, seed, sample_ids, lo, hi, e_rows, lo_channels, hi_channels)
+
+
+def l1_step(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    step_size: Number,
+    eps: Number,
+    lo: Number = 0.0,
+    hi: Number = 1.0,
+    *,
+    share: Number = 0.05,
+    grad_status: Tensor | None = None,
+    velocity: Tensor | None = None,
+    momentum: float = 0.0,
+) -> Tensor:
+    """One L1 step: ``x + step_size * s / ||s||_1``, then :func:`project_l1`, with s the largest signs of grad.
+
+    s holds the signs of the share of values whose gradients are largest in magnitude, at least one of them and all that
+    are equal to the smallest of these, and zeros elsewhere: the steepest ascent in L1 moves a single value, and sparse
+    steps reach further in fewer of them (Tramèr and Boneh 2019, SLIDE; Croce and Hein 2021, Section 4.1).
+
+    Args:
+        x: the iterate [B, ...].
+        grad: the gradient [B, ...].
+        x0: the centres of the balls [B, ...], in the box.
+        step_size: float or [B], the L1 length of the step, in the units of x.
+        eps: the radius, float or [B], at least 0, in the units of x.
+        lo: the lower bound of the box, float or [C].
+        hi: the upper bound of the box, float or [C].
+        share: the share of the values that move, float or [B], above 0 and at most 1.
+        grad_status: int32 [B, 2] counters, see the module; None for none.
+        velocity: like x, updated in place; see the module. None for no momentum.
+        momentum: the share of the last movement that is added, at least 0 and below 1; needs a ``velocity``.
+
+    Returns:
+        The new iterate, like x.
+
+    Raises:
+        RuntimeError: an argument is invalid, or a derivative with respect to one is being taken.
+    """
+    _refuse_autograd("l1_step", x, grad, x0, step_size, eps, lo, hi, velocity)
+    _operands.check_step(
+        x, x0, eps, lo, hi, grad, step_size, grad_status, velocity, momentum, steps=True, look=_can_look()
+    )
+    _operands.check_share(share, x, look=_can_look())
+    return reference.l1_step(
+        x,
+        grad,
+        x0,
+        step_size,
+        eps,
+        lo,
+        hi,
+        share=share,
+        grad_status=grad_status,
+        velocity=velocity,
+        momentum=momentum,
+    )
+
+
+def l1_step_(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    step_size: Number,
+    eps: Number,
+    lo: Number = 0.0,
+    hi: Number = 1.0,
+    *,
+    share: Number = 0.05,
+    grad_status: Tensor | None = None,
+    velocity: Tensor | None = None,
+    momentum: float = 0.0,
+) -> Tensor:
+    """:func:`l1_step` in place on ``x``.
+
+    Args:
+        x: the iterate [B, ...], updated in place.
+        grad: as for :func:`l1_step`.
+        x0: as for :func:`l1_step`.
+        step_size: as for :func:`l1_step`.
+        eps: as for :func:`l1_step`.
+        lo: as for :func:`l1_step`.
+        hi: as for :func:`l1_step`.
+        share: as for :func:`l1_step`.
+        grad_status: as for :func:`l1_step`.
+        velocity: as for :func:`l1_step`.
+        momentum: as for :func:`l1_step`.
+
+    Returns:
+        ``x``.
+
+    Raises:
+        RuntimeError: as for :func:`l1_step`.
+    """
+    return x.copy_(
+        l1_step(
+            x,
+            grad,
+            x0,
+            step_size,
+            eps,
+            lo,
+            hi,
+            share=share,
+            grad_status=grad_status,
+            velocity=velocity,
+            momentum=momentum,
+        )
+    )
+
+
+def project_l1(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
+    """Projects onto the intersection of the L1 ball and the box: the nearest point of both, in L2.
+
+    ``clip(x0 + sign(d) max(|d| - l, 0), lo, hi)`` with ``d = x - x0``, and l the number at which its L1 distance from
+    x0 is eps, or 0 where clipping alone brings x within eps (Croce and Hein 2021, Proposition 2.1). Clipping after a
+    projection onto the ball alone would leave a part of eps unused. A sample inside the ball is clipped to the box and
+    otherwise unchanged; the distance of any other is eps up to the rounding of its values. Differentiable almost
+    everywhere.
+
+    Args:
+        x: the points [B, ...].
+        x0: the centres of the balls [B, ...], in the box.
+        eps: the radius, float or [B], at least 0, in the units of x.
+        lo: the lower bound of the box, float or [C].
+        hi: the upper bound of the box, float or [C].
+
+    Returns:
+        The projection, like x.
+
+    Raises:
+        RuntimeError: an argument is invalid.
+    """
+    _operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
+    return reference.project_l1(x, x0, eps, lo, hi)
+
+
+def project_l1_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
+    """:func:`project_l1` in place on ``x``.
+
+    Args:
+        x: the points [B, ...], updated in place.
+        x0: as for :func:`project_l1`.
+        eps: as for :func:`project_l1`.
+        lo: as for :func:`project_l1`.
+        hi: as for :func:`project_l1`.
+
+    Returns:
+        ``x``.
+
+    Raises:
+        RuntimeError: as for :func:`project_l1`, or a derivative is being taken.
+    """
+    _refuse_autograd("project_l1_", x, x0, eps, lo, hi)
+    return x.copy_(project_l1(x, x0, eps, lo, hi))
+
+
+def random_start_l1(
+    x0: Tensor, eps: Number, seed: int, sample_ids: Tensor, lo: Number = 0.0, hi: Number = 1.0
+) -> Tensor:
+    """A uniform point of the L1 ball of finite radius eps around each x0, clipped to the box.
+
+    ``x0 + eps * s e / (sum(e) + e')`` with signs s and exponential variables e, one of each per value, and e' (Barthe,
+    Guédon, Mendelson and Naor 2005); random numbers as in :func:`random_start_linf`.
+
+    Args:
+        x0: the centres of the balls [B, ...].
+        eps: the radius, float or [B], finite, in the units of x0.
+        seed: a 64-bit integer.
+        sample_ids: int64 [B].
+        lo: the lower bound of the box, float or [C].
+        hi: the upper bound of the box, float or [C].
+
+    Returns:
+        The points, like x0.
+
+    Raises:
+        RuntimeError: an argument is invalid.
+    """
+    _operands.check_seed(seed, sample_ids)
+    _operands.check_random_start(x0, eps, sample_ids, lo, hi, look=_can_look())
+    return reference.random_start_l1(x0.detach(), eps, seed, sample_ids, lo, hi)
 
 
 _copy_rows_ = _operator("copy_rows_")

@@ -35,8 +35,15 @@ def _rows(value: Number, x: Tensor) -> Number:
 def _channels(value: Number | None, x: Tensor, unbounded: float) -> Tensor:
     """A per-channel bound [C], reshaped to [1, C, 1, ...]; a number as a zero-dimensional tensor."""
     value = unbounded if value is None else value
-    bound = torch.as_tensor(value, dtype=_arithmetic(x), device=x.device)
+    bound = _constant(value, x, _arithmetic(x))
     return bound if bound.dim() == 0 else bound.reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+def _constant(value: Number, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor on the device of x, without a copy from the host, which a CUDA graph cannot capture."""
+    if isinstance(value, Tensor):
+        return value.to(x.device, dtype)
+    return torch.full((), value, dtype=dtype, device=x.device)
 
 
 def _clip(x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -172,6 +179,99 @@ def l2_step(
     return _with_velocity(y, x, velocity)
 
 
+def _l1_multiplier(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+    """The multiplier l >= 0 at which ``sum min(max(size - l, 0), room)`` is eps; 0 where the sum is no more at l = 0.
+
+    The sum is linear between its kinks, size (below which a value has a part in it) and size - room (below which the
+    part no longer grows), so it is solved exactly in the segment between two kinks that holds eps.
+
+    Args:
+        size: float64 [B, D], at least 0.
+        room: float64 [B, D], at least 0; may be infinite.
+        eps: float64 [B, 1], above 0.
+
+    Returns:
+        float64 [B, 1].
+    """
+    kinks, order = torch.cat([size, (size - room).clamp(min=0)], dim=1).sort(dim=1, descending=True)
+    change = torch.where(order < size.shape[1], 1.0, -1.0).to(kinks)
+    total, slopes = (change * kinks).cumsum(dim=1), change.cumsum(dim=1)
+    at_kinks = total - slopes * kinks
+    last = ((at_kinks < eps).sum(dim=1, keepdim=True) - 1).clamp(min=0)  # the last kink at which the sum is below eps
+    # Between that kink and the next, or 0 after the last one: rounding must not take it out of its segment, whose slope
+    # is 0 only where rounding alone brought the sum above eps.
+    next_kinks = torch.cat([kinks[:, 1:], torch.zeros_like(kinks[:, :1])], dim=1)
+    above, below, slope = kinks.gather(1, last), next_kinks.gather(1, last), slopes.gather(1, last)
+    multiplier = (total.gather(1, last) - eps) / torch.where(slope > 0, slope, torch.ones_like(slope))
+    multiplier = torch.where(slope > 0, torch.minimum(torch.maximum(multiplier, below), above), below)
+    inside = torch.minimum(size, room).sum(dim=1, keepdim=True) <= eps
+    return torch.where(inside, torch.zeros_like(multiplier), multiplier)
+
+
+def _l1_ball(y: Tensor, centre: Tensor, eps: Number, lo: Tensor, hi: Tensor) -> Tensor:
+    """The nearest point to y, in L2, of the L1 ball around centre intersected with the box."""
+    if y.numel() == 0:
+        return y
+    inside_box = _clip(y, lo, hi)
+    d = _flat(y - centre).to(torch.float64)
+    room = torch.where(d > 0, _flat(hi - centre), _flat(centre - lo)).to(torch.float64).clamp(min=0)
+    radius = _constant(eps, y, torch.float64).reshape(-1, 1).expand(y.shape[0], 1)
+    multiplier = _l1_multiplier(d.abs(), room, torch.where(radius > 0, radius, torch.ones_like(radius)))
+    part = torch.minimum((d.abs() - multiplier).clamp(min=0), room)
+    part = torch.where(radius > 0, d.sign() * part, torch.zeros_like(part))
+    moved = _clip(centre + part.to(y.dtype).reshape(y.shape), lo, hi)
+    keeps = ((multiplier == 0) & (radius > 0)).reshape(-1, *[1] * (y.dim() - 1))
+    return torch.where(keeps, inside_box, moved)
+
+
+def project_l1(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
+    """See :func:`advfeat.ops.project_l1`; differentiable almost everywhere."""
+    a = _arithmetic(x)
+    bounds = _channels(lo, x, -math.inf), _channels(hi, x, math.inf)
+    return _l1_ball(x.to(a), x0.to(a), _rows(eps, x), *bounds).to(x.dtype)
+
+
+def _sparse_signs(grad: Tensor, share: Number) -> Tensor:
+    """The signs of the largest magnitudes of each sample, a share of them and no fewer than one, of L1 norm 1.
+
+    Zero for a gradient that is zero or not finite. Among equal magnitudes at the threshold all are kept.
+    """
+    g = _flat(grad)
+    if g.numel() == 0:
+        return grad
+    usable = torch.isfinite(g).all(dim=1, keepdim=True)
+    size = torch.where(usable, g, torch.zeros_like(g)).abs()
+    share = _constant(share, g, torch.float64).reshape(-1, 1).expand(len(g), 1)
+    below = ((1 - share) * g.shape[1]).long().clamp(0, g.shape[1] - 1)  # so many magnitudes are left out
+    threshold = size.sort(dim=1).values.gather(1, below)
+    signs = torch.where((size >= threshold) & usable, g.sign(), torch.zeros_like(g))
+    kept = signs.abs().sum(dim=1, keepdim=True)
+    return (signs / kept.clamp(min=1)).reshape(grad.shape)
+
+
+def l1_step(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    step_size: Number,
+    eps: Number,
+    lo: Number = 0.0,
+    hi: Number = 1.0,
+    *,
+    share: Number = 0.05,
+    grad_status: Tensor | None = None,
+    velocity: Tensor | None = None,
+    momentum: float = 0.0,
+) -> Tensor:
+    """See :func:`advfeat.ops.l1_step`."""
+    a = _arithmetic(x)
+    _count(grad, grad_status)
+    y = _extrapolated(x, velocity, momentum) + _rows(step_size, x) * _sparse_signs(grad.to(a), share)
+    bounds = _channels(lo, x, -math.inf), _channels(hi, x, math.inf)
+    y = _l1_ball(y, x0.to(a), _rows(eps, x), *bounds).to(x.dtype)
+    return _with_velocity(y, x, velocity)
+
+
 def accumulate_gradient(total: Tensor, grad: Tensor, decay: float, *, grad_status: Tensor | None = None) -> Tensor:
     """The out-of-place form of :func:`advfeat.ops.accumulate_gradient_`.
 
@@ -211,6 +311,22 @@ def random_start_l2(
     unit = normal / normal.norm(dim=1, keepdim=True)
     offset = (unit * u ** (1 / dim)).reshape(x0.shape) * _rows(eps, x0)
     y = x0.to(_arithmetic(x0)) + offset.to(_arithmetic(x0))
+    return _clip(y, _channels(lo, x0, -math.inf), _channels(hi, x0, math.inf)).to(x0.dtype)
+
+
+def random_start_l1(
+    x0: Tensor, eps: Number, seed: int, sample_ids: Tensor, lo: Number = 0.0, hi: Number = 1.0
+) -> Tensor:
+    """See :func:`advfeat.ops.random_start_l1`."""
+    dim = math.prod(x0.shape[1:])
+    if x0.numel() == 0:
+        return x0.clone()
+    # Exponential variables over their sum and one more are uniform in the simplex: Barthe et al. 2005, Theorem 1.
+    signed = 2 * uniforms(x0, seed, sample_ids)[:, :dim] - 1  # never 0
+    sizes = -signed.abs().log()
+    one_more = -uniform_numbers(seed, sample_ids, stream=1)[:, None].log()
+    unit = signed.sign() * sizes / (sizes.sum(dim=1, keepdim=True) + one_more)
+    y = x0.to(_arithmetic(x0)) + (unit.reshape(x0.shape) * _rows(eps, x0)).to(_arithmetic(x0))
     return _clip(y, _channels(lo, x0, -math.inf), _channels(hi, x0, math.inf)).to(x0.dtype)
 
 

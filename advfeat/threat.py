@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -20,11 +20,12 @@ from torch import Tensor
 from advfeat import ops
 from advfeat._arguments import meant
 from advfeat.ops import Number
+from advfeat.settings import as_json
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Threat:
-    """Perturbations of norm at most ``eps`` within the box ``[lo, hi]``. Use :class:`L2` or :class:`Linf`.
+    """Perturbations of norm at most ``eps`` within the box ``[lo, hi]``. Use :class:`L2`, :class:`Linf` or :class:`L1`.
 
     Args:
         eps: the radius in the units of the input (pixel scale [0, 1] by default), a float or a tensor [B]; ``math.inf``
@@ -62,7 +63,7 @@ class Threat:
         """The threat model of a norm by its name, as in ``Threat.of("linf", 8 / 255)``.
 
         Args:
-            norm: "l2" or "linf".
+            norm: "l2", "linf" or "l1".
             eps: as for the class.
             *bounds: lo and hi, as for the class.
             **settings: as for the class.
@@ -529,7 +530,61 @@ class Linf(Threat):
         return ops.random_start_linf(x0, self.eps, seed, sample_ids, self.lo, self.hi)
 
 
-NORMS: dict[str, type[Threat]] = {threat.norm: threat for threat in (L2, Linf)}
+@dataclass(frozen=True, eq=False, repr=False)
+class L1(Threat):
+    """The L1 ball; a step moves the values with the largest gradients, all by the same length.
+
+    The projection is exact on ball and box together, see :func:`advfeat.ops.project_l1`. L1 has no fused kernels yet:
+    its steps sort each sample in plain torch.
+
+    Args:
+        eps: the L1 radius, as for :class:`Threat`.
+        lo: as for :class:`Threat`.
+        hi: as for :class:`Threat`.
+        unit: as for :class:`Threat`.
+        share: the share of the values that a step moves, above 0 and at most 1, a float or a tensor [B]; see
+            :func:`advfeat.ops.l1_step`.
+
+    Raises:
+        ValueError: as for :class:`Threat`, or share is not above 0 and at most 1.
+    """
+
+    norm, title = "l1", "L1"
+    order, dual_order = 1.0, math.inf
+    usual_radii = (12.0,)
+
+    share: Number = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "share", as_number("share", self.share))
+        if not isinstance(self.share, Tensor) and not 0 < self.share <= 1:
+            raise ValueError(f"share should be above 0 and at most 1, got {self.share}")
+
+    def rows(self, index: Tensor | slice) -> Threat:
+        """See :meth:`Threat.rows`."""
+        rows = super().rows(index)
+        if isinstance(self.share, Tensor) and self.share.dim() == 1:
+            return dataclasses.replace(cast("L1", rows), share=self.share[index])
+        return rows
+
+    def to_dict(self) -> dict:
+        """See :meth:`Threat.to_dict`."""
+        return super().to_dict() | {"share": as_json(self.share)}
+
+    def _step_(self, x, grad, x0, step_size, grad_status, velocity=None, momentum=0.0):
+        ball = (self.eps, self.lo, self.hi)
+        more = {"grad_status": grad_status, "velocity": velocity, "momentum": momentum}
+        ops.l1_step_(x, grad, x0, step_size, *ball, share=self.share, **more)
+
+    def _project_(self, x, x0):
+        ops.project_l1_(x, x0, self.eps, self.lo, self.hi)
+
+    def _random_start(self, x0, seed, sample_ids):
+        return ops.random_start_l1(x0, self.eps, seed, sample_ids, self.lo, self.hi)
+
+
+NORMS: dict[str, type[Threat]] = {threat.norm: threat for threat in (L2, Linf, L1)}
 
 
 def check_norm(norm: Any) -> None:
@@ -542,5 +597,5 @@ def check_norm(norm: Any) -> None:
         ValueError: ``norm`` is not the name of a norm.
     """
     if not isinstance(norm, str) or norm not in NORMS:
-        names = " or ".join(f'"{name}"' for name in NORMS)
-        raise ValueError(f"norm should be {names}, got {norm!r}{meant(norm, NORMS)}")
+        *names, last = (f'"{name}"' for name in NORMS)
+        raise ValueError(f"norm should be {', '.join(names)} or {last}, got {norm!r}{meant(norm, NORMS)}")

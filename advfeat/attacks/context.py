@@ -158,6 +158,19 @@ class Run:
         part._whole, part.known_logits = (self, rows), None
         return part
 
+    def within(self, threat: Threat) -> Run:
+        """The same samples in other balls, as an attack takes them on its way.
+
+        Args:
+            threat: the other threat model, on the device.
+
+        Returns:
+            A run that shares everything else with this one.
+        """
+        other = self.rows(slice(None))
+        other.threat = threat
+        return other
+
     def logits_at_x(self) -> tuple[Tensor, int]:
         """The logits at x0, computed once for all parts of a run together.
 

@@ -66,14 +66,17 @@ class Train:
     """Data augmentation: random shifts, or random shifts and horizontal flips (crop-flip)."""
     allow_flip: bool = False
     """Allow flips for data sets whose classes are digits."""
-    adversarial: Literal["none", "l2", "linf"] = "none"
+    adversarial: Literal["none", "l2", "linf", "l1"] = "none"
     """Train on adversarial examples within a ball of this norm."""
     eps: OptionalRadius = None
     """Radius for adversarial training, in pixel scale [0, 1]; may be a fraction such as 8/255."""
     attack_steps: OptionalCountOrNone = None
     """Attack steps in adversarial training (default: 7)."""
     attack_step_size: OptionalRadius = None
-    """Attack step size in adversarial training (default: eps / 5, as in the paper)."""
+    """Attack step size in adversarial training, or the first one if a schedule changes it (default: eps / 5, as in the
+    paper; with cosine eps)."""
+    attack_schedule: Annotated[Literal["constant", "cosine"] | None, QUIET] = None
+    """Change of the attack's step size over its steps; cosine falls towards 0. None: constant."""
     same_classes: bool = False
     """Match classes by index instead of by name."""
     seed: Seed = 0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Radii = TypeVar("Radii", float, tuple[float, ...])
 # The names in advfeat.threat.NORMS, spelled out because that module imports torch.
-Norm = Literal["l2", "linf"]
+Norm = Literal["l2", "linf", "l1"]
 
 
 @dataclass(frozen=True)

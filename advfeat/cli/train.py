@@ -47,9 +47,9 @@ def run(c: commands.Train) -> None:
             raise ValueError("--eps should be given with --adversarial: the radius, in pixel scale [0, 1]")
         config = config.replace(attack=_training_attack(c, radii("--eps", c.eps, NORMS[c.adversarial])))
     else:
-        for option in ("eps", "attack_steps", "attack_step_size"):
+        for option in ("eps", "attack_steps", "attack_step_size", "attack_schedule"):
             if getattr(c, option) is not None:
-                raise ValueError(f"{option_of(option)} needs --adversarial l2 or linf")
+                raise ValueError(f"{option_of(option)} needs --adversarial l2, linf or l1")
     with bar(f"training {c.arch} on {source.name}", "steps") as report:
         result = train(
             config,
@@ -98,4 +98,6 @@ def _train_and_test(c: commands.Train) -> tuple[sources.Source, sources.Source]:
 
 def _training_attack(c: commands.Train, eps: float) -> PGD:
     attack = paper_attack(eps, c.adversarial, 7 if c.attack_steps is None else c.attack_steps)
+    if c.attack_schedule is not None and c.attack_schedule != "constant":
+        attack = attack.replace(schedule=c.attack_schedule, step_size=eps)
     return attack if c.attack_step_size is None else attack.replace(step_size=c.attack_step_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CAPTION = (
-    "digits and cifar10-cpu: two cores of an AMD EPYC. cifar10: estimated for one H200, from the rates of its networks. "
+    "digits and cifar10-cpu: two cores of an AMD EPYC. cifar10: estimated for one H200 from its rates. "
     "Stages are shared, so all experiments together take less."
 )
 

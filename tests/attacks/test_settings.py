@@ -11,6 +11,7 @@ from advfeat import (
     APGD,
     CW,
     DLR,
+    L1,
     L2,
     PGD,
     Auto,
@@ -48,12 +49,13 @@ OTHER = {
     "schedule": "cosine",
     "momentum": 0.5,
     "momentum_form": "mi-fgsm",
+    "large_radii": True,
 }
 THINGS = [
     PGD(L2(0.5), steps=5, random_start=True),
     PGD(L2(0.5), steps=5),
     APGD(L2(0.5)),
-    APGD(L2(0.5), random_start=False),
+    APGD(L1(0.5), random_start=False),
     Auto(L2(0.5)),
     RankedAPGD(L2(0.5)),
     MatchRepresentation("robust", 5, 0.1),

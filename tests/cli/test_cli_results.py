@@ -100,7 +100,7 @@ def test_features_of_one_class_are_refused_before_the_attacks(model, tmp_path, c
 def test_options_that_would_do_nothing_are_refused(tmp_path, capsys):
     for option, value in (("--attack-steps", 50), ("--attack-step-size", 0.1), ("--eps", 0.5)):
         message = fails(capsys, "train", "--out", tmp_path / "x", option, value)
-        assert f"{option} needs --adversarial l2 or linf" in message
+        assert f"{option} needs --adversarial l2, linf or l1" in message
     assert not (tmp_path / "x").exists()
 
 

@@ -326,8 +326,8 @@ def test_pgd_attack_says_what_is_wrong():
     assert constant["step_size"] == pytest.approx(2.5 * 0.5 / 20) and "schedule" not in constant
     assert pgd_attack(0.5, "linf", step_size=0.1).to_dict()["step_size"] == 0.1
     assert isinstance(pgd_attack(0.5, "linf").threat, advfeat.Linf)
-    with pytest.raises(ValueError, match='norm should be "l2" or "linf", got \'l1\''):
-        pgd_attack(0.5, "l1")
+    with pytest.raises(ValueError, match='norm should be "l2", "linf" or "l1", got \'l3\''):
+        pgd_attack(0.5, "l3")
 
 
 def test_errors_name_what_is_wrong(trained):
@@ -364,8 +364,8 @@ def test_a_bare_radius_finds_what_auto_finds(trained):
     strong, auto, pgd = (r.accuracy.count for r in found.robustness)
     assert strong <= auto and strong < pgd
     assert strong_attack(1.2).to_dict() == found.robustness[0].attack
-    with pytest.raises(ValueError, match='norm should be "l2" or "linf"'):
-        strong_attack(0.5, "l1")
+    with pytest.raises(ValueError, match='norm should be "l2", "linf" or "l1"'):
+        strong_attack(0.5, "l3")
 
 
 @pytest.mark.parametrize("kind", ["zero", "nan", "none"])

@@ -24,7 +24,7 @@ META = torch.device("meta")
         (lambda: accuracy(NET, SOURCE, same_classes=1), TypeError, "same_classes should be True or False, got 1"),
         (lambda: evaluate(NET, SOURCE, attacks=[0.1], norm="L2"), ValueError, "norm .* got 'L2'; did you mean l2."),
         (lambda: evaluate(NET, SOURCE, norm="inf"), ValueError, "norm should be .* got 'inf'; did you mean linf."),
-        (lambda: evaluate(NET, SOURCE, norm=math.inf), ValueError, "norm should be .l2. or .linf., got inf"),
+        (lambda: evaluate(NET, SOURCE, norm=math.inf), ValueError, "norm should be .l2., .linf. or .l1., got inf"),
         (lambda: evaluate(NET, SOURCE, limit="10"), ValueError, "limit should be an integer, at least 1, got '10'"),
         (lambda: evaluate(NET, SOURCE, draws=0), ValueError, "draws should be an integer, at least 1, got 0"),
         (lambda: evaluate(NET, X.numpy()), TypeError, "source should be a data set, got ndarray"),

@@ -295,8 +295,8 @@ def test_bad_arguments_are_named():
         linear_ranges(torch.ones(2, 16), x, 0.1, box=(0.0, 1.0))
     with pytest.raises(ValueError, match=r"x should lie in the box \[0.0, 0.1\]"):
         linear_ranges(torch.ones(2, 16), x, 0.1, "linf", box=(0.0, 0.1))
-    with pytest.raises(ValueError, match='norm should be "l2" or "linf", got \'l1\''):
-        linear_ranges(torch.ones(2, 16), x, 0.1, "l1")
+    with pytest.raises(ValueError, match='norm should be "l2", "linf" or "l1", got \'l3\''):
+        linear_ranges(torch.ones(2, 16), x, 0.1, "l3")
     good = linear_ranges(torch.ones(2, 16), x, 0.1)
     with pytest.raises(ValueError, match=r"labels should be integers \[4\], got torch.float32"):
         usefulness(good, torch.ones(4))
