@@ -17,7 +17,7 @@ from advfeat._version import __version__
 if TYPE_CHECKING:
     from advfeat import ops
     from advfeat._build_info import build_config
-    from advfeat.attacks import APGD, PGD, Attack, AttackResult, Auto, Converged, Ensemble
+    from advfeat.attacks import APGD, PGD, Attack, AttackResult, Auto, Converged, Ensemble, Square
     from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
     from advfeat.threat import L1, L2, Linf, Threat
 
@@ -38,6 +38,7 @@ __all__ = [
     "Margin",
     "Objective",
     "Representation",
+    "Square",
     "TargetedDLR",
     "Threat",
     "__version__",
@@ -60,7 +61,7 @@ _MODULES = (
     "training",
 )
 _WHERE = {
-    **dict.fromkeys(("APGD", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble"), "attacks"),
+    **dict.fromkeys(("APGD", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble", "Square"), "attacks"),
     **dict.fromkeys(
         ("CW", "DLR", "CrossEntropy", "Margin", "Objective", "Representation", "TargetedDLR"), "objectives"
     ),

@@ -7,5 +7,6 @@ from advfeat.attacks.convergence import Converged
 from advfeat.attacks.ensemble import Ensemble
 from advfeat.attacks.pgd import PGD
 from advfeat.attacks.result import AttackResult
+from advfeat.attacks.square import Square
 
-__all__ = ["APGD", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble"]
+__all__ = ["APGD", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble", "Square"]

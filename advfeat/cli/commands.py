@@ -158,13 +158,13 @@ class Evaluate:
     norm: Norm = "l2"
     """Norm of the threat model."""
     eps: OptionalRadii = None
-    """Radii, in pixel scale [0, 1]; may be fractions (default: 0.25 0.5 for l2, 4/255 8/255 for linf)."""
-    attack: Literal["strong", "pgd", "apgd", "auto"] = "strong"
+    """Radii, in pixel scale [0, 1]; may be fractions (default: 0.25 0.5 for l2, 4/255 8/255 for linf, 12 for l1)."""
+    attack: Literal["strong", "pgd", "apgd", "auto", "square"] = "strong"
     """strong: 20 steps of PGD, then the first two attacks of AutoAttack on the remaining samples;
-    auto: these two attacks alone; apgd: the first of them;
+    auto: these two attacks alone; apgd: the first of them; square: the last of AutoAttack, which takes no gradients;
     pgd: PGD started at the sample, which can overestimate robust accuracy by far."""
     steps: OptionalCountOrNone = None
-    """Attack steps (default: 40 for pgd, 100 for each run of Auto-PGD)."""
+    """Attack steps (default: 40 for pgd, 100 for each run of Auto-PGD, 5,000 queries for square)."""
     step_size: OptionalRadius = None
     """Size of the first step (pgd only; default: 2 * eps, or 2.5 * eps / steps with a constant schedule)."""
     schedule: Annotated[Literal["constant", "cosine"] | None, QUIET] = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from advfeat.attacks import APGD, Attack, Auto, Ensemble
+from advfeat.attacks import APGD, Attack, Auto, Ensemble, Square
 from advfeat.cli.console import bar, table
 from advfeat.cli.files import load_model, say_written, write_results
 from advfeat.cli.options import option_of, radii
@@ -82,8 +82,9 @@ def run(c: commands.Evaluate) -> None:
         rows.append([name, _percent(r.accuracy), _margin(r.margin), ", ".join(notes)])
     caption = f"{result.clean.n:,} samples; 95 % Wilson intervals"
     if attacks:
-        passes = sum(r.backward_passes for r in result.robustness) / max(sum(r.attacked for r in result.robustness), 1)
-        caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} gradient passes per attacked sample"
+        of, kind = ("forward_passes", "passes") if c.attack == "square" else ("backward_passes", "gradient passes")
+        passes = sum(getattr(r, of) for r in result.robustness) / max(sum(r.attacked for r in result.robustness), 1)
+        caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} {kind} per attacked sample"
     table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
     say_written(c.out, failed, f"per-sample outcomes to {samples.name}" if samples else "")
 
@@ -107,6 +108,9 @@ def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
             raise ValueError(f"{option_of(name)} has no meaning for --attack {c.attack}, which finds its own steps")
     if c.stop:
         raise ValueError(f"--stop has no meaning for --attack {c.attack}, which keeps the best iterate")
+    if c.attack == "square":
+        queries, threat = 5000 if c.steps is None else c.steps, Threat.of(c.norm, eps)
+        return Square(threat, steps=queries, restarts=c.restarts, seed=c.seed, autocast=c.runtime.autocast())
     steps = 100 if c.steps is None else c.steps
     if c.attack == "strong":
         if c.restarts != 1:
@@ -123,7 +127,7 @@ def _attack_in_words(c: commands.Evaluate, attack: Attack) -> str:
             f"each of {auto.target_classes} other classes (the first two attacks of AutoAttack)"
         )
     settings = attack.to_dict()
-    words = f"{settings['attack']}, {settings['steps']} steps"
+    words = f"{settings['attack']}, {settings['steps']} {'queries' if c.attack == 'square' else 'steps'}"
     if c.attack == "pgd":
         words += f" of {_step_sizes(c, settings)}"
     words += f", {settings['restarts']} start(s), {settings['objective']}, best iterate"

@@ -120,6 +120,8 @@ def test_build_train_on_the_set_and_evaluate(folder, capsys):
 def test_evaluate_by_other_attacks(folder, capsys):
     out = run(folder, "evaluate --model {folder}/std --limit 40 --eps 0.5 --attack auto --steps 5", capsys)
     assert "Auto, 5 steps" in out and "Margin, TargetedDLR" in " ".join(out.split())
+    out = run(folder, "evaluate --model {folder}/std --limit 40 --norm l1 --eps 2 --attack square --steps 5", capsys)
+    assert "Square, 5 queries" in out and "gradient" not in out
     message = fails(folder, "evaluate --model {folder}/std --limit 40 --attack apgd --step-size 0.1", capsys)
     assert "--step-size has no meaning for --attack apgd" in message
 

@@ -1,0 +1,405 @@
+"""Square Attack (Andriushchenko et al. 2020): random search over square windows, by forward passes alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from advfeat._arguments import flag, number
+from advfeat.attacks.base import GivenObjective, GradientAttack, check_settings
+from advfeat.attacks.context import Run
+from advfeat.attacks.gradient import successes, value_and_grad
+from advfeat.attacks.record import Record
+from advfeat.attacks.result import AttackResult
+from advfeat.objectives import CW, as_objective
+from advfeat.ops import Number
+from advfeat.random import philox
+from advfeat.settings import CHANGES_NO_RESULT
+from advfeat.threat import L1, L2, Linf, Threat
+
+# Queries after which the share of the image that a window covers is halved, of 10,000; from AutoAttack's code.
+_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+# Random numbers are drawn for so many queries at once.
+_BLOCK = 64
+_START, _QUERIES = 2, 3  # streams of random numbers; 0 and 1 are those of random starts
+
+
+@dataclass(frozen=True, eq=False)
+class Square(GradientAttack):
+    """Square: replace the perturbation in a random window, and keep the change where the objective gets better.
+
+    It asks the model for logits alone, never for a gradient, so that it also attacks models whose gradients are
+    masked. Each query runs the samples that are still correct, once. The windows shrink on a fixed schedule; each
+    sample has its own, keyed by its id, so that results do not depend on the batch (in AutoAttack's code all samples of
+    a batch share them, and windows never reach the last row and column).
+
+    * L-inf: the start is vertical stripes of +-eps; a query sets each channel of a window to +-eps.
+    * L2 and L1: the start is a grid of tiles, each with a bump of either sign; a query moves the mass of one window,
+      and what is left of eps, into another, as a bump added to what was there.
+
+    The result holds the best example of each sample; a success ranks above a failure.
+
+    Args:
+        threat: :class:`advfeat.Linf`, :class:`advfeat.L2` or :class:`advfeat.L1` with a finite eps.
+        steps: queries after the start; AutoAttack takes 5,000.
+        objective: maximised, or minimised with ``targeted``. AutoAttack takes the margin of the logits,
+            :class:`advfeat.CW`.
+        p_init: the share of the image that the first windows cover, above 0 and at most 1.
+        rescale_schedule: shrink the windows over the given number of steps as over 10,000; AutoAttack does not.
+        restarts: number of starts, each for the samples that are not broken yet.
+        targeted: minimise the objective, towards ``target``.
+        seed: of the random numbers; the same at every call, so that an evaluation can be repeated.
+        autocast: as for :class:`advfeat.PGD`.
+        graph: has no effect: what a query does depends on which samples are left.
+
+    Attributes:
+        random_start: always True.
+
+    Raises:
+        ValueError: eps is infinite, the norm is another, or a setting is out of range.
+        TypeError: a setting has the wrong type.
+
+    Example:
+        result = advfeat.Square(advfeat.Linf(8 / 255)).run(model, x, y)
+    """
+
+    threat: Threat
+    steps: int = 5000
+    objective: GivenObjective = field(default_factory=cast("Any", CW))
+    p_init: float = 0.8
+    rescale_schedule: bool = False
+    random_start: bool = field(default=True, init=False)
+    restarts: int = 1
+    targeted: bool = False
+    seed: int = 0
+    autocast: torch.dtype | None = None
+    graph: bool = field(default=True, metadata=CHANGES_NO_RESULT)
+
+    takes_start = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", as_objective(self.objective))
+        check_settings(self)
+        object.__setattr__(self, "rescale_schedule", flag("rescale_schedule", self.rescale_schedule))
+        object.__setattr__(self, "p_init", number("p_init", self.p_init))
+        if not 0 < self.p_init <= 1:
+            raise ValueError(f"p_init should be above 0 and at most 1, got {self.p_init}")
+        if not isinstance(self.threat, (Linf, L2, L1)):
+            raise ValueError(f"threat should be advfeat.Linf, advfeat.L2 or advfeat.L1, got {self.threat!r}")
+
+    @property
+    def step_length(self) -> Number | None:
+        """None: it takes no gradient steps."""
+        return None
+
+    def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
+        """See :meth:`advfeat.attacks.Attack.check`; x must be images [B, C, H, W]."""
+        largest = super().check(x, target, start, sample_ids)
+        if x.dim() != 4:
+            raise ValueError(f"x should be images [B, C, H, W] for Square, got shape {tuple(x.shape)}")
+        return largest
+
+    def share_of(self, query: int) -> float:
+        """The share of the image that the window of a query covers.
+
+        Args:
+            query: its number, from 0.
+
+        Returns:
+            The share.
+        """
+        at = int(query / self.steps * 10_000) if self.rescale_schedule else query
+        return self.p_init / 2 ** sum(at > least for least in _HALVED_AFTER)
+
+    def side_of(self, query: int, height: int, width: int) -> int:
+        """The side of the window of a query, in pixels.
+
+        Args:
+            query: its number, from 0.
+            height: that of the images.
+            width: that of the images.
+
+        Returns:
+            The side; for L2 and L1 odd and at least 3, if the image is as large.
+        """
+        side = max(round(math.sqrt(self.share_of(query) * height * width)), 1)
+        if not isinstance(self.threat, Linf):
+            side = max(side, 3)
+            side += side % 2 == 0
+        return min(side, height, width)
+
+    def _run(self, run: Run) -> AttackResult:
+        record = Record(run.x0, self.targeted)
+        passes = self._look_at_x(run, record)
+        rows = (~record.success).nonzero()[:, 0]
+        for restart in range(self.restarts):
+            if rows.numel() == 0:
+                break
+            search = _Search(self, run.rows(rows), restart)
+            passes += search.run()
+            part = record.rows(rows)
+            better = part.is_better(search.record.value, search.record.success)
+            part.keep(better, cast("Tensor", search.record.x), search.record.value, search.record.success)
+            part.see(search.record.success, search.record.first_success)
+            record.put(rows, part)
+            rows = rows[~search.record.success]
+        return run.result(record, forwarded=passes, backwarded=0, why_eager="Square takes no gradient steps")
+
+    def _look_at_x(self, run: Run, record: Record) -> int:
+        """Evaluates the images themselves; returns the passes."""
+        if not len(run):
+            return 0
+        value, success = _evaluated(self, run, run.x0, run.target)
+        record.see(success, torch.zeros((), dtype=torch.int32, device=value.device))
+        record.keep(torch.ones_like(success), run.x0, value, success)
+        return len(run)
+
+
+def _evaluated(attack: Square, run: Run, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The objective and the successes at x."""
+    value, logits, _ = value_and_grad(attack, run.model, x, target, False)
+    success = successes(attack, logits, target)
+    if success is None:
+        raise ValueError("Square needs labels as target, and an objective that asks the model for the logits of x")
+    return value, success
+
+
+class _Search:
+    """One start, for the samples that are left; those that are broken leave.
+
+    ``rows`` are the indices of the samples that are left, ``x`` their best points, ``value`` their objective there, of
+    which the larger is the better.
+    """
+
+    def __init__(self, attack: Square, run: Run, restart: int) -> None:
+        self.attack, self.run_, self.record = attack, run, Record(run.x0, attack.targeted)
+        self.sign = -1.0 if attack.targeted else 1.0
+        self.seed = (attack.seed + (restart << 40)) % 2**63
+        self.rows = torch.arange(len(run), device=run.x0.device)
+        self.moves = _KINDS[type(attack.threat)](run.x0.shape)
+        self.words = self.moves.words
+
+    def run(self) -> int:
+        """All queries; returns the passes."""
+        run, passes = self.run_, len(self.rows)
+        self.part, self.x0, self.target = run, run.x0, run.target
+        uniform = _uniforms(self.seed, run.ids, self.moves.start_words, _START)
+        self.x = self._inside(self.moves.start(self._centre(), uniform))
+        value, success = _evaluated(self.attack, run, self.x, run.target)
+        self.value = self.sign * value
+        self._keep(self.x, value, success, 0)
+        first, block = 0, torch.empty(0, device=self.x0.device)
+        for query in range(self.attack.steps):
+            if not len(self.rows):
+                break
+            if query % _BLOCK == 0:
+                first, count = query, min(_BLOCK, self.attack.steps - query)
+                block = _uniforms(self.seed, self.part.ids, self.words * count, _QUERIES, self.words * query)
+                block = block.reshape(len(self.rows), count, self.words)
+                kept = torch.arange(len(self.rows), device=self.x0.device)
+            side = self.attack.side_of(query, *self.x0.shape[2:])
+            candidate = self._inside(self.moves.query(self._centre(), self._delta(), side, block[kept, query - first]))
+            passes += len(self.rows)
+            value, success = _evaluated(self.attack, self.part, candidate, self.target)
+            accepted = (self.sign * value > self.value) | success
+            mask = accepted.reshape(-1, 1, 1, 1)
+            self.x = torch.where(mask, candidate, self.x)
+            self.value = torch.where(accepted, self.sign * value, self.value)
+            left = self._keep(self.x, self.sign * self.value, success, query + 1)
+            kept = kept if left is None else kept[left]
+        return passes
+
+    def _centre(self) -> _Centre:
+        threat = self.part.threat
+        unit = torch.as_tensor(threat.unit, dtype=self.x0.dtype, device=self.x0.device).reshape(-1, 1, 1)
+        eps = torch.as_tensor(threat.eps, dtype=self.x0.dtype, device=self.x0.device).reshape(-1, 1, 1, 1)
+        return _Centre(self.x0, unit, eps.expand(len(self.x0), 1, 1, 1))
+
+    def _delta(self) -> Tensor:
+        return (self.x - self.x0) / self._centre().unit
+
+    def _inside(self, candidate: Tensor) -> Tensor:
+        return self.part.threat.project_(candidate.contiguous(memory_format=_format(self.x0)), self.x0)
+
+    def _keep(self, x: Tensor, value: Tensor, success: Tensor, query: int) -> Tensor | None:
+        """Stores what is broken, and at the end everything; the samples that are left, or None for all of them."""
+        last = query == self.attack.steps
+        stored = torch.ones_like(success) if last else success
+        if not bool(stored.any()):
+            return None
+        rows = self.rows[stored]
+        record = self.record
+        assert record.x is not None
+        record.x[rows], record.success[rows] = x[stored], success[stored]
+        record.value[rows] = value[stored].to(record.value.dtype)
+        record.first_success[self.rows[success]] = query
+        left = (~success).nonzero()[:, 0]
+        self.rows, self.x, self.value = self.rows[left], self.x[left], self.value[left]
+        self.part = self.run_.rows(self.rows)
+        self.x0, self.target = self.part.x0, self.part.target
+        return left
+
+
+@dataclass(frozen=True)
+class _Centre:
+    """The images [B, C, H, W] around which is searched, the unit of their perturbations and eps [B, 1, 1, 1] in it."""
+
+    x0: Tensor
+    unit: Tensor
+    eps: Tensor
+
+
+class _Stripes:
+    """L-inf: stripes at first, then windows of one sign per channel."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.channels, self.height, self.width = shape[1:]
+        self.start_words, self.words = self.channels * self.width, 2 + self.channels
+
+    def start(self, centre: _Centre, uniform: Tensor) -> Tensor:
+        signs = _signs(uniform).reshape(-1, self.channels, 1, self.width).to(centre.x0.dtype)
+        return centre.x0 + centre.eps * signs * centre.unit
+
+    def query(self, centre: _Centre, delta: Tensor, side: int, uniform: Tensor) -> Tensor:
+        window = _window(uniform[:, :2], side, self.height, self.width)
+        signs = _signs(uniform[:, 2:]).reshape(-1, self.channels, 1, 1).to(delta.dtype)
+        # The opposite edge of the ball, from wherever the value is: the projection clips it.
+        return centre.x0 + torch.where(window, delta + 2 * centre.eps * signs, delta) * centre.unit
+
+
+class _Bumps:
+    """L2 and L1: bumps in tiles at first, then windows whose mass moves into others."""
+
+    order, decay = 2, 2
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.channels, self.height, self.width = shape[1:]
+        self.tile = max(min(self.height, self.width) // 5, 1)
+        self.tiles = self.height // self.tile, self.width // self.tile
+        self.start_words = self.tiles[0] * self.tiles[1] * (1 + self.channels)
+        self.words = 5 + self.channels  # two corners, a direction, and a sign per channel
+
+    def norm(self, delta: Tensor, dims: tuple[int, ...]) -> Tensor:
+        return torch.linalg.vector_norm(delta, self.order, dim=dims, keepdim=True)
+
+    def start(self, centre: _Centre, uniform: Tensor) -> Tensor:
+        n, tile, (down, across) = len(centre.x0), self.tile, self.tiles
+        uniform = uniform.reshape(n, down, across, 1 + self.channels)
+        bumps = self._turned(tile, uniform[..., 0], centre.x0)  # [n, down, across, tile, tile]
+        signs = _signs(uniform[..., 1:]).to(bumps.dtype).movedim(-1, 1)  # [n, C, down, across]
+        grid = signs[..., None, None] * bumps[:, None]
+        grid = grid.transpose(3, 4).reshape(n, self.channels, down * tile, across * tile)
+        delta = torch.zeros_like(centre.x0)
+        top, left = (self.height % tile) // 2, (self.width % tile) // 2
+        delta[:, :, top : top + down * tile, left : left + across * tile] = grid
+        return centre.x0 + self.scaled(delta, centre) * centre.unit
+
+    def query(self, centre: _Centre, delta: Tensor, side: int, uniform: Tensor) -> Tensor:
+        into = _window(uniform[:, :2], side, self.height, self.width)
+        source = _window(uniform[:, 2:4], side, self.height, self.width)
+        there = self.norm(delta * into, (2, 3))
+        union = self.norm(delta * (into | source), (2, 3))
+        unspent = self.unspent(centre.eps, self.norm(delta, (1, 2, 3)))
+        bump = self._turned(side, uniform[:, 4], centre.x0)[:, None]
+        bump = bump * _signs(uniform[:, 5:]).reshape(-1, self.channels, 1, 1).to(delta.dtype)
+        placed = _placed(bump, into, uniform[:, :2], side, self.height, self.width) + delta * into / (there + 1e-12)
+        placed = placed / (self.norm(placed, (2, 3)) + 1e-12) * self.amplitude(unspent, union)
+        moved = torch.where(into, placed, torch.where(source, torch.zeros_like(delta), delta))
+        return centre.x0 + self.bounded(moved, centre) * centre.unit
+
+    def unspent(self, eps: Tensor, length: Tensor) -> Tensor:
+        return (eps.square() - length.square()).clamp(min=0)
+
+    def amplitude(self, unspent: Tensor, union: Tensor) -> Tensor:
+        return (unspent / self.channels + union.square()).sqrt()
+
+    def scaled(self, delta: Tensor, centre: _Centre) -> Tensor:
+        length = self.norm(delta, (1, 2, 3))
+        return delta * (centre.eps / torch.where(length > 0, length, torch.ones_like(length)))
+
+    bounded = scaled
+
+    def _turned(self, side: int, uniform: Tensor, like: Tensor) -> Tensor:
+        """The bump, or its transpose, for each number: [..., side, side]."""
+        bump = self._bump(side).to(like)
+        return torch.where((uniform > 0.5)[..., None, None], bump.T, bump)
+
+    def _bump(self, side: int) -> Tensor:
+        """A bump upwards in the upper half of a window and one downwards in the lower half, of norm 1; float64."""
+        half = side // 2
+        bump = torch.cat([self._hill(half, side), -self._hill(side - half, side)])
+        return bump / torch.linalg.vector_norm(bump, self.order).clamp(min=1e-300)
+
+    def _hill(self, height: int, width: int) -> Tensor:
+        """Squares around the middle, the smaller ones on top of the larger, of norm 1; float64 [height, width]."""
+        hill = torch.zeros(height, width, dtype=torch.float64)
+        if height == 0:
+            return hill
+        for k in range(max(height // 2, width // 2) + 1):
+            top, left = height // 2 - k, width // 2 - k
+            hill[max(top, 0) : top + 2 * k + 1, max(left, 0) : left + 2 * k + 1] += (k + 1.0) ** -self.decay
+        return hill / torch.linalg.vector_norm(hill, self.order)
+
+
+class _SharpBumps(_Bumps):
+    """L1: narrower bumps, and lengths in L1. The projection onto ball and box takes the place of scaling."""
+
+    order, decay = 1, 4
+
+    def unspent(self, eps: Tensor, length: Tensor) -> Tensor:
+        return (eps - length).clamp(min=0)
+
+    def amplitude(self, unspent: Tensor, union: Tensor) -> Tensor:
+        return (unspent / self.channels + union) * self.channels
+
+    def bounded(self, delta: Tensor, centre: _Centre) -> Tensor:
+        return delta
+
+
+_KINDS: dict[type[Threat], type] = {Linf: _Stripes, L2: _Bumps, L1: _SharpBumps}
+
+
+def _uniforms(seed: int, ids: Tensor, count: int, stream: int, first: int = 0) -> Tensor:
+    """Uniform numbers in (0, 1) for each sample: ``count`` of those of a stream, from number ``first`` on."""
+    quads = torch.arange(first // 4, (first + count + 3) // 4, device=ids.device)
+    words = philox(seed, ids, quads, stream).reshape(len(ids), -1)[:, first % 4 : first % 4 + count]
+    return (words.to(torch.float32) + 0.5) * 2.0**-32
+
+
+def _signs(uniform: Tensor) -> Tensor:
+    return torch.where(uniform < 0.5, -1.0, 1.0)
+
+
+def _corners(uniform: Tensor, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The top and left edge of each sample's window, int64 [B]."""
+    top = (uniform[:, 0] * (height - side + 1)).long().clamp(max=height - side)
+    return top, (uniform[:, 1] * (width - side + 1)).long().clamp(max=width - side)
+
+
+def _window(uniform: Tensor, side: int, height: int, width: int) -> Tensor:
+    """The window of each sample, bool [B, 1, H, W]."""
+    top, left = _corners(uniform, side, height, width)
+    down, across = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
+    rows = (down >= top[:, None]) & (down < top[:, None] + side)
+    columns = (across >= left[:, None]) & (across < left[:, None] + side)
+    return rows[:, None, :, None] & columns[:, None, None, :]
+
+
+def _placed(bump: Tensor, window: Tensor, uniform: Tensor, side: int, height: int, width: int) -> Tensor:
+    """The bumps [B, C, side, side] in their windows of images [B, C, H, W], which are zero elsewhere."""
+    top, left = _corners(uniform, side, height, width)
+    rows = (torch.arange(height, device=top.device) - top[:, None]).clamp(0, side - 1)
+    columns = (torch.arange(width, device=top.device) - left[:, None]).clamp(0, side - 1)
+    n, channels = bump.shape[:2]
+    tall = bump.gather(2, rows[:, None, :, None].expand(n, channels, height, side))
+    full = tall.gather(3, columns[:, None, None, :].expand(n, channels, height, width))
+    return full * window
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if nhwc else torch.contiguous_format
