@@ -17,7 +17,7 @@ from advfeat._version import __version__
 if TYPE_CHECKING:
     from advfeat import ops
     from advfeat._build_info import build_config
-    from advfeat.attacks import APGD, PGD, Attack, AttackResult, Auto, Converged, Ensemble, Square
+    from advfeat.attacks import APGD, FAB, PGD, Attack, AttackResult, Auto, Converged, Ensemble, Square
     from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
     from advfeat.threat import L1, L2, Linf, Threat
 
@@ -25,6 +25,7 @@ __all__ = [
     "APGD",
     "CW",
     "DLR",
+    "FAB",
     "L1",
     "L2",
     "PGD",
@@ -61,7 +62,9 @@ _MODULES = (
     "training",
 )
 _WHERE = {
-    **dict.fromkeys(("APGD", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble", "Square"), "attacks"),
+    **dict.fromkeys(
+        ("APGD", "FAB", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble", "Square"), "attacks"
+    ),
     **dict.fromkeys(
         ("CW", "DLR", "CrossEntropy", "Margin", "Objective", "Representation", "TargetedDLR"), "objectives"
     ),

@@ -5,8 +5,9 @@ from advfeat.attacks.auto import Auto
 from advfeat.attacks.base import Attack
 from advfeat.attacks.convergence import Converged
 from advfeat.attacks.ensemble import Ensemble
+from advfeat.attacks.fab import FAB
 from advfeat.attacks.pgd import PGD
 from advfeat.attacks.result import AttackResult
 from advfeat.attacks.square import Square
 
-__all__ = ["APGD", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble", "Square"]
+__all__ = ["APGD", "FAB", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble", "Square"]

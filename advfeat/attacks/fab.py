@@ -1,0 +1,307 @@
+"""FAB, the fast adaptive boundary attack (Croce and Hein 2020b): the smallest perturbation that changes the class."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from advfeat._arguments import flag, number, whole_number
+from advfeat.attacks.base import GivenObjective, GradientAttack, check_settings
+from advfeat.attacks.context import Run, random_iterate
+from advfeat.attacks.hyperplane import shortest_way
+from advfeat.attacks.record import Record
+from advfeat.attacks.result import AttackResult
+from advfeat.forward import class_logits, predicted_classes
+from advfeat.objectives import CW, as_objective
+from advfeat.ops import Number
+from advfeat.settings import CHANGES_NO_RESULT
+from advfeat.threat import Threat
+
+# Below it a length does not count as one in the weights of the two ways (Algorithm 1's code).
+_SHORTEST = 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class FAB(GradientAttack):
+    """FAB: walk along the decision boundary towards the image, and keep the nearest point beyond it.
+
+    At x_k the boundary is taken for a hyperplane. With d the shortest way to it within the box from x_k and d_0 that
+    from the image x, ``x_{k+1} = (1 - a)(x_k + eta d) + a (x + eta d_0)``, where a weighs the two by their lengths, at
+    most ``alpha_max`` for the image. A point of another class is a candidate for the nearest; from there the walk goes
+    on at ``x + beta (x_{k+1} - x)``. The hyperplane is that of the class whose boundary is the nearest, by the
+    gradients of all classes, or, with ``targets``, of one class at a time (FAB-T).
+
+    An example counts as a success if it is misclassified and within eps; a sample without one stays as it was. With an
+    infinite eps and ``minimise`` the distances are the smallest found, see ``AttackResult.distance``.
+
+    Args:
+        threat: the ball and the box; eps may be infinite.
+        steps: steps per start.
+        targets: None for all classes at once, with a gradient of each in every step; or so many classes in turn, those
+            with the largest other logits at x, each for the samples that are left. AutoAttack takes 9.
+        restarts: number of starts: x itself, then random points of the ball of eps / 2.
+        alpha_max: the largest weight of the way from x, in [0, 1].
+        eta: how far beyond the hyperplane a step goes, at least 1.
+        beta: how much of the way back a walk goes that has crossed the boundary, in [0, 1].
+        minimise: go on with a sample that has an example within eps, for a nearer one.
+        seed: of the random starts; the same at every call, so that an evaluation can be repeated.
+        autocast: as for :class:`advfeat.PGD`.
+        graph: has no effect: what a step does depends on which samples are left.
+
+    Attributes:
+        objective: what ``value`` reports, the margin of the logits; FAB does not follow it.
+        targeted: always False.
+        random_start: always True, of the starts after the first.
+
+    Raises:
+        ValueError: a setting is out of range.
+        TypeError: a setting has the wrong type.
+
+    Example:
+        result = advfeat.FAB(advfeat.L2(float("inf")), minimise=True).run(model, x, y)
+        result.distance                                  # of the smallest perturbations found
+    """
+
+    threat: Threat
+    steps: int = 100
+    targets: int | None = None
+    restarts: int = 1
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    minimise: bool = False
+    objective: GivenObjective = field(default_factory=cast("Any", CW), init=False)
+    targeted: bool = field(default=False, init=False)
+    random_start: bool = field(default=True, init=False)
+    seed: int = 0
+    autocast: torch.dtype | None = None
+    graph: bool = field(default=True, metadata=CHANGES_NO_RESULT)
+
+    takes_start = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", as_objective(self.objective))
+        if self.restarts == 1:  # a single start is x itself, which needs no ball
+            object.__setattr__(self, "random_start", False)
+        check_settings(self)
+        object.__setattr__(self, "minimise", flag("minimise", self.minimise))
+        if self.targets is not None:
+            object.__setattr__(self, "targets", whole_number("targets", self.targets, 1))
+        for name, least, most in (("alpha_max", 0.0, 1.0), ("eta", 1.0, math.inf), ("beta", 0.0, 1.0)):
+            value = number(name, getattr(self, name))
+            object.__setattr__(self, name, value)
+            if not least <= value <= most:
+                raise ValueError(f"{name} should be in [{least:g}, {most:g}], got {value:g}")
+
+    @property
+    def step_length(self) -> Number | None:
+        """None: it depends on the gradient."""
+        return None
+
+    def _run(self, run: Run) -> AttackResult:
+        walk = _Walk(self, run)
+        if len(run):
+            walk.look_at_x()
+            for rank in range(walk.ranks):
+                for restart in range(self.restarts):
+                    walk.go(rank, restart)
+        return run.result(
+            walk.record, forwarded=walk.forwarded, backwarded=walk.backwarded, why_eager="FAB's steps are not replayed"
+        )
+
+
+class _Walk:
+    """All walks of a batch; ``nearest`` is the distance of the best example of each sample, in units of eps."""
+
+    def __init__(self, attack: FAB, run: Run) -> None:
+        self.attack, self.samples, self.record = attack, run, Record(run.x0, targeted=False)
+        n, device = len(run), run.x0.device
+        self.nearest = torch.full((n,), math.inf, dtype=torch.float64, device=device)
+        self.eps = torch.as_tensor(run.threat.eps, dtype=torch.float64, device=device).expand(n)
+        self.forwarded = self.backwarded = 0
+        channels = run.x0.shape[1] if run.x0.dim() > 1 else 1
+        shape = (1, channels, *[1] * max(run.x0.dim() - 2, 0)) if run.x0.dim() > 1 else (1,)
+
+        def by_channel(value: Number) -> Tensor:
+            value = torch.as_tensor(value, dtype=torch.float64, device=device)
+            full = value.reshape(shape) if value.numel() > 1 else value
+            return full.expand(1, *run.x0.shape[1:]).reshape(1, -1)
+
+        # Perturbations are in units of eps: inputs, bounds and gradients are divided or multiplied by it.
+        self.unit = by_channel(run.threat.unit)
+        self.lo, self.hi = by_channel(run.threat.lo) / self.unit, by_channel(run.threat.hi) / self.unit
+
+    def look_at_x(self) -> None:
+        """Evaluates the images, and ranks the other classes by their logits there."""
+        run = self.samples
+        with torch.no_grad():
+            logits = self._logits(run.x0)
+        self.forwarded += len(run)
+        wrong = self._wrong(logits, run.target)
+        self.record.keep(torch.ones_like(wrong), run.x0, _margins(logits, run.target), wrong)
+        self.record.see(wrong, torch.zeros((), dtype=torch.int32, device=wrong.device))
+        self.nearest[wrong] = 0
+        others = logits.scatter(1, run.target[:, None], -math.inf)
+        values, self.order = others.sort(dim=1, descending=True)
+        self.exists = values > -math.inf
+        classes, targets = logits.shape[1], self.attack.targets
+        self.ranks = 1 if targets is None else min(targets, classes - 1)
+
+    def go(self, rank: int, restart: int) -> None:
+        """One start towards the class of this rank, or towards all, for the samples that are left."""
+        attack, run = self.attack, self.samples
+        done = (self.nearest <= 0) if attack.minimise else (self.nearest <= self.eps)
+        rows = (~done & (self.exists[:, rank] | (attack.targets is None))).nonzero()[:, 0]
+        if not len(rows):
+            return
+        part = run.rows(rows)
+        x = part.x0.clone()
+        if restart > 0:
+            half = part.within(_halved(part.threat))
+            x = random_iterate(attack, half.threat, part.x0, part.ids, (rank << 20) + restart)
+        rows, x = self._step_on(rows, x, rank, looks=True)
+        for step in range(attack.steps):
+            if not len(rows):
+                return
+            part = run.rows(rows)
+            gap, w = self._plane
+            at, centre = self._flat(x) / self.unit, self._flat(part.x0) / self.unit
+            d = shortest_way(at, w, gap, self.lo, self.hi, part.threat.order)
+            # The same plane from the image: <w, x0> is as far from it as <w, x0 - x> brings it.
+            gap_0 = gap + (w * (centre - at)).sum(dim=1)
+            d_0 = shortest_way(centre, w, gap_0, self.lo, self.hi, part.threat.order)
+            a, a_0 = (part.threat.length(way).clamp(min=_SHORTEST)[:, None] for way in (d, d_0))
+            weight = (a / (a + a_0)).clamp(max=attack.alpha_max)
+            moved = (1 - weight) * (at + attack.eta * d) + weight * (centre + attack.eta * d_0)
+            x = self._image(torch.minimum(torch.maximum(moved, self.lo), self.hi), part)
+            rows, x = self._step_on(rows, x, rank, looks=False, step=step + 1, last=step + 1 == attack.steps)
+
+    def _step_on(
+        self, rows: Tensor, x: Tensor, rank: int, *, looks: bool, step: int = 0, last: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Looks at the iterates, keeps what is nearer, and finds the hyperplane there or at the point gone back to.
+
+        Returns the rows that are left and their points; ``_plane`` holds their hyperplanes.
+        """
+        run, attack = self.samples, self.attack
+        target = run.target[rows]
+        logits, gap, w = self._boundary(rows, x, rank, grad=not last)
+        wrong = self._wrong(logits, target)
+        if wrong.any() and not (looks and step == 0 and torch.equal(x, run.x0[rows])):
+            distance = self._distance(x, rows)
+            nearer = wrong & (distance < self.nearest[rows])
+            within = nearer & (distance <= self.eps[rows])
+            self.nearest[rows[nearer]] = distance[nearer]
+            kept = rows[within]
+            assert self.record.x is not None
+            self.record.x[kept] = x[within]
+            self.record.value[kept] = _margins(logits, target)[within].to(self.record.value.dtype)
+            self.record.success[kept] = True
+            first = self.record.first_success
+            first[kept] = torch.where(first[kept] < 0, step, first[kept])
+        if last:
+            return rows[:0], x[:0]
+        left = torch.ones_like(wrong) if attack.minimise else self.nearest[rows] > self.eps[rows]
+        back = wrong & left
+        if back.any():
+            part = run.rows(rows[back])
+            x = x.clone()
+            x[back] = part.x0 + attack.beta * (x[back] - part.x0)
+            _, gap[back], w[back] = self._boundary(rows[back], x[back], rank, grad=True)
+        self._plane = gap[left], w[left]
+        return rows[left], x[left]
+
+    def _boundary(self, rows: Tensor, x: Tensor, rank: int, grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits, how far ``<w, .>`` has to fall to the hyperplane, and its normal w, in units of eps."""
+        run, attack = self.samples, self.attack
+        target = run.target[rows]
+        point = x.detach().requires_grad_(grad)
+        with torch.set_grad_enabled(grad):
+            logits = self._logits(point)
+        self.forwarded += len(rows)
+        empty = torch.zeros(len(rows), dtype=torch.float64, device=x.device)
+        if not grad:
+            return logits.detach(), empty, torch.zeros_like(self._flat(x), dtype=torch.float64)
+        own = logits.gather(1, target[:, None])[:, 0]
+        if attack.targets is not None:
+            other = logits.gather(1, self.order[rows, rank][:, None])[:, 0]
+            gap = (own - other).detach().to(torch.float64)
+            w = self._gradient(own - other, point, keep=False)
+        else:
+            gap, w = self._nearest_boundary(logits, own, point, target)
+        self._count(rows, w)
+        return logits.detach(), gap, w
+
+    def _nearest_boundary(self, logits: Tensor, own: Tensor, point: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The boundary to the class that is the nearest by the norm of its gradient."""
+        classes, threat = logits.shape[1], self.samples.threat
+        best = torch.full((len(logits),), math.inf, dtype=torch.float64, device=logits.device)
+        gap = torch.zeros_like(best)
+        normal = torch.zeros_like(self._flat(point), dtype=torch.float64)
+        for c in range(classes):
+            difference = own - logits[:, c]
+            w = self._gradient(difference, point, keep=c + 1 < classes)
+            value = difference.detach().to(torch.float64)
+            slope = torch.linalg.vector_norm(w, threat.dual_order, dim=1)
+            distance = torch.where(slope > 0, value.abs() / torch.where(slope > 0, slope, 1.0), math.inf)
+            nearer = (target != c) & (distance < best) & (logits[:, c] > -math.inf)
+            best = torch.where(nearer, distance, best)
+            gap = torch.where(nearer, value, gap)
+            normal = torch.where(nearer[:, None], w, normal)
+        return gap, normal
+
+    def _gradient(self, output: Tensor, point: Tensor, keep: bool) -> Tensor:
+        w = None
+        if output.requires_grad:  # perhaps only because of the parameters
+            (w,) = torch.autograd.grad(output.sum(), point, retain_graph=keep, allow_unused=True)
+        if w is None:
+            raise ValueError("the logits do not depend on x through anything differentiable")
+        self.backwarded += len(point)
+        return self._flat(w).to(torch.float64) * self.unit
+
+    def _count(self, rows: Tensor, w: Tensor) -> None:
+        """Counts gradients that lead nowhere, and makes zeros of those that are not finite."""
+        not_finite = ~w.isfinite().all(dim=1)
+        self.record.status[rows, 0] += (w == 0).all(dim=1).int()
+        self.record.status[rows, 1] += not_finite.int()
+        w[not_finite] = 0
+
+    def _logits(self, x: Tensor) -> Tensor:
+        attack, context = self.attack, contextlib.nullcontext()
+        if attack.autocast is not None:
+            context = torch.autocast(x.device.type, dtype=attack.autocast, cache_enabled=False)  # type: ignore[assignment]
+        self.samples.model.look_at(x)
+        with context:
+            logits = self.samples.model(x)
+        return class_logits(logits.double() if x.dtype == torch.float64 else logits.float())
+
+    def _wrong(self, logits: Tensor, target: Tensor) -> Tensor:
+        predicted = predicted_classes(logits)
+        return (predicted != target) & (predicted >= 0)
+
+    def _distance(self, x: Tensor, rows: Tensor) -> Tensor:
+        difference = (self._flat(x).to(torch.float64) - self._flat(self.samples.x0[rows]).to(torch.float64)) / self.unit
+        return self.samples.threat.length(difference)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), -1)
+
+    def _image(self, flat: Tensor, part: Run) -> Tensor:
+        """A point in units of eps as an input of the model, in the box."""
+        x = torch.empty_like(part.x0).copy_((flat * self.unit).reshape(part.x0.shape))
+        return part.threat.into_box_(x)
+
+
+def _halved(threat: Threat) -> Threat:
+    return dataclasses.replace(threat, eps=threat.eps / 2)
+
+
+def _margins(logits: Tensor, target: Tensor) -> Tensor:
+    own = logits.gather(1, target[:, None])[:, 0]
+    return logits.scatter(1, target[:, None], -math.inf).amax(dim=1) - own
