@@ -17,7 +17,7 @@ from advfeat._version import __version__
 if TYPE_CHECKING:
     from advfeat import ops
     from advfeat._build_info import build_config
-    from advfeat.attacks import APGD, FAB, PGD, Attack, AttackResult, Auto, Converged, Ensemble, Square
+    from advfeat.attacks import APGD, FAB, PGD, Attack, AttackResult, Auto, AutoAttack, Converged, Ensemble, Square
     from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
     from advfeat.threat import L1, L2, Linf, Threat
 
@@ -32,6 +32,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "Auto",
+    "AutoAttack",
     "Converged",
     "CrossEntropy",
     "Ensemble",
@@ -63,7 +64,8 @@ _MODULES = (
 )
 _WHERE = {
     **dict.fromkeys(
-        ("APGD", "FAB", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble", "Square"), "attacks"
+        ("APGD", "FAB", "PGD", "Attack", "AttackResult", "Auto", "AutoAttack", "Converged", "Ensemble", "Square"),
+        "attacks",
     ),
     **dict.fromkeys(
         ("CW", "DLR", "CrossEntropy", "Margin", "Objective", "Representation", "TargetedDLR"), "objectives"

@@ -2,6 +2,7 @@
 
 from advfeat.attacks.apgd import APGD
 from advfeat.attacks.auto import Auto
+from advfeat.attacks.autoattack import AutoAttack
 from advfeat.attacks.base import Attack
 from advfeat.attacks.convergence import Converged
 from advfeat.attacks.ensemble import Ensemble
@@ -10,4 +11,4 @@ from advfeat.attacks.pgd import PGD
 from advfeat.attacks.result import AttackResult
 from advfeat.attacks.square import Square
 
-__all__ = ["APGD", "FAB", "PGD", "Attack", "AttackResult", "Auto", "Converged", "Ensemble", "Square"]
+__all__ = ["APGD", "FAB", "PGD", "Attack", "AttackResult", "Auto", "AutoAttack", "Converged", "Ensemble", "Square"]

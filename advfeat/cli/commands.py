@@ -159,9 +159,10 @@ class Evaluate:
     """Norm of the threat model."""
     eps: OptionalRadii = None
     """Radii, in pixel scale [0, 1]; may be fractions (default: 0.25 0.5 for l2, 4/255 8/255 for linf, 12 for l1)."""
-    attack: Literal["strong", "pgd", "apgd", "auto", "square"] = "strong"
+    attack: Literal["strong", "pgd", "apgd", "auto", "square", "autoattack"] = "strong"
     """strong: 20 steps of PGD, then the first two attacks of AutoAttack on the remaining samples;
-    auto: these two attacks alone; apgd: the first of them; square: the last of AutoAttack, which takes no gradients;
+    autoattack: AutoAttack, standard version, the number that papers print: Auto-PGD, targeted Auto-PGD, FAB-T, Square;
+    auto: its first two attacks alone; apgd: the first of them; square: its last one, which takes no gradients;
     pgd: PGD started at the sample, which can overestimate robust accuracy by far."""
     steps: OptionalCountOrNone = None
     """Attack steps (default: 40 for pgd, 100 for each run of Auto-PGD, 5,000 queries for square)."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from advfeat.attacks import APGD, Attack, Auto, Ensemble, Square
+from advfeat.attacks import APGD, Attack, Auto, AutoAttack, Ensemble, Square
 from advfeat.cli.console import bar, table
 from advfeat.cli.files import load_model, say_written, write_results
 from advfeat.cli.options import option_of, radii
@@ -111,6 +111,11 @@ def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
     if c.attack == "square":
         queries, threat = 5000 if c.steps is None else c.steps, Threat.of(c.norm, eps)
         return Square(threat, steps=queries, restarts=c.restarts, seed=c.seed, autocast=c.runtime.autocast())
+    if c.attack == "autoattack":
+        for name, given in (("steps", c.steps is not None), ("restarts", c.restarts != 1)):
+            if given:
+                raise ValueError(f"--{name} has no meaning for --attack autoattack, whose settings are its definition")
+        return AutoAttack(Threat.of(c.norm, eps), seed=c.seed, autocast=c.runtime.autocast())
     steps = 100 if c.steps is None else c.steps
     if c.attack == "strong":
         if c.restarts != 1:
@@ -126,6 +131,8 @@ def _attack_in_words(c: commands.Evaluate, attack: Attack) -> str:
             f"20 steps of PGD, then on the remaining samples {auto.steps} steps of Auto-PGD on the margin and towards "
             f"each of {auto.target_classes} other classes (the first two attacks of AutoAttack)"
         )
+    if isinstance(attack, AutoAttack):
+        return f"AutoAttack, {attack.version} version: {attack.objective}"
     settings = attack.to_dict()
     words = f"{settings['attack']}, {settings['steps']} {'queries' if c.attack == 'square' else 'steps'}"
     if c.attack == "pgd":

@@ -1,0 +1,118 @@
+"""AutoAttack: its settings are the published ones, and its numbers those of its authors' code."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from advfeat import APGD, FAB, L1, L2, Auto, AutoAttack, Linf, Square
+from advfeat.attacks.auto import RankedAPGD
+from advfeat.datasets import load
+from advfeat.training import TrainConfig, paper_attack, train
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(12.0)])
+def test_the_standard_version_is_as_published(threat):
+    attack, in_l1 = AutoAttack(threat), isinstance(threat, L1)
+    parts = dict(attack.parts)
+    assert attack.objective == "apgd-ce, apgd-t, fab-t, square" and list(parts) == attack.objective.split(", ")
+    (first,), targeted, (fab,), (square,) = parts.values()
+    assert type(first) is APGD and first.objective.name == "CrossEntropy"
+    assert (first.steps, first.restarts, first.large_radii) == (100, 5 if in_l1 else 1, in_l1)
+    assert [type(a) for a in targeted] == [RankedAPGD] * (5 if in_l1 else 9)
+    assert [a.rank for a in targeted] == list(range(len(targeted)))
+    assert all((a.steps, a.restarts, a.large_radii) == (100, 1, in_l1) for a in targeted)
+    assert len({a.seed for a in targeted} | {first.seed}) == len(targeted) + 1
+    assert isinstance(fab, FAB) and (fab.steps, fab.restarts, fab.targets) == (100, 1, 9)
+    assert (fab.alpha_max, fab.eta, fab.beta) == (0.1, 1.05, 0.9)
+    assert isinstance(square, Square)
+    assert (square.steps, square.p_init, square.restarts, square.rescale_schedule) == (5000, 0.8, 1, False)
+    assert square.objective.name == "CW"
+
+
+def test_plus_is_as_published():
+    attack = AutoAttack(L2(0.5), version="plus")
+    parts = dict(attack.parts)
+    assert list(parts) == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+    assert [parts[name][0].restarts for name in ("apgd-ce", "apgd-dlr", "fab", "square", "fab-t")] == [5, 5, 5, 1, 1]
+    assert parts["apgd-dlr"][0].objective.name == "DLR" and parts["fab"][0].targets is None
+    assert attack.to_dict()["version"] == "plus" and attack.to_dict() != AutoAttack(L2(0.5)).to_dict()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    test = load("digits", "test")
+    return test.images()[:40].contiguous(), test.labels[:40]
+
+
+@pytest.fixture(scope="module")
+def net():
+    config = TrainConfig(epochs=8, lr=0.1, batch_size=32, width=8, attack=paper_attack(0.5))
+    return train(config, load("digits"), device="cpu").model.eval()
+
+
+def short(attack, steps=10):
+    """The same attack with fewer steps and queries."""
+    return dataclasses.replace(attack, steps=steps)
+
+
+def test_it_breaks_what_any_of_its_attacks_breaks_and_counts_all_passes(net, digits, monkeypatch):
+    x, y = digits
+    passes = [0]
+
+    def model(z):
+        passes[0] += len(z)
+        return net(z)
+
+    attack = AutoAttack(Linf(0.12))
+    parts = tuple((name, tuple(short(a) for a in attacks)) for name, attacks in attack.parts)
+    attack.__dict__["parts"] = parts  # cached
+    result = attack.run(model, x, y)
+    assert result.samples_forwarded == passes[0]
+    assert torch.equal(result.success, net(result.x_adv).argmax(1) != y)
+    assert result.distance.max() <= 0.12 * (1 + 1e-5)
+    broken = net(x).argmax(1) != y
+    left = (~broken).nonzero()[:, 0]
+    ids = torch.arange(len(x))
+    for _, attacks in parts:
+        for one in attacks:
+            found = one.run(net, x[left], y[left], sample_ids=ids[left])
+            broken[left[found.success]] = True
+            left = left[~found.success]
+    assert (broken == result.success).double().mean() > 0.95  # the model's rounding depends on the batch
+    over = torch.cat([r.success for _, r in attack.over(net, zip(x.split(15), y.split(15), strict=True))])
+    assert (over == result.success).double().mean() > 0.95
+
+
+def test_few_classes_and_no_samples(digits):
+    torch.manual_seed(0)
+    for classes in (2, 3):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+        x = digits[0][:10]
+        attack = AutoAttack(L2(0.5))
+        attack.__dict__["parts"] = tuple((name, tuple(short(a) for a in attacks)) for name, attacks in attack.parts)
+        result = attack.run(net, x, net(x).argmax(1))
+        assert torch.equal(result.success, net(result.x_adv).argmax(1) != net(x).argmax(1)) and result.success.any()
+    assert len(AutoAttack(L2(0.5)).run(net, x[:0], torch.zeros(0).long()).x_adv) == 0
+
+
+@pytest.mark.compare
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "threat"), [("Linf", Linf(0.12)), ("L2", L2(0.75)), ("L1", L1(2.0))])
+def test_it_leaves_the_samples_that_the_authors_code_leaves(net, digits, norm, threat):
+    reference = pytest.importorskip("pyautoattack")
+    x, y = digits
+    attack = reference.AutoAttack(model=net, norm=norm, eps=threat.eps, seed=0, device="cpu", version="standard")
+    theirs = attack.run_standard_evaluation(x, y, batch_size=40)[0]
+    ours = AutoAttack(threat).run(net, x, y)
+    assert (ours.success != (net(theirs).argmax(1) != y)).sum() <= 1
+    auto = Auto(threat).run(net, x, y)
+    assert (ours.success | ~auto.success).double().mean() > 0.95  # Auto is an upper bound, up to its starts
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match='version should be "standard" or "plus", got \'rand\''):
+        AutoAttack(L2(0.5), version="rand")
+    with pytest.raises(ValueError, match="finite"):
+        AutoAttack(L2(float("inf")))
