@@ -144,10 +144,10 @@ class LostLock(OSError):
 
 
 class Lock:
-    """One lock of a folder. Use :func:`hold`, or call :meth:`acquire` repeatedly: each look learns who is alive.
+    """One lock of a folder. Use :func:`hold`, or call :meth:`acquire` repeatedly: each call checks for heartbeats.
 
     Args:
-        folder: created if it is missing, and removed with the lock if it is empty then.
+        folder: created if it is missing; in that case release() removes it if it is empty.
         name: distinguishes several locks in one folder.
     """
 
@@ -158,7 +158,7 @@ class Lock:
         self._process = 0
         self._made: list[Path] = []
         self._stop = threading.Event()
-        self._seen: dict[str, _Sign] = {}
+        self._seen: dict[str, _Heartbeat] = {}
 
     def acquire(self) -> bool:
         """Takes the lock if it is free.
@@ -190,7 +190,7 @@ class Lock:
             self._mine = None
             return False
         self._stop = threading.Event()
-        threading.Thread(target=_beat, args=(mine, self._stop), name="advfeat-lock", daemon=True).start()
+        threading.Thread(target=_send_heartbeats, args=(mine, self._stop), name="advfeat-lock", daemon=True).start()
         return True
 
     def release(self) -> None:
@@ -213,8 +213,8 @@ class Lock:
                 minutes (it was stopped, or its machine slept).
         """
         if self._mine is not None and not self._mine.exists():
-            said = self.holder()
-            why = f"is now in use by {said}" if said else "was removed, or its lock was"
+            holder = self.holder()
+            why = f"is now in use by {holder}" if holder else "or its lock file was removed"
             raise LostLock(f"{self.folder} {why}: nothing more was written to it")
 
     def holder(self) -> str | None:
@@ -233,7 +233,7 @@ class Lock:
         return None
 
     def is_surely_held(self) -> bool:
-        """Whether its owner was seen alive: by its process here, or by a heartbeat since the first look.
+        """Whether its owner is known to be alive: its process runs here, or it gave a heartbeat since the first call.
 
         Returns:
             True if so.
@@ -241,12 +241,12 @@ class Lock:
         return any(self._owner_in(name).is_near or self._seen[name].alive for name in self._others())
 
     def _owner_in(self, name: str) -> Owner:
-        """The owner that the name of a lock's file tells."""
+        """The owner encoded in the name of a lock file."""
         match = cast("re.Match[str]", self._pattern.fullmatch(name))  # _others gives no other names
         return Owner.parse(match.group(1))
 
     def _others(self, but: str = "") -> list[str]:
-        """The files of living owners; those of others are removed."""
+        """The names of the lock files of living owners; other lock files are removed."""
         found = []
         try:
             names = [name for name in os.listdir(self.folder) if name != but and self._pattern.fullmatch(name)]
@@ -255,20 +255,20 @@ class Lock:
         for name in sorted(names):
             file, owner = self.folder / name, self._owner_in(name)
             try:
-                with open(file, "rb") as opened:  # opening makes NFS ask its server
+                with open(file, "rb") as opened:  # opening makes NFS revalidate its cache
                     changed = os.fstat(opened.fileno()).st_mtime_ns
             except FileNotFoundError:
                 continue
-            sign = self._seen.setdefault(name, _Sign(changed))
-            sign.look(changed)
+            heartbeat = self._seen.setdefault(name, _Heartbeat(changed))
+            heartbeat.look(changed)
             # A visible process needs no heartbeat, unless its number may have been reused.
-            silent = sign.silent >= _PATIENCE and (not owner.is_near or owner.started == 0)
+            silent = heartbeat.silent >= _PATIENCE and (not owner.is_near or owner.started == 0)
             if owner.is_gone() or silent:
                 with suppress(OSError):
                     file.unlink(missing_ok=True)
                 continue
             found.append(name)
-        self._seen = {name: sign for name, sign in self._seen.items() if name in found}
+        self._seen = {name: heartbeat for name, heartbeat in self._seen.items() if name in found}
         return found
 
     def _make_folder(self) -> None:
@@ -277,23 +277,22 @@ class Lock:
         self._made = missing[::-1]
 
 
-class _Sign:
-    """How long a file has not changed, by the local clock."""
+class _Heartbeat:
+    """How long the heartbeat of a lock file has been missing, by the local clock."""
 
     def __init__(self, changed: int) -> None:
         self.changed, self.silent, self.alive, self.looked = changed, 0.0, False, time.monotonic()
 
     def look(self, changed: int) -> None:
         now = time.monotonic()
-        # Capped per look: two looks far apart, such as before and after this machine slept, say little about the time
-        # between them.
+        # Capped per call: a long gap between two calls, as when this machine slept, says little about the owner.
         self.silent += min(now - self.looked, _BEAT / 2)
         self.looked = now
         if changed != self.changed:
             self.changed, self.silent, self.alive = changed, 0.0, True
 
 
-def _beat(file: Path, stop: threading.Event) -> None:
+def _send_heartbeats(file: Path, stop: threading.Event) -> None:
     while not stop.wait(_BEAT):
         try:
             os.utime(file)
@@ -320,13 +319,13 @@ def hold(folder: str | Path, name: str = "work", waiting: Callable[[str], None] 
         OSError: the folder cannot be written.
     """
     lock = Lock(folder, name)
-    said = False
+    reported = False
     try:
         while not lock.acquire():
-            if waiting is not None and not said and lock.is_surely_held() and (holder := lock.holder()):
-                said = True
+            if waiting is not None and not reported and lock.is_surely_held() and (holder := lock.holder()):
+                reported = True
                 waiting(holder)
-            time.sleep(_POLL * (0.5 + random.random()))  # random, so that processes that step back together come apart
+            time.sleep(_POLL * (0.5 + random.random()))  # random, so that waiting processes do not stay in step
         yield lock
     finally:
         lock.release()

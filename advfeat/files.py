@@ -1,4 +1,4 @@
-"""Atomic file writes, and checks that a place is writable before hours of work go into it."""
+"""Atomic file writes, and checks that a path is writable, to be made before hours of work."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def write_bytes(path: str | Path, data: bytes, *, follow: bool = True) -> None:
     Args:
         path: the file.
         data: its contents.
-        follow: whether a link is kept and its target written, for a name that a person chose. Otherwise a link is
-            replaced, for the files of a run or a data set: somebody else's file may be behind it.
+        follow: whether to write to the target of a link, as for a path that the user chose. Otherwise a link is
+            replaced, as for the files of a run or a data set, so that no file elsewhere is overwritten.
 
     Raises:
         OSError: the file cannot be written (a full disk, say); the message names it.
@@ -70,7 +70,7 @@ def write_together(files: list[tuple[Path, bytes]], *, follow: bool = True) -> N
         targets = []
         for path, _ in files:
             current = path
-            targets.append(path if not follow and path.is_symlink() else _file_behind(path))
+            targets.append(path if not follow and path.is_symlink() else _resolved_file(path))
             make_folder(targets[-1].parent)
             beside.append(temporary_name(targets[-1]))
         sweep(targets[0].parent, {target.name for target in targets})
@@ -110,7 +110,7 @@ def append_line(path: Path, line: str) -> None:
     """
     data = (line + "\n").encode()
     try:
-        with open(path, "ab", buffering=0, opener=_open_itself) as file:
+        with open(path, "ab", buffering=0, opener=_open_without_following) as file:
             before = os.fstat(file.fileno()).st_size
             try:
                 if file.write(data) != len(data):
@@ -143,7 +143,7 @@ def read_checked(path: Path, size: int, sha256: str) -> bytes:
     found = path.stat().st_size  # before reading: a wrong file may have any size
     data = path.read_bytes() if found == size else b""
     if len(data) != size:
-        what = "truncated" if found <= size else "longer than it was written"
+        what = "truncated" if found <= size else "longer than when it was written"
         raise ValueError(f"{path} is {what}: {found} bytes, expected {size}")
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:
@@ -152,7 +152,7 @@ def read_checked(path: Path, size: int, sha256: str) -> bytes:
 
 
 def check_writable_file(path: str | Path) -> Path:
-    """Checks whether a file could be written, before the work that goes into it; changes nothing.
+    """Checks whether a file could be written, before the work whose result it will hold; leaves nothing behind.
 
     Its folder may be missing if it can be created; a link is followed.
 
@@ -168,7 +168,7 @@ def check_writable_file(path: str | Path) -> Path:
     """
     path = Path(path)
     try:
-        target = _file_behind(path)
+        target = _resolved_file(path)
         _probe(target.parent)
     except OSError as error:
         raise _named(error, f"{path} cannot be written") from error
@@ -320,8 +320,8 @@ def kind_of(mode: int) -> str:
     return next((kind for test, kind in _KINDS if test(mode)), "a regular file")
 
 
-def _file_behind(path: Path) -> Path:
-    """The file that a path names, behind links; raises ValueError if it is not a file."""
+def _resolved_file(path: Path) -> Path:
+    """The path with links resolved; raises ValueError if it exists and is not a file."""
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r} should be the name of a file, got one with a zero byte")
     found = _status(path)
@@ -332,7 +332,7 @@ def _file_behind(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def _open_itself(path: str, flags: int) -> int:
+def _open_without_following(path: str, flags: int) -> int:
     """An opener for ``open`` that does not follow links."""
     if os.path.islink(path):
         raise OSError(errno.ELOOP, f"it is a link to {os.readlink(path)}")
@@ -340,7 +340,7 @@ def _open_itself(path: str, flags: int) -> int:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """The status behind links, None if nothing is there; raises OSError for an impossible name (too long, a loop)."""
+    """The status, following links; None if nothing exists. Raises OSError for an invalid path (too long, a loop)."""
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r} should be a path, got one with a zero byte")
     try:
@@ -378,7 +378,7 @@ def _keep_mode(target: Path, temporary: Path) -> None:
 
 
 def _short(name: str) -> str:
-    """The part of a name that fits into that of its temporary file, which may be 255 bytes long."""
+    """The beginning of a name, short enough that the name of its temporary file stays within 255 bytes."""
     return os.fsdecode(os.fsencode(name)[:160])
 
 

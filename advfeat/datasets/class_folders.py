@@ -1,4 +1,4 @@
-"""The folders of an image data set: which is the training split and which the test, the classes, and their files."""
+"""The folder layout of an image data set: finds the folders of the training and test split and of the classes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,29 @@ from advfeat._names import printable
 from advfeat.datasets.image_file import SUFFIXES
 from advfeat.datasets.reading import open_regular, what_is_in
 
-# In lower case, the first one first; "val" is what ImageNet calls the images that everybody tests on.
+# In lower case, in order of preference. "val" is included because ImageNet is usually tested on its validation images.
 SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing", "val", "valid", "validation", "dev"),
 }
 _SPLIT_NAMES = {name for names in SPLITS.values() for name in names}
-# Also "test1", "val2017", "Training set", "seg_train".
-_LIKE_A_SPLIT = {
+# Names such as "test1", "val2017", "Training set", "seg_train".
+_SPLIT_LIKE = {
     split: re.compile(rf"(^|[\W_\d])({'|'.join(names)})(set|data|images?)?($|[\W_\d])", re.IGNORECASE)
     for split, names in SPLITS.items()
 }
-# Nobody calls classes so that all hold the same folders; "tr", "te", "fold_3", "split2".
-_SURELY_A_SPLIT = re.compile(r"(tr|trn|te|ts|tst|fold|split|cv)[\W_]*\d*", re.IGNORECASE)
-# What systems and programs leave beside people's files, beside names that begin with a dot.
-_LITTER = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini"}
+# Names such as "tr", "te", "fold_3", "split2": not those of classes if all these folders hold the same subfolders.
+_SPLIT_NOT_CLASS = re.compile(r"(tr|trn|te|ts|tst|fold|split|cv)[\W_]*\d*", re.IGNORECASE)
+# Created by operating systems and other programs, like names that begin with a dot.
+_IGNORED = {
+    "__MACOSX",
+    "@eaDir",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "Thumbs.db",
+    "desktop.ini",
+}
 
 CLASSES_FILE = "advfeat-classes.json"
 
@@ -40,9 +48,9 @@ class ClassFolder:
 
     Attributes:
         path: The folder.
-        name: The class's.
-        listed: How many images it was exported with; None where that is not known.
-        files: The images that were found in it.
+        name: The name of the class.
+        listed: The number of images with which it was exported; None if unknown.
+        files: The images found in it.
     """
 
     path: Path
@@ -52,10 +60,10 @@ class ClassFolder:
 
 
 def class_name(folder: Path) -> str:
-    """A folder's name as that of a class: text that can be written down, the same from a Mac as from Linux.
+    """The name of the class in a folder: printable, and in the same Unicode form on macOS and Linux.
 
     Args:
-        folder: Of a class.
+        folder: The class folder.
     """
     return unicodedata.normalize("NFC", printable(folder.name))
 
@@ -64,17 +72,18 @@ def find_splits(root: Path) -> dict[str, Path]:
     """The folders of the splits.
 
     Args:
-        root: The folder that holds them, or the class folders.
+        root: The folder that holds the splits, or the class folders.
 
     Returns:
-        "train" and "test" -> folder, as far as they are there; none where the root holds classes.
+        A dict from "train" and "test" to the folders that exist; empty if the root holds class folders.
 
     Raises:
-        FileNotFoundError: For a root that is no folder.
-        ValueError: Where two folders have one name but for its case, or both splits are one folder.
+        FileNotFoundError: If the root is not a folder.
+        ValueError: If the names of two split folders differ only in case, the splits are one folder or one contains the
+            other, or folders that would be read as classes seem to be splits.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"root={printable(root)} is {'not a folder' if root.exists() else 'not there'}")
+        raise FileNotFoundError(f"root={printable(root)} {'is not a folder' if root.exists() else 'does not exist'}")
     folders: list[Path] = []
     named: dict[str, Path] = {}
     for entry in entries_of(root):
@@ -90,8 +99,8 @@ def find_splits(root: Path) -> dict[str, Path]:
                         f"{named[entry.name.lower()].name} and {entry.name}"
                     )
                 named[entry.name.lower()] = Path(entry.path)
-    found: dict[str, Path] = {}  # stays empty for classes, of which one may be called "train", too
-    if any(_holds_classes(folder) for folder in named.values()) or not _are_classes(folders):
+    found: dict[str, Path] = {}  # stays empty if the folders are classes; one of those may be called "train"
+    if any(_holds_classes(folder) for folder in named.values()) or not _include_a_class(folders):
         for split, names in SPLITS.items():
             folder = next((named[name] for name in names if name in named), None)
             if folder is not None:
@@ -99,10 +108,10 @@ def find_splits(root: Path) -> dict[str, Path]:
     if found:
         if named.keys() >= set(SPLITS["train"]):
             raise ValueError(f"{printable(root)} should have one folder of training images, got train and training")
-        _tell_of_images_beside(root, [f for f in folders if f not in named.values()])
+        _warn_of_ignored_images(root, [f for f in folders if f not in named.values()])
     else:
-        _check_no_split(root, folders)
-        _tell_of_same_folders(root, folders)
+        _check_no_split_among(root, folders)
+        _warn_of_unrecognised_splits(root, folders)
     if len(found) == 2:
         train, test = (Path(os.path.realpath(folder)) for folder in found.values())
         if train == test or train in test.parents or test in train.parents:
@@ -113,74 +122,75 @@ def find_splits(root: Path) -> dict[str, Path]:
     return found
 
 
-def _are_classes(folders: list[Path]) -> bool:
-    """Whether one of the folders has images and a name that is not like "train", "test1" or "val2017"."""
-    return any(not _like_a_split(f) and _holds_images(f) for f in folders)
+def _include_a_class(folders: list[Path]) -> bool:
+    """Whether a folder whose name does not look like a split's holds images."""
+    return any(not _looks_like_split(f) and _holds_images(f) for f in folders)
 
 
-def _like_a_split(folder: Path) -> bool:
-    return any(pattern.search(folder.name) for pattern in _LIKE_A_SPLIT.values())
+def _looks_like_split(folder: Path) -> bool:
+    return any(pattern.search(folder.name) for pattern in _SPLIT_LIKE.values())
 
 
-def _check_no_split(root: Path, folders: list[Path]) -> None:
-    """Raises ValueError where classes would be what are splits by names that are not known."""
-    like = {split: [f for f in folders if pattern.search(f.name)] for split, pattern in _LIKE_A_SPLIT.items()}
-    if not all(like.values()):
+def _check_no_split_among(root: Path, folders: list[Path]) -> None:
+    """Raises ValueError if splits with unsupported names, such as "train1" and "test1", would be read as classes."""
+    candidates = {split: [f for f in folders if pattern.search(f.name)] for split, pattern in _SPLIT_LIKE.items()}
+    if not all(candidates.values()):
         return
-    either = [folder for found in like.values() for folder in found]
-    if len(set(either)) == len(folders) or all(any(map(_holds_classes, found)) for found in like.values()):
-        names = ", ".join(sorted({printable(folder.name) for folder in either}))
+    split_like = {folder for found in candidates.values() for folder in found}
+    if len(split_like) == len(folders) or all(any(map(_holds_classes, found)) for found in candidates.values()):
+        names = ", ".join(sorted(printable(folder.name) for folder in split_like))
         raise ValueError(
             f"{printable(root)} should have its splits in the folders train and test (or val), got {names}, which "
-            "would be read as classes: rename them, or give links of these names"
+            "would be read as classes: rename them, or add links with these names"
         )
 
 
-def _tell_of_same_folders(root: Path, folders: list[Path]) -> None:
-    """Warns of classes that may be splits, by what is in them; ValueError where their names say so, too."""
-    same = _folders_of_all(folders)
-    # What holds "train" and "test" itself is refused as it is read, and an export says what its classes are.
+def _warn_of_unrecognised_splits(root: Path, folders: list[Path]) -> None:
+    """Warns if all class folders hold the same subfolders, like splits; raises ValueError if their names fit, too."""
+    same = _common_subfolders(folders)
+    # Classes that hold "train" and "test" are refused by _check_layout; an export lists its classes.
     if same and not _SPLIT_NAMES.intersection(map(str.lower, same)) and not (root / CLASSES_FILE).is_file():
-        names, inside = (_first(printable(name) for name in of) for of in (sorted(f.name for f in folders), same))
-        said = f"each of {names} in {printable(root)} holds the same folders with images, {inside}"
-        if all(_SURELY_A_SPLIT.fullmatch(folder.name) for folder in folders):
+        names = _shortened(printable(name) for name in sorted(f.name for f in folders))
+        inside = _shortened(printable(name) for name in same)
+        finding = f"{names} in {printable(root)} all hold the same folders of images, {inside}"
+        if all(_SPLIT_NOT_CLASS.fullmatch(folder.name) for folder in folders):
             raise ValueError(
-                f"{said}, and would be read as a class: call the splits train and test, give links of these names, or "
-                "give one of them as root"
+                f"{finding}, and would be read as classes: if they are splits, name them train and test, add links "
+                "with these names, or give one of them as root"
             )
         warnings.warn(
-            f"{said}, and is read as a class: if it is a split, and they are the classes, call the splits train and "
-            "test, or give one of them as root",
+            f"{finding}, and are read as classes: if they are splits, name them train and test, or give one of them as "
+            "root",
             RuntimeWarning,
             stacklevel=4,
         )
 
 
-def _folders_of_all(folders: list[Path]) -> list[str]:
-    """The names of the folders that all of these have and that hold images, where none has anything else to offer."""
-    first: set[str] | None = None
+def _common_subfolders(folders: list[Path]) -> list[str]:
+    """The names of the subfolders with images, if they are the same in all folders and no images lie beside them."""
+    common: set[str] | None = None
     for folder in folders if len(folders) > 1 else ():
         entries = list(entries_of(folder))
         below = {entry.name for entry in entries if is_folder(entry)}
-        if len(below) < 2 or below != (first or below) or any(is_image(entry.name) for entry in entries):
+        if len(below) < 2 or below != (common or below) or any(is_image(entry.name) for entry in entries):
             return []
-        first = below
-    if not all(_holds_images(folder / name) for folder in folders for name in first or ()):
+        common = below
+    if not all(_holds_images(folder / name) for folder in folders for name in common or ()):
         return []
-    return sorted(first or ())
+    return sorted(common or ())
 
 
-def _first(names: Iterable[str], most: int = 3) -> str:
+def _shortened(names: Iterable[str], most: int = 3) -> str:
     listed = list(names)
     return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
 
 
-def _tell_of_images_beside(root: Path, folders: list[Path]) -> None:
-    beside = [f.name for f in folders if not _like_a_split(f) and any(is_image(e.name) for e in entries_of(f))]
-    if beside:
+def _warn_of_ignored_images(root: Path, folders: list[Path]) -> None:
+    ignored = [f.name for f in folders if not _looks_like_split(f) and any(is_image(e.name) for e in entries_of(f))]
+    if ignored:
         warnings.warn(
-            f"{printable(root)} has folders of splits, so the images beside them, in "
-            f"{', '.join(map(printable, beside[:3]))}{', ...' if len(beside) > 3 else ''}, are left out",
+            f"{printable(root)} has split folders, so the images in the folders beside them are left out: "
+            f"{_shortened(map(printable, ignored))}",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -198,15 +208,15 @@ def class_folders(split: Path) -> list[ClassFolder]:
     """The classes of a split.
 
     Args:
-        split: Its folder.
+        split: The folder of the split.
 
     Returns:
-        The classes, sorted by name, or as the list that an export has left there says; without their files.
+        The classes, sorted by name, or in the order of the list that an export wrote; ``files`` is empty.
 
     Raises:
-        FileNotFoundError: If there are none.
-        ValueError: For links that lead nowhere, one name twice, and a layout with the splits inside the classes, or
-            with one folder too many above them.
+        FileNotFoundError: If there are no classes.
+        ValueError: If a link is broken, two classes have one name, the splits lie inside the classes, or the only
+            folder seems to hold the class folders.
     """
     folders = []
     for entry in entries_of(split):
@@ -223,7 +233,7 @@ def class_folders(split: Path) -> list[ClassFolder]:
 
 
 def _listed(split: Path, folders: list[ClassFolder]) -> list[ClassFolder] | None:
-    """The classes in the order and with the names that were written down with them; None if nothing was."""
+    """The classes in the order and with the names that an export listed; None without such a list."""
     file = split / CLASSES_FILE
     try:
         with open_regular(file) as stream:
@@ -234,29 +244,31 @@ def _listed(split: Path, folders: list[ClassFolder]) -> list[ClassFolder] | None
             if {type(entry[key]) for key in ("folder", "name")} == {str} and type(entry["images"]) is int
         ]
         if len({c.name for c in listed}) < len(listed) or len({c.path for c in listed}) < len(listed):
-            raise ValueError("every class should be there once")
+            raise ValueError("every class should be listed once")
         if len(listed) < len(entries) or any(c.path.parent != split for c in listed):
-            raise ValueError("every class should have the name of its folder, its own name, and a number of images")
+            raise ValueError("every class should have a folder, a name and a number of images")
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{printable(file)} should be the list of classes of an export: {error}") from error
-    there, known = {f.path for f in folders}, {c.path for c in listed}
-    for missing in (c.path for c in listed if c.path not in there and c.listed):
-        raise FileNotFoundError(f"{printable(missing)} is missing, a class folder in {CLASSES_FILE}")
-    for more in sorted(there - known):
-        raise ValueError(f"{printable(more)} is no class folder in {printable(file)}: take the file or the folder away")
+    existing, known = {f.path for f in folders}, {c.path for c in listed}
+    for missing in (c.path for c in listed if c.path not in existing and c.listed):
+        raise FileNotFoundError(f"{printable(missing)}, a class folder in {CLASSES_FILE}, is missing")
+    for extra in sorted(existing - known):
+        raise ValueError(
+            f"{printable(extra)} is not a class folder in {printable(file)}: remove the file or the folder"
+        )
     return listed
 
 
 def _check_layout(split: Path, folders: list[ClassFolder]) -> None:
-    for folder in folders[:8]:  # one shows it
+    for folder in folders[:8]:  # the layout shows in any of them
         below = {entry.name.lower() for entry in entries_of(folder.path) if is_folder(entry)}
         if all(below.intersection(names) for names in SPLITS.values()):
             raise ValueError(
                 f"{printable(folder.path)} holds folders of both splits ({', '.join(sorted(below & _SPLIT_NAMES))}), "
-                "which would be images of one class: root/<split>/<class> is the order, and root the folder of the "
-                "splits"
+                "whose images would be read as one class: the layout should be root/<split>/<class>, with root the "
+                "folder of the splits"
             )
     if len(folders) == 1:
         entries = list(entries_of(folders[0].path))
@@ -264,7 +276,7 @@ def _check_layout(split: Path, folders: list[ClassFolder]) -> None:
         if inside > 1 and not any(is_image(entry.name) for entry in entries):
             raise ValueError(
                 f"{printable(split)} holds one folder, {folders[0].name}, which holds {inside} folders and no image: "
-                f"give that as root if they are the classes. {what_is_in(folders[0].path)}"
+                f"if these are the classes, give that folder as root. {what_is_in(folders[0].path)}"
             )
 
 
@@ -272,26 +284,28 @@ def _check_names(folders: list[ClassFolder]) -> None:
     seen: dict[str, str] = {}
     for folder in folders:
         if folder.name in seen.values():
-            raise ValueError(f"{printable(folder.path.parent)} has two class folders that both read {folder.name!r}")
+            raise ValueError(
+                f"{printable(folder.path.parent)} has two class folders named {folder.name!r} after normalisation"
+            )
         other = seen.setdefault(folder.name.casefold(), folder.name)
-        if other != folder.name and len(other) > 1:  # "a" and "A" are classes of letters
+        if other != folder.name and len(other) > 1:  # "a" and "A" may be classes of letters
             warnings.warn(
                 f"{printable(folder.path.parent)}: class folders {other!r} and {folder.name!r} differ only in case; "
-                "they are two classes here and one folder on macOS and Windows",
+                "they are two classes here, but would be one folder on macOS and Windows",
                 RuntimeWarning,
                 stacklevel=4,
             )
 
 
 def entries_of(folder: Path) -> Iterator[os.DirEntry]:
-    """What a folder holds, but for hidden names and what systems leave there, sorted by name."""
+    """The entries of a folder, sorted by name, without hidden ones and those of the operating system."""
     with os.scandir(folder) as found:
-        names = [e for e in found if not e.name.startswith(".") and e.name not in _LITTER]
+        names = [e for e in found if not e.name.startswith(".") and e.name not in _IGNORED]
     yield from sorted(names, key=lambda entry: entry.name)
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder or leads to one. The disk is asked about links alone: there may be a million files."""
+    """Whether it is a folder or a link to one. Only links need a system call: there may be a million files."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -299,7 +313,7 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 
 def check_link(entry: os.DirEntry) -> None:
-    """Raises ValueError for a link that leads nowhere, or to itself."""
+    """Raises ValueError for a broken link, or a link to itself."""
     if not entry.is_symlink():
         return
     try:
@@ -319,21 +333,20 @@ def is_image(name: str) -> bool:
 
 
 def check_same_folders(split: Path, classes: list[ClassFolder], other: Path) -> None:
-    """Looks whether two splits have the same class folders: else numbers would mean other classes.
+    """Checks that two splits have the same class folders; otherwise class numbers would mean different classes.
 
     Args:
-        split: The folder of one.
+        split: The folder of one split.
         classes: Its classes.
-        other: The folder of the other.
+        other: The folder of the other split.
 
     Raises:
-        ValueError: Naming those that are in one alone.
+        ValueError: If a class folder is only in one of them; the message names it.
     """
     names, others = {c.path.name for c in classes}, {e.name for e in entries_of(other) if is_folder(e)}
     if names != others:
         difference = sorted(printable(name) for name in names ^ others)
         raise ValueError(
-            f"{printable(split)} and {printable(other)} should have the same class folders where class_ranges counts "
-            f"them, but {', '.join(difference[:3])}{', ...' if len(difference) > 3 else ''} "
-            f"{'is' if len(difference) == 1 else 'are'} in one alone"
+            f"{printable(split)} and {printable(other)} should have the same class folders, since class_ranges refers "
+            f"to them by position, but only one of them has {_shortened(difference)}"
         )

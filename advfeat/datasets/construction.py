@@ -1,4 +1,4 @@
-"""The samples of a constructed set: from a recipe, a model and some images to what a shard holds."""
+"""Construction of samples: applies a recipe to images of a source and returns the tensors that a shard stores."""
 
 from __future__ import annotations
 
@@ -21,10 +21,19 @@ from advfeat.forward import output, predicted_classes, taken_by
 
 @dataclass(frozen=True)
 class Construction:
-    """Carries out a recipe on any rows of a source.
+    """Applies a recipe to given samples of a source.
 
-    model: on ``device``, in the form to be attacked. dtype: of the stored images. Images are read ahead by a thread,
-    into pinned memory where there is a GPU.
+    A thread prefetches the images, into pinned memory if the device is a GPU.
+
+    Attributes:
+        recipe: The recipe.
+        attack: Its attack.
+        model: The attack copy of the source model, on ``device``.
+        source: The original data set.
+        seed: Seed of targets and starts.
+        batch_size: Images attacked at once.
+        dtype: Storage type of the images.
+        device: The device of the attack.
     """
 
     recipe: Recipe
@@ -37,7 +46,7 @@ class Construction:
     device: torch.device
 
     def samples(self, batches_of_ids: Sequence[Tensor]) -> Generator[dict[str, Tensor], None, None]:
-        """For each batch of positions, int64 [B], what :class:`advfeat.datasets.store.SetWriter` takes for them."""
+        """Yields, for each batch of positions (int64 [B]), the tensors that ``SetWriter.write`` takes."""
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor, _Batch]]:
             for batch in reading:
@@ -49,7 +58,7 @@ class Construction:
                 yield self._finished(batch, result)
 
     def _read(self, index: Tensor) -> _Batch:
-        """The images of a batch; runs in the reading thread."""
+        """The images of a batch; runs in the prefetching thread."""
         images, labels = read_images(self.source, index), self.source.labels[index]
         if not isinstance(self.recipe, MatchRepresentation):
             stored = self.recipe.targets(labels, len(self.source.classes), self.seed, index)
@@ -89,23 +98,23 @@ class Construction:
     def _finished(self, batch: _Batch, result: AttackResult) -> dict[str, Tensor]:
         stored = quantise(result.x_adv.cpu(), batch.centre.cpu(), self.attack.threat, self.dtype)
         if self.dtype != "float32":
-            # What is recorded is true of the image as it is stored: rounding can undo an attack.
+            # Rounding can undo an attack, so success, objective and distance are measured on the stored image.
             target = batch.stored_labels.to(self.device) if batch.target is None else batch.target
-            look = self.attack.replace(steps=0, stop=None)
-            result = look.run(self.model, batch.centre, target, start=to_float(stored).to(self.device))
-        success = result.success if batch.target is None and self.attack.targeted else None  # at the labels
+            measurement = self.attack.replace(steps=0, stop=None)
+            result = measurement.run(self.model, batch.centre, target, start=to_float(stored).to(self.device))
+        success = result.success if batch.target is None and self.attack.targeted else None
         if success is not None and self.attack.autocast is None:
-            says_label = success.cpu()  # of the last look at this very image
+            predicts_label = success.cpu()  # measured on this image already
         else:
             with no_trace(self.model, self.device), torch.no_grad():
-                says_label = predicted_classes(output(self.model, result.x_adv)).cpu() == batch.stored_labels
+                predicts_label = predicted_classes(output(self.model, result.x_adv)).cpu() == batch.stored_labels
         return {
             "images": stored,
             "label": batch.stored_labels,
             "original_label": batch.labels,
             "source_index": batch.index,
             "start_index": batch.start_index,
-            "target_success": says_label,
+            "target_success": predicts_label,
             "objective": result.value.float().cpu(),
             "distance": result.distance.float().cpu(),
         }
@@ -113,7 +122,7 @@ class Construction:
 
 @dataclass
 class _Batch:
-    """What is read for a batch: labels of the source and of the set, the image that is moved, the one to be matched."""
+    """Labels and images of a batch: ``centre`` is perturbed; ``matched`` gives the representation to match, if any."""
 
     index: Tensor
     labels: Tensor

@@ -23,7 +23,7 @@ from advfeat.datasets.class_folders import (
     class_folders,
     find_splits,
 )
-from advfeat.datasets.class_images import find_images, images_wanted
+from advfeat.datasets.class_images import find_images, no_images_message
 from advfeat.datasets.image_file import Header, read_header, read_pixels
 from advfeat.datasets.reading import open_regular, size_of, what_is_in
 from advfeat.random import derive_seed
@@ -122,7 +122,7 @@ class FolderSource(Source):
         for label, group in enumerate(groups.values()):
             for folder in group:
                 if not (folder.files or folder.listed == 0 or allow_empty):
-                    raise ValueError(images_wanted(folder.path))
+                    raise ValueError(no_images_message(folder.path))
                 self._files += folder.files
                 labels += [label] * len(folder.files)
         if not self._files:

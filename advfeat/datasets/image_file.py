@@ -1,4 +1,4 @@
-"""One image file as pixels: which formats are opened, and what becomes of depth, transparency and orientation."""
+"""Reading of single image files: header and pixels, with transparency, orientation and bit depth handled."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
     from PIL.TiffImagePlugin import TiffImageFile
 
-# What is opened, whatever the file is called. Only these: left to itself Pillow opens PostScript, under any name, with
-# Ghostscript, which carries out the program that the file is.
+# The only formats that are opened, regardless of the suffix. By default Pillow would also open PostScript, with
+# Ghostscript, which executes the program in the file.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".tif", ".tiff",
@@ -30,22 +30,22 @@ SUFFIXES = (
 _GREY = {"1", "L", "LA", "La"}
 _MODES = _GREY | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "RGBa"}
 _BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # tags of TIFF, and of the EXIF data of the others
-# How chunks of a PNG begin that may hold EXIF data, or stand for it: what Pillow reads an orientation from.
+# The first bytes (type and keyword) of the PNG chunks from which Pillow may read an orientation.
 _EXIF_CHUNKS = (b"eXIf", b"iTXtXML:com.adobe.xmp\0", b"tEXtRaw profile type ", b"zTXtRaw profile type ")
 
 
 class _Refused(ValueError):
-    """An image that can be read and is not taken."""
+    """The image is readable but not supported; the message names the file."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its image.
+    """Size and colour of an image, from the header of its file.
 
     Attributes:
-        height: In pixels, as the image is shown.
-        width: The same.
-        grey: By its format, not by its values.
+        height: In pixels, after the orientation is applied.
+        width: In pixels, after the orientation is applied.
+        grey: Whether it is stored as grey, whatever its pixels are.
     """
 
     height: int
@@ -54,21 +54,21 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """What a file says of its image, without decoding it.
+    """The header of an image file, read without decoding the pixels.
 
     Args:
         file: The image.
 
     Raises:
-        FileNotFoundError: Where there is none.
-        ValueError: Naming the file, for what is no image, has more than 8 bits a channel, or more pixels than Pillow's
-            ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million; a script may set another limit, or None).
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not an image of a supported format, has more than 8 bits per channel, or has more
+            pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (by default 89 million; None for no limit). The message names it.
     """
     with _opened(file) as image:
-        if image.format == "PNG" and image.fp is not None and _exif_behind_pixels(image.fp):
-            image.load()  # which reads it
+        if image.format == "PNG" and image.fp is not None and _may_have_exif_after_pixels(image.fp):
+            image.load()  # Pillow reads these chunks only while it decodes
         width, height = image.size
-        # Pillow turns a TIFF itself, its size included.
+        # Pillow applies the orientation of a TIFF itself, also to its size.
         if image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8):
             width, height = height, width
         return Header(height, width, image.mode in _GREY)
@@ -79,19 +79,19 @@ def read_pixels(file: Path, channels: int, size: tuple[int, int] | None = None) 
 
     Args:
         file: The image.
-        channels: 1 or 3; a grey image is read as colour, too.
-        size: (H, W) to which it is brought; None for its own.
+        channels: 1, or 3, which also reads a grey image as colour.
+        size: (H, W) to scale and crop to; None keeps the image's own.
 
     Returns:
         uint8 [channels, H, W], on the CPU.
 
     Raises:
-        FileNotFoundError: Where there is none.
-        ValueError: As :func:`read_header`, and for a file that is damaged, or has colour where channels is 1.
+        FileNotFoundError: If the file does not exist.
+        ValueError: As for :func:`read_header`, or if the file is damaged, or has colour and ``channels`` is 1.
     """
     with _opened(file) as opened:
         if channels == 1 and opened.mode not in _GREY:
-            raise _Refused(f"{printable(file)} has colour (mode {opened.mode}), and the images of this set are grey")
+            raise _Refused(f"{printable(file)} has colour (mode {opened.mode}), but the images of this set are grey")
         _scale_transparency(opened)
         opened.load()
         image = _on_white(_upright(opened)).convert("L" if channels == 1 else "RGB")
@@ -103,7 +103,7 @@ def read_pixels(file: Path, channels: int, size: tuple[int, int] | None = None) 
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[ImageFile]:
-    """The opened image, of 8 bits a channel; whatever goes wrong names the file."""
+    """Opens an image of at most 8 bits per channel; every error, also in the block, names the file."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -113,76 +113,76 @@ def _opened(file: Path) -> Iterator[ImageFile]:
             with Image.open(stream, formats=FORMATS) as image:
                 if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                     raise Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels")
-                if _deep(image) or image.mode.startswith(("I", "F")):
+                if _exceeds_8_bits(image) or image.mode.startswith(("I", "F")):
                     raise _Refused(
-                        f"{printable(file)} should have 8 bits a channel, got {image.format} of mode {image.mode} "
-                        "with more: convert it, at the brightness that you want"
+                        f"{printable(file)} should have at most 8 bits per channel, got {image.format} of mode "
+                        f"{image.mode} with more: convert it to 8 bits, with the brightness you want"
                     )
                 if image.mode not in _MODES:
                     raise _Refused(
-                        f"{printable(file)} should be grey, RGB, CMYK, YCbCr or of a palette, got mode {image.mode}"
+                        f"{printable(file)} should be grey, RGB, CMYK, YCbCr or a palette image, got mode {image.mode}"
                     )
                 yield image
         except (_Refused, MemoryError):
             raise
         except Image.DecompressionBombError as error:
             raise ValueError(
-                f"{printable(file)} is too large to be decoded, for a small file may hold an image that fills the "
-                f"memory: {error}. Up to {Image.MAX_IMAGE_PIXELS:,} pixels are; for images of your own, set "
-                "PIL.Image.MAX_IMAGE_PIXELS higher"
+                f"{printable(file)} is too large to be decoded: {error}. The limit of {Image.MAX_IMAGE_PIXELS:,} "
+                "pixels protects against small files that fill the memory; if you trust the images, raise "
+                "PIL.Image.MAX_IMAGE_PIXELS"
             ) from error
         except Image.UnidentifiedImageError as error:
             raise ValueError(
-                f"{printable(file)} cannot be read as an image: it is none of {', '.join(FORMATS)}"
+                f"{printable(file)} cannot be read as an image: its format is none of {', '.join(FORMATS)}"
             ) from error
-        except Exception as error:  # the readers are Python, and a damaged file fails in as many ways as Python has
+        except Exception as error:  # on damaged files Pillow's parsers raise all kinds of exceptions
             raise ValueError(f"{printable(file)} cannot be read as an image: {error or repr(error)}") from error
 
 
-def _deep(image: ImageFile) -> bool:
-    """Whether a channel has more than 8 bits. The mode does not tell: Pillow cuts 16-bit colour to 8 bits."""
+def _exceeds_8_bits(image: ImageFile) -> bool:
+    """Whether a channel has more than 8 bits. The mode does not show it: Pillow reduces 16-bit colour to 8 bits."""
     if image.format == "TIFF":
         return max(cast("TiffImageFile", image).tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
     for tile in image.tile:
         decoder = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if isinstance(decoder[0], str) and "16" in decoder[0] and not decoder[0].startswith("BGR;"):  # a whole pixel
+        if isinstance(decoder[0], str) and "16" in decoder[0] and not decoder[0].startswith("BGR;"):  # per pixel
             return True
-        if image.format == "PPM" and isinstance(decoder[-1], int) and decoder[-1] > 255:  # the highest value
+        if image.format == "PPM" and isinstance(decoder[-1], int) and decoder[-1] > 255:  # the maximum value
             return True
     return False
 
 
 def _orientation(image: Image) -> int:
-    """The EXIF orientation, 1 .. 8; 1 where there is none or the EXIF data cannot be read."""
+    """The EXIF orientation, 1 .. 8; 1 if there is none or the EXIF data cannot be read."""
     from PIL import Image as pillow
 
     try:
-        # Not the PNG reader's own, which decodes the image in search of EXIF data behind it.
+        # Not the getexif of PNG images, which decodes the image to find EXIF data after the pixels.
         value = pillow.Image.getexif(image).get(_ORIENTATION, 1)
     except (OSError, SyntaxError, EOFError, ValueError, TypeError, KeyError, IndexError, struct.error):
         return 1
     return value if value in range(1, 9) else 1
 
 
-def _exif_behind_pixels(stream: IO[bytes]) -> bool:
-    """Whether a PNG has an orientation behind its pixels, perhaps: found without reading these."""
-    handle, place, seen = stream.fileno(), 8, False
-    while len(head := os.pread(handle, 8 + 21, place)) >= 8 and head[4:8] != b"IEND":
-        if seen and head[4:].startswith(_EXIF_CHUNKS):
+def _may_have_exif_after_pixels(stream: IO[bytes]) -> bool:
+    """Whether a PNG may have an orientation after its pixels; found without reading the pixels."""
+    handle, offset, pixels_seen = stream.fileno(), 8, False
+    while len(head := os.pread(handle, 8 + 21, offset)) >= 8 and head[4:8] != b"IEND":
+        if pixels_seen and head[4:].startswith(_EXIF_CHUNKS):
             return True
-        seen = seen or head[4:8] == b"IDAT"
-        place += 12 + int.from_bytes(head[:4], "big")
+        pixels_seen = pixels_seen or head[4:8] == b"IDAT"
+        offset += 12 + int.from_bytes(head[:4], "big")
     return False
 
 
 def _scale_transparency(image: ImageFile) -> None:
-    """The transparent grey of a PNG of 2 or 4 bits as the pixels will have it, which Pillow spreads over 0 .. 255."""
+    """Scales the transparent grey value of a PNG of 2 or 4 bits to 0 .. 255, as Pillow does with the pixels."""
     if image.format != "PNG" or image.mode != "L" or not isinstance(image.info.get("transparency"), int):
         return
     highest: dict[object, int] = {"L;2": 3, "L;4": 15}
-    steps = highest.get(image.tile[0][3] if image.tile else "", 255)
-    # The lower bits count, and of a value that is spread already they are the ones before.
-    image.info["transparency"] = (image.info["transparency"] & steps) * (255 // steps)
+    maximum = highest.get(image.tile[0][3] if image.tile else "", 255)
+    # Only the lower bits count. Those of a value that is already scaled are the original value.
+    image.info["transparency"] = (image.info["transparency"] & maximum) * (255 // maximum)
 
 
 def _upright(image: Image) -> Image:
@@ -197,7 +197,7 @@ def _upright(image: Image) -> Image:
 
 
 def _on_white(image: Image) -> Image:
-    """The image without transparency: laid on white, the page that such images are made for."""
+    """The image composited onto white, the background for which transparent images are usually made."""
     from PIL import Image as pillow
 
     palette = getattr(image.palette, "mode", "") if image.mode == "P" else ""
@@ -210,19 +210,19 @@ def _on_white(image: Image) -> Image:
 
 
 def _resize_and_crop(image: Image, height: int, width: int, file: Path) -> Image:
-    """As is usual for ImageNet: scaled until it just covers 8/7 of both sides, and the middle cut out."""
+    """As is usual for ImageNet: scaled until it just covers 8/7 of both sides, then cropped at the centre."""
     from PIL import Image as pillow
 
     if image.size == (width, height):
         return image
     cover_height, cover_width = round(height * 8 / 7), round(width * 8 / 7)
     if image.width * cover_height <= image.height * cover_width:
-        new = (cover_width, cover_width * image.height // image.width)  # cut off, as torchvision does
+        new = (cover_width, cover_width * image.height // image.width)  # rounded down, as in torchvision
     else:
         new = (cover_height * image.width // image.height, cover_height)
     if pillow.MAX_IMAGE_PIXELS is not None and new[0] * new[1] > 2 * pillow.MAX_IMAGE_PIXELS:
         raise _Refused(
-            f"{printable(file)} is {image.width}x{image.height}: too long and narrow to be brought to {width}x{height}"
+            f"{printable(file)} is {image.width}x{image.height}: too long and narrow to be resized to {width}x{height}"
         )
     image = image.resize(new, resample=pillow.Resampling.BILINEAR)
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)

@@ -1,4 +1,4 @@
-"""A ``DataLoader`` in place of a data set stands for the samples of its dataset, in the order of the dataset."""
+"""``DataLoader`` as an argument: it stands for the samples of its dataset, in the order of the dataset."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def dataset_of(data: Any, name: str) -> Any:
         raise _refused(
             name,
             f"collate_fn={called}",
-            "torch's own collate_fn, for batches are not made by the loader",
+            "torch's own collate_fn, since the loader's batches are not used",
             "a dataset that gives (image, label)",
         )
     if data.batch_sampler is not None and data.batch_size is None:
         called = type(data.batch_sampler).__name__
-        raise _refused(name, f"batch_sampler={called}", "no batch_sampler, for batches are not made by the loader")
+        raise _refused(name, f"batch_sampler={called}", "no batch_sampler, since the loader's batches are not used")
     sampler: Any = data.sampler
     plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
     if type(sampler) is SubsetRandomSampler:
@@ -67,12 +67,12 @@ def dataset_of(data: Any, name: str) -> Any:
             "torch.utils.data.Subset(dataset, indices)",
         )
     if data.drop_last and data.batch_size and len(dataset) % data.batch_size:
-        raise _refused(name, "drop_last=True", "drop_last=False, for no sample is left out")
+        raise _refused(name, "drop_last=True", "drop_last=False, since all samples are used")
     return dataset
 
 
 def batch_size_for(data: Any, batch_size: int | None, default: int) -> int:
-    """How many images are worked on at once: as asked for, else as a ``DataLoader`` has it, else ``default``.
+    """The batch size: the given one, else that of a ``DataLoader``, else ``default``.
 
     Raises:
         ValueError: If it is not an integer of at least 1.

@@ -55,23 +55,23 @@ def read_npy(path: Path, check: Callable[[np.dtype, tuple[int, ...]], None] | No
 
     Args:
         path: The file.
-        check: Called with the dtype and shape in its head, before so much memory is taken; raises for one that is
-            refused.
+        check: Called with the dtype and shape in the header, before memory is allocated; should raise an error to
+            refuse the array.
 
     Raises:
-        FileNotFoundError: Where there is none.
-        ValueError: As :func:`open_regular`, and for a file that is truncated, altered, or holds Python objects.
+        FileNotFoundError: If the file does not exist.
+        ValueError: As for :func:`open_regular`, or if the file is truncated, altered, or holds Python objects.
     """
     with open_regular(path) as file:
         try:
-            # Not np.load, which takes what is no .npy file for an archive or a pickle, and says how to run it.
+            # Not np.load, which tries other files as an archive or a pickle, and whose error suggests allow_pickle.
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
             if dtype.hasobject:
                 raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
             expected, found = file.tell() + math.prod(shape) * dtype.itemsize, size_of(file)
-        except Exception as error:  # the head is Python, and a damaged one fails in as many ways as Python has
+        except Exception as error:  # a damaged header, a Python literal, raises all kinds of exceptions
             raise ValueError(f"{printable(path)} is truncated or altered: {error}") from error
         if check is not None:
             check(dtype, shape)

@@ -1,6 +1,6 @@
-"""A shard's tensors, read by plain reads: a file that shrinks under a memory map ends the process, here it is an error.
+"""Reading of shards without memory maps: a mapped file that shrinks kills the process; here it raises an error.
 
-The format is safetensors: eight bytes with the length of a header, the header as JSON, the tensors one after another.
+The format is safetensors: the length of the header in eight bytes, the header as JSON, then the tensors in order.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _LONGEST_HEADER = 1 << 20
 
 
 class Shard:
-    """What a file of tensors holds; each read opens it, so that a set of many shards holds no files open.
+    """A safetensors file. Each read opens it anew, so that a set of many shards keeps no files open.
 
     Args:
         file: The file.
 
     Attributes:
-        file: As given.
-        tensors: Name -> (dtype, shape).
+        file: The file.
+        tensors: A dict from name to (dtype, shape).
 
     Raises:
-        ValueError: Naming the file, for one that is not safetensors or whose length is not what its header says.
+        ValueError: If the file is not safetensors, or its length differs from its header's; the message names it.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-        self._begins: dict[str, int] = {}
+        self._offsets: dict[str, int] = {}
         try:
             self._read_header()
         except (ValueError, RecursionError, struct.error) as error:
@@ -55,34 +55,34 @@ class Shard:
         """A tensor, or some of its rows.
 
         Args:
-            name: Of the tensor.
+            name: The name of the tensor.
             rows: int64 [k], in any order; None for all.
 
         Returns:
-            [k, ...], on the CPU, the caller's own.
+            A new tensor [k, ...] on the CPU.
 
         Raises:
-            ValueError: For a file that became shorter meanwhile, or a bool that is neither 0 nor 1.
+            ValueError: If the file has become shorter, or a bool is neither 0 nor 1.
         """
         dtype, shape = self.tensors[name]
-        made = torch.empty((shape[0] if rows is None else len(rows), *shape[1:]), dtype=dtype, device="cpu")
-        if made.numel() == 0:
-            return made
-        size = made[0].numel() * made.element_size()
-        into = made.view(torch.uint8).numpy().reshape(-1).data.cast("B")
+        result = torch.empty((shape[0] if rows is None else len(rows), *shape[1:]), dtype=dtype, device="cpu")
+        if result.numel() == 0:
+            return result
+        size = result[0].numel() * result.element_size()
+        buffer = result.view(torch.uint8).numpy().reshape(-1).data.cast("B")
         with open(self.file, "rb", buffering=0) as file:
             done = 0
             for first, count in [(0, shape[0])] if rows is None else _runs(rows.tolist()):
-                file.seek(self._begins[name] + first * size)
+                file.seek(self._offsets[name] + first * size)
                 end = done + count * size
                 while done < end:
-                    read = file.readinto(into[done:end])
+                    read = file.readinto(buffer[done:end])
                     if not read:
-                        raise ValueError(f"{self.file} is truncated: it became shorter while it was open")
+                        raise ValueError(f"{self.file} is truncated: it became shorter after it was opened")
                     done += read
-        if dtype == torch.bool and bool((made.view(torch.uint8) > 1).any()):
+        if dtype == torch.bool and bool((result.view(torch.uint8) > 1).any()):
             raise ValueError(f"{self.file} is truncated or altered: {name} should hold 0 or 1")
-        return made
+        return result
 
     def _read_header(self) -> None:
         with open(self.file, "rb") as file:
@@ -103,14 +103,14 @@ class Shard:
             bytes_, begin = math.prod(shape) * dtype.itemsize, expected - 8 - length
             if entry["data_offsets"] != [begin, begin + bytes_] or not shape:
                 raise ValueError(f"{name} should lie at {begin} .. {begin + bytes_}, got {entry['data_offsets']}")
-            self.tensors[name], self._begins[name] = (dtype, shape), expected
+            self.tensors[name], self._offsets[name] = (dtype, shape), expected
             expected += bytes_
         if size != expected:
             raise ValueError(f"{size:,} bytes, expected {expected:,}")
 
 
 def _runs(rows: list[int]) -> list[tuple[int, int]]:
-    """(first, count) of rows that follow each other, each read at once."""
+    """(first, count) of each run of consecutive rows, which one read covers."""
     runs = []
     for _, group in itertools.groupby(enumerate(rows), lambda pair: pair[1] - pair[0]):
         members = [row for _, row in group]

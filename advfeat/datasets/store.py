@@ -1,11 +1,11 @@
-"""A constructed set on disk: shards of safetensors and a manifest, written whole or not at all, resumed by checksum.
+"""Writing of constructed sets: shards of safetensors and a manifest, each written atomically, resumed by checksum.
 
-    manifest.json                what the set is; when it is finished, also the checksum of every shard
-    shard-00000.safetensors      images and what is known of each
-    shard-00000.json             its checksum, written after it: while this is missing, the shard is not there
+    manifest.json                describes the set; once it is finished, also the checksum of every shard
+    shard-00000.safetensors      images, labels and the other values per sample
+    shard-00000.json             the shard's record with its checksum, written last; without it, the shard is unfinished
 
-A shard has one writer and its own record, so processes that share the work never write the same file, and the manifest
-is only written from records that are all there: any process may do that, and all would write the same bytes.
+Each shard has one writer and its own record, so processes that share the work never write the same file. The final
+manifest is written once all records exist; any process may write it, since all would write the same bytes.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ __all__ = ["ConstructedSet", "SetWriter", "quantise"]
 
 _REQUIRED = ("recipe", "source", "model", "seed", "image_shape", "classes", "dtype")
 _RECORD = {"file": str, "rows": int, "bytes": int, "sha256": SHA256, "set": str}
-# step.json is the record that an experiment keeps beside a set.
-_OURS = re.compile(r"(manifest|step)\.json|shard-\d{5,}\.(safetensors|json)")
+# step.json is the record that an experiment writes into the folder of a set.
+_OWN_FILES = re.compile(r"(manifest|step)\.json|shard-\d{5,}\.(safetensors|json)")
 
 
 def _is_hidden(path: Path) -> bool:
-    """A file browser's, such as .DS_Store."""
+    """Whether it is a hidden file, such as .DS_Store of a file browser."""
     return path.name.startswith(".") and path.is_file()
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a set is there whose manifest says that it is finished; nothing is compared.
+    """Whether the folder has a manifest that says that the set is finished; checksums are not compared.
 
     Args:
-        folder: Where it would be.
+        folder: The folder of the set, which may be missing.
     """
     try:
         return read_json(folder / MANIFEST).get("complete") is True
@@ -60,26 +60,26 @@ def is_complete(folder: Path) -> bool:
 
 
 class SetWriter:
-    """Writes a constructed set into ``out``, or goes on with the one that is there.
+    """Writes a constructed set into ``out``, or resumes an unfinished one.
 
-    Several processes may write one set, each its own shards. A link of the name of one of its files is replaced, not
+    Several processes may write one set, each its own shards. A link with the name of one of the files is replaced, not
     followed.
 
     Args:
-        out: A folder, made if missing.
-        manifest: JSON values (dataclasses, infinities and paths are put into words) with recipe, source, model, seed,
+        out: The folder, created if missing.
+        manifest: JSON values (dataclasses, infinities and paths are converted) with recipe, source, model, seed,
             image_shape, classes, dtype and whatever else the bytes of the set depend on; the rest (format, code
             version, n, shard_size, shards, complete) is filled in.
-        n: Samples of the set.
-        shard_size: Samples of each shard but the last.
+        n: Number of samples.
+        shard_size: Samples per shard; the last may have fewer.
 
     Attributes:
-        damaged: File name -> what was wrong, of finished shards that have to be made again; each is warned of once.
+        damaged: A dict from file name to problem, of finished shards that must be rebuilt; each gives one warning.
 
     Raises:
-        ValueError: Naming the keys in which the set that is there differs, for a folder that holds something else, for
-            a manifest that lacks a key.
-        OSError: For a full disk.
+        ValueError: If the folder holds another set (the message names the keys that differ) or other files, or the
+            manifest lacks a key.
+        OSError: If the folder cannot be written.
     """
 
     def __init__(self, out: str | Path, manifest: dict, n: int, shard_size: int) -> None:
@@ -88,16 +88,16 @@ class SetWriter:
 
     @classmethod
     def check(cls, out: str | Path, manifest: dict, n: int, shard_size: int) -> None:
-        """Looks whether another set is there, and writes nothing; arguments as for the class.
+        """Checks that ``out`` holds no other set, and writes nothing; arguments as for the class.
 
         Raises:
-            ValueError: As the constructor does.
+            ValueError: If the folder holds another set, or the manifest lacks a key.
         """
         writer = cls.__new__(cls)
         writer._describe(out, manifest, n, shard_size)
         try:
             found = read_json(writer.out / MANIFEST)
-        except (FileNotFoundError, ValueError):  # none, or a damaged one: whoever has the folder to itself says so
+        except (FileNotFoundError, ValueError):  # missing or damaged: the constructor handles it, under the lock
             return
         writer._compare(found)
 
@@ -114,7 +114,7 @@ class SetWriter:
         self.damaged: dict[str, str] = {}
         fixed = {"format": FORMAT, "version": VERSION, "code": __version__, "n": n, "shard_size": shard_size}
         given = {key: as_json(value) for key, value in manifest.items()}
-        # Through JSON, so that what is compared with a file went through the same.
+        # Through JSON and back, so that it compares equal to a manifest that was read from a file.
         self._identify(json.loads(json.dumps(fixed | given, allow_nan=False)))
         self._dtype = DTYPES[manifest["dtype"]]
 
@@ -122,51 +122,50 @@ class SetWriter:
         """The positions of a shard's samples.
 
         Args:
-            shard: Its number.
+            shard: The number of the shard.
 
         Raises:
-            IndexError: For a number that no shard has.
+            IndexError: If there is no shard of this number.
         """
         if not 0 <= shard < self.shards:
             raise IndexError(f"shard should be in 0 .. {self.shards - 1}, got {shard}")
         return range(shard * self.shard_size, min(self.n, (shard + 1) * self.shard_size))
 
     def missing_shards(self, rank: int = 0, ranks: int = 1) -> list[tuple[int, range]]:
-        """The shards that are not finished, or damaged. Reads the finished ones to compare their checksums.
+        """The shards that are unfinished or damaged. Reads the finished ones to compare their checksums.
 
         Args:
-            rank: Of this process: every ``ranks``-th shard, from ``rank`` on, is its own.
-            ranks: How many processes share the work.
+            rank: The rank of this process, which writes every ``ranks``-th shard, starting with ``rank``.
+            ranks: The number of processes that share the work.
 
         Returns:
-            (shard, its positions) of each.
+            (shard number, positions of its samples) for each.
 
         Raises:
-            ValueError: For a rank outside 0 .. ranks-1.
+            ValueError: If the rank is outside 0 .. ranks-1.
         """
         if not 0 <= rank < ranks:
             raise ValueError(f"rank should be in 0 .. {ranks - 1}, got {rank}")
         return [(shard, self.rows(shard)) for shard in range(rank, self.shards, ranks) if not self._is_finished(shard)]
 
     def write(self, shard: int, tensors: dict[str, Tensor]) -> None:
-        """Writes a shard and then its record; each appears whole or not at all.
+        """Writes a shard and then its record, each atomically.
 
         The same tensors give the same bytes.
 
         Args:
-            shard: Its number.
-            tensors: By name, all with as many rows as the shard (:data:`advfeat.datasets.layout.FIELDS`): images in the
-                manifest's dtype (see :func:`quantise`), label, original_label, source_index, start_index (-1 for none),
-                target_success, objective, distance.
+            shard: The number of the shard.
+            tensors: A dict from name to tensor with one row per sample: images in the manifest's dtype (see
+                :func:`quantise`), and those of :data:`advfeat.datasets.layout.FIELDS`.
 
         Raises:
-            ValueError: Naming the tensor and the sample.
-            OSError: For a full disk: what is finished stays.
+            ValueError: If a tensor has the wrong dtype, shape or values; the message names the tensor and the sample.
+            OSError: If the disk is full. Finished shards stay.
         """
         rows = self.rows(shard)
         data = safetensors.torch.save(self._checked(tensors, rows))
         if not (self.out / MANIFEST).is_file():
-            raise FileNotFoundError(f"{self.out} was removed, or its {MANIFEST}, while it was built")
+            raise FileNotFoundError(f"{self.out / MANIFEST} was removed during the build")
         record = {
             "file": shard_name(shard),
             "rows": len(rows),
@@ -183,40 +182,39 @@ class SetWriter:
             raise OSError(
                 error.errno,
                 f"no space left for {self.out / shard_name(shard)}: it needs {len(data) / 2**20:.1f} MiB, "
-                f"{shutil.disk_usage(self.out).free / 2**20:.1f} MiB are free; the finished shards are kept: make room "
-                "and run it again",
+                f"{shutil.disk_usage(self.out).free / 2**20:.1f} MiB are free; finished shards are kept: free some "
+                "space and run the build again",
             ) from error
         self.damaged.pop(shard_name(shard), None)
 
     def finish(self, timeout: float = 0.0) -> bool:
-        """Writes the manifest with all shards' checksums.
+        """Writes the final manifest with the checksums of all shards.
 
-        The other processes may still be writing theirs: whichever comes last finishes the set, and it does no harm if
-        several do.
+        Other processes may still be writing theirs: the last one finishes the set, and it does no harm if several do.
 
         Args:
-            timeout: Seconds to wait for another shard.
+            timeout: Seconds to wait for the next shard of another process.
 
         Returns:
-            False if some are missing and for so long none came.
+            False if shards are missing and no new one appeared for ``timeout`` seconds.
         """
-        end, seen = time.monotonic() + timeout, -1
+        deadline, previous = time.monotonic() + timeout, -1
         while (records := self._records()) is None:
-            there = sum((self.out / record_name(shard)).is_file() for shard in range(self.shards))
-            if there != seen:
-                end, seen = time.monotonic() + timeout, there
-            if time.monotonic() >= end:
+            finished = sum((self.out / record_name(shard)).is_file() for shard in range(self.shards))
+            if finished != previous:
+                deadline, previous = time.monotonic() + timeout, finished
+            if time.monotonic() >= deadline:
                 return False
             time.sleep(min(0.2, timeout))
         shards = [{"file": r["file"], "rows": r["rows"], "sha256": r["sha256"]} for r in records]
         data = to_json({**self._identity, "shards": shards, "complete": True})
-        if (self.out / MANIFEST).read_bytes() != data:  # a set that is finished may lie where nothing can be written
+        if (self.out / MANIFEST).read_bytes() != data:  # a finished set may be in a read-only place
             write_bytes(self.out / MANIFEST, data, follow=False)
         return True
 
     def _open(self) -> None:
         if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"{self.out} should be a folder for the set, but is a file")
+            raise ValueError(f"{self.out} should be a folder, but is a file")
         make_folder(self.out)
         sweep(self.out)
         path = self.out / MANIFEST
@@ -225,15 +223,15 @@ class SetWriter:
             try:
                 found = read_json(path)
             except ValueError as error:
-                if self._foreign_record():
+                if self._has_foreign_record():
                     raise
                 warnings.warn(f"{error}; rewritten", stacklevel=3)
         else:
-            strangers = sorted(p.name for p in self.out.iterdir() if not (_OURS.fullmatch(p.name) or _is_hidden(p)))
-            if strangers or self._foreign_record():
+            foreign = sorted(p.name for p in self.out.iterdir() if not (_OWN_FILES.fullmatch(p.name) or _is_hidden(p)))
+            if foreign or self._has_foreign_record():
                 raise ValueError(
-                    f"{self.out} is not empty and holds no {MANIFEST}, but "
-                    f"{', '.join(strangers[:5]) or 'the shards of another set'}: take another folder"
+                    f"{self.out} holds {', '.join(foreign[:5]) or 'shards of another set'} and no {MANIFEST}: take "
+                    "another folder"
                 )
         if found is None:
             write_json(self.out / MANIFEST, {**self._identity, "shards": [], "complete": False})
@@ -241,8 +239,8 @@ class SetWriter:
         self._compare(found)
 
     def _compare(self, found: dict) -> None:
-        """Raises ValueError naming the keys in which the manifest that is there differs."""
-        # Its source may be a constructed set, which is named after its folder and may have moved.
+        """Raises ValueError, naming the keys, if an existing manifest differs."""
+        # The name of the source is not compared: a constructed set is named after its folder, which may have moved.
         if isinstance(found.get("source"), dict) and isinstance(self._identity["source"], dict):
             self._identify(
                 {**self._identity, "source": {**self._identity["source"], "name": found["source"].get("name")}}
@@ -259,8 +257,8 @@ class SetWriter:
         self._identity = identity
         self._id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    def _foreign_record(self) -> bool:
-        """Whether a shard of another set lies here: with the manifest gone, only the records tell."""
+    def _has_foreign_record(self) -> bool:
+        """Whether the folder holds a shard of another set; without a manifest, only the records show it."""
         for path in sorted(self.out.glob("shard-*.json")):
             try:
                 if read_json(path).get("set") != self._id:
@@ -283,7 +281,7 @@ class SetWriter:
             return True
         if self.damaged.get(path.name) != problem:
             self.damaged[path.name] = problem
-            warnings.warn(f"{path} {problem}; it is made again", stacklevel=4)
+            warnings.warn(f"{path} {problem}; it will be rebuilt", stacklevel=4)
         return False
 
     def _record(self, shard: int) -> dict | None:
@@ -292,11 +290,11 @@ class SetWriter:
             record = read_json(path, _RECORD)
         except (FileNotFoundError, ValueError):
             return None
-        sound = record["set"] == self._id and record["file"] == shard_name(shard)
-        return record if sound and record["rows"] == len(self.rows(shard)) else None
+        fits = record["set"] == self._id and record["file"] == shard_name(shard)
+        return record if fits and record["rows"] == len(self.rows(shard)) else None
 
     def _records(self) -> list[dict] | None:
-        """All records, or None as long as a shard is missing or of another length than its record says."""
+        """The records of all shards, or None if a shard is missing or its length differs from its record."""
         records = []
         for shard in range(self.shards):
             record, path = self._record(shard), self.out / shard_name(shard)
@@ -317,7 +315,7 @@ class SetWriter:
                 raise ValueError(
                     f"{name} should be {dtype} of shape {shape}, got {tensor.dtype} of shape {tuple(tensor.shape)}"
                 )
-            # A copy of its own: safetensors refuses tensors that share memory.
+            # A copy, since safetensors refuses tensors that share memory.
             checked[name] = tensor.clone(memory_format=torch.contiguous_format)
         ids = torch.arange(rows.start, rows.stop, device="cpu")
         if self._dtype != torch.uint8:
@@ -329,13 +327,13 @@ class SetWriter:
             if not len(wrong):
                 continue
             row = int(wrong[0])
-            said = f"{name} should be finite, got {float(checked[name][row])} for sample {rows[row]}"
+            problem = f"{name} should be finite, got {float(checked[name][row])} for sample {rows[row]}"
             if name == "distance":
-                raise ValueError(said)
-            # Its image is good, and no later run would find another value: an error would come back for ever.
+                raise ValueError(problem)
+            # Only a warning: the image itself is valid, and an error would recur in every later run.
             warnings.warn(
-                f"{said} ({len(wrong)} of the {len(rows)} from {rows[0]} on): there the source model's outputs are not "
-                "finite, or its representation is zero; the images are stored as the attack left them",
+                f"{problem} ({len(wrong)} of the {len(rows)} samples from {rows[0]} on): the source model's outputs "
+                "for them are not finite, or its representation is zero; the images are stored as the attack left them",
                 stacklevel=3,
             )
         return checked

@@ -67,7 +67,7 @@ def test_a_class_may_be_called_like_a_split(tmp_path):
     with pytest.warns(RuntimeWarning) as told:
         assert FolderSource(tmp_path).classes == ("bus", "tram")
     said = sorted(str(warning.message).replace(str(tmp_path), "ROOT") for warning in told)
-    assert said[0].startswith("ROOT has folders of splits, so the images beside them, in car, plane, are left out")
+    assert said[0].startswith("ROOT has split folders, so the images in the folders beside them are left out: car, ")
     assert said[1].startswith("ROOT/train: 1 file is left out (1 .png): images are the files in class folders")
     root = tmp_path / "within"
     folders(root / "train", "train", "test", "ship")
@@ -109,7 +109,7 @@ def test_classes_may_have_words_of_splits_in_their_names(tmp_path):
 def test_folders_of_splits_by_other_names_are_refused(tmp_path, names):
     for name in names:
         folders(tmp_path / name, "cat", "dog")
-    with pytest.raises(ValueError, match="holds the same folders with images, cat, dog, and would be read as a class"):
+    with pytest.raises(ValueError, match="all hold the same folders of images, cat, dog, and would be read as classes"):
         FolderSource(tmp_path)
     for name in names:  # as classes go
         save(tmp_path / name / "0.png", picture(0, 4, 4))
@@ -120,9 +120,7 @@ def test_folders_of_splits_by_other_names_are_refused(tmp_path, names):
 def test_top_folders_that_hold_the_same_folders_are_told(tmp_path):
     for name in ("first", "second"):
         folders(tmp_path / name, "cat", "dog")
-    with pytest.raises(
-        RuntimeWarning, match="each of first, second in .* holds the same folders with images, cat, dog,"
-    ):
+    with pytest.raises(RuntimeWarning, match="first, second in .* all hold the same folders of images, cat, dog,"):
         FolderSource(tmp_path)
     folders(tmp_path / "first", "cow")
     assert FolderSource(tmp_path).classes == ("first", "second")
@@ -141,7 +139,7 @@ def test_splits_inside_the_classes_are_refused(tmp_path):
 @pytest.mark.parametrize("above", ["pictures", "train/train"])
 def test_a_folder_too_many_above_the_classes_is_refused(tmp_path, above):
     folders(tmp_path / above, "cat", "dog")
-    with pytest.raises(ValueError, match="holds one folder, .* which holds 2 folders and no image: give that as root"):
+    with pytest.raises(ValueError, match="holds one folder, .* holds 2 folders and no image: if these are the classes"):
         FolderSource(tmp_path)
     assert FolderSource(tmp_path / above).classes == ("cat", "dog")
 
@@ -174,7 +172,7 @@ def test_files_that_are_left_out_are_told(tmp_path):
 
 def test_images_in_a_hidden_class_folder_are_told(tmp_path):
     folders(tmp_path, "a", ".net", ".cache/x")
-    with pytest.warns(RuntimeWarning, match=r"begin with a dot are passed over, and hold images here: \.net$"):
+    with pytest.warns(RuntimeWarning, match=r"begin with a dot are ignored, but these hold images: \.net$"):
         assert FolderSource(tmp_path).classes == ("a",)
 
 
@@ -219,17 +217,17 @@ def linked(tmp_path):
     ("link", "target", "said"),
     [
         ("train/a/here", ".", r"a/here and .*train/a are one folder"),
-        ("train/a/up", "..", r"a/up leads to .*train, which holds it"),
-        ("train/a/root", "../..", r"a/root leads to .*root, which holds it"),
-        ("train/a/top", "/", r"a/top leads to /, which holds it"),
+        ("train/a/up", "..", r"a/up leads to .*train, which contains it"),
+        ("train/a/root", "../..", r"a/root leads to .*root, which contains it"),
+        ("train/a/top", "/", r"a/top leads to /, which contains it"),
         ("train/a/other", "../b", r"are one folder"),
         ("train/c", "b", r"train/c and .*train/b are one folder"),
         ("train/a/test", "../../test", r"a/test leads to .*test, a folder of the test split or above it"),
         ("train/a/test", "../../test/a", r"a/test and .*test/a, of another split, are one folder"),
         ("train/c", "../test/a", r"train/c and .*test/a, of another split, are one folder"),
         ("test/c", "../train/a", r"test/c and .*train/a, of another split, are one folder"),
-        ("train/a/1.png", "0.png", r"a/1\.png leads to .*a/0\.png, an image of this split anyway"),
-        ("train/a/1.png", "../b/0.png", r"a/1\.png leads to .*b/0\.png, an image of this split anyway"),
+        ("train/a/1.png", "0.png", r"a/1\.png leads to .*a/0\.png, which is already an image of this split"),
+        ("train/a/1.png", "../b/0.png", r"a/1\.png leads to .*b/0\.png, which is already an image of this split"),
         ("train/a/1.png", "../../test/a/0.png", r"a/1\.png leads to .*test/a/0\.png, an image of another split"),
         ("train/a/1.png", "nowhere.png", r"1\.png is a link to nowhere\.png, which cannot be followed: No such file"),
         ("train/c", "nowhere", r"train/c is a link to nowhere, which cannot be followed: No such file"),
@@ -344,20 +342,20 @@ def test_a_changed_export_is_refused(tmp_path):
     export_folder(source, tmp_path)
     split, file = tmp_path / "train", tmp_path / "train" / CLASSES_FILE
     folders(split, "c")
-    with pytest.raises(ValueError, match=r"train/c is no class folder in .*advfeat-classes\.json"):
+    with pytest.raises(ValueError, match=r"train/c is not a class folder in .*advfeat-classes\.json"):
         FolderSource(tmp_path)
     (split / "c" / "0.png").unlink()
     (split / "c").rmdir()
     (split / "b" / "00001.png").unlink()
-    with pytest.raises(ValueError, match="b holds 0 of the 1 images that it was exported with"):
+    with pytest.raises(ValueError, match="b was exported with 1 images and holds 0"):
         FolderSource(tmp_path)
     (split / "b").rmdir()
-    with pytest.raises(FileNotFoundError, match=r"train/b is missing, a class folder in advfeat-classes\.json"):
+    with pytest.raises(FileNotFoundError, match=r"train/b, a class folder in advfeat-classes\.json, is missing"):
         FolderSource(tmp_path)
     wrong = [{"folder": "../..", "name": "a", "images": 1}], [{"folder": "a"}], [1], {}, {"a": 1}, "[", "[" * 100_000
     for content in wrong:
         file.write_text(content if isinstance(content, str) else json.dumps(content))
-        with pytest.raises((ValueError, FileNotFoundError), match="should be the list of classes|is no class folder"):
+        with pytest.raises((ValueError, FileNotFoundError), match="should be the list of classes|not a class folder"):
             FolderSource(tmp_path)
 
 
@@ -366,7 +364,7 @@ def test_a_half_copied_export_is_refused(tmp_path):
     export_folder(source, tmp_path)
     file = tmp_path / "train" / CLASSES_FILE
     (tmp_path / "train" / "a" / "00001.png").unlink()
-    with pytest.raises(ValueError, match="a holds 2 of the 3 images that it was exported with: copy it again"):
+    with pytest.raises(ValueError, match="a was exported with 3 images and holds 2: copy it again"):
         FolderSource(tmp_path)
     entries = json.loads(file.read_text())
     entries[0]["images"] = 2
@@ -374,7 +372,7 @@ def test_a_half_copied_export_is_refused(tmp_path):
     assert len(FolderSource(tmp_path)) == 5
     for key in ("name", "folder"):
         file.write_text(json.dumps([entries[0], entries[1] | {key: entries[0][key]}]))
-        with pytest.raises(ValueError, match="every class should be there once"):
+        with pytest.raises(ValueError, match="every class should be listed once"):
             FolderSource(tmp_path)
 
 

@@ -133,7 +133,7 @@ def test_grey_images_can_be_read_as_colour_and_never_the_other_way(tmp_path):
         FolderSource(tmp_path, channels=1)
     for read in (FolderSource(tmp_path, channels=1, size=6).images, grey.subset([0]).images):
         _save(tmp_path / "train" / "a" / "0.png", _picture(0))  # after it was opened as grey
-        with pytest.raises(ValueError, match=r"\.png has colour \(mode RGB\), and the images of this set are grey"):
+        with pytest.raises(ValueError, match=r"\.png has colour \(mode RGB\), but the images of this set are grey"):
             read()
 
 
@@ -171,7 +171,7 @@ def test_class_ranges_group_folders(tmp_path):
     with pytest.raises(ValueError, match="class_ranges should have at least one class"):
         FolderSource(tmp_path, class_ranges={})
     folders(tmp_path / "val", *(f"n{i:04d}" for i in range(6) if i != 3))
-    with pytest.raises(ValueError, match=r"should have the same class folders where class_ranges .* n0003 is in one"):
+    with pytest.raises(ValueError, match=r"should have the same class folders, .* only one of them has n0003"):
         FolderSource(tmp_path, "test", class_ranges=ranges)
 
 
@@ -298,7 +298,7 @@ def test_a_name_is_the_same_from_a_mac(tmp_path):
     folders(tmp_path / "test", "caf\u00e9", "zoo")
     assert FolderSource(tmp_path, "train").classes == FolderSource(tmp_path, "test").classes
     folders(tmp_path / "train", "caf\u00e9")
-    with pytest.raises(ValueError, match="has two class folders that both read 'café'"):
+    with pytest.raises(ValueError, match="has two class folders named 'café' after normalisation"):
         FolderSource(tmp_path, "train")
 
 

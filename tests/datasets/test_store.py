@@ -148,7 +148,7 @@ def test_another_set_is_never_mixed_in(tmp_path, changes, said, manifest_lost):
     build(tmp_path)
     if manifest_lost:
         (tmp_path / "manifest.json").unlink()
-        said = "holds no manifest.json, but the shards of another set: take another folder"
+        said = "holds shards of another set and no manifest.json: take another folder"
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=said):
         build(tmp_path, **changes)
@@ -168,10 +168,10 @@ def test_a_shard_of_another_set_does_not_count(tmp_path):
 
 def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"is not empty and holds no manifest\.json, but thesis\.tex"):
+    with pytest.raises(ValueError, match=r"holds thesis\.tex and no manifest\.json"):
         build(tmp_path)
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
-    with pytest.raises(ValueError, match="should be a folder for the set, but is a file"):
+    with pytest.raises(ValueError, match="should be a folder, but is a file"):
         build(tmp_path / "thesis.tex")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / ".DS_Store").touch()  # a file browser has looked at it
@@ -193,7 +193,7 @@ def test_an_objective_that_is_not_finite_is_told_and_stored(tmp_path):
     writer = SetWriter(tmp_path, manifest(), SHARD, SHARD)
     tensors = rows(range(SHARD)) | {"objective": torch.tensor([0, math.nan, math.inf, 0, 0])}
     with pytest.warns(
-        UserWarning, match="objective should be finite, got nan for sample 1 .2 of the 5 from 0 on.: there"
+        UserWarning, match="objective should be finite, got nan for sample 1 .2 of the 5 samples from 0 on.: the source"
     ):
         writer.write(0, tensors)
     assert writer.finish()
@@ -204,7 +204,7 @@ def test_a_folder_that_goes_away_is_not_made_again_in_part(tmp_path):
     writer = SetWriter(tmp_path / "set", manifest(), N, SHARD)
     writer.write(0, rows(range(SHARD)))
     shutil.rmtree(tmp_path / "set")
-    with pytest.raises(FileNotFoundError, match=r"set was removed, or its manifest\.json, while it was built"):
+    with pytest.raises(FileNotFoundError, match=r"set/manifest\.json was removed during the build"):
         writer.write(1, rows(range(SHARD, 2 * SHARD)))
     assert not (tmp_path / "set").exists()
 

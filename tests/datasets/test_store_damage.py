@@ -59,7 +59,7 @@ def test_a_damaged_shard_is_named_and_made_again(tmp_path, damage, shard):
     with pytest.raises(ValueError, match=rf"{file.name} is truncated or altered: .*run the build again"):
         ConstructedSet.open(tmp_path)
     writer = SetWriter(tmp_path, manifest(), N, SHARD)
-    with pytest.warns(UserWarning, match=rf"{file.name} (is truncated or altered|was altered).*made again"):
+    with pytest.warns(UserWarning, match=rf"{file.name} (is truncated or altered|was altered).*rebuilt"):
         assert [s for s, _ in writer.missing_shards()] == [shard]
     assert list(writer.damaged) == [file.name]
     writer.write(shard, rows(writer.rows(shard)))
@@ -87,7 +87,7 @@ def test_a_lost_file_is_named_and_made_again(tmp_path, lost):
     if lost.endswith("safetensors"):
         with pytest.raises(FileNotFoundError, match=f"{lost} is missing; run the build again"):
             ConstructedSet.open(tmp_path)
-        with pytest.warns(UserWarning, match=f"{lost} is missing; it is made again"):
+        with pytest.warns(UserWarning, match=f"{lost} is missing; it will be rebuilt"):
             build(tmp_path)
     else:
         ConstructedSet.open(tmp_path)  # the manifest has its checksum too
@@ -252,7 +252,7 @@ def test_a_shard_that_shrinks_while_it_is_open_is_an_error(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done
-    assert "shard-00000.safetensors is truncated: it became shorter while it was open" in done.stdout
+    assert "shard-00000.safetensors is truncated: it became shorter after it was opened" in done.stdout
 
 
 def test_a_set_may_lie_in_a_folder_whose_name_is_not_utf8(tmp_path):

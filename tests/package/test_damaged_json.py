@@ -88,7 +88,7 @@ def test_manifest_of_a_set_to_be_gone_on_with(tmp_path):
             assert str(tmp_path) in str(error)
 
 
-@pytest.mark.filterwarnings("ignore:.*made again")
+@pytest.mark.filterwarnings("ignore:.*will be rebuilt")
 def test_record_of_a_shard(tmp_path):
     build(tmp_path)
     path = tmp_path / "shard-00001.json"

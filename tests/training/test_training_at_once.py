@@ -114,7 +114,7 @@ def test_a_folder_that_goes_away_under_a_training_stops_it(tmp_path, how):
             if how == "removed":
                 folder.rmdir()
 
-    with pytest.raises(OSError, match="run was removed, or its lock was: nothing more was written"):
+    with pytest.raises(OSError, match="run or its lock file was removed: nothing more was written"):
         train(QUICK, blobs(60), out=folder, progress=disturb)
     assert folder.exists() == (how != "removed")
     train(QUICK, blobs(60), out=folder)
