@@ -18,7 +18,7 @@ from advfeat._checks import check_images, check_labels
 from advfeat.datasets.protocol import Indices, LabelledImages
 from advfeat.random import derive_seed
 
-_CHUNK = 1000  # images looked at or hashed at once
+_CHUNK = 1000  # images checked or hashed at once
 
 
 class Source(Dataset[tuple[Tensor, int]]):

@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 _BATCH = 250  # images attacked at once, unless asked otherwise
 
-# Seconds that a rank waits for another shard of the others.
+# Seconds that a rank waits for the next shard of the others.
 _PATIENCE = 3600.0
 
 
@@ -121,11 +121,11 @@ def build(
         raise TypeError(f"progress should be a function (done, total), got {type(progress).__name__}")
     _model_checks.check_module(model)  # a set is known by the hash of its weights
     batch_size = batch_size_for(source, batch_size, _BATCH)
-    source = cast(_Buildable, as_source(source, model))  # what lacks one of its attributes says so when it is asked
+    source = cast(_Buildable, as_source(source, model))  # a missing attribute raises an error when it is used
     if isinstance(recipe, str):
         recipe = _of_its_own(source.name, recipe)
     device = forward.device_of(model) if device is None else _arguments.device("device", device)
-    model = cast(nn.Module, unwrapped(model)).to(device)  # of a module it is one
+    model = cast(nn.Module, unwrapped(model)).to(device)
     check_fitness(recipe, model, source, device, same_classes, any_source)
     deterministic = is_deterministic(model, source, device)
     attack = recipe.attack().replace(autocast=autocast)
@@ -140,24 +140,24 @@ def build(
         "classes": list(source.classes),
         "image_shape": list(source.image_shape),
     }
-    if compile:  # other last bits
+    if compile:  # changes the last bits
         manifest["compile"] = True
     if not deterministic:
         manifest["deterministic"] = False
     out = Path(out).absolute()  # a script may change its folder meanwhile
     rank, ranks = from_environment("RANK", 0), from_environment("WORLD_SIZE", 1)
-    if is_complete(out):  # it may lie where nothing can be written, and all may be there
+    if is_complete(out):  # before any write: a finished set may be in a read-only place
         if not SetWriter(out, manifest, n=len(source), shard_size=shard_size).missing_shards():
             return ConstructedSet.open(out, verify=False)
 
     def waiting(holder: str) -> None:
-        SetWriter.check(out, manifest, n=len(source), shard_size=shard_size)  # it may have begun just now
+        SetWriter.check(out, manifest, n=len(source), shard_size=shard_size)  # its manifest may be new
         warnings.warn(
             f"{out} is being built in by {holder}; waiting for it (if it is stopped, this process takes over)",
             stacklevel=5,
         )
 
-    SetWriter.check(out, manifest, n=len(source), shard_size=shard_size)  # not after hours of waiting for another one
+    SetWriter.check(out, manifest, n=len(source), shard_size=shard_size)  # before a wait for the lock, maybe of hours
     check_writable_folder(out)
     with hold(out, f"build-{rank}-of-{ranks}", waiting):  # the ranks of one build work at once
         writer = SetWriter(out, manifest, n=len(source), shard_size=shard_size)
@@ -200,11 +200,11 @@ def _of_its_own(data: str, recipe: str) -> Recipe:
 def _write_all(
     writer: SetWriter, shards: list[tuple[int, range]], construction: Construction, advance: Callable[[int], None]
 ) -> None:
-    """Makes the shards one by one; each is written by a thread while the next is made."""
-    # Under a stop rule samples of several batches share the passes through the model: a shard has a run of its own, so
-    # that its last bits do not depend on which shards were there already. Otherwise one run makes all of them.
+    """Builds the shards one by one; a thread writes each while the next is built."""
+    # Under a stop rule samples of several batches share the passes through the model: each shard gets its own run, so
+    # that its last bits do not depend on which shards were finished before. Otherwise one run builds all of them.
     runs = [shards] if construction.attack.stop is None else [[shard] for shard in shards]
-    with ThreadPoolExecutor(1, thread_name_prefix="advfeat-write") as thread:  # leaves when the last one is written
+    with ThreadPoolExecutor(1, thread_name_prefix="advfeat-write") as thread:  # waits for the last write on exit
         writing: Future | None = None
         for run in runs:
             chunks = [
@@ -215,14 +215,14 @@ def _write_all(
                     parts: list[dict[str, Tensor]] = []
                     for ids in of_shard:
                         parts.append(next(made))
-                        if len(parts) == len(of_shard):  # before it is counted: who is told may want to stop here
+                        if len(parts) == len(of_shard):  # before advance(), whose callback may stop the build
                             tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
                             if writing is not None:
                                 writing.result()
                             writing = thread.submit(writer.write, shard, tensors)
                         advance(len(ids))
                         if writing is not None and writing.done():
-                            writing.result()  # a full disk is heard of here, not a shard later
+                            writing.result()  # raises the error of a full disk now, not a shard later
         if writing is not None:
             writing.result()
 

@@ -194,7 +194,7 @@ def _read_manifest(path: Path) -> dict:
     if len(manifest["image_shape"]) != 3:
         raise ValueError(f"{file} is damaged: image_shape should be [C, H, W], got {manifest['image_shape']!r}")
     n, size = manifest["n"], manifest["shard_size"]
-    # All is known of the shards but their checksums: none may come twice, be left out or lie in another folder.
+    # All but the checksums follows from n and shard_size; no shard may be repeated, missing or in another folder.
     if len(manifest["shards"]) != math.ceil(n / size):
         raise ValueError(
             f"{file} is damaged: shards should be {math.ceil(n / size)} for n={n} and shard_size={size}, got "

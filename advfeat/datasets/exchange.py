@@ -131,7 +131,7 @@ def _batches(source: LabelledImages) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
-    """Changes when a file is replaced or written to."""
+    """A value that changes when the file is replaced or written to."""
     try:
         found = os.stat(file)
     except OSError:
@@ -193,12 +193,12 @@ def export_folder(source: Data, path: str | Path) -> None:
     folders = [c.replace("/", "_") for c in source.classes]
     if len(set(folders)) < len(folders) or any(not f or f.startswith(".") or os.sep in f for f in folders):
         raise ValueError(f"names of classes should do as names of folders, got {', '.join(map(repr, source.classes))}")
-    # A folder's classes come in sorted order: numbers in front keep the labels what they are.
+    # Classes are read in sorted order, so numbers in front of their names preserve the labels.
     if sorted(folders) != folders:
         digits = len(str(len(folders) - 1))
         folders = [f"{i:0{digits}d}_{f}" for i, f in enumerate(folders)]
     name = getattr(source, "split", "") or "train"
-    if name in (".", "..") or Path(name).name != name:  # of a manifest, which may be a stranger's
+    if name in (".", "..") or Path(name).name != name:  # from a manifest, which is not trusted
         raise ValueError(f"the split of {source.name!r} should be the name of a folder, got {name!r}")
     split = Path(path) / name
     check_writable_folder(split)
@@ -210,7 +210,7 @@ def export_folder(source: Data, path: str | Path) -> None:
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["file_name", "label", *extra])
     with new_folder(split) as root:
-        for folder in folders:  # also of a class without images: else the labels above it would move down
+        for folder in folders:  # also for a class without images: otherwise the labels after it would shift
             (root / folder).mkdir()
         write_json(
             root / CLASSES_FILE,

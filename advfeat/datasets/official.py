@@ -162,7 +162,7 @@ def load_cifar10_1(root: Path, split: str) -> ArraySource:
             raise ValueError(f"{labels} should hold {n} integers, got {dtype} of shape {shape}")
 
     for file in (data, labels):
-        _open(file).close()  # says what is there where one is missing
+        _open(file).close()  # if one is missing, the error lists what exists
     images, values = read_npy(data, check_images), read_npy(labels, check_labels)
     if values.min() < 0 or values.max() > 9:
         raise ValueError(f"{labels} should hold labels in 0 .. 9, got {values.min()} .. {values.max()}")

@@ -71,7 +71,7 @@ def test_what_is_damaged_is_done_again_and_said(tmp_path, evaluated_det, kind, n
     before = {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix == ".safetensors"}
     damage(folder / name)
     again = make_lab(tmp_path)
-    with pytest.warns(UserWarning, match=rf"{folder}/{name}.*(is repeated|made again)"):
+    with pytest.warns(UserWarning, match=rf"{folder}/{name}.*(is repeated|rebuilt)"):
         again.open(steps[kind])
     assert {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix == ".safetensors"} == before
     with warnings.catch_warnings():
