@@ -29,7 +29,9 @@ _OURS = {
     "CW": "advfeat.PGD(advfeat.L2(eps), steps=..., objective=advfeat.CW())",
     "APGD": "advfeat.APGD(threat)",
     "APGDT": "advfeat.Auto(threat)",
-    "AutoAttack": "advfeat.Auto(threat), AutoAttack's first two attacks",
+    "AutoAttack": "advfeat.AutoAttack(threat)",
+    "FAB": "advfeat.FAB(threat)",
+    "Square": "advfeat.Square(threat)",
     "BIM": "advfeat.PGD(advfeat.Linf(eps), steps=..., step_size=...)",
 }
 
