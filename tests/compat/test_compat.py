@@ -248,7 +248,7 @@ def test_mifgsm_is_its_algorithm(decay, targeted):
 
 
 def test_attacks_that_are_not_offered_name_ours():
-    with pytest.raises(AttributeError, match=r"not AutoAttack: advfeat.Auto\(threat\)"):
+    with pytest.raises(AttributeError, match=r"not AutoAttack: advfeat.AutoAttack\(threat\)"):
         compat.AutoAttack  # noqa: B018
     with pytest.raises(
         AttributeError, match="offers PGD, PGDL2, FGSM, MIFGSM and MultiAttack of torchattacks, and not Jitter"
