@@ -1,4 +1,4 @@
-"""How many passes end with a cycle that is skipped, by steps, step size and radius: python -m benchmarks.cycles
+"""Passes saved by cycle detection, by steps, step size and radius: python -m benchmarks.cycles
 
 L-inf attacks on a standard and an adversarially trained network (run folders, or trained on digits on the spot), with
 and without ``skip_cycles``, in continuous batching. ``share`` is the passes through the model of a run that skips

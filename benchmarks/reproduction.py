@@ -1,4 +1,4 @@
-"""What ``advfeat reproduce`` would take on a GPU that is not at hand: from operations counted and shares measured once.
+"""Estimate of the time of ``advfeat reproduce`` on a GPU, from counted operations and shares of the peak measured once.
 
     python -m benchmarks.reproduction --preset cifar10 [--arch resnet18]
 

@@ -1,4 +1,4 @@
-"""What the benchmarks attack: a trained model and real images where they are given, small stand-ins where not."""
+"""Models and images that the benchmarks attack: trained and real where given, small stand-ins otherwise."""
 
 from __future__ import annotations
 

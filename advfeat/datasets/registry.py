@@ -1,6 +1,6 @@
-"""What is known of a data set by its name: the one list of names that loading, building and the command line ask.
+"""The registry of named data sets, which loading, building and the command line share.
 
-Imports neither torch nor anything else that is slow, so that ``advfeat --help`` can ask it too.
+Imports neither torch nor any other slow module, so that ``advfeat --help`` can read it too.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class DataSet:
     Attributes:
         name: The name.
         title: Its spelling in reports; empty for the name itself.
-        needs_root: Whether it lies in files of the user's, so that ``root`` has to be given.
-        options: Which of ``size``, ``channels``, ``holdout`` and ``class_ranges`` it takes.
-        preset: The preset of recipes that was made for it; None if a build has to name one.
-        of_the_paper: Whether numbers measured on it can be compared with those of the paper.
+        needs_root: Whether it is read from the user's files, so that ``root`` is required.
+        options: Those of ``size``, ``channels``, ``holdout`` and ``class_ranges`` that apply to it.
+        preset: Its default preset of recipes; None if a build has to name one.
+        of_the_paper: Whether the paper reports numbers on it, so that results can be compared.
     """
 
     name: str
@@ -59,11 +59,11 @@ DATA_SETS: dict[str, DataSet] = {
 }
 NAMES = tuple(DATA_SETS)
 WITHOUT_ROOT = tuple(name for name, each in DATA_SETS.items() if not each.needs_root)
-_OTHER = DataSet("", needs_root=False)  # a path, or a data set of the user's own
+_OTHER = DataSet("", needs_root=False)  # a path, or the user's own data set
 
 
 def known(name: Any) -> DataSet:
-    """What is known of a data set; of a path, or of a data set of another name, that it takes no root and no option.
+    """Return the entry of a data set; a path or an unknown name has an entry without root and options.
 
     Args:
         name: Name or path of the data set.
@@ -85,9 +85,9 @@ def not_taken(option: str, names: Iterable[str], given: Any) -> str:
     """The message for an option that a data set does not take.
 
     Args:
-        option: As it is spelt where it was given, such as ``size`` or ``--size``.
-        names: Of the data sets that do not take it.
-        given: Its value.
+        option: The option as the user wrote it, such as ``size`` or ``--size``.
+        names: The data sets that do not take it.
+        given: The value given.
     """
     plain = option.lstrip("-").replace("-", "_")
     takers = [name for name in NAMES if takes(name, plain)]

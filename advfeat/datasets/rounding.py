@@ -11,7 +11,8 @@ from advfeat._checks import check_images
 from advfeat.threat import Threat
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
-# Pixel scale. Constraints hold up to this: images and centres are float32, so k/255 is itself off by up to 3e-8.
+# In pixel scale. Constraints hold up to this tolerance: images and centres are float32, in which k/255 is itself
+# rounded by up to 3e-8.
 TOLERANCE = 1e-6
 _SHRINK_STEPS = 20
 
@@ -77,11 +78,11 @@ def _neighbours(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
     if name == "uint8":
         level = x * 255
         near = level.round()
-        on = (level - near).abs() < 255 * 1e-7  # float32 has k/255 only up to 3e-8
+        on = (level - near).abs() < 255 * 1e-7  # float32 rounds k/255 by up to 3e-8
         return torch.where(on, near, level.floor()) / 255, torch.where(on, near, level.ceil()) / 255
-    half = (x + 0).half()  # + 0: of -0 makes 0, whose bits are those of a smallest number
+    half = (x + 0).half()  # + 0 turns -0 into 0: the bits of -0 are the smallest int16
     back = half.double()
-    # The bits of non-negative floats count up with their value.
+    # The bits of non-negative floats, read as integers, increase with the value.
     bits = half.view(torch.int16)
     below = (bits - 1).clamp(min=0).view(torch.float16).double()
     above = (bits + 1).view(torch.float16).double()
@@ -100,7 +101,7 @@ def _nearest_in_reach(x: Tensor, x0: Tensor, down: Tensor, up: Tensor, eps: Tens
 
 
 def _nearest_in_ball(threat: Threat, x: Tensor, x0: Tensor, down: Tensor, up: Tensor, eps: Tensor) -> Tensor:
-    """For a norm whose p-th power is a sum over the values."""
+    """Rounds to the nearest image in the ball of a norm whose p-th power is a sum over the values."""
     nearest = _nearest(x, down, up)
     rows = _is_outside(threat, nearest, x0, eps)
     if not bool(rows.any()):
@@ -108,12 +109,12 @@ def _nearest_in_ball(threat: Threat, x: Tensor, x0: Tensor, down: Tensor, up: Te
     x, x0, down, up, near = (t[rows].flatten(1) for t in (x, x0, down, up, nearest))
     other = torch.where(near == down, up, down)
     power = _power(near - x0, threat.order)
-    gain = power - _power(other - x0, threat.order)  # what the distance's power loses by taking the other neighbour
+    gain = power - _power(other - x0, threat.order)  # decrease of the p-th power with the other neighbour
     cost = torch.where(gain > 0, (other - x).abs() - (near - x).abs(), math.inf)
     order = cost.argsort(dim=1, stable=True)
     excess = power.sum(1, keepdim=True) - _power(_rows(eps, rows).flatten(1), threat.order)
     before = gain.clamp(min=0).gather(1, order)
-    before = before.cumsum(1) - before  # gained by cheaper values
+    before = before.cumsum(1) - before  # decrease from values with a smaller cost
     flip = torch.zeros_like(near, dtype=torch.bool).scatter_(1, order, before < excess) & (gain > 0)
     nearest[rows] = torch.where(flip, other, near).view(-1, *nearest.shape[1:])
     return nearest
@@ -158,7 +159,7 @@ def _check_inside(threat: Threat, x: Tensor, x0: Tensor, eps: Tensor, name: str)
 
 
 def _column(value: float | Tensor, x: Tensor, dim: int) -> Tensor:
-    """A number, or one for each row (dim 0) or channel (dim 1), in float64 and shaped to go with x."""
+    """A number, or one per row (dim 0) or channel (dim 1), in float64 and in a shape that broadcasts with x."""
     value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
     if value.dim() == 0:
         value = value.expand(len(x) if dim == 0 else 1)

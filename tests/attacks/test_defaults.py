@@ -1,4 +1,4 @@
-"""What a script has set as torch's defaults changes nothing: not the default dtype, not the default device."""
+"""Results do not depend on torch's default dtype and default device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may stand for an objective: functions, losses of torch, subclasses; their names, and when success is known."""
+"""Objectives given as functions, torch losses or subclasses: their names, and when success is known."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What counts as a prediction, and attacks on models whose outputs are not a finite logit for each class."""
+"""Predictions, and attacks on models whose output is not one finite logit per class."""
 
 import math
 

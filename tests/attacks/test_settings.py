@@ -1,4 +1,4 @@
-"""What is written of an attack, an objective or a recipe: all that its result depends on, so nothing stale is found."""
+"""Serialised settings of attacks, objectives and recipes hold all that the result depends on."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What is printed, where it cannot be printed, and what that costs: never the work."""
+"""Printed output, and outputs that fail: results are kept whenever printing fails."""
 
 import builtins
 import io

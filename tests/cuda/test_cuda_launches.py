@@ -1,4 +1,4 @@
-"""How the CUDA kernels are launched: any stream, device and graph gives the same bits, and nothing waits."""
+"""Launches of the CUDA kernels: every stream, device and graph gives the same bits, without synchronisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a build costs, in samples through the model."""
+"""The cost of a build, in samples through the model."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is known of a data set by its name is written once: loading, its documentation and builds follow it."""
+"""The registry of data sets: loading, its documentation and builds agree with it."""
 
 import re
 from typing import get_args

@@ -1,4 +1,4 @@
-"""What an experiment will cost: passes counted by hand, and rates of this machine."""
+"""The estimated cost of an experiment: passes counted by hand, and rates measured on this machine."""
 
 import dataclasses
 

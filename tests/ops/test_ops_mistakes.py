@@ -1,4 +1,4 @@
-"""What the operators refuse, in the same words by kernels and in plain torch."""
+"""Invalid arguments of the operators: kernels and plain torch raise the same errors."""
 
 import math
 

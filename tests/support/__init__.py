@@ -1,1 +1,1 @@
-"""What several tests share: data sets, models, strategies and devices."""
+"""Helpers that several tests share: data sets, models, strategies and devices."""

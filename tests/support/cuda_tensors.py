@@ -1,4 +1,4 @@
-"""What the tests of the CUDA kernels share: inputs of every size, and comparisons with the reference and the CPU."""
+"""Helpers of the CUDA kernels' tests: inputs of every size, and comparisons with the reference and the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a CUDA graph does, on the CPU: the operators of one run, done again on the very same tensors.
+"""A stand-in for CUDA graphs on the CPU: replays the operators of one run on the same tensors.
 
 A step that keeps a Python number, makes a new tensor where it should write into an old one, or looks at a value on the
 host goes wrong here as it would there.

@@ -1,4 +1,4 @@
-"""What hypothesis draws for the tests of the operators: shapes, dtypes, layouts, numbers; torch fills the bulk from a
+"""Hypothesis strategies for the operators: shapes, dtypes, layouts, numbers; torch fills the bulk from a
 seed.
 
 Every tensor is cut out of a larger one that is filled with NaN, so that a stray read turns a result into NaN and a

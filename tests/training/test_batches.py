@@ -1,4 +1,4 @@
-"""What feeds a training: augmentation, seeds, schedules, batches."""
+"""Inputs of a training: augmentation, seeds, schedules, batches."""
 
 from __future__ import annotations
 
