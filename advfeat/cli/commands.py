@@ -74,7 +74,7 @@ class Train:
     """Attack steps in adversarial training (default: 7)."""
     attack_step_size: OptionalRadius = None
     """Attack step size in adversarial training, or the first one if a schedule changes it (default: eps / 5, as in the
-    paper; with cosine eps)."""
+    paper; with --attack-steps 2.5 eps / steps; with cosine eps)."""
     attack_schedule: Annotated[Literal["constant", "cosine"] | None, QUIET] = None
     """Change of the attack's step size over its steps; cosine falls towards 0. None: constant."""
     same_classes: bool = False

@@ -11,7 +11,7 @@ from advfeat.cli.options import option_of, radii, torch_device
 from advfeat.datasets import sources
 from advfeat.datasets.registry import not_taken
 from advfeat.threat import NORMS
-from advfeat.training import TrainConfig, paper_attack, train
+from advfeat.training import TrainConfig, fast_attack, paper_attack, train
 
 if TYPE_CHECKING:
     from advfeat.cli import commands
@@ -97,7 +97,10 @@ def _train_and_test(c: commands.Train) -> tuple[sources.Source, sources.Source]:
 
 
 def _training_attack(c: commands.Train, eps: float) -> PGD:
-    attack = paper_attack(eps, c.adversarial, 7 if c.attack_steps is None else c.attack_steps)
+    if c.attack_steps is None:
+        attack = paper_attack(eps, c.adversarial)
+    else:
+        attack = fast_attack(eps, c.adversarial, c.attack_steps)
     if c.attack_schedule is not None and c.attack_schedule != "constant":
         attack = attack.replace(schedule=c.attack_schedule, step_size=eps)
     return attack if c.attack_step_size is None else attack.replace(step_size=c.attack_step_size)

@@ -167,6 +167,26 @@ def paper_attack(eps: float = 0.5, norm: str = "l2", steps: int = 7) -> PGD:
     )  # the direction of cross-entropy
 
 
+def fast_attack(eps: float = 0.5, norm: str = "l2", steps: int = 3) -> PGD:
+    """Return an attack for adversarial training in fewer passes: 3 steps of 2.5 eps / 3, started at the image.
+
+    On digits these three steps reach the same robust accuracy as the paper's seven of eps / 5; three steps of eps / 5
+    would end inside the ball and reach 21 points less (docs/performance.md, "Fewer passes for the same images").
+
+    Args:
+        eps: As for :func:`paper_attack`.
+        norm: As for :func:`paper_attack`.
+        steps: Number of steps, each of 2.5 eps / steps.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: If the norm is unknown.
+    """
+    return paper_attack(eps, norm, steps).replace(step_size=None)  # None is 2.5 eps / steps
+
+
 def paper_cifar10(**changes: Any) -> TrainConfig:
     """Return the paper's standard training of ResNet-50 on CIFAR-10 (Table 3).
 

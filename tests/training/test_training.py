@@ -16,7 +16,7 @@ from advfeat.attacks.pgd import InLockstep
 from advfeat.datasets import sources
 from advfeat.evaluation import evaluate
 from advfeat.random import derive_seed, generator
-from advfeat.training import TrainConfig, loop, paper_attack, paper_cifar10, train
+from advfeat.training import TrainConfig, fast_attack, loop, paper_attack, paper_cifar10, train
 from advfeat.training.augment import Augmentation
 from advfeat.training.batches import channel_statistics
 from advfeat.training.schedules import SCHEDULES, learning_rate
@@ -57,6 +57,14 @@ def test_the_update_is_sgd_with_momentum_and_decay():
     assert row["train_loss"] == pytest.approx(loss_sum / 40, rel=1e-4)
     assert row["train_accuracy"] == right / 40
     assert row["lr"] == learning_rate("cosine", 0.05, 2, 3, 1)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_the_steps_of_a_fast_attack_reach_the_surface_of_the_ball(norm, steps):
+    attack = fast_attack(0.3, norm, steps)
+    assert float(attack.step_length) * steps == pytest.approx(2.5 * 0.3)
+    assert paper_attack(0.3, norm).step_length == pytest.approx(0.3 / 5)
 
 
 def test_training_twice_gives_the_same_bits_whatever_the_global_state():
