@@ -131,6 +131,69 @@ def check_accumulate(total: Tensor, grad: Tensor, decay: float, grad_status: Ten
     _check_grad_status(grad_status, "total", total)
 
 
+def check_fab(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    gap: Tensor,
+    order: float,
+    eta: float,
+    alpha_max: float,
+    lo: Number | None,
+    hi: Number | None,
+    grad_status: Tensor | None,
+    *,
+    look: bool,
+) -> None:
+    """Checks the arguments of :func:`advfeat.ops.fab_step_`.
+
+    Args:
+        x: as for :func:`advfeat.ops.fab_step_`.
+        grad: as for :func:`advfeat.ops.fab_step_`.
+        x0: as for :func:`advfeat.ops.fab_step_`.
+        gap: as for :func:`advfeat.ops.fab_step_`.
+        order: as for :func:`advfeat.ops.fab_step_`.
+        eta: as for :func:`advfeat.ops.fab_step_`.
+        alpha_max: as for :func:`advfeat.ops.fab_step_`.
+        lo: as for :func:`advfeat.ops.fab_step_`.
+        hi: as for :func:`advfeat.ops.fab_step_`.
+        grad_status: as for :func:`advfeat.ops.fab_step_`.
+        look: as for :func:`check_step`.
+
+    Raises:
+        RuntimeError: an argument is invalid.
+    """
+    check_step(x, x0, 0.0, lo, hi, grad, grad_status=grad_status, steps=True, look=look)
+    check_fab_numbers(order, eta, alpha_max)
+    if not isinstance(gap, Tensor) or gap.shape != x.shape[:1]:
+        got = f"shape {tuple(gap.shape)}" if isinstance(gap, Tensor) else type(gap).__name__
+        raise RuntimeError(f"gap should be a tensor [B] = ({x.shape[0]},), got {got}")
+    _check_floating("gap", gap)
+    _check_device("gap", gap, "x", x)
+
+
+def check_fab_numbers(order: float, eta: float, alpha_max: float) -> None:
+    """Checks the numbers of :func:`advfeat.ops.fab_step_` that do not depend on the sample.
+
+    Args:
+        order: as for :func:`advfeat.ops.fab_step_`.
+        eta: as for :func:`advfeat.ops.fab_step_`.
+        alpha_max: as for :func:`advfeat.ops.fab_step_`.
+
+    Raises:
+        RuntimeError: an argument is invalid.
+    """
+    for name, value in (("order", order), ("eta", eta), ("alpha_max", alpha_max)):
+        if not isinstance(value, Real):
+            raise RuntimeError(f"{name} should be a float, got {type(value).__name__}")
+    if order not in (1, 2, math.inf):
+        raise RuntimeError(f"order should be 1, 2 or inf, got {order:g}")
+    if not 1 <= eta < math.inf:
+        raise RuntimeError(f"eta should be at least 1 and finite, got {eta:g}")
+    if not 0 <= alpha_max <= 1:
+        raise RuntimeError(f"alpha_max should be at least 0 and at most 1, got {alpha_max:g}")
+
+
 def check_random_start(
     x0: Tensor, eps: Number, sample_ids: Tensor, lo: Number | None, hi: Number | None, *, look: bool
 ) -> None:

@@ -60,6 +60,7 @@ Number = float | Tensor
 __all__ = [
     "accumulate_gradient_",
     "copy_rows_",
+    "fab_step_",
     "hash_rows",
     "l1_step",
     "l1_step_",
@@ -103,6 +104,10 @@ def _operator(name: str, result: Callable[[Tensor], Tensor] = torch.empty_like) 
         return result(arguments[0]) if schema.returns else None
 
     torch.library.register_fake(f"advfeat::{name}", fake)
+    # Kernels take any strides. Without this tag torch.compile copies an input that it has not computed yet once for
+    # each operator that reads it, the second time after the first operator has changed x in place: wrong values.
+    # The stable C++ interface has no tags in a definition.
+    operator._tags.append(torch.Tag.flexible_layout)
     return operator
 
 
@@ -480,6 +485,64 @@ def accumulate_gradient_(total: Tensor, grad: Tensor, decay: float, *, grad_stat
         return total.copy_(reference.accumulate_gradient(total, grad, decay, grad_status=grad_status))
     _accumulate_gradient_(total, grad, decay, grad_status)
     return _written(total)
+
+
+_fab_step_ = _operator("fab_step_")
+
+
+def fab_step_(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    gap: Tensor,
+    order: float,
+    *,
+    eta: float = 1.05,
+    alpha_max: float = 0.1,
+    lo: Number = 0.0,
+    hi: Number = 1.0,
+    grad_status: Tensor | None = None,
+) -> Tensor:
+    """A step of FAB, in place: from x and x0 the shortest ways to a hyperplane, and a point between their ends.
+
+    The hyperplane is that on which ``<grad, .>`` is less by ``gap`` than at x. With d and d_0 the shortest ways to it
+    within the box, in the norm of this order (Croce and Hein 2020, Equation 6), x becomes
+
+        clip((1 - a) (x + eta d) + a (x0 + eta d_0), lo, hi),   a = min(||d|| / (||d|| + ||d_0||), alpha_max)
+
+    (Equations 8 and 9; lengths below 1e-8 count as 1e-8). If the box ends before the hyperplane, all values with a
+    gradient go to their bounds. The scale of ``grad`` and ``gap`` together makes no difference, from 1e-38 to 1e38
+    (float64: any). For a gradient that is zero or not finite, or a gap that is not finite, there is no way: d = d_0 =
+    0. In L1 values of equal gradient at the end of a way share it in proportion to their room. All arithmetic is in
+    float64, without a sort; x is rounded once.
+
+    Args:
+        x: the iterate [B, ...] in the box, updated in place.
+        grad: the normals of the hyperplanes, like x, or float16 or bfloat16 with a float32 x.
+        x0: the images, like x, in the box.
+        gap: [B], how far ``<grad, x>`` has to fall to reach the hyperplane, or rise where it is negative.
+        order: that of the norm: 1, 2 or inf.
+        eta: how far beyond the hyperplane a way goes, at least 1.
+        alpha_max: the largest weight of the way from x0, at least 0 and at most 1.
+        lo: the lower bound of the box, see the module.
+        hi: the upper bound of the box.
+        grad_status: int32 [B, 2] counters of gradients that are zero or not finite, see the module; None for none.
+
+    Returns:
+        ``x``.
+
+    Raises:
+        RuntimeError: an argument is invalid, or a derivative with respect to one is being taken.
+    """
+    _refuse_autograd("fab_step_", x, grad, x0, gap, lo, hi)
+    more: dict[str, Any] = {"eta": eta, "alpha_max": alpha_max, "lo": lo, "hi": hi, "grad_status": grad_status}
+    if not _has_kernel(x):
+        _operands.check_fab(x, grad, x0, gap, order, **more, look=_can_look())
+        return x.copy_(reference.fab_step(x, grad, x0, gap, order, **more))
+    low, low_channels = _by_channel(lo, x, -math.inf)
+    high, high_channels = _by_channel(hi, x, math.inf)
+    _fab_step_(x, grad, x0, gap, order, eta, alpha_max, low, high, low_channels, high_channels, grad_status)
+    return _written(x)
 
 
 _project_linf = _operator("project_linf")

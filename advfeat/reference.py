@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from advfeat._hyperplane import shortest_way
 from advfeat.random import normals, uniform_numbers, uniforms
 
 Number = float | Tensor
@@ -287,6 +288,48 @@ def accumulate_gradient(total: Tensor, grad: Tensor, decay: float, *, grad_statu
     a = _arithmetic(total)
     _count(grad, grad_status)
     return (decay * total.to(a) + _direction(grad.to(a), order=1)).to(total.dtype)
+
+
+# Shorter ways weigh as much as this in a FAB step (the authors' code, Croce and Hein 2020).
+_SHORTEST = 1e-8
+
+
+def fab_step(
+    x: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    gap: Tensor,
+    order: float,
+    *,
+    eta: float = 1.05,
+    alpha_max: float = 0.1,
+    lo: Number = 0.0,
+    hi: Number = 1.0,
+    grad_status: Tensor | None = None,
+) -> Tensor:
+    """The out-of-place form of :func:`advfeat.ops.fab_step_`, computed in float64 for every dtype."""
+    if x.numel() == 0:
+        return x.clone()
+    _count(grad, grad_status)
+    w, gap = _flat(grad).double(), gap.to(torch.float64)
+    usable = w.isfinite().all(dim=1) & gap.isfinite()
+    w = torch.where(usable[:, None], w, 0.0)
+    largest = w.abs().amax(dim=1, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0)
+    w, gap = w / scale, torch.where(usable, gap, 0.0) / scale[:, 0]
+    at, centre = _flat(x).double(), _flat(x0).double()
+    low, high = (
+        _flat(bound.double().expand(x.shape)) for bound in (_channels(lo, x, -math.inf), _channels(hi, x, math.inf))
+    )
+    d = shortest_way(at, w, gap, low, high, order)
+    # The same hyperplane from x0: <grad, x0> is as far from it as <grad, x0 - x> brings it.
+    d0 = shortest_way(centre, w, gap + (w * (centre - at)).sum(dim=1), low, high, order)
+    length, length0 = (
+        torch.linalg.vector_norm(way, order, dim=1, keepdim=True).clamp(min=_SHORTEST) for way in (d, d0)
+    )
+    share = torch.where(length == length0, 0.5, length / (length + length0)).clamp(max=alpha_max)
+    moved = (1 - share) * (at + eta * d) + share * (centre + eta * d0)
+    return _clip(moved, low, high).to(x.dtype).reshape(x.shape)
 
 
 def random_start_linf(

@@ -11,10 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from advfeat import ops
 from advfeat._arguments import flag, number, whole_number
 from advfeat.attacks.base import GivenObjective, GradientAttack, check_settings
 from advfeat.attacks.context import Run, random_iterate
-from advfeat.attacks.hyperplane import shortest_way
 from advfeat.attacks.record import Record
 from advfeat.attacks.result import AttackResult
 from advfeat.forward import class_logits, predicted_classes
@@ -22,9 +22,6 @@ from advfeat.objectives import CW, as_objective
 from advfeat.ops import Number
 from advfeat.settings import CHANGES_NO_RESULT
 from advfeat.threat import Threat
-
-# Below it a length does not count as one in the weights of the two ways (Algorithm 1's code).
-_SHORTEST = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,17 +122,16 @@ class _Walk:
         self.nearest = torch.full((n,), math.inf, dtype=torch.float64, device=device)
         self.eps = torch.as_tensor(run.threat.eps, dtype=torch.float64, device=device).expand(n)
         self.forwarded = self.backwarded = 0
-        channels = run.x0.shape[1] if run.x0.dim() > 1 else 1
-        shape = (1, channels, *[1] * max(run.x0.dim() - 2, 0)) if run.x0.dim() > 1 else (1,)
-
-        def by_channel(value: Number) -> Tensor:
-            value = torch.as_tensor(value, dtype=torch.float64, device=device)
-            full = value.reshape(shape) if value.numel() > 1 else value
-            return full.expand(1, *run.x0.shape[1:]).reshape(1, -1)
-
-        # Perturbations are in units of eps: inputs, bounds and gradients are divided or multiplied by it.
-        self.unit = by_channel(run.threat.unit)
-        self.lo, self.hi = by_channel(run.threat.lo) / self.unit, by_channel(run.threat.hi) / self.unit
+        self.unit: Tensor | None = None
+        self.lo, self.hi = run.threat.lo, run.threat.hi
+        if run.threat.has_unit:
+            # Perturbations are in units of eps: inputs, bounds and gradients are divided or multiplied by it.
+            unit, lo, hi = (
+                torch.as_tensor(value, dtype=torch.float64, device=device)
+                for value in (run.threat.unit, self.lo, self.hi)
+            )
+            self.unit = unit.reshape(1, -1, *[1] * max(run.x0.dim() - 2, 0)) if unit.numel() > 1 else unit
+            self.lo, self.hi = lo / unit, hi / unit
 
     def look_at_x(self) -> None:
         """Evaluates the images, and ranks the other classes by their logits there."""
@@ -170,16 +166,7 @@ class _Walk:
             if not len(rows):
                 return
             part = run.rows(rows)
-            gap, w = self._plane
-            at, centre = self._flat(x) / self.unit, self._flat(part.x0) / self.unit
-            d = shortest_way(at, w, gap, self.lo, self.hi, part.threat.order)
-            # The same plane from the image: <w, x0> is as far from it as <w, x0 - x> brings it.
-            gap_0 = gap + (w * (centre - at)).sum(dim=1)
-            d_0 = shortest_way(centre, w, gap_0, self.lo, self.hi, part.threat.order)
-            a, a_0 = (part.threat.length(way).clamp(min=_SHORTEST)[:, None] for way in (d, d_0))
-            weight = (a / (a + a_0)).clamp(max=attack.alpha_max)
-            moved = (1 - weight) * (at + attack.eta * d) + weight * (centre + attack.eta * d_0)
-            x = self._image(torch.minimum(torch.maximum(moved, self.lo), self.hi), part)
+            x = self._beyond_the_plane(x, part, rows)
             rows, x = self._step_on(rows, x, rank, looks=False, step=step + 1, last=step + 1 == attack.steps)
 
     def _step_on(
@@ -225,9 +212,8 @@ class _Walk:
         with torch.set_grad_enabled(grad):
             logits = self._logits(point)
         self.forwarded += len(rows)
-        empty = torch.zeros(len(rows), dtype=torch.float64, device=x.device)
         if not grad:
-            return logits.detach(), empty, torch.zeros_like(self._flat(x), dtype=torch.float64)
+            return logits.detach(), torch.zeros(len(rows), dtype=torch.float64, device=x.device), torch.zeros_like(x)
         own = logits.gather(1, target[:, None])[:, 0]
         if attack.targets is not None:
             other = logits.gather(1, self.order[rows, rank][:, None])[:, 0]
@@ -235,7 +221,6 @@ class _Walk:
             w = self._gradient(own - other, point, keep=False)
         else:
             gap, w = self._nearest_boundary(logits, own, point, target)
-        self._count(rows, w)
         return logits.detach(), gap, w
 
     def _nearest_boundary(self, logits: Tensor, own: Tensor, point: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,17 +228,18 @@ class _Walk:
         classes, threat = logits.shape[1], self.samples.threat
         best = torch.full((len(logits),), math.inf, dtype=torch.float64, device=logits.device)
         gap = torch.zeros_like(best)
-        normal = torch.zeros_like(self._flat(point), dtype=torch.float64)
+        normal = torch.zeros_like(point)
         for c in range(classes):
             difference = own - logits[:, c]
             w = self._gradient(difference, point, keep=c + 1 < classes)
             value = difference.detach().to(torch.float64)
-            slope = torch.linalg.vector_norm(w, threat.dual_order, dim=1)
+            in_units = w.to(torch.float64) if self.unit is None else w.to(torch.float64) * self.unit
+            slope = torch.linalg.vector_norm(in_units.flatten(1), threat.dual_order, dim=1)
             distance = torch.where(slope > 0, value.abs() / torch.where(slope > 0, slope, 1.0), math.inf)
             nearer = (target != c) & (distance < best) & (logits[:, c] > -math.inf)
             best = torch.where(nearer, distance, best)
             gap = torch.where(nearer, value, gap)
-            normal = torch.where(nearer[:, None], w, normal)
+            ops.copy_rows_(normal, w, nearer)
         return gap, normal
 
     def _gradient(self, output: Tensor, point: Tensor, keep: bool) -> Tensor:
@@ -263,14 +249,22 @@ class _Walk:
         if w is None:
             raise ValueError("the logits do not depend on x through anything differentiable")
         self.backwarded += len(point)
-        return self._flat(w).to(torch.float64) * self.unit
+        return w
 
-    def _count(self, rows: Tensor, w: Tensor) -> None:
-        """Counts gradients that lead nowhere, and makes zeros of those that are not finite."""
-        not_finite = ~w.isfinite().all(dim=1)
-        self.record.status[rows, 0] += (w == 0).all(dim=1).int()
-        self.record.status[rows, 1] += not_finite.int()
-        w[not_finite] = 0
+    def _beyond_the_plane(self, x: Tensor, part: Run, rows: Tensor) -> Tensor:
+        """A step towards the hyperplanes, in place where there is no unit; counts gradients that lead nowhere."""
+        gap, w = self._plane
+        status = torch.zeros(len(rows), 2, dtype=torch.int32, device=x.device)
+        more: dict[str, Any] = {"eta": self.attack.eta, "alpha_max": self.attack.alpha_max, "grad_status": status}
+        order = part.threat.order
+        if self.unit is None:
+            ops.fab_step_(x, w, part.x0, gap, order, lo=self.lo, hi=self.hi, **more)
+        else:
+            at, centre = x.to(torch.float64) / self.unit, part.x0.to(torch.float64) / self.unit
+            at = ops.fab_step_(at, w.to(torch.float64) * self.unit, centre, gap, order, lo=self.lo, hi=self.hi, **more)
+            x = part.threat.into_box_(torch.empty_like(part.x0).copy_(at * self.unit))
+        self.record.status[rows] += status
+        return x
 
     def _logits(self, x: Tensor) -> Tensor:
         attack, context = self.attack, contextlib.nullcontext()
@@ -286,16 +280,9 @@ class _Walk:
         return (predicted != target) & (predicted >= 0)
 
     def _distance(self, x: Tensor, rows: Tensor) -> Tensor:
-        difference = (self._flat(x).to(torch.float64) - self._flat(self.samples.x0[rows]).to(torch.float64)) / self.unit
-        return self.samples.threat.length(difference)
-
-    def _flat(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), -1)
-
-    def _image(self, flat: Tensor, part: Run) -> Tensor:
-        """A point in units of eps as an input of the model, in the box."""
-        x = torch.empty_like(part.x0).copy_((flat * self.unit).reshape(part.x0.shape))
-        return part.threat.into_box_(x)
+        difference = x.to(torch.float64) - self.samples.x0[rows].to(torch.float64)
+        difference = difference if self.unit is None else difference / self.unit
+        return self.samples.threat.length(difference.flatten(1))
 
 
 def _halved(threat: Threat) -> Threat:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "args.h"
+#include "hyperplane.h"
 #include "l2_math.h"
 
 namespace advfeat::cpu {
@@ -32,7 +33,11 @@ struct RowKernels {
   double (*l1_sum)(const void* grad, int64_t begin, int64_t end, double scale);
   void (*accumulate)(void* total, const void* grad, int64_t begin, int64_t end, double decay, double prescale,
                      double factor);
+  // A whole FAB step of a row; returns its GradFlags. scratch: fab_scratch(dim) doubles.
+  uint8_t (*fab_row)(const StepArgs&, const Box&, int64_t row, Norm, const FabNumbers&, double* scratch);
 };
+
+inline int64_t fab_scratch(int64_t dim) { return 3 * ((dim + 15) / 16 * 16); }
 
 // The table for the best SIMD level of this processor (ADVFEAT_SIMD=default|avx2|avx512 lowers it).
 const RowKernels& row_kernels(Dtype dtype, Dtype grad_dtype);

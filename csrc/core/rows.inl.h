@@ -346,6 +346,12 @@ static void accumulate(void* total, const void* grad, int64_t begin, int64_t end
     accumulate_values<false>(t, g, begin, end, decay, prescale, factor);
 }
 
+}  // namespace advfeat::cpu::ADVFEAT_LEVEL
+
+#include "hyperplane.inl.h"
+
+namespace advfeat::cpu::ADVFEAT_LEVEL {
+
 template <typename T, typename G>
 constexpr RowKernels kernels_for() {
   return {.linf = linf<T, G>,
@@ -355,7 +361,8 @@ constexpr RowKernels kernels_for() {
           .l2_moved_sum = l2_moved_sum<T, G>,
           .l2_apply = l2_apply<T, G>,
           .l1_sum = l1_sum<G>,
-          .accumulate = accumulate<T, G>};
+          .accumulate = accumulate<T, G>,
+          .fab_row = fab_row<T, G>};
 }
 
 const RowKernels* table(Dtype dtype, Dtype grad_dtype) {

@@ -89,6 +89,8 @@ def test_nothing_synchronises(size):
         ops.copy_rows_(best, x, mask)
         ops.hash_rows(x)
         ops.accumulate_gradient_(best, grad, 0.9, grad_status=status)
+        for order in (1, 2, float("inf")):
+            ops.fab_step_(best, grad, x0, eps, order, lo=lo, hi=hi, grad_status=status)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -46,6 +46,10 @@ def _samples():
         given |= {
             "total": x,
             "decay": 0.75,
+            "gap": torch.tensor([0.5, -2.0], dtype=F64),
+            "order": 2.0,
+            "eta": 1.05,
+            "alpha_max": 0.1,
             "step_size": 0.1,
             "eps": 0.3,
             "lo": 0.0,
@@ -109,6 +113,7 @@ def _loop(x, grad, x0, eps, lo, start, best_x, best_value):
     for k in range(3):
         g = grad * (k + 1) - x
         ops.accumulate_gradient_(total, g, 0.9, grad_status=status)
+        ops.fab_step_(x, g, x0, eps, 2, lo=lo, hi=0.95, grad_status=status)
         ops.l2_step_(x, g, x0, 0.1, eps, lo, 0.95, grad_status=status)
         y = ops.linf_step(x, g, x0, 0.02, 0.3)
         value = y.flatten(1).sum(1)
@@ -147,14 +152,36 @@ def test_compiled_loop_is_the_eager_loop(backend):
     assert same_bits(arguments[6], expected[1])  # best_x was an input, written in place
 
 
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 @torch.no_grad()
 def test_inductor_loop_is_the_eager_loop():
     torch._dynamo.reset()
     expected = _loop(*_loop_arguments())
-    result = torch.compile(_loop, fullgraph=True)(*_loop_arguments())
+    with torch._inductor.config.patch(force_disable_caches=True):
+        result = torch.compile(_loop, fullgraph=True)(*_loop_arguments())
     # inductor may contract grad * k - x into one rounding, and sums y in another order: last bits may differ
     for a, b in zip(result, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+@torch.no_grad()
+def test_inductor_computes_a_gradient_once_for_two_steps_in_place():
+    """torch.compile recomputed grad - x for the second step, after the first had moved x."""
+    torch._dynamo.reset()
+
+    def two_steps(x, grad, x0):
+        x = ops.project_linf(x, x0, 0.5)
+        g = grad - x
+        ops.l2_step_(x, g, x0, 0.1, 0.5)
+        ops.l2_step_(x, g, x0, 0.1, 0.5)
+        return x
+
+    x, grad, x0 = torch.rand(3, 2, 3, 4, 5)
+    expected = two_steps(x, grad, x0)
+    with torch._inductor.config.patch(force_disable_caches=True):  # a stored graph would hide the fault
+        result = torch.compile(two_steps, fullgraph=True)(x, grad, x0)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()

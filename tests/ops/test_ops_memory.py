@@ -27,6 +27,9 @@ CALLS = {
     "accumulate_gradient_": lambda a: ops.accumulate_gradient_(
         a["total"], a["grad"], 0.9, grad_status=a["grad_status"]
     ),
+    "fab_step_": lambda a: ops.fab_step_(
+        a["x"], a["grad"], a["x0"], a["gap"], 2, lo=a["lo"], hi=a["hi"], grad_status=a["grad_status"]
+    ),
 }
 USED = {
     "l2_step": ("x", "grad", "x0", "step_size", "eps", "lo", "hi"),
@@ -37,6 +40,7 @@ USED = {
     "random_start_l2": ("x0", "eps", "sample_ids", "lo", "hi"),
     "copy_rows_": ("dst", "src", "mask"),
     "accumulate_gradient_": ("total", "grad", "grad_status"),
+    "fab_step_": ("x", "grad", "x0", "gap", "lo", "hi", "grad_status"),
 }
 
 
@@ -46,7 +50,7 @@ def arguments() -> dict[str, torch.Tensor]:
     return {
         **{"x": x, "grad": grad, "x0": x0, "step_size": rows, "eps": rows + 0.1, "lo": channels, "hi": channels + 1},
         **{"dst": x.clone(), "src": x0, "mask": torch.arange(B) % 2 == 0, "total": x.clone()},
-        **{"sample_ids": torch.arange(B), "grad_status": torch.zeros(B, 2, dtype=torch.int32)},
+        **{"sample_ids": torch.arange(B), "gap": rows - 0.2, "grad_status": torch.zeros(B, 2, dtype=torch.int32)},
     }
 
 

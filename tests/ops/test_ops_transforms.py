@@ -30,6 +30,7 @@ STEPS = {
     "project_linf_": lambda x: ops.project_linf_(x.clone(), X0, 0.1),
     "copy_rows_": lambda x: ops.copy_rows_(X0.clone(), x, torch.tensor([True, False])),
     "accumulate_gradient_": lambda x: ops.accumulate_gradient_(x.clone(), x, 0.9),
+    "fab_step_": lambda x: ops.fab_step_(x.clone(), x, X0, X0[:, 0], 2),
 }
 
 

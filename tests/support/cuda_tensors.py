@@ -36,8 +36,8 @@ def wide(*values):
     return [v.double() if isinstance(v, Tensor) else v for v in values]
 
 
-def assert_close(got: Tensor, want: Tensor, what: str = "", roundings: int = 1) -> None:
-    """Within some roundings of the arithmetic, and one (or more) of the dtype."""
+def assert_close(got: Tensor, want: Tensor, what: str = "", roundings: int = 1, of_sums: int = 8) -> None:
+    """Within some roundings of the arithmetic, which sums have, and one (or more) of the dtype."""
     got, want = got.detach().cpu(), want.detach().cpu().double()
     finite = want[want.isfinite()]
     largest = max(1.0, finite.abs().max().item() if finite.numel() else 0.0)
@@ -45,7 +45,7 @@ def assert_close(got: Tensor, want: Tensor, what: str = "", roundings: int = 1) 
         got.double(),
         want,
         rtol=1.01 * roundings * unit_roundoff(got.dtype),
-        atol=8 * unit_roundoff(arithmetic(got.dtype)) * largest,
+        atol=of_sums * unit_roundoff(arithmetic(got.dtype)) * largest,
         equal_nan=True,
         msg=lambda message: f"{what}: {message}",
     )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advfeat.attacks.hyperplane import shortest_way
+from advfeat._hyperplane import shortest_way
 
 F64 = torch.float64
 ORDERS = [math.inf, 2, 1]

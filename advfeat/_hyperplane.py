@@ -50,25 +50,37 @@ def _multiplier(weight: Tensor, cap: Tensor, gap: Tensor) -> Tensor:
     """The l with ``sum weight min(l, cap) = gap``, or the largest cap where all of them fall short; [B, 1]."""
     caps, order = cap.sort(dim=1)
     weights = weight.gather(1, order)
-    spent = (weights * caps).cumsum(dim=1)
+    spent = weights * caps  # at the caps, which may be infinite: sums below never subtract one of them again
+    before = torch.cat([torch.zeros_like(gap), spent[:, :-1].cumsum(dim=1)], dim=1)
     left = weights.flip(1).cumsum(dim=1).flip(1)  # of this cap and those after it
-    at_caps = spent + caps * (left - weights)
+    at_caps = before + torch.where(left > 0, caps * left, 0.0)
     first = (at_caps < gap).sum(dim=1, keepdim=True)  # the first cap that suffices
     falls_short = first == caps.shape[1]
     first = first.clamp(max=caps.shape[1] - 1)
-    before = (spent - weights * caps).gather(1, first)
     slope = left.gather(1, first)
-    solved = (gap - before) / torch.where(slope > 0, slope, torch.ones_like(slope))
+    solved = (gap - before.gather(1, first)) / torch.where(slope > 0, slope, torch.ones_like(slope))
     largest = caps[:, -1:]
     return torch.where(falls_short | (slope <= 0), largest, torch.minimum(solved, largest))
 
 
 def _largest_first(size: Tensor, room: Tensor, gap: Tensor) -> Tensor:
-    """In L1: values go to their bounds in the order of their weights, the last one as far as is needed."""
+    """In L1: values go to their bounds in the order of their weights, those of the last weight as far as is needed.
+
+    Values of equal weight share what is left in proportion to their rooms, or evenly among those without a bound.
+    """
     sizes, order = size.sort(dim=1, descending=True)
-    rooms = room.gather(1, order)
-    gains = sizes * rooms
-    before = gains.cumsum(dim=1) - gains
-    safe = torch.where(sizes > 0, sizes, torch.ones_like(sizes))
-    moved = torch.minimum(((gap - before) / safe).clamp(min=0), rooms)
-    return torch.zeros_like(room).scatter(1, order, moved)
+    closed = (sizes * room.gather(1, order)).cumsum(dim=1)
+    last = (closed < gap).sum(dim=1, keepdim=True)
+    falls_short = last == size.shape[1]
+    threshold = sizes.gather(1, last.clamp(max=size.shape[1] - 1))
+    gain = size * room
+    at, above = size == threshold, size > threshold
+    bounded = room.isfinite()
+    left = (gap - torch.where(above, gain, 0.0).sum(dim=1, keepdim=True)).clamp(min=0)
+    at_bounded = torch.where(at & bounded, gain, 0.0).sum(dim=1, keepdim=True)
+    unbounded = (at & ~bounded).sum(dim=1, keepdim=True)
+    share = torch.where(unbounded > 0, 0.0, (left / torch.where(at_bounded > 0, at_bounded, 1.0)).clamp(max=1))
+    even = left / torch.where(threshold * unbounded > 0, threshold * unbounded, 1.0)
+    moved = torch.where(above, room, 0.0)
+    moved = torch.where(at, torch.where(bounded, share * torch.where(bounded, room, 0.0), even), moved)
+    return torch.where(falls_short, room, moved)
