@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "emulated: runs CUDA kernels on the CPU (tests/emulator), which compiles them first"
     )
-    config.addinivalue_line("markers", "slow: takes more than 5 s; make check leaves it out")
+    config.addinivalue_line("markers", "slow: takes more than 5 s, with all its parameters; make check leaves it out")
     config.addinivalue_line("markers", "thorough: takes minutes; runs with --thorough or HYPOTHESIS_PROFILE=thorough")
 
 

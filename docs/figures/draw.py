@@ -1,7 +1,7 @@
 """Draws every figure of docs/theory.md into this folder: python docs/figures/draw.py [--data DIR --models DIR]
 
 The figure of features on real images is left as it is without --data, a folder with CIFAR-10 in torchvision's layout,
-and --models, the models/ folder that ``advfeat demo --preset cifar10-cpu`` leaves: some fifteen minutes on one core.
+and --models, the models/ folder that ``advfeat demo --preset cifar10-cpu`` leaves: twelve minutes on one core.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def real_features(root: Path, models: Path) -> None:
     for axis, name, title in zip(
         figure.subplots(1, 2, sharex=True, sharey=True),
         ("D", "D-adversarially"),
-        ("standard training", "adversarial training, $\\ell_2$ 0.5"),
+        ("standard training", "adversarial training at L2 0.5"),
         strict=True,
     ):
         (folder,) = models.glob(f"{name}-{'[0-9a-f]' * 12}")
         model = attack_copy(load(folder))
         found = usefulness(attacked_ranges(model.representation, test.images(), attack), test.labels)
-        draw_scatter(axis, found, f"{title}: CIFAR-10, attack $\\ell_2$ {EPS}")
+        draw_scatter(axis, found, f"{title}, attacked at L2 {EPS}")
         counts = {kind: found.kinds.count(kind) for kind in KINDS}
         means = {"rho": float(found.rho.max(1).mean()), "gamma": float(found.gamma.max(1).mean())}
         print(json.dumps({"training": name, **counts, **means, "stuck": float(found.stuck.mean())}))

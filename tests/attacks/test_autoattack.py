@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from support.digits_network import digits_network
 from torch import nn
 
 from advfeat import APGD, FAB, L1, L2, Auto, AutoAttack, Linf, Square
 from advfeat.attacks.auto import RankedAPGD
 from advfeat.datasets import load
-from advfeat.training import TrainConfig, paper_attack, train
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(12.0)])
@@ -48,8 +48,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def net():
-    config = TrainConfig(epochs=8, lr=0.1, batch_size=32, width=8, attack=paper_attack(0.5))
-    return train(config, load("digits"), device="cpu").model.eval()
+    return digits_network(adversarial=True)
 
 
 def short(attack, steps=10):

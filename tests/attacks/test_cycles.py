@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.recorded_graph import record
 from support.tanh_network import tanh_network
@@ -51,11 +51,10 @@ def run_both(attack, *arguments, **options):
     return attack.replace(skip_cycles=True).run(*arguments, **options), full.run(*arguments, **options)
 
 
-@pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("stop", [None, "success", Converged(7, 0.01), Converged(30, 0.0)], ids=str)
-@pytest.mark.parametrize("keep", ["last", "best"])
-@settings(max_examples=15)
 @given(
+    targeted=st.booleans(),
+    keep=st.sampled_from(["last", "best"]),
     dtype=st.sampled_from([torch.float32, F64]),
     steps=st.integers(0, 60),
     eps=st.sampled_from([0.02, 0.1, 0.3]),

@@ -154,6 +154,7 @@ WORK = {
 _expected: dict[str, list] = {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defaults", DEFAULTS)
 @pytest.mark.parametrize("work", WORK)
 def test_the_result_is_the_same(tmp_path, defaults, work):

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from support.digits_network import digits_network
 from torch import nn
 
 import advfeat
 from advfeat import APGD, L1, PGD, Auto, ops
 from advfeat.attacks import apgd
 from advfeat.datasets import load
-from advfeat.training import TrainConfig, paper_attack, train
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,7 @@ def digits():
 
 @pytest.fixture(scope="module", params=["standard", "adversarial"])
 def net(request):
-    config = TrainConfig(epochs=8, lr=0.1, batch_size=32, width=8)
-    if request.param == "adversarial":
-        config = config.replace(attack=paper_attack(0.5))
-    return train(config, load("digits"), device="cpu").model.eval()
+    return digits_network(request.param == "adversarial")
 
 
 ATTACKS = [

@@ -316,6 +316,7 @@ def test_no_trace_puts_each_flag_back():
     assert [m.training for m in net.modules()] == flags and any(flags) and not all(flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.digits_network import digits_network
 from torch import nn
 
 import advfeat
 from advfeat import L1, L2, Ensemble, Linf, Square, Threat
 from advfeat.attacks import square
 from advfeat.datasets import load
-from advfeat.training import TrainConfig, paper_attack, train
 
 THREATS = [Linf(0.15), L2(1.0), L1(4.0)]
 
@@ -25,8 +25,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def net():
-    config = TrainConfig(epochs=8, lr=0.1, batch_size=32, width=8, attack=paper_attack(0.5))
-    return train(config, load("digits"), device="cpu").model.eval()
+    return digits_network(adversarial=True)
 
 
 @pytest.mark.parametrize(

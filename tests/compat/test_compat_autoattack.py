@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
+from support.digits_network import digits_network
 from torch import nn
 
 from advfeat.attacks import APGD, FAB, Square
 from advfeat.compat import autoattack
 from advfeat.compat.autoattack import AutoAttack, EvaluationState
 from advfeat.datasets import load
-from advfeat.training import TrainConfig, paper_attack, train
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def net():
-    config = TrainConfig(epochs=8, lr=0.1, batch_size=32, width=8, attack=paper_attack(0.5))
-    return train(config, load("digits"), device="cpu").model.eval()
+    return digits_network(adversarial=True)
 
 
 def short(net, **settings):

@@ -246,6 +246,7 @@ def _killed_at(call: int, what: str, folder: Path, n: int, of: str) -> bool:
     return done.returncode != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("of", "call"), [("fsync", 1), ("replace", 2)])
 def test_a_killed_export_of_lists_never_leaves_images_beside_the_labels_of_another(tmp_path, of, call):
     exchange.export_lists(striped(10), tmp_path)
@@ -261,6 +262,7 @@ def test_a_killed_export_of_lists_never_leaves_images_beside_the_labels_of_anoth
     assert sorted(p.name for p in tmp_path.iterdir()) == ["CIFAR_ims", "CIFAR_lab"]  # what was left went
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("of", "call"), [("fsync", 3), ("rename", 1)])
 def test_a_killed_export_of_images_leaves_no_folder_that_looks_whole(tmp_path, of, call):
     assert _killed_at(call, "export_folder", tmp_path / "out", 11, of)

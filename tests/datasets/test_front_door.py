@@ -42,6 +42,7 @@ assert not hasattr(advfeat.datasets, "nothing")
     _python(code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["import advfeat.datasets.building", "import advfeat.experiments.stages", ""])
 def test_build_is_the_function_whatever_was_imported_before(first):
     code = f"""

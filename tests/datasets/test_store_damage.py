@@ -20,6 +20,7 @@ from advfeat.datasets.store import ConstructedSet, SetWriter
 # --- SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, seed):
     build(tmp_path / "whole", n=200, shard_size=2)

@@ -153,6 +153,7 @@ def test_compiled_loop_is_the_eager_loop(backend):
 
 
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+@pytest.mark.slow
 @torch.no_grad()
 def test_inductor_loop_is_the_eager_loop():
     torch._dynamo.reset()

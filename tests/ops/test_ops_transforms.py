@@ -144,6 +144,7 @@ def compiled():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("name", ["l2", "linf"])
@@ -153,6 +154,7 @@ def test_projections_have_that_derivative_in_compiled_code_too(name, transform, 
     torch.testing.assert_close(compiled(derivative)(X), derivative(X))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("name", ["linf_step", "l2_step_", "by the radii alone", "project_l2_", "copy_rows_"])
