@@ -32,7 +32,7 @@ their first argument; random starts and hashes only out of place, copies only in
   are then computed in plain torch. A step raises an error if a derivative with respect to one of its tensors is being
   taken, also by :mod:`torch.func` and in forward mode. Under ``vmap`` all operators work, in plain torch.
 * Without the compiled extension, and on devices other than CPU and CUDA, :mod:`advfeat.reference` is used, with a
-  single notice. The L1 operators have no kernels yet, and use it everywhere.
+  single notice. :func:`random_start_l1` has no kernel, and uses it everywhere.
 
 Errors are RuntimeErrors that name the argument, what was expected and what was given.
 """
@@ -724,6 +724,16 @@ def random_start_l2(
     return _random_start_l2(x0.detach(), e, seed, sample_ids, lo, hi, e_rows, lo_channels, hi_channels)
 
 
+_l1_step = _operator("l1_step")
+
+
+def _l1_numbers(x: Tensor, step_size: Number, eps: Number, lo: Number, hi: Number, share: Number) -> tuple[Any, ...]:
+    """As :func:`_numbers`, with the share after the floats and after the tensors."""
+    numbers = _numbers(x, step_size, eps, lo, hi)
+    of_all, of_rows = _by_row(share, x)
+    return *numbers[:4], of_all, *numbers[4:], of_rows
+
+
 def l1_step(
     x: Tensor,
     grad: Tensor,
@@ -763,24 +773,21 @@ def l1_step(
     Raises:
         RuntimeError: an argument is invalid, or a derivative with respect to one is being taken.
     """
-    _refuse_autograd("l1_step", x, grad, x0, step_size, eps, lo, hi, velocity)
-    _operands.check_step(
-        x, x0, eps, lo, hi, grad, step_size, grad_status, velocity, momentum, steps=True, look=_can_look()
-    )
-    _operands.check_share(share, x, look=_can_look())
-    return reference.l1_step(
-        x,
-        grad,
-        x0,
-        step_size,
-        eps,
-        lo,
-        hi,
-        share=share,
-        grad_status=grad_status,
-        velocity=velocity,
-        momentum=momentum,
-    )
+    _refuse_autograd("l1_step", x, grad, x0, step_size, eps, lo, hi, share, velocity)
+    if not _has_kernel(x):
+        _operands.check_step(
+            x, x0, eps, lo, hi, grad, step_size, grad_status, velocity, momentum, steps=True, look=_can_look()
+        )
+        _operands.check_share(share, x, look=_can_look())
+        state: dict[str, Any] = {"grad_status": grad_status, "velocity": velocity, "momentum": momentum}
+        return reference.l1_step(x, grad, x0, step_size, eps, lo, hi, share=share, **state)
+    if grad_status is not None or velocity is not None or momentum:
+        state = {"grad_status": grad_status, "velocity": velocity, "momentum": momentum}
+        return l1_step_(x.clone(), grad, x0, step_size, eps, lo, hi, share=share, **state)
+    return _l1_step(x, grad, x0, *_l1_numbers(x, step_size, eps, lo, hi, share))
+
+
+_l1_step_ = _operator("l1_step_")
 
 
 def l1_step_(
@@ -818,21 +825,19 @@ def l1_step_(
     Raises:
         RuntimeError: as for :func:`l1_step`.
     """
-    return x.copy_(
-        l1_step(
-            x,
-            grad,
-            x0,
-            step_size,
-            eps,
-            lo,
-            hi,
-            share=share,
-            grad_status=grad_status,
-            velocity=velocity,
-            momentum=momentum,
-        )
-    )
+    _refuse_autograd("l1_step_", x, grad, x0, step_size, eps, lo, hi, share, velocity)
+    if not _has_kernel(x):
+        state: dict[str, Any] = {"grad_status": grad_status, "velocity": velocity, "momentum": momentum}
+        return x.copy_(l1_step(x, grad, x0, step_size, eps, lo, hi, share=share, **state))
+    if velocity is None and momentum:
+        raise _operands.no_velocity(momentum)
+    _l1_step_(x, grad, x0, *_l1_numbers(x, step_size, eps, lo, hi, share), grad_status, velocity, momentum)
+    if velocity is not None:
+        _written(velocity)
+    return _written(x)
+
+
+_project_l1 = _operator("project_l1")
 
 
 def project_l1(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
@@ -857,8 +862,14 @@ def project_l1(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number 
     Raises:
         RuntimeError: an argument is invalid.
     """
-    _operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
-    return reference.project_l1(x, x0, eps, lo, hi)
+    if _wants_grad(x, x0, eps, lo, hi) or not _has_kernel(x):
+        _operands.check_step(x, x0, eps, lo, hi, steps=False, look=_can_look())
+        return reference.project_l1(x, x0, eps, lo, hi)
+    _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x, 0.0, eps, lo, hi)
+    return _project_l1(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
+
+
+_project_l1_ = _operator("project_l1_")
 
 
 def project_l1_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number = 1.0) -> Tensor:
@@ -878,7 +889,11 @@ def project_l1_(x: Tensor, x0: Tensor, eps: Number, lo: Number = 0.0, hi: Number
         RuntimeError: as for :func:`project_l1`, or a derivative is being taken.
     """
     _refuse_autograd("project_l1_", x, x0, eps, lo, hi)
-    return x.copy_(project_l1(x, x0, eps, lo, hi))
+    if not _has_kernel(x):
+        return x.copy_(project_l1(x, x0, eps, lo, hi))
+    _, e, lo, hi, _, e_rows, lo_channels, hi_channels = _numbers(x, 0.0, eps, lo, hi)
+    _project_l1_(x, x0, e, lo, hi, e_rows, lo_channels, hi_channels)
+    return _written(x)
 
 
 def random_start_l1(

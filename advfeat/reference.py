@@ -205,7 +205,7 @@ def _l1_multiplier(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     above, below, slope = kinks.gather(1, last), next_kinks.gather(1, last), slopes.gather(1, last)
     multiplier = (total.gather(1, last) - eps) / torch.where(slope > 0, slope, torch.ones_like(slope))
     multiplier = torch.where(slope > 0, torch.minimum(torch.maximum(multiplier, below), above), below)
-    inside = torch.minimum(size, room).sum(dim=1, keepdim=True) <= eps
+    inside = (torch.minimum(size, room).sum(dim=1, keepdim=True) <= eps) | torch.isinf(eps)
     return torch.where(inside, torch.zeros_like(multiplier), multiplier)
 
 

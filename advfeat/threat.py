@@ -534,8 +534,7 @@ class Linf(Threat):
 class L1(Threat):
     """The L1 ball; a step moves the values with the largest gradients, all by the same length.
 
-    The projection is exact on ball and box together, see :func:`advfeat.ops.project_l1`. L1 has no fused kernels yet:
-    its steps sort each sample in plain torch.
+    The projection is exact on ball and box together, see :func:`advfeat.ops.project_l1`.
 
     Args:
         eps: the L1 radius, as for :class:`Threat`.

@@ -111,19 +111,6 @@ static double length_of(const PlaneRow& row, const double* room, const Way& way)
   return norm == Norm::l2 ? __builtin_sqrt(total(sum)) : total(sum);
 }
 
-// Sixteen values of a row from `i` on, those beyond its end zeros.
-template <typename T>
-struct Sixteen {
-  T padded[16] = {};
-  const T* at;
-
-  Sixteen(const T* row, int64_t i, int64_t dim) : at(row + i) {
-    if (i + 16 <= dim) return;
-    for (int64_t j = i; j < dim; ++j) padded[j - i] = row[j];
-    at = padded;
-  }
-};
-
 template <Norm norm, typename T, typename G>
 static uint8_t fab_row_of(const StepArgs& args, const Box& box, int64_t row_index, const FabNumbers& n,
                           double* scratch) {

@@ -3,6 +3,7 @@
 
 #include "args.h"
 #include "hyperplane.h"
+#include "l1_math.h"
 #include "l2_math.h"
 
 namespace advfeat::cpu {
@@ -33,11 +34,13 @@ struct RowKernels {
   double (*l1_sum)(const void* grad, int64_t begin, int64_t end, double scale);
   void (*accumulate)(void* total, const void* grad, int64_t begin, int64_t end, double decay, double prescale,
                      double factor);
-  // A whole FAB step of a row; returns its GradFlags. scratch: fab_scratch(dim) doubles.
+  // A whole row of a FAB step, and of an L1 step or projection; they return its GradFlags. scratch: row_scratch(dim)
+  // doubles.
   uint8_t (*fab_row)(const StepArgs&, const Box&, int64_t row, Norm, const FabNumbers&, double* scratch);
+  uint8_t (*l1_row)(const StepArgs&, const Box&, int64_t row, double share, double* scratch);
 };
 
-inline int64_t fab_scratch(int64_t dim) { return 3 * ((dim + 15) / 16 * 16); }
+inline int64_t row_scratch(int64_t dim) { return 3 * ((dim + 15) / 16 * 16); }
 
 // The table for the best SIMD level of this processor (ADVFEAT_SIMD=default|avx2|avx512 lowers it).
 const RowKernels& row_kernels(Dtype dtype, Dtype grad_dtype);

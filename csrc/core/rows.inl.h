@@ -35,6 +35,19 @@ ADVFEAT_INLINE Row<T, G> row_of(const StepArgs& a, int64_t row) {
           static_cast<T*>(a.velocity) + (a.velocity ? row * a.velocity_stride : 0)};
 }
 
+// Sixteen values of a row from `i` on, those beyond its end zeros.
+template <typename T>
+struct Sixteen {
+  T padded[16];
+  const T* at;
+
+  Sixteen(const T* row, int64_t i, int64_t dim) : at(row + i) {
+    if (i + 16 <= dim) return;
+    for (int64_t j = 0; j < 16; ++j) padded[j] = i + j < dim ? row[i + j] : T{};
+    at = padded;
+  }
+};
+
 // out = body(x, grad, x0, lo, hi) for each value, a register at a time, the last ones by way of a padded copy. Operands
 // that are not asked for are zero. With momentum the body gets x + momentum velocity for x, and the velocity becomes
 // out - x, with out as it is stored.
@@ -349,6 +362,7 @@ static void accumulate(void* total, const void* grad, int64_t begin, int64_t end
 }  // namespace advfeat::cpu::ADVFEAT_LEVEL
 
 #include "hyperplane.inl.h"
+#include "l1_row.inl.h"
 
 namespace advfeat::cpu::ADVFEAT_LEVEL {
 
@@ -362,7 +376,8 @@ constexpr RowKernels kernels_for() {
           .l2_apply = l2_apply<T, G>,
           .l1_sum = l1_sum<G>,
           .accumulate = accumulate<T, G>,
-          .fab_row = fab_row<T, G>};
+          .fab_row = fab_row<T, G>,
+          .l1_row = l1_row<T, G>};
 }
 
 const RowKernels* table(Dtype dtype, Dtype grad_dtype) {

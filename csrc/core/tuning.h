@@ -45,8 +45,9 @@ constexpr int64_t kSharedForAll = 48 * 1024;  // of a block, static and dynamic;
 // A random start is computed once per attack; transcendental functions in float64 bind it, not memory.
 constexpr int kRandomThreads = 256;
 
-// A row of a FAB step: values per thread, as a warp reads them. More threads shorten its passes, fewer its reductions.
-constexpr int kFabValuesPerThread = 8;
+// A row of a FAB step or of an L1 step, whose searches pass over it many times: values per thread, as a warp reads
+// them. More threads shorten its passes, fewer its reductions.
+constexpr int kSearchValuesPerThread = 8;
 
 // A shared-memory plan: where an L2 row is kept between its sums and its move. The first plan of the table that the row
 // fits and the device can place is taken; a row that fits none goes through global memory in tiles, twice: 28 bytes per

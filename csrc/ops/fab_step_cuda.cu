@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kTileThreads) fab_rows(const __grid_constant__
 template <typename T, typename G>
 void launch(const FabArgs& a) {
   const Launcher run(a.step.device);
-  const int threads = threads_for(a.step.dim, kFabValuesPerThread, kTileThreads);
+  const int threads = threads_for(a.step.dim, kSearchValuesPerThread, kTileThreads);
   const auto with = [&](auto kernel) { run("fab_rows", kernel, a.step.rows, threads, 0, a); };
   if (a.norm == Norm::linf) return with(fab_rows<Norm::linf, T, G>);
   if (a.norm == Norm::l2) return with(fab_rows<Norm::l2, T, G>);

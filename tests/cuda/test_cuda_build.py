@@ -41,9 +41,9 @@ WIDE = {
 # Of the loads those of the gradient, where there is more than one: for its norm, and for the values.
 OF_GRADIENT = {"accumulate_rows": 2}
 HALF_GRADIENT = ("f6__half", "f13__nv_bfloat16")
-# No vectors: l2_decide reads values only where sums cancel, fab_rows computes far longer than it reads, the rest has
-# nothing to gain (tuning.h).
-SCALAR = {"fab_rows", "l2_decide", "count_rows", "uniform_values", "gaussian_rows"}
+# No vectors: l2_decide reads values only where sums cancel, fab_rows and l1_rows compute far longer than they read, the
+# rest has nothing to gain (tuning.h).
+SCALAR = {"fab_rows", "l1_rows", "l2_decide", "count_rows", "uniform_values", "gaussian_rows"}
 
 
 @dataclass

@@ -160,6 +160,7 @@ def test_opcheck(op, given):
     rows, lo, hi = on_device(torch.rand(3), torch.zeros(3), torch.ones(3))
     values = {"x": x, "grad": grad, "x0": x0, "dst": x, "src": x0, "total": x, "velocity": velocity}
     values |= {"mask": rows < 0.5, "sample_ids": torch.arange(3, device=CUDA), "seed": 1, "decay": 0.9}
+    values |= {"order": 2.0, "eta": 1.05, "alpha_max": 0.1, "share": 0.3, "gap": rows}
     values |= {"step_size": 0.1, "eps": 0.5, "lo": 0.0, "hi": 1.0, "momentum": 0.75}
     if given == "tensors":
         values |= {"step_size_rows": rows, "eps_rows": rows, "lo_channels": lo, "hi_channels": hi}

@@ -136,8 +136,7 @@ ROWS = [(7, 37), (7, 3, 32, 32), (7, 3, 64, 64), (7, 3, 224, 224), (7, 310_001)]
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
-@pytest.mark.parametrize("shape", ROWS, ids=str)
-@pytest.mark.parametrize("op", STEPS)
+@pytest.mark.parametrize(("op", "shape"), [(op, s) for op in STEPS for s in (ROWS if op != "l1_step" else ROWS[:3])])
 def test_a_step_does_not_depend_on_how_it_runs(emulator, op, shape, dtype):
     x, grad, x0 = tensors(shape, (dtype, dtype))
     grad[1], grad[2].view(-1)[-1] = 0, math.nan

@@ -168,7 +168,7 @@ def test_the_velocity_stops_at_the_ball_and_the_box(op):
     assert velocity.abs().max() < 1e-6
     # so that it turns round at once
     getattr(ops, op + "_")(x, -torch.ones_like(x), x0, 0.1, 0.25, velocity=velocity, momentum=0.9)
-    assert (velocity < -0.04).all()
+    assert (velocity < -0.03).all()  # L1: a third of the step each
 
 
 @pytest.mark.parametrize("op", STEPS)

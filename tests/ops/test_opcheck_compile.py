@@ -50,6 +50,7 @@ def _samples():
             "order": 2.0,
             "eta": 1.05,
             "alpha_max": 0.1,
+            "share": 0.3,
             "step_size": 0.1,
             "eps": 0.3,
             "lo": 0.0,
@@ -58,6 +59,7 @@ def _samples():
             "sample_ids": IDS,
         }
         given |= {"step_size_rows": size_rows, "eps_rows": eps_rows, "velocity": torch.zeros_like(x), "momentum": 0.75}
+        given["share_rows"] = None if size_rows is None else size_rows + 0.5
         given |= {"lo_channels": lo_channels, "hi_channels": hi_channels}
         for op in OPERATORS:
             schema = getattr(torch.ops.advfeat, op).default._schema.arguments
@@ -115,6 +117,7 @@ def _loop(x, grad, x0, eps, lo, start, best_x, best_value):
         ops.accumulate_gradient_(total, g, 0.9, grad_status=status)
         ops.fab_step_(x, g, x0, eps, 2, lo=lo, hi=0.95, grad_status=status)
         ops.l2_step_(x, g, x0, 0.1, eps, lo, 0.95, grad_status=status)
+        ops.l1_step_(x, g, x0, 0.1, 2.0, lo, 0.95, share=0.5, grad_status=status)
         y = ops.linf_step(x, g, x0, 0.02, 0.3)
         value = y.flatten(1).sum(1)
         better = value > best_value

@@ -27,6 +27,22 @@ CALLS = {
     "accumulate_gradient_": lambda a: ops.accumulate_gradient_(
         a["total"], a["grad"], 0.9, grad_status=a["grad_status"]
     ),
+    "l1_step": lambda a: ops.l1_step(
+        a["x"], a["grad"], a["x0"], a["step_size"], a["eps"], a["lo"], a["hi"], share=a["share"]
+    ),
+    "l1_step_": lambda a: ops.l1_step_(
+        a["x"],
+        a["grad"],
+        a["x0"],
+        a["step_size"],
+        a["eps"],
+        share=a["share"],
+        velocity=a["total"],
+        momentum=0.5,
+        grad_status=a["grad_status"],
+    ),
+    "project_l1": lambda a: ops.project_l1(a["x"], a["x0"], a["eps"], a["lo"], a["hi"]),
+    "project_l1_": lambda a: ops.project_l1_(a["x"], a["x0"], a["eps"], a["lo"], a["hi"]),
     "fab_step_": lambda a: ops.fab_step_(
         a["x"], a["grad"], a["x0"], a["gap"], 2, lo=a["lo"], hi=a["hi"], grad_status=a["grad_status"]
     ),
@@ -40,6 +56,10 @@ USED = {
     "random_start_l2": ("x0", "eps", "sample_ids", "lo", "hi"),
     "copy_rows_": ("dst", "src", "mask"),
     "accumulate_gradient_": ("total", "grad", "grad_status"),
+    "l1_step": ("x", "grad", "x0", "step_size", "eps", "lo", "hi", "share"),
+    "l1_step_": ("x", "grad", "x0", "step_size", "eps", "share", "grad_status"),
+    "project_l1": ("x", "x0", "eps", "lo", "hi"),
+    "project_l1_": ("x", "x0", "eps", "lo", "hi"),
     "fab_step_": ("x", "grad", "x0", "gap", "lo", "hi", "grad_status"),
 }
 
@@ -50,7 +70,12 @@ def arguments() -> dict[str, torch.Tensor]:
     return {
         **{"x": x, "grad": grad, "x0": x0, "step_size": rows, "eps": rows + 0.1, "lo": channels, "hi": channels + 1},
         **{"dst": x.clone(), "src": x0, "mask": torch.arange(B) % 2 == 0, "total": x.clone()},
-        **{"sample_ids": torch.arange(B), "gap": rows - 0.2, "grad_status": torch.zeros(B, 2, dtype=torch.int32)},
+        **{
+            "sample_ids": torch.arange(B),
+            "gap": rows - 0.2,
+            "share": rows,
+            "grad_status": torch.zeros(B, 2, dtype=torch.int32),
+        },
     }
 
 
@@ -100,8 +125,10 @@ def _made_before() -> dict[str, torch.Tensor]:
 STEPS = {
     "linf_step_": lambda x, g, x0: ops.linf_step_(x, g, x0, 0.1, 0.3),
     "l2_step_": lambda x, g, x0: ops.l2_step_(x, g, x0, 0.1, 0.3),
+    "l1_step_": lambda x, g, x0: ops.l1_step_(x, g, x0, 0.1, 0.3),
     "project_linf_": lambda x, g, x0: ops.project_linf_(x, x0, 0.3),
     "project_l2_": lambda x, g, x0: ops.project_l2_(x, x0, 0.3),
+    "project_l1_": lambda x, g, x0: ops.project_l1_(x, x0, 0.3),
 }
 
 

@@ -16,6 +16,7 @@ PROJECTIONS = {
     "l2": lambda x: ops.project_l2(x, X0, 0.1),
     "linf": lambda x: ops.project_linf(x, X0, 0.1),
     "l2, centre": lambda x0: ops.project_l2(X + 0.3, x0, 0.1, 0.0, 1.2),
+    "l1": lambda x: ops.project_l1(x, X0, 0.4),
     "linf, radii": lambda x: ops.project_linf(X, X0, x[:, 0] / 9),
 }
 STEPS = {
@@ -23,11 +24,15 @@ STEPS = {
     "linf_step_": lambda x: ops.linf_step_(x.clone(), x, X0, 0.1, 1.0),
     "l2_step": lambda x: ops.l2_step(x, x, X0, 0.1, 1.0),
     "l2_step_": lambda x: ops.l2_step_(x.clone(), x, X0, 0.1, 1.0),
+    "l1_step": lambda x: ops.l1_step(x, x, X0, 0.1, 1.0),
+    "l1_step_": lambda x: ops.l1_step_(x.clone(), x, X0, 0.1, 1.0),
+    "by the share alone": lambda x: ops.l1_step(X, X, X0, 0.1, 1.0, share=x[:, 0].clamp(max=1)),
     "by the gradient alone": lambda x: ops.l2_step(X, x, X0, 0.1, 1.0),
     "by the radii alone": lambda x: ops.l2_step(X, X, X0, 0.1, x[:, 0]),
     "with grad_status": lambda x: ops.l2_step(x, x, X0, 0.1, 1.0, grad_status=torch.zeros(2, 2, dtype=torch.int32)),
     "project_l2_": lambda x: ops.project_l2_(x.clone(), X0, 0.1),
     "project_linf_": lambda x: ops.project_linf_(x.clone(), X0, 0.1),
+    "project_l1_": lambda x: ops.project_l1_(x.clone(), X0, 0.4),
     "copy_rows_": lambda x: ops.copy_rows_(X0.clone(), x, torch.tensor([True, False])),
     "accumulate_gradient_": lambda x: ops.accumulate_gradient_(x.clone(), x, 0.9),
     "fab_step_": lambda x: ops.fab_step_(x.clone(), x, X0, X0[:, 0], 2),

@@ -21,8 +21,8 @@ from advfeat import ops, reference
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
 # x and x0, grad: every pair that the operators take
 DTYPE_PAIRS = [(F32, F32), (F64, F64), (F16, F16), (BF16, BF16), (F32, F16), (F32, BF16)]
-STEPS = ["linf_step", "l2_step"]
-PROJECTIONS = ["project_linf", "project_l2"]
+STEPS = ["linf_step", "l2_step", "l1_step"]
+PROJECTIONS = ["project_linf", "project_l2", "project_l1"]
 
 # Samples around the sizes where the kernels change their loops: eight lanes, blocks of 4096 values, several blocks a
 # row.
