@@ -9,7 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from advfeat import ops
 from advfeat._arguments import flag, number
+from advfeat._hardware import has_bfloat16
 from advfeat.attacks.base import GivenObjective, GradientAttack, check_settings
 from advfeat.attacks.context import Run
 from advfeat.attacks.gradient import successes, value_and_grad
@@ -54,6 +56,9 @@ class Square(GradientAttack):
         targeted: minimise the objective, towards ``target``.
         seed: of the random numbers; the same at every call, so that an evaluation can be repeated.
         autocast: as for :class:`advfeat.PGD`.
+        bf16_queries: run the queries under bfloat16 autocast, if the device computes that natively (CUDA from sm_80 on,
+            CPUs with AVX512-BF16 or AMX), in about half the time. A success counts once the model without autocast
+            confirms it, in one more pass. Has no effect with ``autocast``.
         graph: has no effect: what a query does depends on which samples are left.
 
     Attributes:
@@ -77,6 +82,7 @@ class Square(GradientAttack):
     targeted: bool = False
     seed: int = 0
     autocast: torch.dtype | None = None
+    bf16_queries: bool = False
     graph: bool = field(default=True, metadata=CHANGES_NO_RESULT)
 
     takes_start = False
@@ -85,6 +91,7 @@ class Square(GradientAttack):
         object.__setattr__(self, "objective", as_objective(self.objective))
         check_settings(self)
         object.__setattr__(self, "rescale_schedule", flag("rescale_schedule", self.rescale_schedule))
+        object.__setattr__(self, "bf16_queries", flag("bf16_queries", self.bf16_queries))
         object.__setattr__(self, "p_init", number("p_init", self.p_init))
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init should be above 0 and at most 1, got {self.p_init}")
@@ -182,14 +189,19 @@ class _Search:
         self.rows = torch.arange(len(run), device=run.x0.device)
         self.moves = _KINDS[type(attack.threat)](run.x0.shape)
         self.words = self.moves.words
+        self.passes = 0
+        in_bf16 = attack.bf16_queries and attack.autocast is None and has_bfloat16(run.x0.device)
+        self.quick = attack.replace(autocast=torch.bfloat16) if in_bf16 else None
 
     def run(self) -> int:
         """All queries; returns the passes."""
-        run, passes = self.run_, len(self.rows)
-        self.part, self.x0, self.target = run, run.x0, run.target
+        run = self.run_
+        self.part, self.target = run, run.target
+        self.x0 = run.x0.contiguous()  # a window is found by its pixels' numbers; the model gets the images' own layout
+        self.format = _format(run.x0)
         uniform = _uniforms(self.seed, run.ids, self.moves.start_words, _START)
         self.x = self._inside(self.moves.start(self._centre(), uniform))
-        value, success = _evaluated(self.attack, run, self.x, run.target)
+        value, success = self._queried(self.x, last=self.attack.steps == 0)
         self.value = self.sign * value
         self._keep(self.x, value, success, 0)
         first, block = 0, torch.empty(0, device=self.x0.device)
@@ -202,16 +214,32 @@ class _Search:
                 block = block.reshape(len(self.rows), count, self.words)
                 kept = torch.arange(len(self.rows), device=self.x0.device)
             side = self.attack.side_of(query, *self.x0.shape[2:])
-            candidate = self._inside(self.moves.query(self._centre(), self._delta(), side, block[kept, query - first]))
-            passes += len(self.rows)
-            value, success = _evaluated(self.attack, self.part, candidate, self.target)
+            candidate = self._inside(self.moves.query(self._centre(), self.x, side, block[kept, query - first]))
+            value, success = self._queried(candidate)
             accepted = (self.sign * value > self.value) | success
-            mask = accepted.reshape(-1, 1, 1, 1)
-            self.x = torch.where(mask, candidate, self.x)
+            ops.copy_rows_(self.x, candidate, accepted)
             self.value = torch.where(accepted, self.sign * value, self.value)
+            if self.quick is not None and query + 1 == self.attack.steps:  # what the record keeps
+                self.value = self.sign * self._evaluated(self.attack, self.part, self.x, self.target)[0]
             left = self._keep(self.x, self.sign * self.value, success, query + 1)
             kept = kept if left is None else kept[left]
-        return passes
+        return self.passes
+
+    def _queried(self, x: Tensor, last: bool = False) -> tuple[Tensor, Tensor]:
+        """The objective and the successes at x; with ``quick``, of which the model in its own precision is sure."""
+        if self.quick is None or last:
+            return self._evaluated(self.attack, self.part, x, self.target)
+        value, success = self._evaluated(self.quick, self.part, x, self.target)
+        rows = success.nonzero()[:, 0]
+        if rows.numel():
+            sure, confirmed = self._evaluated(self.attack, self.part.rows(rows), x[rows], self.target[rows])
+            success[rows] = confirmed
+            value[rows[confirmed]] = sure[confirmed]
+        return value, success
+
+    def _evaluated(self, attack: Square, part: Run, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        self.passes += len(x)
+        return _evaluated(attack, part, x.contiguous(memory_format=self.format), target)
 
     def _centre(self) -> _Centre:
         threat = self.part.threat
@@ -219,11 +247,8 @@ class _Search:
         eps = torch.as_tensor(threat.eps, dtype=self.x0.dtype, device=self.x0.device).reshape(-1, 1, 1, 1)
         return _Centre(self.x0, unit, eps.expand(len(self.x0), 1, 1, 1))
 
-    def _delta(self) -> Tensor:
-        return (self.x - self.x0) / self._centre().unit
-
     def _inside(self, candidate: Tensor) -> Tensor:
-        return self.part.threat.project_(candidate.contiguous(memory_format=_format(self.x0)), self.x0)
+        return self.part.threat.project_(candidate, self.x0)
 
     def _keep(self, x: Tensor, value: Tensor, success: Tensor, query: int) -> Tensor | None:
         """Stores what is broken, and at the end everything; the samples that are left, or None for all of them."""
@@ -240,7 +265,7 @@ class _Search:
         left = (~success).nonzero()[:, 0]
         self.rows, self.x, self.value = self.rows[left], self.x[left], self.value[left]
         self.part = self.run_.rows(self.rows)
-        self.x0, self.target = self.part.x0, self.part.target
+        self.x0, self.target = self.x0[left], self.part.target
         return left
 
 
@@ -264,11 +289,12 @@ class _Stripes:
         signs = _signs(uniform).reshape(-1, self.channels, 1, self.width).to(centre.x0.dtype)
         return centre.x0 + centre.eps * signs * centre.unit
 
-    def query(self, centre: _Centre, delta: Tensor, side: int, uniform: Tensor) -> Tensor:
-        window = _window(uniform[:, :2], side, self.height, self.width)
-        signs = _signs(uniform[:, 2:]).reshape(-1, self.channels, 1, 1).to(delta.dtype)
-        # The opposite edge of the ball, from wherever the value is: the projection clips it.
-        return centre.x0 + torch.where(window, delta + 2 * centre.eps * signs, delta) * centre.unit
+    def query(self, centre: _Centre, x: Tensor, side: int, uniform: Tensor) -> Tensor:
+        window = _Window(uniform[:, :2], side, x)
+        signs = _signs(uniform[:, 2:]).reshape(-1, self.channels, 1, 1).to(x.dtype)
+        # Beyond the ball on the side of the sign: the projection clips it.
+        beyond = window.of(centre.x0) + (2 * centre.eps * centre.unit * signs)[..., 0]
+        return window.put(x.clone(memory_format=torch.contiguous_format), beyond)
 
 
 class _Bumps:
@@ -298,18 +324,18 @@ class _Bumps:
         delta[:, :, top : top + down * tile, left : left + across * tile] = grid
         return centre.x0 + self.scaled(delta, centre) * centre.unit
 
-    def query(self, centre: _Centre, delta: Tensor, side: int, uniform: Tensor) -> Tensor:
-        into = _window(uniform[:, :2], side, self.height, self.width)
-        source = _window(uniform[:, 2:4], side, self.height, self.width)
-        there = self.norm(delta * into, (2, 3))
-        union = self.norm(delta * (into | source), (2, 3))
-        unspent = self.unspent(centre.eps, self.norm(delta, (1, 2, 3)))
-        bump = self._turned(side, uniform[:, 4], centre.x0)[:, None]
-        bump = bump * _signs(uniform[:, 5:]).reshape(-1, self.channels, 1, 1).to(delta.dtype)
-        placed = _placed(bump, into, uniform[:, :2], side, self.height, self.width) + delta * into / (there + 1e-12)
-        placed = placed / (self.norm(placed, (2, 3)) + 1e-12) * self.amplitude(unspent, union)
-        moved = torch.where(into, placed, torch.where(source, torch.zeros_like(delta), delta))
-        return centre.x0 + self.bounded(moved, centre) * centre.unit
+    def query(self, centre: _Centre, x: Tensor, side: int, uniform: Tensor) -> Tensor:
+        into, source = _Window(uniform[:, :2], side, x), _Window(uniform[:, 2:4], side, x)
+        delta = (x - centre.x0) / centre.unit
+        unspent = self.unspent(centre.eps, self.norm(delta, (1, 2, 3)))[..., 0]
+        there = into.of(delta)
+        both = torch.cat([there, source.of(delta) * source.outside(into)], dim=2)
+        bump = self._turned(side, uniform[:, 4], x).flatten(1)[:, None]
+        bump = bump * _signs(uniform[:, 5:, None]).to(x.dtype)
+        placed = bump + there / (self.norm(there, (2,)) + 1e-12)
+        placed = placed / (self.norm(placed, (2,)) + 1e-12) * self.amplitude(unspent, self.norm(both, (2,)))
+        into.put(source.put(delta, torch.zeros_like(there)), placed)
+        return centre.x0 + self.bounded(delta, centre) * centre.unit
 
     def unspent(self, eps: Tensor, length: Tensor) -> Tensor:
         return (eps.square() - length.square()).clamp(min=0)
@@ -374,30 +400,33 @@ def _signs(uniform: Tensor) -> Tensor:
     return torch.where(uniform < 0.5, -1.0, 1.0)
 
 
-def _corners(uniform: Tensor, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The top and left edge of each sample's window, int64 [B]."""
-    top = (uniform[:, 0] * (height - side + 1)).long().clamp(max=height - side)
-    return top, (uniform[:, 1] * (width - side + 1)).long().clamp(max=width - side)
+class _Window:
+    """A square window in each image, at a random place."""
 
+    def __init__(self, uniform: Tensor, side: int, like: Tensor) -> None:
+        (self.channels, height, width), self.side = like.shape[1:], side
+        self.top = (uniform[:, 0] * (height - side + 1)).long().clamp(max=height - side)
+        self.left = (uniform[:, 1] * (width - side + 1)).long().clamp(max=width - side)
+        steps = torch.arange(side, device=like.device)
+        self.down, self.across = steps[:, None], steps[None]
+        pixels = (self.top[:, None, None] + self.down) * width + self.left[:, None, None] + self.across
+        self.pixels = pixels.reshape(-1, 1, side * side).expand(-1, self.channels, -1)
 
-def _window(uniform: Tensor, side: int, height: int, width: int) -> Tensor:
-    """The window of each sample, bool [B, 1, H, W]."""
-    top, left = _corners(uniform, side, height, width)
-    down, across = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
-    rows = (down >= top[:, None]) & (down < top[:, None] + side)
-    columns = (across >= left[:, None]) & (across < left[:, None] + side)
-    return rows[:, None, :, None] & columns[:, None, None, :]
+    def of(self, images: Tensor) -> Tensor:
+        """The values of images [B, C, H, W] in the window: [B, C, side * side]."""
+        return images.flatten(2).gather(2, self.pixels)
 
+    def put(self, images: Tensor, values: Tensor) -> Tensor:
+        """Writes such values into contiguous images, in place; returns the images."""
+        images.flatten(2).scatter_(2, self.pixels, values)
+        return images
 
-def _placed(bump: Tensor, window: Tensor, uniform: Tensor, side: int, height: int, width: int) -> Tensor:
-    """The bumps [B, C, side, side] in their windows of images [B, C, H, W], which are zero elsewhere."""
-    top, left = _corners(uniform, side, height, width)
-    rows = (torch.arange(height, device=top.device) - top[:, None]).clamp(0, side - 1)
-    columns = (torch.arange(width, device=top.device) - left[:, None]).clamp(0, side - 1)
-    n, channels = bump.shape[:2]
-    tall = bump.gather(2, rows[:, None, :, None].expand(n, channels, height, side))
-    full = tall.gather(3, columns[:, None, None, :].expand(n, channels, height, width))
-    return full * window
+    def outside(self, other: _Window) -> Tensor:
+        """Which pixels are not in the other window: bool [B, 1, side * side]."""
+        down = (self.top - other.top)[:, None, None] + self.down
+        across = (self.left - other.left)[:, None, None] + self.across
+        inside = (down >= 0) & (down < self.side) & (across >= 0) & (across < self.side)
+        return ~inside.reshape(-1, 1, self.side * self.side)
 
 
 def _format(x: Tensor) -> torch.memory_format:
