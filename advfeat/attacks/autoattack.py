@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from advfeat._arguments import flag
 from advfeat.attacks.apgd import APGD
 from advfeat.attacks.auto import RankedAPGD
 from advfeat.attacks.base import Attack, check_settings
@@ -48,6 +49,8 @@ class AutoAttack(InTurn):
         version: "standard" or "plus".
         seed: of all random numbers.
         autocast: as for :class:`advfeat.PGD`.
+        bf16_queries: of Square: ask the model in bfloat16 where the device computes that natively, and confirm each
+            success without; see :class:`advfeat.Square`.
         graph: as for :class:`advfeat.PGD`.
 
     Attributes:
@@ -67,6 +70,7 @@ class AutoAttack(InTurn):
     targeted: bool = field(default=False, init=False)
     seed: int = 0
     autocast: torch.dtype | None = None
+    bf16_queries: bool = True
     graph: bool = field(default=True, metadata=CHANGES_NO_RESULT)
 
     random_start = True
@@ -79,6 +83,7 @@ class AutoAttack(InTurn):
         if self.version not in VERSIONS:
             raise ValueError(f'version should be "standard" or "plus", got {self.version!r}')
         check_settings(self)
+        object.__setattr__(self, "bf16_queries", flag("bf16_queries", self.bf16_queries))
         object.__setattr__(self, "objective", ", ".join(name for name, _ in self.parts))
 
     @cached_property
@@ -102,7 +107,7 @@ class AutoAttack(InTurn):
             ),
             "fab": (FAB(threat, steps=_STEPS, restarts=many, seed=self.seed, **more),),
             "fab-t": (FAB(threat, steps=_STEPS, targets=_TARGETS, seed=self.seed, **more),),
-            "square": (Square(threat, steps=_QUERIES, seed=self.seed, **more),),
+            "square": (Square(threat, steps=_QUERIES, seed=self.seed, bf16_queries=self.bf16_queries, **more),),
         }
         return tuple((name, found[name]) for name in VERSIONS[self.version])
 

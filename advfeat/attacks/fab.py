@@ -161,26 +161,71 @@ class _Walk:
         if restart > 0:
             half = part.within(_halved(part.threat))
             x = random_iterate(attack, half.threat, part.x0, part.ids, (rank << 20) + restart)
-        rows, x = self._step_on(rows, x, rank, looks=True)
+        self._crossed = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
+        rows, x = self._step_on(rows, x, rank, starts=restart == 0)
         for step in range(attack.steps):
             if not len(rows):
                 return
             part = run.rows(rows)
             x = self._beyond_the_plane(x, part, rows)
-            rows, x = self._step_on(rows, x, rank, looks=False, step=step + 1, last=step + 1 == attack.steps)
+            rows, x = self._step_on(rows, x, rank, step=step + 1, last=step + 1 == attack.steps)
 
     def _step_on(
-        self, rows: Tensor, x: Tensor, rank: int, *, looks: bool, step: int = 0, last: bool = False
+        self, rows: Tensor, x: Tensor, rank: int, *, starts: bool = False, step: int = 0, last: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Looks at the iterates, keeps what is nearer, and finds the hyperplane there or at the point gone back to.
 
+        A walk that has crossed the boundary mostly crosses it again at each step, and goes back: its iterate is then
+        looked at without a gradient, and the gradient is taken once it is known where. Before that a single pass gives
+        both.
+
         Returns the rows that are left and their points; ``_plane`` holds their hyperplanes.
         """
-        run, attack = self.samples, self.attack
-        target = run.target[rows]
-        logits, gap, w = self._boundary(rows, x, rank, grad=not last)
+        if last:
+            with torch.no_grad():
+                logits = self._logits(x)
+            self.forwarded += len(rows)
+            self._keep_nearer(rows, x, logits, step)
+            return rows[:0], x[:0]
+        crossed = self._crossed
+        if crossed.any():
+            at = crossed.nonzero()[:, 0]
+            with torch.no_grad():
+                logits = self._logits(x[at])
+            self.forwarded += len(at)
+            wrong = self._keep_nearer(rows[at], x[at], logits, step)
+            x = self._gone_back(x, rows, at[wrong])
+            if not self.attack.minimise:
+                left = self.nearest[rows] > self.eps[rows]
+                rows, x, crossed = rows[left], x[left], crossed[left]
+        logits, gap, w = self._boundary(rows, x, rank)
+        fresh = (~crossed).nonzero()[:, 0]
+        if len(fresh):
+            wrong = self._wrong(logits[fresh], self.samples.target[rows[fresh]])
+            if starts:  # at x itself, which was looked at before
+                wrong = torch.zeros_like(wrong)
+            elif wrong.any():
+                self._keep_nearer(rows[fresh], x[fresh], logits[fresh], step)
+            back = fresh[wrong]
+            if not self.attack.minimise:
+                back = back[self.nearest[rows[back]] > self.eps[rows[back]]]
+            if len(back):
+                crossed = crossed.clone()
+                crossed[back] = True
+                x = self._gone_back(x, rows, back)
+                _, gap[back], w[back] = self._boundary(rows[back], x[back], rank)
+        if not self.attack.minimise:
+            left = self.nearest[rows] > self.eps[rows]
+            if not left.all():
+                rows, x, gap, w, crossed = rows[left], x[left], gap[left], w[left], crossed[left]
+        self._plane, self._crossed = (gap, w), crossed
+        return rows, x
+
+    def _keep_nearer(self, rows: Tensor, x: Tensor, logits: Tensor, step: int) -> Tensor:
+        """Keeps those that are misclassified and nearer than what was found before; returns which are misclassified."""
+        target = self.samples.target[rows]
         wrong = self._wrong(logits, target)
-        if wrong.any() and not (looks and step == 0 and torch.equal(x, run.x0[rows])):
+        if wrong.any():
             distance = self._distance(x, rows)
             nearer = wrong & (distance < self.nearest[rows])
             within = nearer & (distance <= self.eps[rows])
@@ -192,28 +237,26 @@ class _Walk:
             self.record.success[kept] = True
             first = self.record.first_success
             first[kept] = torch.where(first[kept] < 0, step, first[kept])
-        if last:
-            return rows[:0], x[:0]
-        left = torch.ones_like(wrong) if attack.minimise else self.nearest[rows] > self.eps[rows]
-        back = wrong & left
-        if back.any():
-            part = run.rows(rows[back])
-            x = x.clone()
-            x[back] = part.x0 + attack.beta * (x[back] - part.x0)
-            _, gap[back], w[back] = self._boundary(rows[back], x[back], rank, grad=True)
-        self._plane = gap[left], w[left]
-        return rows[left], x[left]
+        return wrong
 
-    def _boundary(self, rows: Tensor, x: Tensor, rank: int, grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _gone_back(self, x: Tensor, rows: Tensor, at: Tensor) -> Tensor:
+        """The points with those at these places drawn towards their images."""
+        if not len(at):
+            return x
+        x, x0 = x.clone(), self.samples.x0[rows[at]]
+        x[at] = x0 + self.attack.beta * (x[at] - x0)
+        return x
+
+    def _boundary(self, rows: Tensor, x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         """The logits, how far ``<w, .>`` has to fall to the hyperplane, and its normal w, in units of eps."""
         run, attack = self.samples, self.attack
         target = run.target[rows]
-        point = x.detach().requires_grad_(grad)
-        with torch.set_grad_enabled(grad):
+        point = x.detach().requires_grad_()
+        if not len(rows):
+            return x.new_zeros((0, 1)), torch.zeros(0, dtype=torch.float64, device=x.device), point.detach()
+        with torch.enable_grad():
             logits = self._logits(point)
         self.forwarded += len(rows)
-        if not grad:
-            return logits.detach(), torch.zeros(len(rows), dtype=torch.float64, device=x.device), torch.zeros_like(x)
         own = logits.gather(1, target[:, None])[:, 0]
         if attack.targets is not None:
             other = logits.gather(1, self.order[rows, rank][:, None])[:, 0]

@@ -308,6 +308,7 @@ class _Bumps:
         self.tiles = self.height // self.tile, self.width // self.tile
         self.start_words = self.tiles[0] * self.tiles[1] * (1 + self.channels)
         self.words = 5 + self.channels  # two corners, a direction, and a sign per channel
+        self.bumps: dict[int, Tensor] = {}  # by side
 
     def norm(self, delta: Tensor, dims: tuple[int, ...]) -> Tensor:
         return torch.linalg.vector_norm(delta, self.order, dim=dims, keepdim=True)
@@ -351,7 +352,9 @@ class _Bumps:
 
     def _turned(self, side: int, uniform: Tensor, like: Tensor) -> Tensor:
         """The bump, or its transpose, for each number: [..., side, side]."""
-        bump = self._bump(side).to(like)
+        if side not in self.bumps:
+            self.bumps[side] = self._bump(side).to(like)
+        bump = self.bumps[side]
         return torch.where((uniform > 0.5)[..., None, None], bump.T, bump)
 
     def _bump(self, side: int) -> Tensor:

@@ -89,6 +89,8 @@ class _SquareSettings:
     p_init: float = 0.8
     rescale_schedule: bool = False
     loss: str = "margin"
+    # Not in the authors' code: queries in bfloat16 where the device computes that natively, see advfeat.Square.
+    bf16_queries: bool = True
 
 
 class AutoAttack:
@@ -349,6 +351,7 @@ class AutoAttack:
             return [FAB(threat, steps=fab.n_iter, targets=targets, restarts=1 if to_one else fab.n_restarts, **walk)]
         square = self.square
         search: dict[str, Any] = {"p_init": square.p_init, "rescale_schedule": square.rescale_schedule, "seed": seed}
+        search["bf16_queries"] = square.bf16_queries
         objective = CrossEntropy() if square.loss == "ce" else CW()
         return [Square(threat, steps=square.n_queries, restarts=square.n_restarts, objective=objective, **search)]
 
