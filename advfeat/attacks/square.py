@@ -27,6 +27,8 @@ from advfeat.threat import L1, L2, Linf, Threat
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # Random numbers are drawn for so many queries at once.
 _BLOCK = 64
+# Casts take longer than they save with images of fewer values.
+_BF16_VALUES = 1024
 _START, _QUERIES = 2, 3  # streams of random numbers; 0 and 1 are those of random starts
 
 
@@ -58,7 +60,7 @@ class Square(GradientAttack):
         autocast: as for :class:`advfeat.PGD`.
         bf16_queries: run the queries under bfloat16 autocast, if the device computes that natively (CUDA from sm_80 on,
             CPUs with AVX512-BF16 or AMX), in about half the time. A success counts once the model without autocast
-            confirms it, in one more pass. Has no effect with ``autocast``.
+            confirms it, in one more pass. Has no effect with ``autocast``, and on images of fewer than 1,024 values.
         graph: has no effect: what a query does depends on which samples are left.
 
     Attributes:
@@ -190,7 +192,9 @@ class _Search:
         self.moves = _KINDS[type(attack.threat)](run.x0.shape)
         self.words = self.moves.words
         self.passes = 0
-        in_bf16 = attack.bf16_queries and attack.autocast is None and has_bfloat16(run.x0.device)
+        # By the image and not the batch, so that a sample's result does not depend on those beside it.
+        large = math.prod(run.x0.shape[1:]) >= _BF16_VALUES
+        in_bf16 = attack.bf16_queries and attack.autocast is None and large and has_bfloat16(run.x0.device)
         self.quick = attack.replace(autocast=torch.bfloat16) if in_bf16 else None
 
     def run(self) -> int:

@@ -74,6 +74,16 @@ def test_examples_lie_in_ball_and_box_and_every_pass_counts(net, digits, norm, t
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_a_step_takes_one_backward_pass(net, digits):
+    """And a second forward pass once a walk has crossed the boundary; a third pair where it crosses first."""
+    x, y = (t[:40] for t in digits)
+    x, y = x[net(x).argmax(1) == y], y[net(x).argmax(1) == y]
+    result = FAB(Linf(math.inf), steps=20, targets=3, minimise=True).run(net, x, y)
+    walks = 3 * len(x)
+    assert result.samples_backwarded <= walks * (20 + 1)
+    assert result.samples_forwarded <= len(x) + walks * (2 * 20 + 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_minimising_finds_nearer_examples_and_within_eps_those_of_the_question(net, digits, norm):

@@ -84,6 +84,60 @@ def test_examples_lie_in_ball_and_box_and_every_pass_counts(net, digits, threat)
     torch.testing.assert_close(result.value, margin, rtol=1e-4, atol=1e-4)
 
 
+@given(st.integers(0, 2**31), st.integers(1, 5), st.integers(5, 7), st.integers(5, 9))
+def test_a_window_holds_the_pixels_of_its_square(seed, side, height, width):
+    g = torch.Generator().manual_seed(seed)
+    images, uniform = torch.rand(4, 3, height, width, generator=g), torch.rand(4, 4, generator=g)
+    window, other = square._Window(uniform[:, :2], side, images), square._Window(uniform[:, 2:], side, images)
+    for i in range(4):
+        masks = []
+        for w in (window, other):
+            masks.append(torch.zeros(height, width, dtype=torch.bool))
+            masks[-1][w.top[i] : w.top[i] + side, w.left[i] : w.left[i] + side] = True
+            assert masks[-1].sum() == side * side
+        assert torch.equal(window.of(images)[i], images[i][:, masks[0]])
+        assert torch.equal(window.outside(other)[i, 0], ~masks[1][masks[0]])
+        put = window.put(images.clone(), torch.zeros(4, 3, side * side))
+        assert torch.equal(put[i], images[i] * ~masks[0])
+
+
+class _Two(nn.Module):
+    """Logits of 32x32 images; under autocast they have errors, or another prediction altogether."""
+
+    def __init__(self, lies: bool) -> None:
+        super().__init__()
+        self.linear, self.lies, self.low, self.samples = nn.Linear(3072, 4), lies, 0, 0
+
+    def forward(self, x):
+        low = torch.is_autocast_enabled("cpu")
+        self.low, self.samples = self.low + len(x) * low, self.samples + len(x)
+        logits = self.linear(x.flatten(1))
+        return -logits if low and self.lies else logits
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_queries_in_bfloat16_count_once_the_model_itself_confirms(lies, monkeypatch):
+    monkeypatch.setattr(square, "has_bfloat16", lambda device: True)
+    torch.manual_seed(0)
+    net, x = _Two(lies), torch.rand(12, 3, 32, 32)
+    y = net(x).argmax(1)
+    net.low = net.samples = 0
+    result = Square(Linf(0.02), steps=80, bf16_queries=True).run(net, x, y)
+    assert net.low > 12 and net.samples == result.samples_forwarded
+    logits = net(result.x_adv)
+    assert torch.equal(result.success, logits.argmax(1) != y)
+    assert result.success.any() != lies or not result.success.all()
+    own = logits.gather(1, y[:, None])[:, 0]
+    margin = logits.scatter(1, y[:, None], float("-inf")).amax(1) - own
+    torch.testing.assert_close(result.value, margin.detach())  # not that in bfloat16
+    net.low = 0
+    Square(Linf(0.02), steps=5).run(net, x, y)
+    Square(Linf(0.02), steps=5, bf16_queries=True).run(
+        lambda z: net(z.flatten(1).repeat(1, 48)), x[..., :8, :8][:, :1], y
+    )
+    assert net.low == 0  # not asked for; images too small
+
+
 @pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)
 def test_more_queries_never_lose_and_the_random_state_stays(net, digits, threat):
     x, y = digits

@@ -21,6 +21,7 @@ from advfeat.experiments import catalogue, times  # noqa: E402
 from benchmarks import (  # noqa: E402
     apgd,
     attacks,
+    autoattack,
     build,
     cycles,
     fast_sets,
@@ -227,6 +228,18 @@ def test_the_fast_sets_command(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "fast_sets_digits.json").read_text())["tables"]["fast_sets_digits"]
     assert [row["preset"] for row in rows] == ["digits", "digits-fast"] and rows[1]["passes"] == 20
     assert all(row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.compare
+def test_the_autoattack_command(tmp_path):
+    pytest.importorskip("pyautoattack")
+    autoattack.main(["--samples", "8", "--seeds", "2", "--norms", "linf", "--epochs", "1", "--out", str(tmp_path)])
+    tables = whole(tmp_path, "autoattack_digits", "attacks")["tables"]
+    summed = tables["autoattack_digits"]
+    assert [row["attack"] for row in summed] == [*autoattack.ATTACKS, "all"] * 2
+    assert all(row["to_advfeat"] > 0 and row["differ"] <= 8 for row in summed)
+    assert len(tables["autoattack_digits_attacks"]) == 2 * 2 * 2 * 4
 
 
 @pytest.mark.slow
