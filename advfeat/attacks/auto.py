@@ -16,6 +16,7 @@ from advfeat.attacks.ensemble import InTurn
 from advfeat.attacks.pgd import PGD
 from advfeat.attacks.record import Record
 from advfeat.attacks.result import AttackResult
+from advfeat.attacks.target_order import TargetOrder, check_target_order, other_classes
 from advfeat.objectives import TargetedDLR
 from advfeat.settings import CHANGES_NO_RESULT
 from advfeat.threat import Threat
@@ -38,6 +39,9 @@ class Auto(InTurn):
         threat: :class:`advfeat.L2` or :class:`advfeat.Linf` with a finite eps, in pixel scale [0, 1].
         steps: gradient steps per run.
         target_classes: at most so many target classes: the other classes with the largest logits at x, in that order.
+        target_order: "logits", or "malt" for the order of MALT (Melamed, Yehudai and Shamir 2024): the classes whose
+            boundaries would be the nearest if the model were linear, for one backward pass a class. It makes a
+            difference only where there are more classes than are attacked, so from eleven on.
         restarts: of the first attack.
         seed: as for :class:`advfeat.APGD`.
         autocast: as for :class:`advfeat.APGD`.
@@ -55,6 +59,7 @@ class Auto(InTurn):
     steps: int = 100
     objective: str = field(default="Margin, TargetedDLR", init=False)  # recorded beside a result
     target_classes: int = 9
+    target_order: TargetOrder = "logits"
     restarts: int = 1
     targeted: bool = field(default=False, init=False)
     seed: int = 0
@@ -68,34 +73,40 @@ class Auto(InTurn):
     def __post_init__(self) -> None:
         check_settings(self)
         take_integer(self, "target_classes", 0)
+        check_target_order(self.target_order)
 
     @cached_property
     def attacks(self) -> tuple[Attack, ...]:
         """An evaluation at x, APGD on the margin, then APGD towards each target class in order of its logit."""
-        threat, steps, autocast, graph = self.threat, self.steps, self.autocast, self.graph
-        return (
-            PGD(threat, steps=0, autocast=autocast),
-            APGD(threat, steps=steps, restarts=self.restarts, seed=self.seed, autocast=autocast, graph=graph),
-            *(
-                RankedAPGD(threat, steps=steps, rank=k, seed=self.seed + 1 + k, autocast=autocast, graph=graph)
-                for k in range(self.target_classes)
-            ),
-        )
+        threat, targets = self.threat, self.target_classes
+        more: dict[str, Any] = {"steps": self.steps, "autocast": self.autocast, "graph": self.graph}
+        first = APGD(threat, restarts=self.restarts, seed=self.seed, **more)
+        if self.target_order == "logits":
+            then = tuple(RankedAPGD(threat, rank=k, seed=self.seed + 1 + k, **more) for k in range(targets))
+        elif targets:  # one attack for all ranks: the order is computed once
+            then = (RankedAPGD(threat, ranks=targets, target_order="malt", seed=self.seed + 1, **more),)
+        else:
+            then = ()
+        return (PGD(threat, steps=0, autocast=self.autocast), first, *then)
 
 
 @dataclass(frozen=True, eq=False)
 class RankedAPGD(APGD):
-    """APGD towards one other class of each sample, on the targeted DLR loss.
+    """APGD towards other classes of each sample in turn, on the targeted DLR loss.
 
     Samples stay unchanged if they have no class of this rank, or fewer than the four classes that the loss compares.
 
     Args:
         objective: the targeted DLR loss; the other settings are as for :class:`advfeat.APGD`.
         rank: 0 for the other class with the largest logit at x, 1 for the second largest, and so on.
+        ranks: so many classes from this rank on, each for the samples that those before leave.
+        target_order: see :class:`Auto`.
     """
 
     objective: GivenObjective = field(default_factory=cast("Any", TargetedDLR))
     rank: int = 0
+    ranks: int = 1
+    target_order: TargetOrder = "logits"
 
     def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
         """See :meth:`advfeat.attacks.Attack.check`; ``target`` holds labels, from which the loss's pairs are made."""
@@ -107,11 +118,18 @@ class RankedAPGD(APGD):
         found = run.result(Record(run.x0, self.targeted), forwarded=forwarded, backwarded=0)
         if logits.shape[1] < max(4, self.rank + 1):  # too few classes for the loss
             return found
-        values, classes = logits.scatter(1, run.target[:, None], float("-inf")).sort(dim=1, descending=True)
-        # A class whose logit is -inf is excluded.
-        has_one = (values[:, self.rank] != -torch.inf) & ((logits > -torch.inf).sum(dim=1) >= 4)
-        rows = has_one.nonzero()[:, 0]
-        if rows.numel():
-            pairs = torch.stack([run.target[rows], classes[rows, self.rank]], dim=1)
-            found.take_over(rows, super()._run(run.rows(rows, pairs)), failures=True)
+        classes, exist, more, backwarded = other_classes(run, logits, self.target_order, self.rank + self.ranks)
+        found.samples_forwarded, found.samples_backwarded = forwarded + more, backwarded
+        enough = (logits > -torch.inf).sum(dim=1) >= 4  # a class whose logit is -inf is excluded
+        left = torch.ones_like(enough)
+        for k in range(self.rank, min(self.rank + self.ranks, classes.shape[1])):
+            rows = (exist[:, k] & enough & left).nonzero()[:, 0]
+            if not rows.numel():
+                continue
+            pairs = torch.stack([run.target[rows], classes[rows, k]], dim=1)
+            attack = self if self.ranks == 1 else self.replace(rank=k, ranks=1, seed=(self.seed or 0) + k - self.rank)
+            result = APGD._run(attack, run.rows(rows, pairs))
+            found.take_over(rows, result, failures=k == self.rank)
+            assert result.success is not None
+            left[rows[result.success]] = False
         return found

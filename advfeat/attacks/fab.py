@@ -17,6 +17,7 @@ from advfeat.attacks.base import GivenObjective, GradientAttack, check_settings
 from advfeat.attacks.context import Run, random_iterate
 from advfeat.attacks.record import Record
 from advfeat.attacks.result import AttackResult
+from advfeat.attacks.target_order import TargetOrder, check_target_order, other_classes
 from advfeat.forward import class_logits, predicted_classes
 from advfeat.objectives import CW, as_objective
 from advfeat.ops import Number
@@ -42,6 +43,8 @@ class FAB(GradientAttack):
         steps: steps per start.
         targets: None for all classes at once, with a gradient of each in every step; or so many classes in turn, those
             with the largest other logits at x, each for the samples that are left. AutoAttack takes 9.
+        target_order: with ``targets``, "malt" for the order of MALT in place of that of the logits, see
+            :class:`advfeat.Auto`.
         restarts: number of starts: x itself, then random points of the ball of eps / 2.
         alpha_max: the largest weight of the way from x, in [0, 1].
         eta: how far beyond the hyperplane a step goes, at least 1.
@@ -68,6 +71,7 @@ class FAB(GradientAttack):
     threat: Threat
     steps: int = 100
     targets: int | None = None
+    target_order: TargetOrder = "logits"
     restarts: int = 1
     alpha_max: float = 0.1
     eta: float = 1.05
@@ -87,6 +91,7 @@ class FAB(GradientAttack):
         if self.restarts == 1:  # a single start is x itself, which needs no ball
             object.__setattr__(self, "random_start", False)
         check_settings(self)
+        check_target_order(self.target_order)
         object.__setattr__(self, "minimise", flag("minimise", self.minimise))
         if self.targets is not None:
             object.__setattr__(self, "targets", whole_number("targets", self.targets, 1))
@@ -143,17 +148,17 @@ class _Walk:
         self.record.keep(torch.ones_like(wrong), run.x0, _margins(logits, run.target), wrong)
         self.record.see(wrong, torch.zeros((), dtype=torch.int32, device=wrong.device))
         self.nearest[wrong] = 0
-        others = logits.scatter(1, run.target[:, None], -math.inf)
-        values, self.order = others.sort(dim=1, descending=True)
-        self.exists = values > -math.inf
         classes, targets = logits.shape[1], self.attack.targets
         self.ranks = 1 if targets is None else min(targets, classes - 1)
+        order = other_classes(run, logits, self.attack.target_order, self.ranks)
+        self.order, self.exists, forwarded, backwarded = order
+        self.forwarded, self.backwarded = self.forwarded + forwarded, self.backwarded + backwarded
 
     def go(self, rank: int, restart: int) -> None:
         """One start towards the class of this rank, or towards all, for the samples that are left."""
         attack, run = self.attack, self.samples
         done = (self.nearest <= 0) if attack.minimise else (self.nearest <= self.eps)
-        rows = (~done & (self.exists[:, rank] | (attack.targets is None))).nonzero()[:, 0]
+        rows = (~done & (self.exists[:, rank] if attack.targets else True)).nonzero()[:, 0]
         if not len(rows):
             return
         part = run.rows(rows)
