@@ -96,6 +96,23 @@ def test_few_classes_and_no_samples(digits):
     assert len(AutoAttack(L2(0.5)).run(net, x[:0], torch.zeros(0).long()).x_adv) == 0
 
 
+@pytest.mark.parametrize("threat", [Linf(0.004), L2(0.02), L1(0.2)], ids=lambda t: t.norm)
+def test_a_thousand_classes_images_that_are_not_square_and_any_batch(threat):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 9, 1000)).double()
+    x = torch.rand(9, 3, 6, 9, dtype=torch.float64)
+    y, ids = net(x).argmax(1), torch.arange(9)
+    attack = AutoAttack(threat)
+    attack.__dict__["parts"] = tuple((name, tuple(short(a, 6) for a in attacks)) for name, attacks in attack.parts)
+    whole = attack.run(net, x, y, sample_ids=ids)
+    assert 0 < whole.success.sum() < 9 and whole.distance.max() <= threat.eps * (1 + 1e-9)
+    order = torch.randperm(9)
+    for rows in (order, *(ids[i : i + 1] for i in (0, 4))):
+        part = attack.run(net, x[rows], y[rows], sample_ids=rows)
+        assert torch.equal(part.success, whole.success[rows])
+        torch.testing.assert_close(part.x_adv, whole.x_adv[rows], rtol=0, atol=1e-9)
+
+
 @pytest.mark.compare
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "threat"), [("Linf", Linf(0.12)), ("L2", L2(0.75)), ("L1", L1(2.0))])
