@@ -11,7 +11,6 @@ from advfeat.experiments.result import Cell, Finding, Number, Picture, Plain, Re
 from advfeat.experiments.shared_stages import TITLES, clean, constructed, evaluated, guessing, model, outcomes, trained
 from advfeat.experiments.stages import Constructed, Trained
 from advfeat.experiments.workspace import Workspace
-from advfeat.training import paper_attack
 
 # Accuracy by source model and set. The paper's models have memorised their sets by the end of training.
 PAPER = {
@@ -32,9 +31,14 @@ def robust_source(p: Preset, key: str, seed: int) -> Trained:
         seed: Seed.
     """
     own = model(p, "adversarial", seed)
-    return dataclasses.replace(
-        own, config=own.config.replace(attack=paper_attack(perturbing(p.recipes, key).eps)), label="D, robust source"
-    )
+    attack, eps = own.config.attack, perturbing(p.recipes, key).eps
+    assert attack is not None  # of an adversarial training
+    if attack.threat.eps != eps:
+        step_size = attack.step_size
+        if isinstance(step_size, float):
+            step_size = eps / (float(attack.threat.eps) / step_size)
+        attack = attack.replace(threat=dataclasses.replace(attack.threat, eps=eps), step_size=step_size)
+    return dataclasses.replace(own, config=own.config.replace(attack=attack), label="D, robust source")
 
 
 def made_by_robust_source(p: Preset, key: str, seed: int) -> Constructed:
