@@ -89,6 +89,11 @@ class Auto(InTurn):
             then = ()
         return (PGD(threat, steps=0, autocast=self.autocast), first, *then)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See :class:`InTurn`: "apgd-margin", then "apgd-t" for each target class."""
+        return ("", "apgd-margin", *("apgd-t" for _ in range(self.target_classes)))
+
 
 @dataclass(frozen=True, eq=False)
 class RankedAPGD(APGD):

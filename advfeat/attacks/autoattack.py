@@ -116,3 +116,8 @@ class AutoAttack(InTurn):
         """An evaluation at x, then the attacks of :attr:`parts` in turn."""
         look = PGD(self.threat, steps=0, autocast=self.autocast)
         return (look, *(attack for _, attacks in self.parts for attack in attacks))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """See :class:`InTurn`: the names of :attr:`parts`, each once for each of its attacks."""
+        return ("", *(name for name, attacks in self.parts for _ in attacks))

@@ -147,7 +147,7 @@ class Run:
             target: their targets; None for those of this run.
 
         Returns:
-            A run that shares the cached logits of this one.
+            A run that takes the logits of this one where they are known.
         """
         part = object.__new__(Run)
         part.model, part.threat, part.statistics = self.model, self.threat.rows(rows), self.statistics
@@ -172,22 +172,28 @@ class Run:
         return other
 
     def logits_at_x(self) -> tuple[Tensor, int]:
-        """The logits at x0, computed once for all parts of a run together.
+        """The logits at x0, computed once for these samples: a part of a run takes those of the run.
 
         Returns:
             The logits [n, classes], float32 and without autocast, and the number of samples that went through the model
-            for them: 0 from the second call on.
+            for them: 0 if they were known.
         """
-        if self._whole is not None:
-            whole, rows = self._whole
-            logits, forwarded = whole.logits_at_x()
-            return logits[rows], forwarded
         forwarded = 0
+        if self.known_logits is None:
+            self.known_logits = self._logits_of_whole()
         if self.known_logits is None:
             forwarded = len(self)
             with torch.no_grad():
                 self.known_logits = self.model(self.x0).float()
         return self.known_logits, forwarded
+
+    def _logits_of_whole(self) -> Tensor | None:
+        """The logits at x0 where this run, or one that it is a part of, knows them."""
+        if self.known_logits is not None or self._whole is None:
+            return self.known_logits
+        whole, rows = self._whole
+        logits = whole._logits_of_whole()
+        return None if logits is None else logits[rows]
 
     def first_iterate(self, attack: GradientAttack, restart: int = 0) -> Tensor:
         """The first iterate of a start, in the ball: the given one, a random point, or the centre.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from advfeat._stopwatch import Stopwatch
 from advfeat.attacks.base import Attack, Batch
+from advfeat.attacks.breakdown import Cost
 from advfeat.attacks.context import Run, undisturbed
 from advfeat.attacks.result import AttackResult
 from advfeat.objectives import Objective
@@ -26,10 +29,13 @@ class InTurn(Attack):
 
     A sample that one attack breaks is not attacked by the next. If none breaks it, its example and ``value`` are those
     of the first attack that takes steps. A ``start`` is passed to every attack. Counts are summed over the attacks;
-    ``first_success`` is that of the attack that broke the sample.
+    ``first_success`` is that of the attack that broke the sample. :attr:`AttackResult.breakdown` says what each attack
+    broke, and ``broken_by`` which of them broke a sample.
 
     Attributes:
         attacks: at least one, all with the same threat. Each must be able to report successes.
+        names: the name of each of ``attacks`` in a breakdown, where consecutive attacks of one name count as one; ""
+            for an evaluation at x, whose passes count with the attack that follows.
     """
 
     if TYPE_CHECKING:  # read-only: a field of a frozen dataclass or a property
@@ -37,6 +43,15 @@ class InTurn(Attack):
         @property
         def attacks(self) -> tuple[Attack, ...]:
             """The attacks, in the order in which they run."""
+
+        @property
+        def names(self) -> tuple[str, ...]:
+            """The name of each of ``attacks`` in a breakdown."""
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """The names in a breakdown, each once."""
+        return tuple(dict.fromkeys(name for name in self.names if name))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -63,15 +78,43 @@ class InTurn(Attack):
         Raises:
             ValueError: the first attack cannot report successes, or as for the attacks.
         """
+        began = time.perf_counter()
         found = self.attacks[0].part_of(run)
-        rows = (~_success(found)).nonzero()[:, 0]
-        for before, attack in zip(self.attacks, self.attacks[1:], strict=False):
+        rows = (~_success(found)).nonzero()[:, 0]  # waits for the device, so that the time is that of the attack
+        self._begin(found, time.perf_counter() - began)
+        part = run.rows(rows)
+        for turn, attack in enumerate(self.attacks[1:], start=1):
             if rows.numel() == 0:
                 break
-            more = attack.part_of(run.rows(rows))
-            found.take_over(rows, more, failures=_only_looks(before))
-            rows = rows[~_success(more)]
+            began = time.perf_counter()
+            more = attack.part_of(part)
+            left = (~_success(more)).nonzero()[:, 0]
+            self._merge(found, rows, more, turn, time.perf_counter() - began)
+            # A part of the part: logits at x that an attack needs are computed for what is left, and kept for the next.
+            rows, part = rows[left], part.rows(left)
         return found
+
+    def _begin(self, found: AttackResult, seconds: float) -> None:
+        """Starts the breakdown of a result, which is that of the first attack."""
+        found.broken_by = torch.where(_success(found), self._position(0), -1).to(torch.int32)
+        found.costs = dict.fromkeys(self.turns, Cost())
+        self._charge(found, 0, Cost(found.samples_forwarded, found.samples_backwarded, seconds))
+
+    def _merge(self, found: AttackResult, rows: Tensor, more: AttackResult, turn: int, seconds: float) -> None:
+        """Merges the result of a further attack on some of the samples, in place."""
+        found.take_over(rows, more, failures=_only_looks(self.attacks[turn - 1]))
+        assert found.broken_by is not None
+        new = torch.full_like(found.broken_by[rows], self._position(turn))
+        found.broken_by[rows] = torch.where(_success(more), new, found.broken_by[rows])
+        self._charge(found, turn, Cost(more.samples_forwarded, more.samples_backwarded, seconds))
+
+    def _position(self, turn: int) -> int:
+        """The position of one of the attacks in a breakdown; -1 for an evaluation at x."""
+        return self.turns.index(self.names[turn]) if self.names[turn] else -1
+
+    def _charge(self, found: AttackResult, turn: int, cost: Cost) -> None:
+        name = next(name for name in self.names[turn:] if name)
+        found.costs[name] += cost
 
     def _over(self, model: Callable, batches: Iterator[Batch]) -> Iterator[tuple[Any, AttackResult]]:
         """Pools the survivors of several batches for the next attack, so that its passes are full too.
@@ -89,12 +132,14 @@ class InTurn(Attack):
                 yield Batch(x, target, ids, True, (batch.given, x, target, ids))
 
         waiting: deque[_Left] = deque()
-        size = 0
-        for (given, x, target, ids), found in self.attacks[0]._over(model, first()):
+        size, watch, seen = 0, Stopwatch(), 0.0
+        for (given, x, target, ids), found in watch.of(self.attacks[0]._over(model, watch.without(first()))):
             size = size or x.shape[0]
             if waiting and waiting[0].x.shape[1:] != x.shape[1:]:  # images of different sizes cannot share a batch
                 self._go_on(model, waiting, at_least=1)
             waiting.append(_Left.of(given, found, x, target, ids))
+            self._begin(found, watch.seconds - seen)
+            seen = watch.seconds
             self._go_on(model, waiting, at_least=size if len(waiting) < _WAITING else 1)
             while waiting and self._is_done(waiting[0]):
                 left = waiting.popleft()
@@ -113,17 +158,19 @@ class InTurn(Attack):
                 continue
             x, target, ids = (torch.cat([getattr(left, name) for left in some]) for name in ("x", "target", "ids"))
             counts = [len(left.rows) for left in some]
+            began = time.perf_counter()
             with undisturbed(attack, model, x.device):
                 run = Run(attack, model, x, target, None, ids)
                 known = [left.logits for left in some if left.logits is not None]
                 run.known_logits = torch.cat(known) if len(known) == len(some) else None
                 more = attack.part_of(run)
-            _success(more)
+            _success(more).any().item()  # waits for the device, so that the time is that of the attack
+            seconds = (time.perf_counter() - began) / sum(counts)
             if run.known_logits is not None:  # for the attacks that follow
                 for left, logits in zip(some, run.known_logits.split(counts), strict=True):
                     left.logits = logits
             for left, new in zip(some, more.split(counts), strict=True):
-                left.found.take_over(left.rows, new, failures=_only_looks(self.attacks[turn - 1]))
+                self._merge(left.found, left.rows, new, turn, seconds * len(left.rows))
                 left.keep(~_success(new))
                 left.turn += 1
 
@@ -179,6 +226,16 @@ class Ensemble(InTurn):
         ):
             if len(set(values)) > 1:
                 raise ValueError(f"attacks should all have the same {name}, got {', '.join(values)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes of the attacks, numbered where several are of one class: ("PGD 1", "PGD 2", "Auto")."""
+        kinds = [type(attack).__name__ for attack in self.attacks]
+        many, seen, names = Counter(kinds), Counter[str](), []
+        for kind in kinds:
+            seen[kind] += 1
+            names.append(f"{kind} {seen[kind]}" if many[kind] > 1 else kind)
+        return tuple(names)
 
     @property
     def threat(self) -> Threat:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from torch import Tensor
+
+from advfeat.attacks.breakdown import Cost, Turn
 
 
 @dataclass(repr=False)
@@ -32,6 +34,10 @@ class AttackResult:
             nothing, while all other counts are those of all steps.
         samples_backwarded: the cost, in samples through the model's backward pass.
         why_eager: a short reason why the steps were not replayed as a CUDA graph; None if they were.
+        broken_by: int32 [B], for attacks in turn (:class:`advfeat.Ensemble`, :class:`advfeat.Auto`,
+            :class:`advfeat.AutoAttack`) the position in :attr:`breakdown` of the attack that broke the sample; -1 for
+            survivors, and for samples that Auto and AutoAttack find misclassified at x. None for other attacks.
+        costs: for attacks in turn, the cost of each by its name.
     """
 
     x_adv: Tensor
@@ -44,6 +50,21 @@ class AttackResult:
     samples_forwarded: int
     samples_backwarded: int
     why_eager: str | None = None
+    broken_by: Tensor | None = None
+    costs: dict[str, Cost] = field(default_factory=dict)
+
+    @property
+    def breakdown(self) -> tuple[Turn, ...]:
+        """What each of several attacks in turn broke, in which number of passes; empty for a single attack."""
+        if self.broken_by is None:
+            return ()
+        counts = [int((self.broken_by == i).sum()) for i in range(len(self.costs))]
+        left = int((~cast("Tensor", self.success)).sum()) + sum(counts)  # attacks in turn report successes
+        turns = []
+        for (name, cost), broken in zip(self.costs.items(), counts, strict=True):
+            turns.append(Turn(name, left, broken, cost))
+            left -= broken
+        return tuple(turns)
 
     def __repr__(self) -> str:
         broken = "" if self.success is None else f", {int(self.success.sum())} successful"
@@ -64,10 +85,10 @@ class AttackResult:
             rows = slice(first, first + count)
             sliced = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
             sliced = {name: value[rows] if isinstance(value, Tensor) else value for name, value in sliced.items()}
-            # Differences of rounded sums, so that the parts add up to the whole.
-            for name in ("samples_forwarded", "samples_backwarded"):
-                spent = getattr(self, name)
-                sliced[name] = spent * (first + count) // max(total, 1) - spent * first // max(total, 1)
+            spent = Cost(self.samples_forwarded, self.samples_backwarded).part(first, first + count, total)
+            sliced["samples_forwarded"] = spent.samples_forwarded
+            sliced["samples_backwarded"] = spent.samples_backwarded
+            sliced["costs"] = {name: cost.part(first, first + count, total) for name, cost in self.costs.items()}
             parts.append(AttackResult(**sliced))
             first += count
         return parts

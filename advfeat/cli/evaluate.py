@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from advfeat.attacks import APGD, Attack, Auto, AutoAttack, Ensemble, Square
+from advfeat.cli.breakdown import percent, show_breakdown
 from advfeat.cli.console import bar, table
 from advfeat.cli.files import load_model, say_written, write_results
 from advfeat.cli.options import option_of, radii
@@ -71,21 +72,22 @@ def run(c: commands.Evaluate) -> None:
         # Before printing, so that the results survive a failure of the terminal.
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.samples()).encode()
         of_samples = {"samples": samples.name, "samples_sha256": hashlib.sha256(lines).hexdigest()}
-        results = {"model": str(c.model), **result.to_dict(), **of_samples, **provenance(device)}
+        results = {"model": str(c.model), **result.to_dict(seconds=True), **of_samples, **provenance(device)}
         failed = write_results([(samples, lines), (c.out, to_json(results))])
-    rows: list[list[str | Text]] = [["clean", _percent(result.clean), _margin(result.margin), _clean_notes(result)]]
+    rows: list[list[str | Text]] = [["clean", percent(result.clean), _margin(result.margin), _clean_notes(result)]]
     for r in result.robustness:
         notes = [] if r.converged else [f"{r.carried} carried over from a smaller radius"]
         notes += [f"{r.zero_gradient} with zero gradients"] if r.zero_gradient else []
         notes += [f"{r.nonfinite_gradient} with non-finite gradients"] if r.nonfinite_gradient else []
         name = f"{c.norm} {NORMS[c.norm].write_radius(r.eps)}"
-        rows.append([name, _percent(r.accuracy), _margin(r.margin), ", ".join(notes)])
+        rows.append([name, percent(r.accuracy), _margin(r.margin), ", ".join(notes)])
     caption = f"{result.clean.n:,} samples; 95 % Wilson intervals"
     if attacks:
         of, kind = ("forward_passes", "passes") if c.attack == "square" else ("backward_passes", "gradient passes")
         passes = sum(getattr(r, of) for r in result.robustness) / max(sum(r.attacked for r in result.robustness), 1)
         caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} {kind} per attacked sample"
     table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
+    show_breakdown(result, c.norm)
     say_written(c.out, failed, f"per-sample outcomes to {samples.name}" if samples else "")
 
 
@@ -146,11 +148,6 @@ def _step_sizes(c: commands.Evaluate, settings: dict) -> str:
     size = f"{c.step_size:g}" if c.step_size is not None else "2 eps" if falls else "2.5 eps / steps"
     words = f"falling size, from {size}" if falls else f"size {size}"
     return words + (f", momentum {c.momentum:g}" if c.momentum else "")
-
-
-def _percent(share) -> Text:
-    low, high = share.interval
-    return Text.assemble(f"{100 * share.value:.1f} % ", (f"({100 * low:.1f} – {100 * high:.1f})", "dim"))
 
 
 def _margin(value: float | None) -> str:

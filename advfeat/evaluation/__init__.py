@@ -1,7 +1,17 @@
 """Clean and robust accuracy, with sample sizes, 95 % confidence intervals and the settings of each attack."""
 
+from advfeat.evaluation.breakdown import AfterAttack
 from advfeat.evaluation.given import pgd_attack, strong_attack
 from advfeat.evaluation.measure import accuracy, evaluate, label_agreement
 from advfeat.evaluation.results import Evaluation, Robustness
 
-__all__ = ["Evaluation", "Robustness", "accuracy", "evaluate", "label_agreement", "pgd_attack", "strong_attack"]
+__all__ = [
+    "AfterAttack",
+    "Evaluation",
+    "Robustness",
+    "accuracy",
+    "evaluate",
+    "label_agreement",
+    "pgd_attack",
+    "strong_attack",
+]

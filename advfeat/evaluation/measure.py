@@ -17,6 +17,7 @@ from advfeat.datasets.base import read_images
 from advfeat.datasets.loader import batch_size_for
 from advfeat.datasets.protocol import Data, LabelledImages
 from advfeat.datasets.torch_dataset import TorchDataset, as_source, some_of
+from advfeat.evaluation.breakdown import Tally
 from advfeat.evaluation.given import named_attacks
 from advfeat.evaluation.results import AVERAGE, BATCHES, DRAWS, Evaluation, Robustness
 from advfeat.evaluation.under_attack import Judged, attacked_samples, mean
@@ -101,12 +102,13 @@ def evaluate(
 
     alone: dict[str, Tensor] = {}
     seen: dict[str, dict] = {}
+    tallies: dict[str, Tally] = {}
     for name, attack in named:
         report.advance(n - len(rows))
         judged = Judged(asked, len(source.classes), deterministic)
-        broken, seen[name] = attacked_samples(judged, source, attack, index[rows], batch_size, report)
+        tallies[name], seen[name] = attacked_samples(judged, source, attack, index[rows], batch_size, report)
         alone[name] = correct.clone()
-        alone[name][rows[broken]] = False
+        alone[name][rows[tallies[name].broken_by >= 0]] = False
     robust = {
         name: _without(alone[name], [alone[other] for other, smaller in named if _inside(smaller, attack)])
         for name, attack in named
@@ -124,6 +126,7 @@ def evaluate(
                 found_alone=Share(int(alone[name].sum()), n),
                 carried=int((alone[name] & ~robust[name]).sum()),
                 attacked=len(rows),
+                breakdown=tallies[name].after_each(n),
                 **seen[name],
             )
             for name, attack in named
@@ -140,6 +143,9 @@ def evaluate(
         correct=correct,
         margins=margins,
         robust=robust,
+        broken_by={
+            name: index.new_full((n,), -1).index_copy(0, rows, tally.broken_by) for name, tally in tallies.items()
+        },
     )
     _warn_of_unattacked(found)
     return found

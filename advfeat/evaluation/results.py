@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from advfeat.evaluation.breakdown import AfterAttack
 from advfeat.intervals import Share
 from advfeat.settings import as_json
 
@@ -38,6 +39,8 @@ class Robustness:
         largest_distance: Largest distance of an example from its sample, in the attack's norm; at most the radius.
         forward_passes: Samples passed forward through the model, over all parts of the attack.
         backward_passes: Samples passed backward through the model, over all parts of the attack.
+        breakdown: What each attack of an ensemble broke of what those before it left; one row for a single attack.
+            Without the examples from smaller radii.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Robustness:
     largest_distance: float
     forward_passes: int
     backward_passes: int
+    breakdown: tuple[AfterAttack, ...] = ()
 
     @property
     def converged(self) -> bool:
@@ -70,8 +74,12 @@ class Robustness:
             "their robustness is not shown"
         )
 
-    def to_dict(self) -> dict:
-        """Return the results as JSON values."""
+    def to_dict(self, seconds: bool = False) -> dict:
+        """Return the results as JSON values.
+
+        Args:
+            seconds: Include the time of each attack, which differs from one run to the next.
+        """
         carried = None if self.converged else f"attack not converged: {self.carried} samples broke at a smaller radius"
         found = {
             "name": self.name,
@@ -87,6 +95,7 @@ class Robustness:
             "largest_distance": self.largest_distance,
             "forward_passes": self.forward_passes,
             "backward_passes": self.backward_passes,
+            "breakdown": [row.to_dict(seconds) for row in self.breakdown],
             "attack": self.attack,
         }
         return {key: as_json(value) for key, value in found.items()}
@@ -117,6 +126,9 @@ class Evaluation:
         correct: bool [n].
         margins: float32 [n], clean margins; positive is correct.
         robust: bool [n] for each attack, by name.
+        broken_by: int64 [n] for each attack, by name: position in :attr:`Robustness.breakdown` of the attack that broke
+            the sample; -1 for none, and for samples that are wrong without an attack or that only a smaller radius
+            broke.
     """
 
     data: str
@@ -135,6 +147,7 @@ class Evaluation:
     correct: Tensor = field(repr=False)
     margins: Tensor = field(repr=False)
     robust: dict[str, Tensor] = field(repr=False)
+    broken_by: dict[str, Tensor] = field(repr=False, default_factory=dict)
 
     @property
     def note(self) -> str | None:
@@ -151,12 +164,16 @@ class Evaluation:
         """Return the outcome of each sample as a dict of JSON values.
 
         Returns:
-            For each sample: index, label, prediction (None for none), margin, and whether it is robust to each attack.
+            For each sample: index, label, prediction (None for none), margin, whether it is robust to each attack, and
+            which attack of an ensemble broke it (None for none, see :attr:`broken_by`).
         """
         columns = zip(
             self.index.tolist(), self.labels.tolist(), self.prediction.tolist(), self.margins.tolist(), strict=True
         )
         robust = {name: kept.tolist() for name, kept in self.robust.items()}
+        # The last name is that of -1.
+        names = {r.name: [*(row.name for row in r.breakdown), None] for r in self.robustness}
+        broken_by = {name: [names[name][i] for i in by.tolist()] for name, by in self.broken_by.items()}
         return [
             {
                 "index": index,
@@ -164,15 +181,17 @@ class Evaluation:
                 "prediction": None if prediction < 0 else prediction,
                 "margin": as_json(margin),
                 "robust": {name: kept[row] for name, kept in robust.items()},
+                "broken_by": {name: by[row] for name, by in broken_by.items()},
             }
             for row, (index, label, prediction, margin) in enumerate(columns)
         ]
 
-    def to_dict(self, samples: bool = False) -> dict:
+    def to_dict(self, samples: bool = False, seconds: bool = False) -> dict:
         """Return the results as JSON values.
 
         Args:
             samples: Include the outcome of each sample.
+            seconds: Include the time of each attack, which differs from one run to the next.
         """
         result = {
             "data": self.data,
@@ -186,6 +205,6 @@ class Evaluation:
             "depends_on_batch": self.depends_on_batch,
             "draws": self.draws,
             "note": self.note,
-            "robustness": [r.to_dict() for r in self.robustness],
+            "robustness": [r.to_dict(seconds) for r in self.robustness],
         }
         return result | {"samples": self.samples()} if samples else result

@@ -6,18 +6,23 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from advfeat import forward
 from advfeat._read_ahead import read_ahead
+from advfeat._stopwatch import Stopwatch
 from advfeat.attacks import PGD, Attack
 from advfeat.datasets.base import read_images
 from advfeat.datasets.protocol import LabelledImages
+from advfeat.evaluation.breakdown import Tally
 from advfeat.forward import class_margins, predicted_classes
 from advfeat.models import attack_copy
 from advfeat.progress import Reporter
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def attacked_samples(
     batch_size: int,
     report: Reporter,
     itself: bool = False,
-) -> tuple[Tensor, dict]:
+) -> tuple[Tally, dict]:
     """Attack samples of a data set and decide which of them are broken.
 
     Args:
@@ -64,14 +69,14 @@ def attacked_samples(
         itself: Attack the model itself, in its own precision, instead of a faster copy.
 
     Returns:
-        bool [n], whether each sample was broken, and the statistics that :class:`Robustness` keeps.
+        Which attack broke each sample, and the statistics that :class:`Robustness` keeps.
 
     Raises:
         RuntimeError: If an example lies outside the ball.
     """
     model, eps = judged.model, float(attack.threat.eps)
     device, dtype = forward.device_of(model), forward.image_dtype(model)
-    hits: list[Tensor] = []
+    tally, done, watch, timed = Tally(attack, len(ids)), 0, Stopwatch(), 0.0
     claimed: list[Tensor] = []
     margins: list[Tensor] = []
     farthest, zero, nonfinite = 0.0, 0, 0
@@ -99,7 +104,7 @@ def attacked_samples(
             yield images.to(device, dtype, non_blocking=True), source.labels[batch].to(device), batch.to(device)
 
     with contextlib.closing(read_ahead(read, chunks)) as reading:
-        for (x, y, _), result in attack.over(attacked, batches()):
+        for (x, y, _), result in watch.of(_ended(attack.over(attacked, watch.without(batches())), device)):
             logits = judged.logits(result.x_adv)
             hit = predicted_classes(logits) != y
             if every_iterate_counts and result.success is not None and result.first_success is not None:
@@ -109,14 +114,15 @@ def attacked_samples(
             farthest = max(farthest, _distance(attack, result.x_adv, x))
             if math.isfinite(eps) and farthest > eps * (1 + 1e-5) + 1e-6:
                 raise RuntimeError(f"the attack left its ball: an example is {farthest:.8g} away, eps is {eps:.8g}")
-            hits.append(hit.cpu())
-            claimed.append(torch.zeros_like(hits[-1]) if result.success is None else result.success.cpu())
+            tally.add(slice(done, done + len(x)), result, hit, watch.seconds - timed)
+            done, timed = done + len(x), watch.seconds
+            claimed.append(torch.zeros_like(hit.cpu()) if result.success is None else result.success.cpu())
             margins.append(class_margins(logits, y).cpu())
             zero += int((result.zero_grad_steps > 0).sum())
             nonfinite += int((result.nonfinite_grad_steps > 0).sum())
             forwarded, backwarded = forwarded + result.samples_forwarded, backwarded + result.samples_backwarded
             report.advance(len(x))
-    broken = torch.cat(hits) if hits else torch.zeros(0, dtype=torch.bool, device="cpu")
+    broken = tally.broken_by >= 0
     # A false success, seen only by the copy or in low precision, may have stopped the attack or displaced a real
     # success: the sample would count as robust though the model itself was never attacked. Attack these samples again,
     # on the model itself.
@@ -125,7 +131,7 @@ def attacked_samples(
         again, more = attacked_samples(
             judged, source, attack, ids[doubtful], batch_size, Reporter(None, "", 0), itself=True
         )
-        broken[doubtful] = again
+        tally.take_over(doubtful, again)
         farthest, zero = max(farthest, more["largest_distance"]), zero + more["zero_gradient"]
         nonfinite += more["nonfinite_gradient"]
         forwarded, backwarded = forwarded + more["forward_passes"], backwarded + more["backward_passes"]
@@ -137,7 +143,15 @@ def attacked_samples(
         "forward_passes": forwarded,
         "backward_passes": backwarded,
     }
-    return broken, statistics
+    return tally, statistics
+
+
+def _ended(results: Iterator[T], device: torch.device) -> Iterator[T]:
+    """The same results, each once the device has computed it, so that its time can be taken."""
+    for result in results:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        yield result
 
 
 def _distance(attack: Attack, x_adv: Tensor, x: Tensor) -> float:

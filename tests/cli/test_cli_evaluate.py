@@ -1,0 +1,66 @@
+"""What ``advfeat evaluate`` says of attacks in turn."""
+
+import json
+import re
+
+import pytest
+from support.commands import run
+from support.digits_network import digits_network
+
+from advfeat import L2, Ensemble
+from advfeat.attacks import AutoAttack, autoattack
+from advfeat.cli import evaluate as command
+from advfeat.evaluation import pgd_attack
+from advfeat.models import save
+
+SHORT = ("--limit", 30, "--eps", 0.4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The run folder of a model of the digits, standard."""
+    folder = tmp_path_factory.mktemp("run") / "model"
+    made = digits_network(adversarial=False)
+    made.classes = tuple("0123456789")
+    save(made, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """AutoAttack takes few steps and queries."""
+    monkeypatch.setattr(autoattack, "_STEPS", 3)
+    monkeypatch.setattr(autoattack, "_QUERIES", 5)
+    assert AutoAttack(L2(0.5)).attacks[-1].steps == 5
+
+
+def test_it_shows_what_each_attack_broke(model, tmp_path, capsys):
+    run("evaluate", "--model", model, *SHORT, "--attack", "autoattack", "--out", tmp_path / "r.json")
+    out = capsys.readouterr().out
+    told = json.loads((tmp_path / "r.json").read_text())["robustness"][0]["breakdown"]
+    rows = re.findall(r"│ ([a-z-]+) +│ +(\d+) │ +([\d.]+) % \([\d.]+ – [\d.]+\) │ +([^│]+) │ +([\d.]+) │", out)
+    assert [row[0] for row in rows] == [row["name"] for row in told] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    for (_, broken, left, *_), row in zip(rows, told, strict=True):
+        assert int(broken) == row["broken"] and left == f"{100 * row['robust_accuracy']['value']:.1f}"
+        assert row["seconds"] >= 0
+    samples = [json.loads(line) for line in (tmp_path / "r.samples.jsonl").read_text().splitlines()]
+    for row in told:
+        assert sum(s["broken_by"]["l2 0.4"] == row["name"] for s in samples) == row["broken"]
+    assert told[0]["broken"] > 0
+
+
+def test_a_single_attack_has_no_second_table(model, capsys):
+    run("evaluate", "--model", model, *SHORT, "--attack", "pgd", "--steps", 2)
+    assert "those before it left" not in capsys.readouterr().out
+
+
+def test_what_a_smaller_radius_broke_has_a_row(model, capsys, monkeypatch):
+    weak = {"steps": 1, "step_size": 1e-4}
+
+    def attacks(c, eps):
+        return Ensemble((pgd_attack(eps, **weak), pgd_attack(eps, **({} if eps < 0.5 else weak))))
+
+    monkeypatch.setattr(command, "_evaluation_attack", attacks)
+    monkeypatch.setattr(command, "_attack_in_words", lambda *_: "two")
+    run("evaluate", "--model", model, "--limit", 30, "--eps", 0.4, 0.5)
+    assert re.search(r"smaller radius │ +[1-9]\d* │", capsys.readouterr().out)
