@@ -19,6 +19,7 @@ from advfeat.cli.options import (
     CountOrNone,
     Data,
     NeededPath,
+    NeededPaths,
     Norm,
     Number,
     OptionalCount,
@@ -150,8 +151,8 @@ class Build:
 class Evaluate:
     """Clean and robust accuracy of a trained model, with confidence intervals."""
 
-    model: NeededPath
-    """Run folder of advfeat train."""
+    model: NeededPaths
+    """Run folder of advfeat train; several are compared side by side."""
     data: Data = field(default_factory=Data)
     split: Literal["train", "test"] = "test"
     """Split of the data set to evaluate on."""
@@ -178,6 +179,9 @@ class Evaluate:
     """Stop each sample at its first success (pgd only): same accuracy, several times faster, no final margins."""
     out: OptionalPath = None
     """JSON file for the results and all settings; per-sample outcomes go to NAME.samples.jsonl beside it."""
+    table: OptionalPath = None
+    """File for a table: one row per model and radius, with the robust accuracy after each attack in turn. Its suffix is
+    the format: .csv, .md (Markdown), .tex (LaTeX with booktabs) or .json."""
     same_classes: bool = False
     """Match classes by index instead of by name."""
     seed: Seed = 0

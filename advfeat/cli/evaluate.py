@@ -17,6 +17,7 @@ from advfeat.cli.breakdown import percent, show_breakdown
 from advfeat.cli.console import bar, table
 from advfeat.cli.files import load_model, say_written, write_results
 from advfeat.cli.options import option_of, radii
+from advfeat.cli.results_table import ResultsTable, check_table
 from advfeat.evaluation import Evaluation, evaluate, pgd_attack, strong_attack
 from advfeat.files import check_writable_file
 from advfeat.json_files import to_json
@@ -34,46 +35,76 @@ _OWN_FILES = re.compile(
 
 
 def run(c: commands.Evaluate) -> None:
-    """Evaluate a model, print a table and optionally write the results.
+    """Evaluate models, print tables and optionally write the results.
 
     Args:
         c: Parsed options.
 
     Raises:
-        ValueError: If ``--out`` would replace a file of a run, set or result, an option does not apply to the attack,
-            or the model does not fit the data set.
+        ValueError: If ``--out`` or ``--table`` would replace a file of a run, set or result, an option does not apply
+            to the attack or to several models, or a model does not fit the data set.
         OSError: If the results cannot be written; the table is printed first.
     """
-    samples, failed = None, None
-    if c.out is not None:
-        behind = Path(os.path.realpath(c.out))
-        if _OWN_FILES.fullmatch(behind.name) and behind.exists():
-            raise ValueError(
-                f"--out should be a file of its own, got {c.out}, which is part of a run, a set or a result"
-            )
-        # Not with_suffix: a name may contain a radius, whose decimal point does not start a suffix.
-        samples = check_writable_file(c.out).with_name(f"{c.out.name.removesuffix('.json')}.samples.jsonl")
-        check_writable_file(samples)
+    samples = _check_places(c)
     eps = radii("--eps", c.eps, NORMS[c.norm], NORMS[c.norm].usual_radii)
     attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in eps]
+    in_words = _attack_in_words(c, attacks[0][1]) if attacks else "no attack"
     device = c.runtime.torch_device()
-    model = load_model(c.model).to(device)
-    source = c.data.load(c.split, model.input_shape)
-    with bar(f"evaluating {c.model} on {source.name}", "samples") as report:
-        result = evaluate(
-            model,
-            source,
-            attacks=attacks,
-            batch_size=c.runtime.batch_size,
-            same_classes=c.same_classes,
-            progress=report,
-        )
-    if c.out is not None and samples is not None:
-        # Before printing, so that the results survive a failure of the terminal.
-        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.samples()).encode()
-        of_samples = {"samples": samples.name, "samples_sha256": hashlib.sha256(lines).hexdigest()}
-        results = {"model": str(c.model), **result.to_dict(seconds=True), **of_samples, **provenance(device)}
-        failed = write_results([(samples, lines), (c.out, to_json(results))])
+    models = [load_model(folder) for folder in c.model]  # all, so that a wrong path is said before hours of work
+    results = ResultsTable(c.norm, in_words)
+    failed: OSError | None = None
+    for folder, model in zip(c.model, models, strict=True):
+        source = c.data.load(c.split, model.input_shape)
+        with bar(f"evaluating {folder} on {source.name}", "samples") as report:
+            result = evaluate(
+                model.to(device),
+                source,
+                attacks=attacks,
+                batch_size=c.runtime.batch_size,
+                same_classes=c.same_classes,
+                progress=report,
+            )
+        results.add(str(folder), result)
+        # Before printing, so that the results survive a failure of the terminal; and a table after each model, so that
+        # it has what is done when a later one fails.
+        if c.out is not None and samples is not None:
+            lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.samples()).encode()
+            of_samples = {"samples": samples.name, "samples_sha256": hashlib.sha256(lines).hexdigest()}
+            found = {"model": str(folder), **result.to_dict(seconds=True), **of_samples, **provenance(device)}
+            failed = write_results([(samples, lines), (c.out, to_json(found))]) or failed
+        if c.table is not None:
+            failed = write_results([(c.table, results.to_bytes(c.table, **provenance(device)))]) or failed
+        _show(c, result, in_words)
+    if len(models) > 1:
+        results.show()
+    say_written(c.out, failed, f"per-sample outcomes to {samples.name}" if samples else "")
+    say_written(c.table, failed, "")
+
+
+def _check_places(c: commands.Evaluate) -> Path | None:
+    """Check the files that are to be written before the work; return that for the outcomes of the samples."""
+    for name in ("out", "table"):
+        path = getattr(c, name)
+        if path is None:
+            continue
+        behind = Path(os.path.realpath(path))
+        if _OWN_FILES.fullmatch(behind.name) and behind.exists():
+            raise ValueError(
+                f"{option_of(name)} should be a file of its own, got {path}, which is part of a run, a set or a result"
+            )
+        check_writable_file(path)
+    if c.table is not None:
+        check_table(c.table)
+    if c.out is None:
+        return None
+    if len(c.model) > 1:
+        raise ValueError(f"--out holds the results of one --model, got {len(c.model)}: --table takes several")
+    # Not with_suffix: a name may contain a radius, whose decimal point does not start a suffix.
+    return check_writable_file(c.out.with_name(f"{c.out.name.removesuffix('.json')}.samples.jsonl"))
+
+
+def _show(c: commands.Evaluate, result: Evaluation, in_words: str) -> None:
+    """Print the tables of one model."""
     rows: list[list[str | Text]] = [["clean", percent(result.clean), _margin(result.margin), _clean_notes(result)]]
     for r in result.robustness:
         notes = [] if r.converged else [f"{r.carried} carried over from a smaller radius"]
@@ -82,13 +113,12 @@ def run(c: commands.Evaluate) -> None:
         name = f"{c.norm} {NORMS[c.norm].write_radius(r.eps)}"
         rows.append([name, percent(r.accuracy), _margin(r.margin), ", ".join(notes)])
     caption = f"{result.clean.n:,} samples; 95 % Wilson intervals"
-    if attacks:
+    if result.robustness:
         of, kind = ("forward_passes", "passes") if c.attack == "square" else ("backward_passes", "gradient passes")
         passes = sum(getattr(r, of) for r in result.robustness) / max(sum(r.attacked for r in result.robustness), 1)
-        caption += f"; {_attack_in_words(c, attacks[0][1])}; {passes:,.0f} {kind} per attacked sample"
+        caption += f"; {in_words}; {passes:,.0f} {kind} per attacked sample"
     table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
     show_breakdown(result, c.norm)
-    say_written(c.out, failed, f"per-sample outcomes to {samples.name}" if samples else "")
 
 
 def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:

@@ -96,7 +96,7 @@ def say_written(out: Path | None, failed: OSError | None, more: str) -> None:
     if failed is not None:
         raise failed
     if out is not None:
-        say(f"written to {out}, {more}")
+        say(f"written to {out}{', ' if more else ''}{more}")
 
 
 def check_results(folder: Path, *names: str) -> None:

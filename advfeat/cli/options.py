@@ -122,11 +122,26 @@ def _given_path(text: str) -> Path:
     return Path(text)
 
 
+def _given_paths(texts: list[str]) -> tuple[Path, ...]:
+    if not texts:
+        raise ValueError("should be at least one path")
+    return tuple(map(_given_path, texts))
+
+
+_PATHS = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="PATH [PATH ...]",
+    instance_from_str=_given_paths,
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=lambda value: [str(path) for path in value],
+)
+
 # If the default is None, the help text says what that means.
 QUIET = arg(help_behavior_hint=lambda default: "" if default == "None" else f"(default: {default})")
 
 OptionalPath = Annotated[Path | None, _text("PATH", _given_path), QUIET]
 NeededPath = Annotated[Path, _text("PATH", _given_path)]
+NeededPaths = Annotated[tuple[Path, ...], _PATHS]
 OptionalText = Annotated[str | None, _text("STR", str), QUIET]
 Number = Annotated[float, _number(optional=False), Within(0, 10**6)]
 Share = Annotated[float, _number(optional=False), Within(0, 1)]
@@ -276,6 +291,8 @@ def settled(command: Any) -> Any:
             changed[f.name] = settled(value)
         elif isinstance(value, Path):
             changed[f.name] = _path(option, value)
+        elif isinstance(value, tuple) and value and isinstance(value[0], Path):
+            changed[f.name] = tuple(_path(option, path) for path in value)
         for wanted in getattr(hints[f.name], "__metadata__", ()):
             if isinstance(wanted, Within):
                 for number in value if isinstance(value, tuple) else (value,):

@@ -2,9 +2,10 @@
 
 import json
 import re
+import shutil
 
 import pytest
-from support.commands import run
+from support.commands import fails, run
 from support.digits_network import digits_network
 
 from advfeat import L2, Ensemble
@@ -64,3 +65,29 @@ def test_what_a_smaller_radius_broke_has_a_row(model, capsys, monkeypatch):
     monkeypatch.setattr(command, "_attack_in_words", lambda *_: "two")
     run("evaluate", "--model", model, "--limit", 30, "--eps", 0.4, 0.5)
     assert re.search(r"smaller radius │ +[1-9]\d* │", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "md", "tex", "json"])
+def test_several_models_are_rows_of_one_table(model, tmp_path, capsys, suffix):
+    shutil.copytree(model, tmp_path / "a_b")
+    out = tmp_path / f"table.{suffix}"
+    run("evaluate", "--model", model, tmp_path / "a_b", *SHORT, "--attack", "autoattack", "--table", out)
+    told, text = capsys.readouterr().out, out.read_text()
+    assert f"written to {out}" in told and "the models side by side" in told
+    assert told.count("those before it left") == 2
+    name = str(tmp_path / "a_b")
+    written = {"csv": name, "json": json.dumps(name)}.get(suffix, name.replace("_", "\\_"))
+    assert str(model).replace("_", "\\_" if suffix in ("md", "tex") else "_") in text and written in text
+    assert "apgd-ce" in text and "square" in text
+
+
+def test_a_table_or_a_result_that_cannot_be_is_said_before_the_work(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "load_model", lambda _: pytest.fail("the work had begun"))
+    for arguments, message in (
+        (["--table", tmp_path / "t.xlsx"], "--table should end in .csv, .md, .tex or .json"),
+        (["--table", model / "model.json"], "--table should be a file of its own"),
+        ([model, "--out", tmp_path / "r.json"], "--out holds the results of one --model, got 2"),
+    ):
+        assert message in fails(capsys, "evaluate", "--model", model, *arguments)
+    assert "at least one path" in fails(capsys, "evaluate", "--model", status=2)
+    assert not list(tmp_path.iterdir())
