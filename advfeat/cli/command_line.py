@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     names: dict[str, str] = {}
     first = arguments[0] if arguments else ""
-    with ending.in_order(f"advfeat {first}" if first in _COMMANDS else "advfeat", names, _after(first)):
+    with ending.in_order(f"advfeat {first}" if first in _COMMANDS else "advfeat", names, _after(first, arguments)):
         if first in ("--version", "-V"):
             ending.stdout.write(f"advfeat {__version__}\n")
             return
@@ -76,10 +76,11 @@ def _widen() -> None:
         os.environ["COLUMNS"] = str(_NARROWEST)
 
 
-def _after(command: str) -> str:
+def _after(command: str, arguments: list[str]) -> str:
     if command not in _COMMANDS:
         return ""
-    again = "resumes" if command in _GOING_ON else "starts again"
+    keeps = any(word == "--state" or word.startswith("--state=") for word in arguments)
+    again = "resumes" if command in _GOING_ON or keeps else "starts again"
     return f"; the same command {again}"
 
 

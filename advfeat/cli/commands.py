@@ -179,6 +179,9 @@ class Evaluate:
     """Stop each sample at its first success (pgd only): same accuracy, several times faster, no final margins."""
     out: OptionalPath = None
     """JSON file for the results and all settings; per-sample outcomes go to NAME.samples.jsonl beside it."""
+    state: OptionalPath = None
+    """Folder for what the attacks have found so far: the same command resumes from it after a kill, also with another
+    --batch-size. A kill loses one batch of one attack, or ten seconds."""
     table: OptionalPath = None
     """File for a table: one row per model and radius, with the robust accuracy after each attack in turn. Its suffix is
     the format: .csv, .md (Markdown), .tex (LaTeX with booktabs) or .json."""

@@ -14,12 +14,12 @@ from rich.text import Text
 
 from advfeat.attacks import APGD, Attack, Auto, AutoAttack, Ensemble, Square
 from advfeat.cli.breakdown import percent, show_breakdown
-from advfeat.cli.console import bar, table
+from advfeat.cli.console import bar, say, table
 from advfeat.cli.files import load_model, say_written, write_results
 from advfeat.cli.options import option_of, radii
 from advfeat.cli.results_table import ResultsTable, check_table
 from advfeat.evaluation import Evaluation, evaluate, pgd_attack, strong_attack
-from advfeat.files import check_writable_file
+from advfeat.files import check_writable_file, check_writable_folder
 from advfeat.json_files import to_json
 from advfeat.provenance import provenance
 from advfeat.threat import NORMS, Threat
@@ -53,8 +53,11 @@ def run(c: commands.Evaluate) -> None:
     models = [load_model(folder) for folder in c.model]  # all, so that a wrong path is said before hours of work
     results = ResultsTable(c.norm, in_words)
     failed: OSError | None = None
-    for folder, model in zip(c.model, models, strict=True):
+    for number, (folder, model) in enumerate(zip(c.model, models, strict=True), start=1):
         source = c.data.load(c.split, model.input_shape)
+        state = c.state if c.state is None or len(models) == 1 else c.state / f"model-{number}"
+        if state is not None and (state / "evaluation.json").is_file():
+            say(f"resuming from {state}")
         with bar(f"evaluating {folder} on {source.name}", "samples") as report:
             result = evaluate(
                 model.to(device),
@@ -63,6 +66,7 @@ def run(c: commands.Evaluate) -> None:
                 batch_size=c.runtime.batch_size,
                 same_classes=c.same_classes,
                 progress=report,
+                state=state,
             )
         results.add(str(folder), result)
         # Before printing, so that the results survive a failure of the terminal; and a table after each model, so that
@@ -95,6 +99,8 @@ def _check_places(c: commands.Evaluate) -> Path | None:
         check_writable_file(path)
     if c.table is not None:
         check_table(c.table)
+    if c.state is not None:
+        check_writable_folder(c.state)
     if c.out is None:
         return None
     if len(c.model) > 1:

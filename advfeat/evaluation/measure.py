@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,8 @@ from advfeat.datasets.torch_dataset import TorchDataset, as_source, some_of
 from advfeat.evaluation.breakdown import Tally
 from advfeat.evaluation.given import named_attacks
 from advfeat.evaluation.results import AVERAGE, BATCHES, DRAWS, Evaluation, Robustness
+from advfeat.evaluation.resumable import in_turn
+from advfeat.evaluation.state import State, open_state
 from advfeat.evaluation.under_attack import Judged, attacked_samples, mean
 from advfeat.forward import class_margins, predicted_classes, unwrapped
 from advfeat.intervals import Share
@@ -40,6 +44,7 @@ def evaluate(
     draws: int = 1,
     same_classes: bool = False,
     progress: Any = None,
+    state: str | Path | None = None,
 ) -> Evaluation:
     """Measure clean accuracy, and robust accuracy under each attack.
 
@@ -70,13 +75,17 @@ def evaluate(
             passes over the first images and reported in a warning and in the result.
         same_classes: Match classes by index instead of by name, for a model that names its classes.
         progress: Counts samples, see :class:`advfeat.progress.Reporter`.
+        state: Folder for what the attacks have found so far, from which the same call resumes after a kill, also with
+            another batch size. It needs as much room as the images that are broken. One attack of an ensemble is then
+            run on all samples before the next, and all examples are held in memory. None keeps nothing.
 
     Returns:
         The results: ``clean``, the clean accuracy; ``robustness``, one per attack, in order; per-sample tensors.
 
     Raises:
         ValueError: If the model does not fit the data or has other classes, an attack is targeted, labels are out of
-            range, images are outside [0, 1], or two attacks have the same name.
+            range, images are outside [0, 1], or two attacks have the same name; if ``state`` is that of another
+            evaluation, or the model or the data set has no fingerprint to tell.
         TypeError: If an argument is not a model, data set or list of attacks.
         RuntimeError: If an attack leaves its ball.
     """
@@ -103,12 +112,15 @@ def evaluate(
     alone: dict[str, Tensor] = {}
     seen: dict[str, dict] = {}
     tallies: dict[str, Tally] = {}
-    for name, attack in named:
-        report.advance(n - len(rows))
-        judged = Judged(asked, len(source.classes), deterministic)
-        tallies[name], seen[name] = attacked_samples(judged, source, attack, index[rows], batch_size, report)
-        alone[name] = correct.clone()
-        alone[name][rows[tallies[name].broken_by >= 0]] = False
+    with _state(state, model, source, index, named, int(draws)) as kept:
+        for name, attack in named:
+            report.advance(n - len(rows))
+            judged = Judged(asked, len(source.classes), deterministic)
+            tallies[name], seen[name] = attacked_samples(
+                judged, source, attack, index[rows], batch_size, report, state=kept, name=name
+            )
+            alone[name] = correct.clone()
+            alone[name][rows[tallies[name].broken_by >= 0]] = False
     robust = {
         name: _without(alone[name], [alone[other] for other, smaller in named if _inside(smaller, attack)])
         for name, attack in named
@@ -334,6 +346,31 @@ def _data_fingerprint(source: LabelledImages, index: Tensor) -> str | None:
         return getattr(source, "fingerprint", None)
     except (TypeError, NotImplementedError):  # raised by the base class for a user's own data set
         return None
+
+
+def _state(
+    folder: str | Path | None,
+    model: Callable,
+    source: LabelledImages,
+    index: Tensor,
+    named: list[tuple[str, Attack]],
+    draws: int,
+) -> contextlib.AbstractContextManager[State | None]:
+    """Open the state of an evaluation, if there is to be one."""
+    if folder is None:
+        return contextlib.nullcontext()
+    prints = {"model_fingerprint": _fingerprint(model), "data_fingerprint": _data_fingerprint(source, index)}
+    for name, value in prints.items():
+        if value is None:
+            raise ValueError(
+                f"state should be None where the {name.partition('_')[0]} has no fingerprint, got {str(folder)!r}: "
+                "a later call could not tell whether it is the same"
+            )
+    attacks = {
+        name: {"settings": attack.to_dict(), "in turn": [single.to_dict() for _, single in in_turn(attack)]}
+        for name, attack in named
+    }
+    return open_state(folder, {"format": 1, **prints, "draws": draws, "attacks": attacks})
 
 
 def _inside(smaller: Attack, larger: Attack) -> bool:

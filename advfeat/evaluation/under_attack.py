@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,15 +13,16 @@ from torch import Tensor
 from advfeat import forward
 from advfeat._read_ahead import read_ahead
 from advfeat._stopwatch import Stopwatch
-from advfeat.attacks import PGD, Attack
+from advfeat.attacks import PGD, Attack, AttackResult
 from advfeat.datasets.base import read_images
 from advfeat.datasets.protocol import LabelledImages
+from advfeat.evaluation import resumable
 from advfeat.evaluation.breakdown import Tally
+from advfeat.evaluation.resumable import Samples
+from advfeat.evaluation.state import State
 from advfeat.forward import class_margins, predicted_classes
 from advfeat.models import attack_copy
 from advfeat.progress import Reporter
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def attacked_samples(
     batch_size: int,
     report: Reporter,
     itself: bool = False,
+    state: State | None = None,
+    name: str = "",
 ) -> tuple[Tally, dict]:
     """Attack samples of a data set and decide which of them are broken.
 
@@ -67,6 +69,8 @@ def attacked_samples(
         batch_size: Images per batch.
         report: Progress; counts samples.
         itself: Attack the model itself, in its own precision, instead of a faster copy.
+        state: Where to keep what is found; None for nowhere.
+        name: Name of the attack in the state.
 
     Returns:
         Which attack broke each sample, and the statistics that :class:`Robustness` keeps.
@@ -76,7 +80,7 @@ def attacked_samples(
     """
     model, eps = judged.model, float(attack.threat.eps)
     device, dtype = forward.device_of(model), forward.image_dtype(model)
-    tally, done, watch, timed = Tally(attack, len(ids)), 0, Stopwatch(), 0.0
+    tally, done, watch, timed = Tally(attack, len(ids)), 0, Stopwatch(device), 0.0
     claimed: list[Tensor] = []
     margins: list[Tensor] = []
     farthest, zero, nonfinite = 0.0, 0, 0
@@ -97,14 +101,19 @@ def attacked_samples(
         images = read_images(source, batch)
         return images.pin_memory() if device.type == "cuda" else images
 
-    chunks = ids.split(batch_size) if len(ids) else ()
+    def batches(parts: Sequence[Tensor]) -> Generator[Samples, None, None]:
+        with contextlib.closing(read_ahead(read, parts)) as reading:
+            for batch, images in zip(parts, reading, strict=True):
+                yield images.to(device, dtype, non_blocking=True), source.labels[batch].to(device), batch.to(device)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for batch, images in zip(chunks, reading, strict=True):
-            yield images.to(device, dtype, non_blocking=True), source.labels[batch].to(device), batch.to(device)
+    def attacked_batches(given: Iterator[Samples]) -> Iterator[tuple[Samples, AttackResult]]:
+        if state is None:
+            return watch.of(attack.over(attacked, watch.without(given)))
+        key = f"{name}, on the model itself" if itself else name
+        return resumable.over(attack, attacked, ids, batch_size, batches, state, key, report)
 
-    with contextlib.closing(read_ahead(read, chunks)) as reading:
-        for (x, y, _), result in watch.of(_ended(attack.over(attacked, watch.without(batches())), device)):
+    with contextlib.closing(batches(ids.split(batch_size) if len(ids) else ())) as given:
+        for (x, y, _), result in attacked_batches(given):
             logits = judged.logits(result.x_adv)
             hit = predicted_classes(logits) != y
             if every_iterate_counts and result.success is not None and result.first_success is not None:
@@ -121,7 +130,8 @@ def attacked_samples(
             zero += int((result.zero_grad_steps > 0).sum())
             nonfinite += int((result.nonfinite_grad_steps > 0).sum())
             forwarded, backwarded = forwarded + result.samples_forwarded, backwarded + result.samples_backwarded
-            report.advance(len(x))
+            if state is None:
+                report.advance(len(x))
     broken = tally.broken_by >= 0
     # A false success, seen only by the copy or in low precision, may have stopped the attack or displaced a real
     # success: the sample would count as robust though the model itself was never attacked. Attack these samples again,
@@ -129,7 +139,7 @@ def attacked_samples(
     doubtful = (torch.cat(claimed) & ~broken).nonzero()[:, 0] if claimed and eps > 0 and not itself else ids[:0]
     if len(doubtful):
         again, more = attacked_samples(
-            judged, source, attack, ids[doubtful], batch_size, Reporter(None, "", 0), itself=True
+            judged, source, attack, ids[doubtful], batch_size, Reporter(None, "", 0), True, state, name
         )
         tally.take_over(doubtful, again)
         farthest, zero = max(farthest, more["largest_distance"]), zero + more["zero_gradient"]
@@ -144,14 +154,6 @@ def attacked_samples(
         "backward_passes": backwarded,
     }
     return tally, statistics
-
-
-def _ended(results: Iterator[T], device: torch.device) -> Iterator[T]:
-    """The same results, each once the device has computed it, so that its time can be taken."""
-    for result in results:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        yield result
 
 
 def _distance(attack: Attack, x_adv: Tensor, x: Tensor) -> float:

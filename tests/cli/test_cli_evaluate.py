@@ -9,7 +9,7 @@ from support.commands import fails, run
 from support.digits_network import digits_network
 
 from advfeat import L2, Ensemble
-from advfeat.attacks import AutoAttack, autoattack
+from advfeat.attacks import AutoAttack, Square, autoattack
 from advfeat.cli import evaluate as command
 from advfeat.evaluation import pgd_attack
 from advfeat.models import save
@@ -91,3 +91,38 @@ def test_a_table_or_a_result_that_cannot_be_is_said_before_the_work(model, tmp_p
         assert message in fails(capsys, "evaluate", "--model", model, *arguments)
     assert "at least one path" in fails(capsys, "evaluate", "--model", status=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_evaluation_resumes_and_another_is_refused(model, tmp_path, capsys, monkeypatch):
+    arguments = ["evaluate", "--model", model, *SHORT, "--attack", "autoattack", "--state", tmp_path / "state"]
+    run(*arguments[:-2], "--out", tmp_path / "whole.json")
+    square = Square._run
+
+    def interrupted(self, run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Square, "_run", interrupted)
+    assert "interrupted; the same command resumes" in fails(capsys, *arguments, status=130)
+    monkeypatch.setattr(Square, "_run", square)
+    for other in ("FAB", "APGD"):  # which have nothing left to do
+        monkeypatch.setattr(f"advfeat.{other}._run", lambda *_: pytest.fail("done again"))
+    capsys.readouterr()
+    run(*arguments, "--batch-size", 7, "--out", tmp_path / "r.json")
+    assert f"resuming from {tmp_path / 'state'}" in capsys.readouterr().out
+    wanted, found = (json.loads((tmp_path / name).read_text())["robustness"][0] for name in ("whole.json", "r.json"))
+    for row in (*wanted["breakdown"], *found["breakdown"]):
+        del row["seconds"], row["forward_passes"]
+    assert wanted["breakdown"] == found["breakdown"]
+    message = fails(capsys, *arguments, "--seed", 3)
+    assert (
+        "--state should be a folder of this evaluation or a new one" in message and "seed is 0 there and 3" in message
+    )
+
+
+def test_each_of_several_models_has_a_state_of_its_own(model, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "other")
+    arguments = ["--attack", "pgd", "--steps", 1, "--state", tmp_path / "state"]
+    run("evaluate", "--model", model, tmp_path / "other", *SHORT, *arguments)
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["model-1", "model-2"]
+    run("evaluate", "--model", model, tmp_path / "other", *SHORT, *arguments)
+    assert capsys.readouterr().out.count("resuming from") == 2
