@@ -179,6 +179,8 @@ class Evaluate:
     """Stop each sample at its first success (pgd only): same accuracy, several times faster, no final margins."""
     out: OptionalPath = None
     """JSON file for the results and all settings; per-sample outcomes go to NAME.samples.jsonl beside it."""
+    examples: OptionalPath = None
+    """File for the adversarial examples with labels, flags and distances: .safetensors or .npz."""
     state: OptionalPath = None
     """Folder for what the attacks have found so far: the same command resumes from it after a kill, also with another
     --batch-size. A kill loses one batch of one attack, or ten seconds."""

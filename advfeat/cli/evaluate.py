@@ -15,6 +15,7 @@ from rich.text import Text
 from advfeat.attacks import APGD, Attack, Auto, AutoAttack, Ensemble, Square
 from advfeat.cli.breakdown import percent, show_breakdown
 from advfeat.cli.console import bar, say, table
+from advfeat.cli.examples_file import check_examples, examples_bytes
 from advfeat.cli.files import load_model, say_written, write_results
 from advfeat.cli.options import option_of, radii
 from advfeat.cli.results_table import ResultsTable, check_table
@@ -41,7 +42,7 @@ def run(c: commands.Evaluate) -> None:
         c: Parsed options.
 
     Raises:
-        ValueError: If ``--out`` or ``--table`` would replace a file of a run, set or result, an option does not apply
+        ValueError: If an output would replace a file of a run, set or result, an option does not apply
             to the attack or to several models, or a model does not fit the data set.
         OSError: If the results cannot be written; the table is printed first.
     """
@@ -67,6 +68,7 @@ def run(c: commands.Evaluate) -> None:
                 same_classes=c.same_classes,
                 progress=report,
                 state=state,
+                keep_examples=c.examples is not None,
             )
         results.add(str(folder), result)
         # Before printing, so that the results survive a failure of the terminal; and a table after each model, so that
@@ -76,6 +78,9 @@ def run(c: commands.Evaluate) -> None:
             of_samples = {"samples": samples.name, "samples_sha256": hashlib.sha256(lines).hexdigest()}
             found = {"model": str(folder), **result.to_dict(seconds=True), **of_samples, **provenance(device)}
             failed = write_results([(samples, lines), (c.out, to_json(found))]) or failed
+        if c.examples is not None:
+            about = {"model": str(folder), **provenance(device)}
+            failed = write_results([(c.examples, examples_bytes(c.examples, result, about))]) or failed
         if c.table is not None:
             failed = write_results([(c.table, results.to_bytes(c.table, **provenance(device)))]) or failed
         _show(c, result, in_words)
@@ -83,28 +88,31 @@ def run(c: commands.Evaluate) -> None:
         results.show()
     say_written(c.out, failed, f"per-sample outcomes to {samples.name}" if samples else "")
     say_written(c.table, failed, "")
+    say_written(c.examples, failed, "")
 
 
 def _check_places(c: commands.Evaluate) -> Path | None:
     """Check the files that are to be written before the work; return that for the outcomes of the samples."""
-    for name in ("out", "table"):
+    if c.table is not None:
+        check_table(c.table)
+    if c.examples is not None:
+        check_examples(c.examples)
+    for name in ("out", "table", "examples"):
         path = getattr(c, name)
         if path is None:
             continue
+        if name != "table" and len(c.model) > 1:
+            raise ValueError(f"{option_of(name)} is for one --model, got {len(c.model)}: --table takes several")
         behind = Path(os.path.realpath(path))
-        if _OWN_FILES.fullmatch(behind.name) and behind.exists():
+        if name != "examples" and _OWN_FILES.fullmatch(behind.name) and behind.exists():
             raise ValueError(
                 f"{option_of(name)} should be a file of its own, got {path}, which is part of a run, a set or a result"
             )
         check_writable_file(path)
-    if c.table is not None:
-        check_table(c.table)
     if c.state is not None:
         check_writable_folder(c.state)
     if c.out is None:
         return None
-    if len(c.model) > 1:
-        raise ValueError(f"--out holds the results of one --model, got {len(c.model)}: --table takes several")
     # Not with_suffix: a name may contain a radius, whose decimal point does not start a suffix.
     return check_writable_file(c.out.with_name(f"{c.out.name.removesuffix('.json')}.samples.jsonl"))
 

@@ -3,11 +3,12 @@
 from advfeat.evaluation.breakdown import AfterAttack
 from advfeat.evaluation.given import pgd_attack, strong_attack
 from advfeat.evaluation.measure import accuracy, evaluate, label_agreement
-from advfeat.evaluation.results import Evaluation, Robustness
+from advfeat.evaluation.results import Evaluation, Examples, Robustness
 
 __all__ = [
     "AfterAttack",
     "Evaluation",
+    "Examples",
     "Robustness",
     "accuracy",
     "evaluate",

@@ -73,13 +73,17 @@ class Tally:
     Args:
         attack: The attack.
         n: Number of attacked samples.
+        keep: Whether to keep the examples.
 
     Attributes:
         broken_by: int64 [n], position of the attack that broke the sample among ``names``; -1 for none.
         costs: Cost of each attack.
+        examples: [n, ...], examples of the attacked samples, if they are kept.
     """
 
-    def __init__(self, attack: Attack, n: int) -> None:
+    def __init__(self, attack: Attack, n: int, keep: bool = False) -> None:
+        self.keep = keep
+        self.examples: Tensor | None = None
         self.names = names_of(attack)
         self.broken_by = torch.full((n,), -1, dtype=torch.int64, device="cpu")
         self.costs = [Cost()] * len(self.names)
@@ -93,6 +97,10 @@ class Tally:
             hit: bool [B], the samples that are broken by the judgement of the model itself.
             seconds: Time that the batch took, for an attack that does not measure the time of its parts.
         """
+        if self.keep:
+            if self.examples is None:
+                self.examples = result.x_adv.new_zeros(len(self.broken_by), *result.x_adv.shape[1:], device="cpu")
+            self.examples[rows] = result.x_adv.cpu()
         by = torch.zeros_like(hit, dtype=torch.int64)
         if result.broken_by is not None:
             # An example that only the model itself finds misclassified is that of the first attack.
@@ -110,6 +118,8 @@ class Tally:
             again: Its outcome, for m samples.
         """
         self.broken_by[rows] = again.broken_by
+        if self.examples is not None and again.examples is not None:
+            self.examples[rows] = again.examples
         self.costs = [cost + more for cost, more in zip(self.costs, again.costs, strict=True)]
 
     def after_each(self, n: int) -> tuple[AfterAttack, ...]:

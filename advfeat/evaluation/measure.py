@@ -21,10 +21,10 @@ from advfeat.datasets.protocol import Data, LabelledImages
 from advfeat.datasets.torch_dataset import TorchDataset, as_source, some_of
 from advfeat.evaluation.breakdown import Tally
 from advfeat.evaluation.given import named_attacks
-from advfeat.evaluation.results import AVERAGE, BATCHES, DRAWS, Evaluation, Robustness
+from advfeat.evaluation.results import AVERAGE, BATCHES, DRAWS, Evaluation, Examples, Robustness
 from advfeat.evaluation.resumable import in_turn
 from advfeat.evaluation.state import State, open_state
-from advfeat.evaluation.under_attack import Judged, attacked_samples, mean
+from advfeat.evaluation.under_attack import Judged, attacked_samples, distances, mean
 from advfeat.forward import class_margins, predicted_classes, unwrapped
 from advfeat.intervals import Share
 from advfeat.models import averaged, check_fits, fingerprint
@@ -45,6 +45,7 @@ def evaluate(
     same_classes: bool = False,
     progress: Any = None,
     state: str | Path | None = None,
+    keep_examples: bool = False,
 ) -> Evaluation:
     """Measure clean accuracy, and robust accuracy under each attack.
 
@@ -78,6 +79,7 @@ def evaluate(
         state: Folder for what the attacks have found so far, from which the same call resumes after a kill, also with
             another batch size. It needs as much room as the images that are broken. One attack of an ensemble is then
             run on all samples before the next, and all examples are held in memory. None keeps nothing.
+        keep_examples: Return the adversarial examples, too: as much memory as the data set for each attack.
 
     Returns:
         The results: ``clean``, the clean accuracy; ``robustness``, one per attack, in order; per-sample tensors.
@@ -91,6 +93,7 @@ def evaluate(
     """
     limit = None if limit is None else whole_number("limit", limit)
     batch_size = batch_size_for(source, batch_size, _BATCH)
+    keep_examples = flag("keep_examples", keep_examples)
     source, positions = some_of(source, limit)
     model, source, same_classes = _checked(model, source, same_classes)
     asked = averaged(model, draws)
@@ -117,7 +120,7 @@ def evaluate(
             report.advance(n - len(rows))
             judged = Judged(asked, len(source.classes), deterministic)
             tallies[name], seen[name] = attacked_samples(
-                judged, source, attack, index[rows], batch_size, report, state=kept, name=name
+                judged, source, attack, index[rows], batch_size, report, state=kept, name=name, keep=keep_examples
             )
             alone[name] = correct.clone()
             alone[name][rows[tallies[name].broken_by >= 0]] = False
@@ -158,6 +161,7 @@ def evaluate(
         broken_by={
             name: index.new_full((n,), -1).index_copy(0, rows, tally.broken_by) for name, tally in tallies.items()
         },
+        examples=_examples(source, index, rows, named, tallies, alone, robust) if keep_examples else {},
     )
     _warn_of_unattacked(found)
     return found
@@ -346,6 +350,32 @@ def _data_fingerprint(source: LabelledImages, index: Tensor) -> str | None:
         return getattr(source, "fingerprint", None)
     except (TypeError, NotImplementedError):  # raised by the base class for a user's own data set
         return None
+
+
+def _examples(
+    source: LabelledImages,
+    index: Tensor,
+    rows: Tensor,
+    named: list[tuple[str, Attack]],
+    tallies: dict[str, Tally],
+    alone: dict[str, Tensor],
+    robust: dict[str, Tensor],
+) -> dict[str, Examples]:
+    """Put the examples of all samples together: also those that a smaller radius broke, and images that were wrong."""
+    images = read_images(source, index)
+    found: dict[str, Examples] = {}
+    for name, attack in sorted(named, key=lambda pair: float(pair[1].threat.eps)):  # so that smaller radii come first
+        kept = tallies[name].examples
+        x_adv = images.to(images.dtype if kept is None else kept.dtype, copy=True)
+        if kept is not None:
+            x_adv[rows] = kept
+        for other, smaller in named:
+            if _inside(smaller, attack):
+                carried = alone[name] & ~robust[name] & ~robust[other]
+                x_adv[carried] = found[other].images[carried].to(x_adv.dtype)
+        pairs = zip(x_adv.split(_BATCH), images.split(_BATCH), strict=True)
+        found[name] = Examples(x_adv, torch.cat([distances(attack, *pair).float() for pair in pairs]))
+    return {name: found[name] for name, _ in named}
 
 
 def _state(

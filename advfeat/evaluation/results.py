@@ -102,6 +102,21 @@ class Robustness:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """Adversarial examples of all samples for one attack, on the CPU.
+
+    Attributes:
+        images: [n, C, H, W] in [0, 1]: of a broken sample an example that the model misclassifies (with
+            ``PGD(keep="last")`` the last iterate, which need not be one); of a robust sample what the first attack that
+            takes steps ended with; of one that is wrong without an attack the image itself.
+        distance: float32 [n], distance from the image, in the attack's norm.
+    """
+
+    images: Tensor
+    distance: Tensor
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Clean accuracy of a model on a data set, and one :class:`Robustness` per attack, in the order given.
 
@@ -129,6 +144,7 @@ class Evaluation:
         broken_by: int64 [n] for each attack, by name: position in :attr:`Robustness.breakdown` of the attack that broke
             the sample; -1 for none, and for samples that are wrong without an attack or that only a smaller radius
             broke.
+        examples: Adversarial examples for each attack, by name, if they were to be kept.
     """
 
     data: str
@@ -148,6 +164,7 @@ class Evaluation:
     margins: Tensor = field(repr=False)
     robust: dict[str, Tensor] = field(repr=False)
     broken_by: dict[str, Tensor] = field(repr=False, default_factory=dict)
+    examples: dict[str, Examples] = field(repr=False, default_factory=dict)
 
     @property
     def note(self) -> str | None:

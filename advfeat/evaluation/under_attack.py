@@ -58,6 +58,7 @@ def attacked_samples(
     itself: bool = False,
     state: State | None = None,
     name: str = "",
+    keep: bool = False,
 ) -> tuple[Tally, dict]:
     """Attack samples of a data set and decide which of them are broken.
 
@@ -71,6 +72,7 @@ def attacked_samples(
         itself: Attack the model itself, in its own precision, instead of a faster copy.
         state: Where to keep what is found; None for nowhere.
         name: Name of the attack in the state.
+        keep: Keep the examples.
 
     Returns:
         Which attack broke each sample, and the statistics that :class:`Robustness` keeps.
@@ -80,7 +82,7 @@ def attacked_samples(
     """
     model, eps = judged.model, float(attack.threat.eps)
     device, dtype = forward.device_of(model), forward.image_dtype(model)
-    tally, done, watch, timed = Tally(attack, len(ids)), 0, Stopwatch(device), 0.0
+    tally, done, watch, timed = Tally(attack, len(ids), keep), 0, Stopwatch(device), 0.0
     claimed: list[Tensor] = []
     margins: list[Tensor] = []
     farthest, zero, nonfinite = 0.0, 0, 0
@@ -120,7 +122,7 @@ def attacked_samples(
                 hit |= result.success | (result.first_success >= 0)
             if eps == 0:
                 hit = torch.zeros_like(hit)
-            farthest = max(farthest, _distance(attack, result.x_adv, x))
+            farthest = max(farthest, float(distances(attack, result.x_adv, x).max()))
             if math.isfinite(eps) and farthest > eps * (1 + 1e-5) + 1e-6:
                 raise RuntimeError(f"the attack left its ball: an example is {farthest:.8g} away, eps is {eps:.8g}")
             tally.add(slice(done, done + len(x)), result, hit, watch.seconds - timed)
@@ -139,7 +141,7 @@ def attacked_samples(
     doubtful = (torch.cat(claimed) & ~broken).nonzero()[:, 0] if claimed and eps > 0 and not itself else ids[:0]
     if len(doubtful):
         again, more = attacked_samples(
-            judged, source, attack, ids[doubtful], batch_size, Reporter(None, "", 0), True, state, name
+            judged, source, attack, ids[doubtful], batch_size, Reporter(None, "", 0), True, state, name, keep
         )
         tally.take_over(doubtful, again)
         farthest, zero = max(farthest, more["largest_distance"]), zero + more["zero_gradient"]
@@ -156,10 +158,19 @@ def attacked_samples(
     return tally, statistics
 
 
-def _distance(attack: Attack, x_adv: Tensor, x: Tensor) -> float:
-    """Return the largest distance, computed independently of the attack, in float64."""
+def distances(attack: Attack, x_adv: Tensor, x: Tensor) -> Tensor:
+    """Return the distances of examples from their images, computed independently of the attack.
+
+    Args:
+        attack: The attack, whose norm is taken.
+        x_adv: Examples [B, ...].
+        x: Images [B, ...].
+
+    Returns:
+        float64 [B].
+    """
     difference = (x_adv.double() - x.double()).flatten(1)
-    return float(torch.linalg.vector_norm(difference, attack.threat.order, dim=1).max())
+    return torch.linalg.vector_norm(difference, attack.threat.order, dim=1)
 
 
 def mean(values: Tensor) -> float | None:

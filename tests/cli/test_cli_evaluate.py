@@ -4,7 +4,10 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 from support.commands import fails, run
 from support.digits_network import digits_network
 
@@ -85,8 +88,11 @@ def test_a_table_or_a_result_that_cannot_be_is_said_before_the_work(model, tmp_p
     monkeypatch.setattr(command, "load_model", lambda _: pytest.fail("the work had begun"))
     for arguments, message in (
         (["--table", tmp_path / "t.xlsx"], "--table should end in .csv, .md, .tex or .json"),
+        ([model, "--examples", tmp_path / "e.npz"], "--examples is for one --model, got 2"),
+        (["--examples", tmp_path / "e.pt"], "--examples should end in .safetensors or .npz"),
+        (["--examples", next(model.glob("*.safetensors"))], "--examples should be a file of its own"),
         (["--table", model / "model.json"], "--table should be a file of its own"),
-        ([model, "--out", tmp_path / "r.json"], "--out holds the results of one --model, got 2"),
+        ([model, "--out", tmp_path / "r.json"], "--out is for one --model, got 2"),
     ):
         assert message in fails(capsys, "evaluate", "--model", model, *arguments)
     assert "at least one path" in fails(capsys, "evaluate", "--model", status=2)
@@ -126,3 +132,30 @@ def test_each_of_several_models_has_a_state_of_its_own(model, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["model-1", "model-2"]
     run("evaluate", "--model", model, tmp_path / "other", *SHORT, *arguments)
     assert capsys.readouterr().out.count("resuming from") == 2
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_the_examples_are_what_the_results_say(model, tmp_path, suffix):
+    out, name = tmp_path / f"e.{suffix}", "l2 0.4"
+    arguments = ("--limit", 30, "--eps", 0.2, 0.4, "--attack", "auto", "--steps", 3, "--out", tmp_path / "r.json")
+    for _ in range(2):  # the second replaces the first
+        run("evaluate", "--model", model, *arguments, "--examples", out)
+    if suffix == "npz":
+        with np.load(out) as file:
+            found = {key: file[key] for key in file.files}
+        about = json.loads(str(found["advfeat adversarial examples"]))
+    else:
+        with safe_open(out, framework="np") as file:
+            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            about = json.loads(file.metadata()["advfeat adversarial examples"])
+    told = [json.loads(line) for line in (tmp_path / "r.samples.jsonl").read_text().splitlines()]
+    names = [*about["attacks"][name]["broken_by"], None]
+    assert names == ["apgd-margin", "apgd-t", None]
+    assert [names[i] for i in found[f"{name}/broken_by"]] == [sample["broken_by"][name] for sample in told]
+    assert found["label"].tolist() == [sample["label"] for sample in told]
+    assert found["index"].tolist() == [sample["index"] for sample in told]
+    with torch.no_grad():
+        said = digits_network(adversarial=False)(torch.from_numpy(found[f"{name}/images"])).argmax(1).numpy()
+    robust = found[f"{name}/robust"]
+    assert ((said == found["label"]) == robust).all() and 0 < robust.sum() < 29
+    assert found[f"{name}/distance"].max() <= 0.4 * (1 + 1e-5) and (found[f"{name}/distance"][~robust] > 0).any()

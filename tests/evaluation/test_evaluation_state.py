@@ -16,10 +16,12 @@ from advfeat.evaluation.state import _differences
 
 
 def same(a, b):
-    """Two evaluations have the same flags, also per attack."""
+    """Two evaluations have the same flags, also per attack, and the same examples, bit for bit."""
     for name in a.robust:
         assert torch.equal(a.robust[name], b.robust[name])
         assert torch.equal(a.broken_by[name], b.broken_by[name])
+        for part in ("images", "distance"):
+            assert torch.equal(getattr(a.examples[name], part), getattr(b.examples[name], part))
     (r,), (s,) = a.robustness, b.robustness
     for name in ("accuracy", "found_alone", "margin", "largest_distance", "zero_gradient"):
         assert getattr(r, name) == getattr(s, name)
@@ -148,10 +150,33 @@ def test_what_is_known_is_not_attacked_again(tmp_path, monkeypatch):
     known = [i for ids in seen for i in ids]
     assert len(known) == 12
     seen[:] = [[]] * 3
-    found = evaluate(net, source, attacks=[single], batch_size=10, state=tmp_path / "s")
+    found = evaluate(net, source, attacks=[single], batch_size=10, state=tmp_path / "s", keep_examples=True)
     assert sorted(known + [i for ids in seen for i in ids]) == list(range(2, N))
     monkeypatch.undo()
-    same(found, evaluate(net, source, attacks=[single]))
+    same(found, evaluate(net, source, attacks=[single], keep_examples=True))
+
+
+def test_interrupted_again_and_again_it_resumes(undisturbed, tmp_path, monkeypatch):
+    """An error at random passes, in batches of random sizes; what was finished before it is kept."""
+    forward, left, finished = short_evaluation.RowByRow.forward, [0], 0
+
+    def fails(self, x):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return forward(self, x)
+
+    monkeypatch.setattr(short_evaluation.RowByRow, "forward", fails)
+    for _ in range(12):
+        left[0] = random.randrange(8, 150)
+        try:
+            same(evaluated(random.randrange(1, 30), tmp_path / "state"), undisturbed)
+            finished += 1
+        except KeyboardInterrupt:
+            pass
+    left[0] = 10**9
+    same(evaluated(30, tmp_path / "state"), undisturbed)
+    assert finished < 12
 
 
 def test_another_evaluation_is_refused_with_what_differs(tmp_path):

@@ -55,6 +55,7 @@ def attack(norm: str = "linf", steps: int = 6) -> AutoAttack:
 def evaluated(batch_size: int, state: Path | None, **more: Any):
     """The evaluation."""
     net, source = task()
+    more = {"keep_examples": True, **more}
     return evaluate(net, source, attacks=[("auto", attack())], batch_size=batch_size, state=state, **more)
 
 
