@@ -12,7 +12,7 @@ from support.short_evaluation import Counter, N, attack, evaluated, killed, task
 
 from advfeat import L2, PGD
 from advfeat.evaluation import evaluate, resumable
-from advfeat.evaluation.state import _differences
+from advfeat.evaluation.state import _differences, open_state
 
 
 def same(a, b):
@@ -208,6 +208,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="state should be None where the model has no fingerprint"):
         evaluate(lambda x: net(x), source, attacks=[0.1], state=tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    net, source = task()
+    with open_state(tmp_path / "state", {}), pytest.raises(ValueError, match="got .*state, in use by process"):
+        evaluate(net, source, attacks=[0.1], state=tmp_path / "state")
 
 
 def test_a_damaged_part_is_named_and_without_it_its_samples_are_attacked_again(undisturbed, tmp_path, monkeypatch):
