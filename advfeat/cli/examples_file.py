@@ -27,7 +27,7 @@ def check_examples(path: Path) -> None:
         ValueError: If it ends in neither .safetensors nor .npz, or holds something else.
     """
     if path.suffix.lower() not in (".safetensors", ".npz"):
-        raise ValueError(f"--examples should end in .safetensors or .npz, which is its format, got {path}")
+        raise ValueError(f"--examples should end in .safetensors or .npz, the format, got {path}")
     if path.is_file() and path.suffix.lower() == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:

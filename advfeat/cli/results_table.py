@@ -169,7 +169,7 @@ def check_table(path: Path) -> str:
     """
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".md", ".tex", ".json"):
-        raise ValueError(f"--table should end in .csv, .md, .tex or .json, which is its format, got {path}")
+        raise ValueError(f"--table should end in .csv, .md, .tex or .json, the format, got {path}")
     return suffix
 
 
