@@ -18,7 +18,7 @@ from advfeat.attacks.record import Record
 from advfeat.attacks.result import AttackResult
 from advfeat.attacks.target_order import TargetOrder, check_target_order, other_classes
 from advfeat.objectives import TargetedDLR
-from advfeat.settings import CHANGES_NO_RESULT
+from advfeat.settings import CHANGES_NO_RESULT, OMITTED_AT_DEFAULT
 from advfeat.threat import Threat
 
 
@@ -59,7 +59,7 @@ class Auto(InTurn):
     steps: int = 100
     objective: str = field(default="Margin, TargetedDLR", init=False)  # recorded beside a result
     target_classes: int = 9
-    target_order: TargetOrder = "logits"
+    target_order: TargetOrder = field(default="logits", metadata=OMITTED_AT_DEFAULT)
     restarts: int = 1
     targeted: bool = field(default=False, init=False)
     seed: int = 0
@@ -110,8 +110,8 @@ class RankedAPGD(APGD):
 
     objective: GivenObjective = field(default_factory=cast("Any", TargetedDLR))
     rank: int = 0
-    ranks: int = 1
-    target_order: TargetOrder = "logits"
+    ranks: int = field(default=1, metadata=OMITTED_AT_DEFAULT)
+    target_order: TargetOrder = field(default="logits", metadata=OMITTED_AT_DEFAULT)
 
     def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
         """See :meth:`advfeat.attacks.Attack.check`; ``target`` holds labels, from which the loss's pairs are made."""

@@ -21,7 +21,7 @@ from advfeat.attacks.target_order import TargetOrder, check_target_order, other_
 from advfeat.forward import class_logits, predicted_classes
 from advfeat.objectives import CW, as_objective
 from advfeat.ops import Number
-from advfeat.settings import CHANGES_NO_RESULT
+from advfeat.settings import CHANGES_NO_RESULT, OMITTED_AT_DEFAULT
 from advfeat.threat import Threat
 
 
@@ -71,7 +71,7 @@ class FAB(GradientAttack):
     threat: Threat
     steps: int = 100
     targets: int | None = None
-    target_order: TargetOrder = "logits"
+    target_order: TargetOrder = field(default="logits", metadata=OMITTED_AT_DEFAULT)
     restarts: int = 1
     alpha_max: float = 0.1
     eta: float = 1.05
