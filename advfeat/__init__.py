@@ -17,15 +17,30 @@ from advfeat._version import __version__
 if TYPE_CHECKING:
     from advfeat import ops
     from advfeat._build_info import build_config
-    from advfeat.attacks import APGD, FAB, PGD, Attack, AttackResult, Auto, AutoAttack, Converged, Ensemble, Square
+    from advfeat.attacks import (
+        APGD,
+        DDN,
+        FAB,
+        FMN,
+        PGD,
+        Attack,
+        AttackResult,
+        Auto,
+        AutoAttack,
+        Converged,
+        Ensemble,
+        Square,
+    )
     from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
     from advfeat.threat import L1, L2, Linf, Threat
 
 __all__ = [
     "APGD",
     "CW",
+    "DDN",
     "DLR",
     "FAB",
+    "FMN",
     "L1",
     "L2",
     "PGD",
@@ -64,7 +79,20 @@ _MODULES = (
 )
 _WHERE = {
     **dict.fromkeys(
-        ("APGD", "FAB", "PGD", "Attack", "AttackResult", "Auto", "AutoAttack", "Converged", "Ensemble", "Square"),
+        (
+            "APGD",
+            "DDN",
+            "FAB",
+            "FMN",
+            "PGD",
+            "Attack",
+            "AttackResult",
+            "Auto",
+            "AutoAttack",
+            "Converged",
+            "Ensemble",
+            "Square",
+        ),
         "attacks",
     ),
     **dict.fromkeys(

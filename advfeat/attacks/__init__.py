@@ -5,10 +5,25 @@ from advfeat.attacks.auto import Auto
 from advfeat.attacks.autoattack import AutoAttack
 from advfeat.attacks.base import Attack
 from advfeat.attacks.convergence import Converged
+from advfeat.attacks.ddn import DDN
 from advfeat.attacks.ensemble import Ensemble
 from advfeat.attacks.fab import FAB
+from advfeat.attacks.fmn import FMN
 from advfeat.attacks.pgd import PGD
 from advfeat.attacks.result import AttackResult
 from advfeat.attacks.square import Square
 
-__all__ = ["APGD", "FAB", "PGD", "Attack", "AttackResult", "Auto", "AutoAttack", "Converged", "Ensemble", "Square"]
+__all__ = [
+    "APGD",
+    "DDN",
+    "FAB",
+    "FMN",
+    "PGD",
+    "Attack",
+    "AttackResult",
+    "Auto",
+    "AutoAttack",
+    "Converged",
+    "Ensemble",
+    "Square",
+]

@@ -36,7 +36,7 @@ class FAB(GradientAttack):
     gradients of all classes, or, with ``targets``, of one class at a time (FAB-T).
 
     An example counts as a success if it is misclassified and within eps; a sample without one stays as it was. With an
-    infinite eps and ``minimise`` the distances are the smallest found, see ``AttackResult.distance``.
+    infinite eps and ``minimise`` the distances are the smallest found, see ``AttackResult.smallest_distance``.
 
     Args:
         threat: the ball and the box; eps may be infinite.
@@ -65,7 +65,7 @@ class FAB(GradientAttack):
 
     Example:
         result = advfeat.FAB(advfeat.L2(float("inf")), minimise=True).run(model, x, y)
-        result.distance                                  # of the smallest perturbations found
+        result.smallest_distance                         # of the smallest perturbations found
     """
 
     threat: Threat
@@ -113,9 +113,11 @@ class FAB(GradientAttack):
             for rank in range(walk.ranks):
                 for restart in range(self.restarts):
                     walk.go(rank, restart)
-        return run.result(
+        found = run.result(
             walk.record, forwarded=walk.forwarded, backwarded=walk.backwarded, why_eager="FAB's steps are not replayed"
         )
+        found.smallest_distance = walk.nearest
+        return found
 
 
 class _Walk:

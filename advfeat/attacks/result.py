@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from advfeat.attacks.breakdown import Cost, Turn
@@ -38,6 +39,9 @@ class AttackResult:
             :class:`advfeat.AutoAttack`) the position in :attr:`breakdown` of the attack that broke the sample; -1 for
             survivors, and for samples that Auto and AutoAttack find misclassified at x. None for other attacks.
         costs: for attacks in turn, the cost of each by its name.
+        smallest_distance: float64 [B], the distance of the nearest adversarial example that the attack saw, also one
+            beyond eps, where ``x_adv`` is x; 0 where x itself is one, inf for none. None for attacks that do not look
+            for the nearest: those that do are :class:`advfeat.DDN`, :class:`advfeat.FMN` and :class:`advfeat.FAB`.
     """
 
     x_adv: Tensor
@@ -52,6 +56,7 @@ class AttackResult:
     why_eager: str | None = None
     broken_by: Tensor | None = None
     costs: dict[str, Cost] = field(default_factory=dict)
+    smallest_distance: Tensor | None = None
 
     @property
     def breakdown(self) -> tuple[Turn, ...]:
@@ -108,6 +113,11 @@ class AttackResult:
             getattr(self, name)[rows[new]] = getattr(more, name)[new].to(getattr(self, name).dtype)
         for name in ("zero_grad_steps", "nonfinite_grad_steps"):
             getattr(self, name)[rows] += getattr(more, name)
+        if self.smallest_distance is not None:
+            seen = more.smallest_distance
+            if seen is None:
+                seen = more.distance.to(torch.float64).where(cast("Tensor", more.success), torch.inf)
+            self.smallest_distance[rows] = torch.minimum(self.smallest_distance[rows], seen)
         # Taking failures means that this result only looked at its samples, and a look has nothing to replay.
         self.why_eager = more.why_eager if failures else self.why_eager or more.why_eager
         self.samples_forwarded += more.samples_forwarded

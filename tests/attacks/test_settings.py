@@ -35,7 +35,7 @@ OTHER = {
     "threat": Linf(0.1),
     "steps": 7,
     "step_size": 0.03,
-    "objective": CW(),
+    "objective": DLR(),
     "random_start": True,
     "restarts": 3,
     "targeted": True,
