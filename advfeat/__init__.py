@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         AutoAttack,
         Converged,
         Ensemble,
+        RadiusSearch,
         Square,
     )
     from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
@@ -54,6 +55,7 @@ __all__ = [
     "Linf",
     "Margin",
     "Objective",
+    "RadiusSearch",
     "Representation",
     "Square",
     "TargetedDLR",
@@ -91,6 +93,7 @@ _WHERE = {
             "AutoAttack",
             "Converged",
             "Ensemble",
+            "RadiusSearch",
             "Square",
         ),
         "attacks",

@@ -10,6 +10,7 @@ from advfeat.attacks.ensemble import Ensemble
 from advfeat.attacks.fab import FAB
 from advfeat.attacks.fmn import FMN
 from advfeat.attacks.pgd import PGD
+from advfeat.attacks.radius_search import RadiusSearch
 from advfeat.attacks.result import AttackResult
 from advfeat.attacks.square import Square
 
@@ -25,5 +26,6 @@ __all__ = [
     "AutoAttack",
     "Converged",
     "Ensemble",
+    "RadiusSearch",
     "Square",
 ]

@@ -484,7 +484,7 @@ def test_a_box_without_bounds(mlp, digits):
 @pytest.mark.compare
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_comes_as_near_as_adv_lib(net, digits, kind):
-    """The median is at most 3 % larger; the distances of each sample are mostly theirs (DDN's are, FMN's without our change)."""
+    """The median is at most 3 % larger; most distances are theirs, of FMN as published."""
     pytest.importorskip("visdom")
     reference = pytest.importorskip("adv_lib.attacks")
     x, y = digits
