@@ -309,3 +309,52 @@ def lines_over_steps(series: list[tuple[str, list[int], list[float], str, str]],
     _plain(ax)
     ax.legend(fontsize=8, frameon=False)
     return _png(figure)
+
+
+@own_style
+def accuracy_against_radius(
+    radii: list[float],
+    accuracy: list[float],
+    intervals: list[tuple[float, float]],
+    *,
+    marks: list[tuple[float, float]],
+    median: float | None,
+    x_label: str,
+    title: str = "",
+) -> bytes:
+    """Plot robust accuracy against the radius as a falling step function with its interval.
+
+    Args:
+        radii: Radii at which the function falls, in increasing order, 0 first.
+        accuracy: Value from each radius up to the next, in [0, 1].
+        intervals: Lower and upper bound of each value.
+        marks: Pairs (radius, accuracy) to mark with a point.
+        median: Median smallest distance, drawn as a dotted line; None for none.
+        x_label: Label of the x axis.
+        title: Title of the picture.
+
+    Returns:
+        The PNG file.
+    """
+    # The last value holds beyond the last radius too.
+    end = radii[-1] * 1.06 if radii[-1] > 0 else 1.0
+    x = np.array([*radii, end])
+    y, low, high = (100 * np.array([*v, v[-1]]) for v in (accuracy, *zip(*intervals, strict=True)))
+    figure = Figure(figsize=(6.0, 3.6))
+    ax = figure.subplots()
+    colour = COLOURS["robust"]
+    ax.fill_between(x, low, high, step="post", color=colour, alpha=0.18, linewidth=0, label="95 % interval")
+    ax.step(x, y, where="post", color=colour, linewidth=1.8, label="robust accuracy, an upper bound")
+    if marks:
+        at, value = zip(*marks, strict=True)
+        ax.plot(at, 100 * np.array(value), "o", color=_INK, markersize=4, linestyle="none", label="radii of the table")
+    if median is not None:
+        ax.axvline(median, color=_INK, linestyle=":", linewidth=1, label=f"median distance, {median:.3g}")
+    ax.set_xlim(0, end)
+    ax.set_ylim(0, 102)
+    ax.set_xlabel(x_label, fontsize=8, color=_INK)
+    ax.set_ylabel("accuracy, %", fontsize=8, color=_INK)
+    ax.set_title(title, fontsize=9, color=_INK, loc="left", parse_math=False)
+    _plain(ax)
+    ax.legend(fontsize=8, frameon=False)
+    return _png(figure)
