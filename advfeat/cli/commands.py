@@ -160,13 +160,20 @@ class Evaluate:
     """Norm of the threat model."""
     eps: OptionalRadii = None
     """Radii, in pixel scale [0, 1]; may be fractions (default: 0.25 0.5 for l2, 4/255 8/255 for linf, 12 for l1)."""
-    attack: Literal["strong", "pgd", "apgd", "auto", "square", "autoattack"] = "strong"
+    curve: bool = False
+    """Search for the nearest adversarial example of each sample: robust accuracy at every radius from one run.
+    Each sample is attacked at radii of its own; strong then means ddn or fmn, followed by auto at up to six radii."""
+    radii: OptionalRadii = None
+    """Radii to print with --curve (default: those of --eps)."""
+    attack: Literal["strong", "pgd", "apgd", "auto", "square", "autoattack", "fmn", "ddn"] = "strong"
     """strong: 20 steps of PGD, then the first two attacks of AutoAttack on the remaining samples;
     autoattack: AutoAttack, standard version, the number that papers print: Auto-PGD, targeted Auto-PGD, FAB-T, Square;
     auto: its first two attacks alone; apgd: the first of them; square: its last one, which takes no gradients;
-    pgd: PGD started at the sample, which can overestimate robust accuracy by far."""
+    pgd: PGD started at the sample, which can overestimate robust accuracy by far;
+    fmn, ddn (l2 only): look for the nearest adversarial example, fast with --curve, weaker than strong."""
     steps: OptionalCountOrNone = None
-    """Attack steps (default: 40 for pgd, 100 for each run of Auto-PGD, 5,000 queries for square)."""
+    """Attack steps (default: 40 for pgd, 100 for fmn, ddn and each run of Auto-PGD, 30 for strong with --curve, 5,000
+    queries for square)."""
     step_size: OptionalRadius = None
     """Size of the first step (pgd only; default: 2 * eps, or 2.5 * eps / steps with a constant schedule)."""
     schedule: Annotated[Literal["constant", "cosine"] | None, QUIET] = None
@@ -178,7 +185,8 @@ class Evaluate:
     stop: bool = False
     """Stop each sample at its first success (pgd only): same accuracy, several times faster, no final margins."""
     out: OptionalPath = None
-    """JSON file for the results and all settings; per-sample outcomes go to NAME.samples.jsonl beside it."""
+    """JSON file for the results and all settings; per-sample outcomes go to NAME.samples.jsonl beside it. With --curve
+    the file holds them, and the picture is NAME.png."""
     examples: OptionalPath = None
     """File for the adversarial examples with labels, flags and distances: .safetensors or .npz."""
     state: OptionalPath = None
@@ -195,9 +203,9 @@ class Evaluate:
 
     def run(self) -> None:
         """Run the command."""
-        from advfeat.cli import evaluate
+        from advfeat.cli import curve, evaluate
 
-        evaluate.run(self)
+        (curve if self.curve else evaluate).run(self)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from advfeat.attacks import APGD, Attack, Auto, AutoAttack, Ensemble, Square
+from advfeat.attacks import APGD, DDN, FMN, Attack, Auto, AutoAttack, Ensemble, Square
 from advfeat.cli.breakdown import percent, show_breakdown
 from advfeat.cli.console import bar, say, table
 from advfeat.cli.examples_file import check_examples, examples_bytes
@@ -46,10 +46,12 @@ def run(c: commands.Evaluate) -> None:
             to the attack or to several models, or a model does not fit the data set.
         OSError: If the results cannot be written; the table is printed first.
     """
+    if c.radii is not None:
+        raise ValueError("--radii needs --curve; without it, --eps sets the radii to attack at")
     samples = _check_places(c)
     eps = radii("--eps", c.eps, NORMS[c.norm], NORMS[c.norm].usual_radii)
-    attacks = [(f"{c.norm} {e:g}", _evaluation_attack(c, e)) for e in eps]
-    in_words = _attack_in_words(c, attacks[0][1]) if attacks else "no attack"
+    attacks = [(f"{c.norm} {e:g}", evaluation_attack(c, e)) for e in eps]
+    in_words = attack_in_words(c, attacks[0][1]) if attacks else "no attack"
     device = c.runtime.torch_device()
     models = [load_model(folder) for folder in c.model]  # all, so that a wrong path is said before hours of work
     results = ResultsTable(c.norm, in_words)
@@ -103,12 +105,7 @@ def _check_places(c: commands.Evaluate) -> Path | None:
             continue
         if name != "table" and len(c.model) > 1:
             raise ValueError(f"{option_of(name)} is for one --model, got {len(c.model)}: --table takes several")
-        behind = Path(os.path.realpath(path))
-        if name != "examples" and _OWN_FILES.fullmatch(behind.name) and behind.exists():
-            raise ValueError(
-                f"{option_of(name)} should be a file of its own, got {path}, which is part of a run, a set or a result"
-            )
-        check_writable_file(path)
+        check_writable_file(path) if name == "examples" else check_output(option_of(name), path)
     if c.state is not None:
         check_writable_folder(c.state)
     if c.out is None:
@@ -135,7 +132,39 @@ def _show(c: commands.Evaluate, result: Evaluation, in_words: str) -> None:
     show_breakdown(result, c.norm)
 
 
-def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
+def check_output(option: str, path: Path) -> Path:
+    """Check that a file of results can be written without replacing one of another kind.
+
+    Args:
+        option: The option that names it.
+        path: The file.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If it is part of a run, set or result.
+        OSError: If it cannot be written.
+    """
+    behind = Path(os.path.realpath(path))
+    if _OWN_FILES.fullmatch(behind.name) and behind.exists():
+        raise ValueError(f"{option} should be a file of its own, got {path}, which is part of a run, a set or a result")
+    return check_writable_file(path)
+
+
+def evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
+    """Return the attack of ``--attack`` with the other options.
+
+    Args:
+        c: Parsed options.
+        eps: Radius in pixel scale [0, 1].
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: If an option has no meaning for the attack.
+    """
     if c.attack == "pgd":
         steps = 40 if c.steps is None else c.steps
         attack = pgd_attack(
@@ -163,6 +192,13 @@ def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
                 raise ValueError(f"--{name} has no meaning for --attack autoattack, whose settings are its definition")
         return AutoAttack(Threat.of(c.norm, eps), seed=c.seed, autocast=c.runtime.autocast())
     steps = 100 if c.steps is None else c.steps
+    if c.attack in ("ddn", "fmn"):
+        if c.restarts != 1:
+            raise ValueError(f"--restarts has no meaning for --attack {c.attack}, which starts at the sample")
+        if c.attack == "ddn" and c.norm != "l2":
+            raise ValueError(f"--attack ddn is for --norm l2, got {c.norm}; fmn takes any norm")
+        nearest = DDN if c.attack == "ddn" else FMN
+        return nearest(Threat.of(c.norm, eps), steps=steps, autocast=c.runtime.autocast())
     if c.attack == "strong":
         if c.restarts != 1:
             raise ValueError("--restarts has no meaning for --attack strong, whose runs of Auto-PGD each start afresh")
@@ -171,7 +207,13 @@ def _evaluation_attack(c: commands.Evaluate, eps: float) -> Attack:
     return kind(Threat.of(c.norm, eps), steps=steps, restarts=c.restarts, seed=c.seed, autocast=c.runtime.autocast())
 
 
-def _attack_in_words(c: commands.Evaluate, attack: Attack) -> str:
+def attack_in_words(c: commands.Evaluate, attack: Attack) -> str:
+    """Describe the attack of ``--attack`` for the caption of a table.
+
+    Args:
+        c: Parsed options.
+        attack: What :func:`evaluation_attack` made of them.
+    """
     if isinstance(attack, Ensemble) and isinstance(auto := attack.attacks[-1], Auto):  # --attack strong
         return (
             f"20 steps of PGD, then on the remaining samples {auto.steps} steps of Auto-PGD on the margin and towards "
@@ -183,6 +225,8 @@ def _attack_in_words(c: commands.Evaluate, attack: Attack) -> str:
     words = f"{settings['attack']}, {settings['steps']} {'queries' if c.attack == 'square' else 'steps'}"
     if c.attack == "pgd":
         words += f" of {_step_sizes(c, settings)}"
+    if isinstance(attack, (DDN, FMN)):
+        return f"{words}, the nearest example"
     words += f", {settings['restarts']} start(s), {settings['objective']}, best iterate"
     return words + ("; a stronger attack can give much lower accuracy" if c.attack == "pgd" else "")
 
