@@ -28,6 +28,7 @@ from benchmarks import (  # noqa: E402
     gpu,
     measure,
     memory,
+    minimum_norm,
     ops,
     peers,
     representation,
@@ -228,6 +229,50 @@ def test_the_fast_sets_command(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "fast_sets_digits.json").read_text())["tables"]["fast_sets_digits"]
     assert [row["preset"] for row in rows] == ["digits", "digits-fast"] and rows[1]["passes"] == 20
     assert all(row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] for row in rows)
+
+
+def test_optimality_is_the_area_between_the_curves():
+    best = torch.tensor([0.0, 1.0, 2.0, 4.0], dtype=torch.float64)
+    assert minimum_norm.optimality(best, best) == 1
+    assert minimum_norm.optimality(torch.tensor([0.0, math.inf, math.inf, math.inf]), best) == 0
+    # Areas by hand: 7/4 at best, (0 + 2 + 2 + 4)/4 here, 3/4 * 4 at most.
+    assert minimum_norm.optimality(torch.tensor([0.0, 2.0, 2.0, 9.0]), best) == pytest.approx(1 - (8 - 7) / (12 - 7))
+    assert math.isnan(minimum_norm.optimality(best[:1], best[:1]))
+
+
+def test_every_adversarial_image_counts_within_the_passes_of_its_sample():
+    class Bright(nn.Module):
+        """Class 1 from a mean of 0.5 on."""
+
+        def forward(self, z):
+            return torch.stack([0.5 - z.flatten(1).mean(1), z.flatten(1).mean(1) - 0.5], dim=1)
+
+    x, y = torch.tensor([[0.0, 0.8, 0.0, 0.8], [1.0, 0.2, 1.0, 0.2]]).view(2, 1, 2, 2), torch.tensor([0, 1])
+    watched = minimum_norm.Watched(Bright(), x, y, "linf", budget=4)
+    z = torch.cat([x[1:] - 0.2, x[:1] + 0.05, x[:1] + 0.15]).requires_grad_()  # in any order, any number of each
+    watched(z).sum().backward()
+    assert watched.nearest.tolist() == pytest.approx([0.15, 0.2], abs=1e-6) and watched.passes.tolist() == [4, 2]
+    watched(torch.cat([x[:1] + 0.11, x[1:] - 0.11]))  # of the first sample one pass too many
+    assert watched.nearest.tolist() == pytest.approx([0.15, 0.11], abs=1e-6) and watched.passes.tolist() == [5, 3]
+    twice = minimum_norm.Watched(Bright(), x[:1], y[:1], "linf", budget=2)
+    twice(torch.cat([x[:1] + 0.2, x[:1] + 0.15, x[:1] + 0.12]))  # the third is beyond the budget
+    assert twice.nearest.item() == pytest.approx(0.15)
+
+
+@pytest.mark.slow
+def test_the_minimum_norm_command(tmp_path, monkeypatch):
+    short = cycles.TRAINING.replace(epochs=1)
+    monkeypatch.setattr(cycles, "TRAINING", short)
+    monkeypatch.setattr(cycles, "ROBUST", short.replace(attack=cycles.ROBUST.attack.replace(steps=1)))
+    usual = minimum_norm.curve_attack
+    monkeypatch.setattr(minimum_norm, "curve_attack", lambda norm, dim: usual(norm, dim=dim, rounds=1, steps=2))
+    options = ["--samples", "6", "--budget", "60", "--norms", "l2", "--out", str(tmp_path)]
+    minimum_norm.main(options)
+    rows = whole(tmp_path, "minimum_norm_cpu", "")["tables"]["minimum_norm_cpu"]
+    assert {row["model"] for row in rows} == {"standard", "robust"} and {"DDN", "FMN", "FAB"} <= {
+        r["attack"] for r in rows
+    }
+    assert max(row["optimality"] for row in rows) <= 1
 
 
 @pytest.mark.slow
