@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         RadiusSearch,
         Square,
     )
+    from advfeat.models import bpda
     from advfeat.objectives import CW, DLR, CrossEntropy, Margin, Objective, Representation, TargetedDLR
     from advfeat.threat import L1, L2, Linf, Threat
 
@@ -61,6 +62,7 @@ __all__ = [
     "TargetedDLR",
     "Threat",
     "__version__",
+    "bpda",
     "build_config",
     "ops",
 ]
@@ -102,6 +104,7 @@ _WHERE = {
         ("CW", "DLR", "CrossEntropy", "Margin", "Objective", "Representation", "TargetedDLR"), "objectives"
     ),
     **dict.fromkeys(("L1", "L2", "Linf", "Threat"), "threat"),
+    "bpda": "models",
     "build_config": "_build_info",
 }
 

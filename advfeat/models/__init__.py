@@ -3,12 +3,14 @@
 from advfeat.eval_mode import evaluating
 from advfeat.models.attack_copy import attack_copy
 from advfeat.models.averaged import Averaged, averaged
+from advfeat.models.bpda import BPDA, bpda
 from advfeat.models.io import load, load_extra, save
 from advfeat.models.model import Adapted, Classifier, Model, adapt, check_fits, fingerprint
 from advfeat.models.networks import archs, create
 from advfeat.models.saved import SavedModel, describe
 
 __all__ = [
+    "BPDA",
     "Adapted",
     "Averaged",
     "Classifier",
@@ -18,6 +20,7 @@ __all__ = [
     "archs",
     "attack_copy",
     "averaged",
+    "bpda",
     "check_fits",
     "create",
     "describe",
