@@ -184,6 +184,11 @@ class Evaluate:
     """Number of random starts; 1 starts pgd at the sample itself, apgd and auto at one random point."""
     stop: bool = False
     """Stop each sample at its first success (pgd only): same accuracy, several times faster, no final margins."""
+    diagnose: bool = False
+    """Look for masked gradients, on 64 samples: Square, a longer attack and another seed on what the attack left, and
+    probes of the gradient. The verdict below the table says what they found."""
+    transfer: OptionalPath = None
+    """Run folder of another model, whose adversarial examples are tried on what the attack left."""
     out: OptionalPath = None
     """JSON file for the results and all settings; per-sample outcomes go to NAME.samples.jsonl beside it. With --curve
     the file holds them, and the picture is NAME.png."""

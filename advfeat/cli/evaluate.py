@@ -19,7 +19,7 @@ from advfeat.cli.examples_file import check_examples, examples_bytes
 from advfeat.cli.files import load_model, say_written, write_results
 from advfeat.cli.options import option_of, radii
 from advfeat.cli.results_table import ResultsTable, check_table
-from advfeat.evaluation import Evaluation, evaluate, pgd_attack, strong_attack
+from advfeat.evaluation import Evaluation, Verdict, evaluate, pgd_attack, strong_attack
 from advfeat.files import check_writable_file, check_writable_folder
 from advfeat.json_files import to_json
 from advfeat.provenance import provenance
@@ -54,6 +54,7 @@ def run(c: commands.Evaluate) -> None:
     in_words = attack_in_words(c, attacks[0][1]) if attacks else "no attack"
     device = c.runtime.torch_device()
     models = [load_model(folder) for folder in c.model]  # all, so that a wrong path is said before hours of work
+    other = None if c.transfer is None else load_model(c.transfer, "--transfer").to(device)
     results = ResultsTable(c.norm, in_words)
     failed: OSError | None = None
     for number, (folder, model) in enumerate(zip(c.model, models, strict=True), start=1):
@@ -68,6 +69,8 @@ def run(c: commands.Evaluate) -> None:
                 attacks=attacks,
                 batch_size=c.runtime.batch_size,
                 same_classes=c.same_classes,
+                diagnose=c.diagnose,
+                transfer=other,
                 progress=report,
                 state=state,
                 keep_examples=c.examples is not None,
@@ -130,6 +133,22 @@ def _show(c: commands.Evaluate, result: Evaluation, in_words: str) -> None:
         caption += f"; {in_words}; {passes:,.0f} {kind} per attacked sample"
     table("accuracy", ["", "accuracy", "mean margin", "notes"], rows, caption)
     show_breakdown(result, c.norm)
+    _say_verdict(result.verdict, c.diagnose)
+
+
+def _say_verdict(verdict: Verdict, diagnosed: bool) -> None:
+    """One line per finding: what was seen and what to do about it."""
+    styles = {"fault": "red", "note": "yellow"}
+    *findings, clear = verdict.lines()
+    kinds = [line.partition(":")[0] for line in findings]
+    counts = [f"{n} {kind}{'s' * (n > 1)}" for kind in styles if (n := kinds.count(kind))]
+    say("verdict: ", ", ".join(counts) or "no fault found")
+    for line in findings:
+        kind, _, rest = line.partition(": ")
+        say("  ", (kind, styles[kind]), f": {rest}")
+    say("  ", (clear, "dim"))
+    if not diagnosed:
+        say("  ", ("not looked for masked gradients: --diagnose does", "dim"))
 
 
 def check_output(option: str, path: Path) -> Path:

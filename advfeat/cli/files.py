@@ -27,11 +27,12 @@ def check_place(out: Path, done: str) -> None:
         check_writable_folder(out)
 
 
-def load_model(folder: Path) -> Model:
-    """Load the model of ``--model``.
+def load_model(folder: Path, option: str = "--model") -> Model:
+    """Load the model of ``--model`` or another option.
 
     Args:
         folder: Run folder.
+        option: The option.
 
     Returns:
         The model.
@@ -40,10 +41,10 @@ def load_model(folder: Path) -> Model:
         ValueError: If the folder is not a run folder; otherwise as :func:`advfeat.models.load`.
     """
     if (folder / "manifest.json").is_file() and not (folder / "model.json").is_file():
-        raise ValueError(f"--model should be a run folder of advfeat train, got the constructed set {folder}")
+        raise ValueError(f"{option} should be a run folder of advfeat train, got the constructed set {folder}")
     if folder.is_file():
         raise ValueError(
-            f"--model should be a run folder of advfeat train, got the file {folder}; your own weights are for "
+            f"{option} should be a run folder of advfeat train, got the file {folder}; your own weights are for "
             "Python: advfeat.models.adapt(module, ...)"
         )
     return load(folder)

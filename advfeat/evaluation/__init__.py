@@ -6,13 +6,16 @@ from advfeat.evaluation.given import pgd_attack, strong_attack
 from advfeat.evaluation.measure import accuracy, evaluate, label_agreement
 from advfeat.evaluation.nearest import curve_attack, robustness_curve
 from advfeat.evaluation.results import Evaluation, Examples, Robustness
+from advfeat.evaluation.verdict import Finding, Verdict, verdict
 
 __all__ = [
     "AfterAttack",
     "Evaluation",
     "Examples",
+    "Finding",
     "Robustness",
     "RobustnessCurve",
+    "Verdict",
     "accuracy",
     "curve_attack",
     "evaluate",
@@ -20,4 +23,5 @@ __all__ = [
     "pgd_attack",
     "robustness_curve",
     "strong_attack",
+    "verdict",
 ]

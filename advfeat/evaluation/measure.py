@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,11 +21,13 @@ from advfeat.datasets.loader import batch_size_for
 from advfeat.datasets.protocol import Data, LabelledImages
 from advfeat.datasets.torch_dataset import TorchDataset, as_source, some_of
 from advfeat.evaluation.breakdown import Tally
+from advfeat.evaluation.diagnosis import diagnose as diagnosed
 from advfeat.evaluation.given import named_attacks
 from advfeat.evaluation.results import AVERAGE, BATCHES, DRAWS, Evaluation, Examples, Robustness
 from advfeat.evaluation.resumable import in_turn
 from advfeat.evaluation.state import State, open_state
 from advfeat.evaluation.under_attack import Judged, attacked_samples, distances, mean
+from advfeat.evaluation.verdict import verdict
 from advfeat.forward import class_margins, predicted_classes, unwrapped
 from advfeat.intervals import Share
 from advfeat.models import averaged, check_fits, fingerprint
@@ -43,6 +46,8 @@ def evaluate(
     limit: int | None = None,
     draws: int = 1,
     same_classes: bool = False,
+    diagnose: bool = False,
+    transfer: nn.Module | Callable | None = None,
     progress: Any = None,
     state: str | Path | None = None,
     keep_examples: bool = False,
@@ -75,6 +80,11 @@ def evaluate(
             of attacks are those of the mean logits (:func:`advfeat.models.averaged`). Randomness is detected from two
             passes over the first images and reported in a warning and in the result.
         same_classes: Match classes by index instead of by name, for a model that names its classes.
+        diagnose: Look for masked gradients: Square and a longer attack on samples that are left, the same attack with
+            another seed, probes of the gradient and of the logits, an attack at a radius where every model has to fail.
+            On at most 64 samples each, at the largest radius of each norm that left some. In passes of a sample, up to
+            40,000 forward and 60,000 backward, and the attack itself once more on 64 samples.
+        transfer: Another model for the same data, whose adversarial examples are tried on samples that are left.
         progress: Counts samples, see :class:`advfeat.progress.Reporter`.
         state: Folder for what the attacks have found so far, from which the same call resumes after a kill, also with
             another batch size. It needs as much room as the images that are broken. One attack of an ensemble is then
@@ -82,7 +92,8 @@ def evaluate(
         keep_examples: Return the adversarial examples, too: as much memory as the data set for each attack.
 
     Returns:
-        The results: ``clean``, the clean accuracy; ``robustness``, one per attack, in order; per-sample tensors.
+        The results: ``clean``, the clean accuracy; ``robustness``, one per attack, in order; per-sample tensors;
+        ``verdict``, what speaks against these numbers.
 
     Raises:
         ValueError: If the model does not fit the data or has other classes, an attack is targeted, labels are out of
@@ -98,6 +109,11 @@ def evaluate(
     model, source, same_classes = _checked(model, source, same_classes)
     asked = averaged(model, draws)
     named = named_attacks(attacks, norm)
+    diagnose = flag("diagnose", diagnose)
+    if transfer is not None:
+        _model_checks.check_model(transfer)
+        transfer = unwrapped(transfer)
+    train_mode = _layers_in_train_mode(model)
     index = _select(model, source, limit, same_classes)
     n = len(index)
     report = Reporter(progress, "evaluate", n * (1 + len(named)))
@@ -164,7 +180,22 @@ def evaluate(
         examples=_examples(source, index, rows, named, tallies, alone, robust) if keep_examples else {},
     )
     _warn_of_unattacked(found)
-    return found
+    more = None
+    if diagnose or transfer is not None:
+        judged = Judged(asked, len(source.classes), deterministic)
+        more = diagnosed(
+            judged,
+            source,
+            named,
+            index,
+            correct,
+            robust,
+            probe=diagnose,
+            continuous=deterministic and not answers.depend_on_batch,
+            transfer=transfer,
+        )
+    judgement = verdict(found, probabilities=answers.probabilities, train_mode=train_mode, diagnosis=more)
+    return dataclasses.replace(found, verdict=judgement)
 
 
 def accuracy(
@@ -327,6 +358,14 @@ def _check_still(first: Tensor, second: Tensor, name: str) -> None:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def _layers_in_train_mode(model: Callable) -> int:
+    """The number of layers that behave otherwise in train mode than in eval mode, and are in train mode."""
+    if not isinstance(model, nn.Module):
+        return 0
+    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+    return sum(isinstance(module, kinds) and module.training for module in model.modules())
 
 
 def _warn_of_unattacked(found: Evaluation) -> None:

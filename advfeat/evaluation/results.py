@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from advfeat.evaluation.breakdown import AfterAttack
+from advfeat.evaluation.verdict import Verdict
 from advfeat.intervals import Share
 from advfeat.settings import as_json
 
@@ -41,6 +42,10 @@ class Robustness:
         backward_passes: Samples passed backward through the model, over all parts of the attack.
         breakdown: What each attack of an ensemble broke of what those before it left; one row for a single attack.
             Without the examples from smaller radii.
+        without_gradient: Samples that met a zero or non-finite gradient and were not broken.
+        unconfirmed: Successes that the attack reported and the model itself did not confirm, then or when the sample
+            was attacked again.
+        late: Samples that broke only in the last tenth of the steps; None for an attack of several parts.
     """
 
     name: str
@@ -57,6 +62,9 @@ class Robustness:
     forward_passes: int
     backward_passes: int
     breakdown: tuple[AfterAttack, ...] = ()
+    without_gradient: int = 0
+    unconfirmed: int = 0
+    late: int | None = None
 
     @property
     def converged(self) -> bool:
@@ -145,6 +153,7 @@ class Evaluation:
             the sample; -1 for none, and for samples that are wrong without an attack or that only a smaller radius
             broke.
         examples: Adversarial examples for each attack, by name, if they were to be kept.
+        verdict: Whether the numbers can be believed.
     """
 
     data: str
@@ -165,6 +174,7 @@ class Evaluation:
     robust: dict[str, Tensor] = field(repr=False)
     broken_by: dict[str, Tensor] = field(repr=False, default_factory=dict)
     examples: dict[str, Examples] = field(repr=False, default_factory=dict)
+    verdict: Verdict = field(default=Verdict(), repr=False)
 
     @property
     def note(self) -> str | None:
@@ -223,5 +233,6 @@ class Evaluation:
             "draws": self.draws,
             "note": self.note,
             "robustness": [r.to_dict(seconds) for r in self.robustness],
+            "verdict": self.verdict.to_dict(),
         }
         return result | {"samples": self.samples()} if samples else result

@@ -13,7 +13,7 @@ from torch import Tensor
 from advfeat import forward
 from advfeat._read_ahead import read_ahead
 from advfeat._stopwatch import Stopwatch
-from advfeat.attacks import PGD, Attack, AttackResult
+from advfeat.attacks import APGD, PGD, Attack, AttackResult, Square
 from advfeat.datasets.base import read_images
 from advfeat.datasets.protocol import LabelledImages
 from advfeat.evaluation import resumable
@@ -85,6 +85,9 @@ def attacked_samples(
     tally, done, watch, timed = Tally(attack, len(ids), keep), 0, Stopwatch(device), 0.0
     claimed: list[Tensor] = []
     margins: list[Tensor] = []
+    blind: list[Tensor] = []
+    late: list[Tensor] = []
+    last_steps = _last_tenth(attack)
     farthest, zero, nonfinite = 0.0, 0, 0
     forwarded = backwarded = 0
     if itself:
@@ -129,6 +132,9 @@ def attacked_samples(
             done, timed = done + len(x), watch.seconds
             claimed.append(torch.zeros_like(hit.cpu()) if result.success is None else result.success.cpu())
             margins.append(class_margins(logits, y).cpu())
+            blind.append(((result.zero_grad_steps > 0) | (result.nonfinite_grad_steps > 0)).cpu())
+            if last_steps is not None and result.first_success is not None:
+                late.append((hit & (result.first_success > last_steps)).cpu())
             zero += int((result.zero_grad_steps > 0).sum())
             nonfinite += int((result.nonfinite_grad_steps > 0).sum())
             forwarded, backwarded = forwarded + result.samples_forwarded, backwarded + result.samples_backwarded
@@ -148,6 +154,9 @@ def attacked_samples(
         nonfinite += more["nonfinite_gradient"]
         forwarded, backwarded = forwarded + more["forward_passes"], backwarded + more["backward_passes"]
     statistics = {
+        "without_gradient": int((torch.cat(blind) & ~broken).sum()) if blind else 0,
+        "unconfirmed": int((~broken[doubtful]).sum()),
+        "late": None if last_steps is None else sum(int(part.sum()) for part in late),
         "margin": mean(torch.cat(margins)) if margins else None,
         "zero_gradient": zero,
         "nonfinite_gradient": nonfinite,
@@ -156,6 +165,12 @@ def attacked_samples(
         "backward_passes": backwarded,
     }
     return tally, statistics
+
+
+def _last_tenth(attack: Attack) -> int | None:
+    """The step after which the last tenth begins; None for an attack whose successes are not counted by such steps."""
+    steps = getattr(attack, "steps", None)
+    return steps - max(steps // 10, 1) if isinstance(attack, (PGD, APGD, Square)) and steps else None
 
 
 def distances(attack: Attack, x_adv: Tensor, x: Tensor) -> Tensor:

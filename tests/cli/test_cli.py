@@ -122,9 +122,25 @@ def test_evaluate_by_other_attacks(folder, capsys):
     out = run(folder, "evaluate --model {folder}/std --limit 40 --eps 0.5 --attack auto --steps 5", capsys)
     assert "Auto, 5 steps" in out and "Margin, TargetedDLR" in " ".join(out.split())
     out = run(folder, "evaluate --model {folder}/std --limit 40 --norm l1 --eps 2 --attack square --steps 5", capsys)
-    assert "Square, 5 queries" in out and "gradient" not in out
+    assert "Square, 5 queries" in out and "gradient passes" not in out
     message = fails(folder, "evaluate --model {folder}/std --limit 40 --attack apgd --step-size 0.1", capsys)
     assert "--step-size has no meaning for --attack apgd" in message
+
+
+def test_evaluate_prints_a_verdict_and_keeps_it(folder, capsys):
+    weak = "evaluate --model {folder}/std --limit 12 --eps 0.5 --attack pgd --steps 1 --step-size 0.001"
+    out = run(folder, f"{weak} --out {{folder}}/verdict.json", capsys)
+    assert "verdict: 1 note" in out and "  note: single-attack (l2 0.5): " in out
+    assert "not looked for masked gradients: --diagnose does" in out
+    out = run(folder, f"{weak} --diagnose --transfer {{folder}}/std --out {{folder}}/diagnosed.json", capsys)
+    assert "  fault: not-converged (l2 0.5): 200 steps" in out and "--diagnose" not in out
+    results = [json.loads((folder / f"{name}.json").read_text()) for name in ("verdict", "diagnosed")]
+    verdicts = [found.pop("verdict") for found in results]
+    assert [v["faults"] > 0 for v in verdicts] == [False, True]
+    assert {"black-box", "transfer"} & set(verdicts[0]["checks"]) == set() and "transfer" in verdicts[1]["checks"]
+    assert results[0]["robustness"] == results[1]["robustness"]
+    message = fails(folder, f"{weak} --transfer {{folder}}/std/model.json", capsys)
+    assert "--transfer should be a run folder of advfeat train" in message
 
 
 def test_attack_saves_examples_in_the_ball(folder, capsys):

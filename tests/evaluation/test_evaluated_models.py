@@ -263,6 +263,7 @@ def test_a_dataset_of_torch_is_evaluated_as_it_is():
         assert evaluate(net, _Pairs(images, source.labels), batch_size=7).to_dict() == found.to_dict() | {
             "data": "_Pairs",
             "robustness": [],
+            "verdict": evaluate(net, source).to_dict()["verdict"],
         }
     eight_bit = _Pairs((images * 255).round().byte(), source.labels)
     assert evaluate(net, eight_bit).clean.value == 1

@@ -36,6 +36,7 @@ from benchmarks import (  # noqa: E402
     scaling,
     schedules,
     stand_ins,
+    zoo,
 )
 
 
@@ -533,3 +534,13 @@ def test_reproduction_is_estimated_for_a_gpu(capsys):
     # 0.56 billion multiply-adds forward, as the literature has it for a ResNet-18 with a CIFAR stem.
     assert reproduction.operations(net, "train") == pytest.approx(3 * 2 * 0.556e9, rel=0.01)
     assert "assumed" in lines[-1]
+
+
+@pytest.mark.slow
+def test_the_zoo_command(tmp_path):
+    names = ["softmax at the end", "MLP"]
+    zoo.main(["--limit", "8", "--only", *names, "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "zoo.json").read_text())["tables"]["zoo"]
+    assert [row["model"] for row in rows] == [names[0], *(f"MLP, {setting}" for setting in zoo.SETTINGS)]
+    assert "probabilities" in rows[0]["faults"] and all(row["as expected"] for row in rows)
+    assert all(row["clean"] >= row["strong attack"] for row in rows)
