@@ -17,7 +17,6 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 import advfeat
 from advfeat.datasets import load
 from advfeat.datasets.base import ArraySource
-from advfeat.evaluation import Evaluation, evaluate
+from advfeat.evaluation import Evaluation, evaluate, probes
 from benchmarks import measure
 
 EPS = 0.1  # L-inf; about half of the samples of the adversarially trained network are left at it
@@ -268,14 +267,30 @@ def autoattack(model: nn.Module, source: ArraySource, eps: float) -> float:
     return found.robustness[0].accuracy.value
 
 
-def row(name: str, found: Evaluation, standard: float | None = None, expected: str | None = None) -> dict:
-    """A row of the table: accuracies at the largest radius, and the names of faults and notes."""
+def between_images(model: nn.Module, source: ArraySource) -> tuple[float, float]:
+    """The share of the change of logits that gradients miss between images, and the median jump; see probes.Way."""
+    x, y = source.images(), source.labels
+    first, second = probes.partners(y)
+    way = probes.measure_way(model, x[first], y[first], x[second], y[second])
+    return way.missed, float(way.jump.median())
+
+
+def row(
+    name: str,
+    found: Evaluation,
+    probed: tuple[float, float] | None,
+    standard: float | None = None,
+    expected: str | None = None,
+) -> dict:
+    """A row of the table: accuracies at the largest radius, what gradients miss, and the names of faults and notes."""
     faults, notes = ({f.name for f in kind} for kind in (found.verdict.faults, found.verdict.notes))
     return {
         "model": name,
         "clean": found.clean.value,
         "strong attack": found.robustness[-1].accuracy.value,
         "autoattack": standard,
+        "missed": None if probed is None else probed[0],
+        "jump": None if probed is None else probed[1],
         "faults": " ".join(sorted(faults)),
         "notes": " ".join(sorted(notes - faults)),
         "as expected": expected in faults | notes if expected else not faults,
@@ -289,28 +304,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    source, linf = digits("test", options.limit), SETTINGS["linf"]
-    rows = []
-
-    def add(name: str, *found: Any) -> None:
-        rows.append(row(name, *found))
-        measure.say(rows[-1])
+    source = digits("test", options.limit)
+    rows: list[dict] = []
 
     def wanted(name: str) -> bool:
         return options.only is None or name in options.only
 
+    def add(name: str, model: nn.Module, setting: str, expected: str | None = None, draws: int = 1) -> None:
+        found = judged(model, source, *SETTINGS[setting], draws)
+        probed = between_images(model, source) if found.deterministic and not found.depends_on_batch else None
+        standard = autoattack(model, source, EPS) if setting == "linf" and draws == 1 else None
+        rows.append(row(name, found, probed, standard, expected))
+        measure.say(rows[-1])
+
     for name in filter(wanted, MASKED):
-        model = masked(name)
-        add(name, judged(model, source, *linf), autoattack(model, source, EPS), MASKED[name][1])
+        add(name, masked(name), "linf", MASKED[name][1])
     for name in filter(wanted, REPAIRED):
-        model = masked(name, advfeat.bpda)
-        add(f"{name}, with advfeat.bpda", judged(model, source, *linf), autoattack(model, source, EPS))
+        add(f"{name}, with advfeat.bpda", masked(name, advfeat.bpda), "linf")
     for name in filter(wanted, AVERAGED):
-        add(f"{name}, 20 draws", judged(masked(name), source, *linf, 20))
+        add(f"{name}, 20 draws", masked(name), "linf", draws=20)
     for name in filter(wanted, HONEST):
-        for setting, (norm, radii) in SETTINGS.items():
-            standard = autoattack(honest(name), source, EPS) if setting == "linf" else None
-            add(f"{name}, {setting}", judged(honest(name), source, norm, radii), standard)
+        for setting in SETTINGS:
+            add(f"{name}, {setting}", honest(name), setting)
     result = {"machine": measure.machine(), "eps": EPS, "settings": SETTINGS, "samples": len(source)}
     measure.write_results(options.out, "zoo", result, {"": rows})
 

@@ -197,7 +197,8 @@ def over_seeds(attack: str, broke: int, kept: int, of: int) -> Finding | None:
     if not more_than_chance(max(broke, kept), of):
         return None
     seen = (
-        f"with another seed the same attack breaks {broke} of {of} samples more, and {kept} of those that it broke not"
+        f"of {of} samples, another seed of the same attack breaks {broke} that this one left, and leaves {kept} that "
+        "this one broke"
     )
     advice = f"take more restarts and report the range over seeds, or {STRONG}"
     return Finding("seeds", "fault", attack, max(broke, kept), of, seen, advice)
@@ -233,11 +234,11 @@ def whole_box(left: int, of: int) -> Finding | None:
     Returns:
         The finding; None if no more are left than by chance.
     """
-    if not more_than_chance(left, of):
+    if not more_than_chance(left, of) and left < of:
         return None
     seen = (
-        f"{left} of {of} samples survive PGD that may make any other image of them, which fools every classifier: the "
-        "gradients do not lead there"
+        f"{left} of {of} samples survive PGD that may turn them into any other image, where every classifier can be "
+        "fooled: the gradients do not lead there"
     )
     advice = f"give the part that hides its gradient another one, {BPDA}, and compare with advfeat.Square"
     return Finding("whole-box", "fault", None, left, of, seen, advice)
@@ -280,8 +281,8 @@ def flat_ends(way: Way) -> Finding | None:
     if 2 * flat <= of:
         return None
     seen = (
-        f"gradients at {flat} of {of} images are less than {_FLAT:.0%} of those half-way to another image: the outputs "
-        "saturate"
+        f"gradients at {flat} of {of} images are less than {_FLAT:.0%} of the largest on the way to another image: the "
+        "outputs saturate"
     )
     advice = "attack the logits before the saturating function (softmax, sigmoid, tanh), which rank the classes alike"
     return Finding("saturated", "note", None, flat, of, seen, advice)

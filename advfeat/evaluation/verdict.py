@@ -167,7 +167,7 @@ def _of_model(found: Evaluation, probabilities: bool, train_mode: int) -> Iterat
         advice = f"average over passes, {EOT}, for predictions and for the gradients of attacks"
         if not averaged:
             advice += "; if the model should not be random, look for dropout or noise that eval mode does not turn off"
-            seen += ", so an attack follows the noise of one pass"
+            seen += ", so an attack follows the noise of " + ("one pass" if found.draws == 1 else "few passes")
         else:
             seen += f"; predictions and gradients are those of the mean of {found.draws} passes"
             advice = "see whether more draws, or attacks with more steps, change the number"
@@ -201,7 +201,8 @@ def _of_attack(r: Robustness, random: bool) -> Iterator[Finding]:
         return
     if r.without_gradient:
         # None of the honest models of docs/verdict.md met a single zero gradient in up to a thousand steps.
-        k, few = r.without_gradient, not more_than_chance(r.without_gradient, standing)
+        k = r.without_gradient
+        few = not more_than_chance(k, standing) and k < r.attacked
         seen = f"{k} of {standing} samples left standing met zero or non-finite gradients, which no attack can follow"
         advice = (
             f"give the part without a gradient another one, {BPDA}, or attack with advfeat.Square; if the objective "
@@ -245,6 +246,6 @@ def more_than_chance(samples: int, of: int) -> bool:
         of: The number of samples that were looked at.
 
     Returns:
-        True above both two samples and 2 %; also where all of them, at least one, show it.
+        True above both two samples and 2 %.
     """
-    return samples > max(_BY_CHANCE, _SHARE_BY_CHANCE * of) or (samples == of > 0)
+    return samples > max(_BY_CHANCE, _SHARE_BY_CHANCE * of)

@@ -251,13 +251,15 @@ def test_a_count_is_never_above_chance_when_a_smaller_one_is_not(samples, of):
     samples = min(samples, of)
     if samples + 1 <= of and more_than_chance(samples, of):
         assert more_than_chance(samples + 1, of)
-    assert more_than_chance(of, of) and not more_than_chance(0, of)
+    assert not more_than_chance(min(2, of), of)
 
 
 def test_a_few_samples_are_a_note_and_many_a_fault():
     assert diagnosis.black_box("linf 0.1", 0, 64) is None
     few, many = diagnosis.black_box("linf 0.1", 2, 64), diagnosis.black_box("linf 0.1", 3, 64)
     assert (few.severity, many.severity) == ("note", "fault") and "bpda" in many.advice and "bpda" not in few.advice
+    assert diagnosis.black_box("linf 0.1", 1, 1).severity == "note"  # the last survivor of an honest model
+    assert diagnosis.whole_box(2, 64) is None and diagnosis.whole_box(1, 1).severity == "fault"
     assert diagnosis.over_seeds("linf 0.1", 2, 1, 64) is None
     assert diagnosis.over_seeds("linf 0.1", 2, 5, 64).samples == 5
 
