@@ -27,8 +27,8 @@ QUERIES = 400
 # Another seed than any user's, so that the second opinion does not repeat the first.
 _OTHER_SEED = 1_000_003
 # The thresholds below lie between the honest and the masked models of docs/verdict.md.
-# Gradients along the way miss at most 0.3 % of the change of an honest model, 73 to 100 % of that of a masked one, and
-# 24 % at most where advfeat.bpda repairs it.
+# Gradients along the way miss at most 0.3 % of the change of an honest model, 60 to 100 % of that of one that rounds or
+# jumps, and 35 % at most where advfeat.bpda repairs it.
 _MISSED = 0.5
 # What is left of a piece's change in 1/4096 of it: at most 0.0003 for honest models, at least 0.08 (the median over the
 # samples) where activations jump.
@@ -306,7 +306,7 @@ def gradient_on_the_way(way: Way) -> Finding | None:
         seen = f"between two images the gradients account for {1 - min(way.missed, 1):.0%} of the change of the logits"
         advice = f"give the part that does it another gradient, {BPDA}, and attack again"
         if 2 * zero > of:
-            seen += f", and are exactly zero on most of it for {zero} of {of} pairs: something is rounded"
+            seen += f", and are exactly zero on most of it for {zero} of {of} pairs: something is rounded or saturates"
             return Finding("quantised", "fault", None, zero, of, seen, advice)
         if jumpy:
             seen += f", and the model jumps between {jumps} of {of} pairs: an attack does not see the jumps"

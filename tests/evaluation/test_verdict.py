@@ -181,7 +181,7 @@ class TestDiagnosis:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.MASKED)
 def test_the_fault_of_each_masked_model_of_the_zoo_is_named(name):
-    verdict = judged(zoo.masked(name), limit=32, diagnose=True)
+    verdict = judged(zoo.masked(name), limit=16, diagnose=True)
     assert zoo.MASKED[name][1] in verdict
 
 
@@ -190,7 +190,7 @@ def test_the_fault_of_each_masked_model_of_the_zoo_is_named(name):
 @pytest.mark.parametrize("name", ["standard", "adversarially trained", "transformer"])
 def test_honest_models_of_the_zoo_raise_no_alarm(name, setting):
     norm, radii = zoo.SETTINGS[setting]
-    assert not zoo.judged(zoo.honest(name), zoo.digits("test", 32), norm, radii).verdict.faults
+    assert not zoo.judged(zoo.honest(name), zoo.digits("test", 16), norm, radii).verdict.faults
 
 
 class TestProbes:
