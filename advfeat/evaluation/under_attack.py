@@ -150,6 +150,7 @@ def attacked_samples(
             judged, source, attack, ids[doubtful], batch_size, Reporter(None, "", 0), True, state, name, keep
         )
         tally.take_over(doubtful, again)
+        broken = tally.broken_by >= 0
         farthest, zero = max(farthest, more["largest_distance"]), zero + more["zero_gradient"]
         nonfinite += more["nonfinite_gradient"]
         forwarded, backwarded = forwarded + more["forward_passes"], backwarded + more["backward_passes"]

@@ -138,6 +138,9 @@ def test_evaluate_prints_a_verdict_and_keeps_it(folder, capsys):
     verdicts = [found.pop("verdict") for found in results]
     assert [v["faults"] > 0 for v in verdicts] == [False, True]
     assert {"black-box", "transfer"} & set(verdicts[0]["checks"]) == set() and "transfer" in verdicts[1]["checks"]
+    for found in results:
+        for row in found["robustness"][0]["breakdown"]:
+            assert row.pop("seconds") > 0
     assert results[0]["robustness"] == results[1]["robustness"]
     message = fails(folder, f"{weak} --transfer {{folder}}/std/model.json", capsys)
     assert "--transfer should be a run folder of advfeat train" in message

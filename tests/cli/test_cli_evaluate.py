@@ -64,8 +64,8 @@ def test_what_a_smaller_radius_broke_has_a_row(model, capsys, monkeypatch):
     def attacks(c, eps):
         return Ensemble((pgd_attack(eps, **weak), pgd_attack(eps, **({} if eps < 0.5 else weak))))
 
-    monkeypatch.setattr(command, "_evaluation_attack", attacks)
-    monkeypatch.setattr(command, "_attack_in_words", lambda *_: "two")
+    monkeypatch.setattr(command, "evaluation_attack", attacks)
+    monkeypatch.setattr(command, "attack_in_words", lambda *_: "two")
     run("evaluate", "--model", model, "--limit", 30, "--eps", 0.4, 0.5)
     assert re.search(r"smaller radius │ +[1-9]\d* │", capsys.readouterr().out)
 
