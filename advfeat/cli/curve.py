@@ -39,8 +39,8 @@ def run(c: commands.Evaluate) -> None:
         raise ValueError("--eps has no meaning for --curve, which searches over all radii: --radii sets those printed")
     if c.step_size is not None:
         raise ValueError("--step-size has no meaning for --curve, which attacks each sample at radii of its own")
-    for option in ("table", "examples", "state"):
-        if getattr(c, option) is not None:
+    for option in ("table", "examples", "state", "diagnose", "transfer"):
+        if getattr(c, option) not in (None, False):
             raise ValueError(f"{option_of(option)} has no meaning for --curve")
     if len(c.model) > 1:
         raise ValueError(f"--curve is for one --model, got {len(c.model)}")

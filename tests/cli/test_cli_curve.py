@@ -75,6 +75,7 @@ def test_nearest_attacks_work_at_a_single_radius_too(folder, capsys):
         (("--curve", "--attack", "pgd", "--step-size", "0.1"), "--step-size has no meaning for --curve"),
         (("--curve", "--restarts", "2"), "--restarts has no meaning for --curve with --attack strong"),
         (("--curve", "--table", "t.csv"), "--table has no meaning for --curve"),
+        (("--curve", "--diagnose"), "--diagnose has no meaning for --curve"),
         (("--curve", "--state", "s"), "--state has no meaning for --curve"),
         (("--curve", "--stop"), "--stop has no meaning for --curve with --attack strong"),
         (("--curve", "--momentum", "0.5"), "--momentum has no meaning for --curve with --attack strong"),
