@@ -107,7 +107,7 @@ def _operator(name: str, result: Callable[[Tensor], Tensor] = torch.empty_like) 
     # Kernels take any strides. Without this tag torch.compile copies an input that it has not computed yet once for
     # each operator that reads it, the second time after the first operator has changed x in place: wrong values.
     # The stable C++ interface has no tags in a definition.
-    operator._tags.append(torch.Tag.flexible_layout)
+    operator._tags = [*operator.tags, torch.Tag.flexible_layout]
     return operator
 
 
