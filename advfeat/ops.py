@@ -503,18 +503,18 @@ def fab_step_(
     hi: Number = 1.0,
     grad_status: Tensor | None = None,
 ) -> Tensor:
-    """A step of FAB, in place: from x and x0 the shortest ways to a hyperplane, and a point between their ends.
+    """A step of FAB, in place: takes x and x0 to a hyperplane by the shortest way, and x to a point between the two.
 
-    The hyperplane is that on which ``<grad, .>`` is less by ``gap`` than at x. With d and d_0 the shortest ways to it
-    within the box, in the norm of this order (Croce and Hein 2020, Equation 6), x becomes
+    The hyperplane is the set of z with ``<grad, z> = <grad, x> - gap``. With d and d_0 the shortest displacements
+    within the box that take x and x0 onto it, in the norm of this order (Croce and Hein 2020, Equation 6), x becomes
 
         clip((1 - a) (x + eta d) + a (x0 + eta d_0), lo, hi),   a = min(||d|| / (||d|| + ||d_0||), alpha_max)
 
     (Equations 8 and 9; lengths below 1e-8 count as 1e-8). If the box ends before the hyperplane, all values with a
-    gradient go to their bounds. The scale of ``grad`` and ``gap`` together makes no difference, from 1e-38 to 1e38
-    (float64: any). For a gradient that is zero or not finite, or a gap that is not finite, there is no way: d = d_0 =
-    0. In L1 values of equal gradient at the end of a way share it in proportion to their room. All arithmetic is in
-    float64, without a sort; x is rounded once.
+    non-zero gradient go to their bounds. Scaling ``grad`` and ``gap`` by the same factor makes no difference, from
+    1e-38 to 1e38 (float64: any). If the gradient is zero or not finite, or the gap is not finite, d = d_0 = 0. In L1,
+    values go to their bounds in the order of their gradients; values tied for the last place share what is left in
+    proportion to their distance from the bound. All arithmetic is in float64, without a sort; x is rounded once.
 
     Args:
         x: the iterate [B, ...] in the box, updated in place.
@@ -522,8 +522,8 @@ def fab_step_(
         x0: the images, like x, in the box.
         gap: [B], how far ``<grad, x>`` has to fall to reach the hyperplane, or rise where it is negative.
         order: that of the norm: 1, 2 or inf.
-        eta: how far beyond the hyperplane a way goes, at least 1.
-        alpha_max: the largest weight of the way from x0, at least 0 and at most 1.
+        eta: the factor by which d and d_0 overshoot the hyperplane, at least 1; with 1 they end on it.
+        alpha_max: the largest weight a of x0, at least 0 and at most 1.
         lo: the lower bound of the box, see the module.
         hi: the upper bound of the box.
         grad_status: int32 [B, 2] counters of gradients that are zero or not finite, see the module; None for none.
@@ -748,11 +748,12 @@ def l1_step(
     velocity: Tensor | None = None,
     momentum: float = 0.0,
 ) -> Tensor:
-    """One L1 step: ``x + step_size * s / ||s||_1``, then :func:`project_l1`, with s the largest signs of grad.
+    """One L1 step: ``x + step_size * s / ||s||_1``, then :func:`project_l1`, with s the signs of grad's largest values.
 
-    s holds the signs of the share of values whose gradients are largest in magnitude, at least one of them and all that
-    are equal to the smallest of these, and zeros elsewhere: the steepest ascent in L1 moves a single value, and sparse
-    steps reach further in fewer of them (Tramèr and Boneh 2019, SLIDE; Croce and Hein 2021, Section 4.1).
+    s is the sign of grad where grad is largest in magnitude, and zero elsewhere. The non-zero values are the given
+    share of all values, but at least one, and include all ties with the smallest of them. The steepest ascent in L1
+    moves a single value; steps that move several values get further in fewer steps (Tramèr and Boneh 2019, SLIDE; Croce
+    and Hein 2021, Section 4.1).
 
     Args:
         x: the iterate [B, ...].

@@ -45,10 +45,11 @@ class APGD(GradientAttack):
     The result holds the best iterate of each sample; a success ranks above a failure. Like :class:`advfeat.PGD`, the
     attack leaves no trace on the model.
 
-    For L1 the attack is that of Croce and Hein 2021 (Section 4): no momentum, steps of eps at first that move the share
-    of values with the largest gradients, a fifth at first. Every 4 % of the steps the share becomes 2/3 of the share of
-    values in which the best iterate differs from x; if these have become fewer by 5 %, eta is eps again and the sample
-    returns to its best iterate, otherwise eta falls by a third, down to eps / 10.
+    For L1 the attack is that of Croce and Hein 2021 (Section 4): no momentum, and sparse steps that move only the
+    values with the largest gradients: at first a fifth of the values, by steps of length eps. After every 4 % of the
+    steps this share is set to 2/3 of the fraction of values in which the best iterate differs from x. If that fraction
+    has shrunk by more than 5 %, eta is reset to eps and the sample returns to its best iterate; otherwise eta falls by
+    a third, but not below eps / 10.
 
     Args:
         threat: :class:`advfeat.L2`, :class:`advfeat.Linf` or :class:`advfeat.L1` with a finite eps, in pixel scale
@@ -62,8 +63,9 @@ class APGD(GradientAttack):
         seed: of the random starts; the same at every call, so that an evaluation can be repeated.
         autocast: as for :class:`advfeat.PGD`.
         graph: as for :class:`advfeat.PGD`.
-        large_radii: for L1 only: take 30 % of the steps in the ball of 3 eps, 30 % in that of 2 eps, each from the best
-            point of the one before, and the rest in the ball itself, as AutoAttack's L1 version does.
+        large_radii: for L1 only: take 30 % of the steps in the ball of radius 3 eps, 30 % in that of radius 2 eps and
+            the rest in the ball itself, each stage from the best point of the previous one, as AutoAttack's L1 version
+            does.
 
     Raises:
         ValueError: eps is infinite, ``large_radii`` is set for another norm, or a setting is out of range.

@@ -38,10 +38,12 @@ class Auto(InTurn):
     Args:
         threat: :class:`advfeat.L2` or :class:`advfeat.Linf` with a finite eps, in pixel scale [0, 1].
         steps: gradient steps per run.
-        target_classes: at most so many target classes: the other classes with the largest logits at x, in that order.
-        target_order: "logits", or "malt" for the order of MALT (Melamed, Yehudai and Shamir 2024): the classes whose
-            boundaries would be the nearest if the model were linear, for one backward pass a class. It makes a
-            difference only where there are more classes than are attacked, so from eleven on.
+        target_classes: the largest number of target classes: the other classes with the largest logits at x, in that
+            order.
+        target_order: "logits", or "malt" for the order of MALT (Melamed, Yehudai and Shamir 2024): first the classes
+            whose boundaries would be nearest if the model were linear, at the cost of one backward pass per class. It
+            makes a difference only if not all other classes are attacked, by default for models with eleven classes or
+            more.
         restarts: of the first attack.
         seed: as for :class:`advfeat.APGD`.
         autocast: as for :class:`advfeat.APGD`.

@@ -33,24 +33,26 @@ class AutoAttack(InTurn):
 
     Samples that the model misclassifies at x stay unchanged. The standard version runs, for 100 steps each,
 
-    * ``apgd-ce``: Auto-PGD on the cross-entropy, one start (L1: five, through larger radii, Croce and Hein 2021);
-    * ``apgd-t``: Auto-PGD on the targeted DLR loss, towards each of the nine classes with the largest other logits at x
-      (L1: five, through larger radii);
+    * ``apgd-ce``: Auto-PGD on the cross-entropy, one start (L1: five starts, each through larger radii first, Croce and
+      Hein 2021);
+    * ``apgd-t``: Auto-PGD on the targeted DLR loss, towards each of the nine other classes with the largest logits at x
+      (L1: five classes, through larger radii first);
     * ``fab-t``: FAB towards each of nine classes;
     * ``square``: 5,000 queries, without gradients.
 
     ``plus`` runs apgd-ce, apgd-dlr and FAB towards all classes with five starts each, Square, apgd-t and fab-t. The
-    numbers agree with those of the authors' code up to its spread over seeds; the random numbers are other ones, keyed
-    by sample, so that they do not depend on the batch. Starts are uniform in the ball, where the authors' lie on its
-    surface. With fewer than four classes the DLR losses are left out, whose denominators they lack.
+    numbers agree with those of the authors' code up to its spread over seeds; the random numbers differ from theirs,
+    since they are keyed by sample and do not depend on the batch. Starts are uniform in the ball, where the authors'
+    lie on its surface. With fewer than four classes the DLR losses are left out, since their denominators need more
+    logits.
 
     Args:
         threat: :class:`advfeat.Linf`, :class:`advfeat.L2` or :class:`advfeat.L1` with a finite eps.
         version: "standard" or "plus".
         seed: of all random numbers.
         autocast: as for :class:`advfeat.PGD`.
-        bf16_queries: of Square: ask the model in bfloat16 where the device computes that natively, and confirm each
-            success without; see :class:`advfeat.Square`.
+        bf16_queries: for Square: run its queries in bfloat16 where the device computes that natively, and confirm each
+            success without bfloat16; see :class:`advfeat.Square`.
         graph: as for :class:`advfeat.PGD`.
 
     Attributes:
@@ -58,7 +60,7 @@ class AutoAttack(InTurn):
         targeted: always False.
 
     Raises:
-        ValueError: ``version`` is another, or eps is infinite.
+        ValueError: ``version`` is neither "standard" nor "plus", or eps is infinite.
 
     Example:
         result = advfeat.AutoAttack(advfeat.Linf(8 / 255)).run(model, x, y)

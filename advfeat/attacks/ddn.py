@@ -27,21 +27,22 @@ class DDN(MinimumNormAttack):
     """DDN, the decoupled direction and norm attack: the smallest L2 perturbation that changes the class.
 
     With d_k the perturbation and g_k the gradient at step k, ``d = d_k + alpha_k g_k / ||g_k||`` gives the direction of
-    the next one, and a radius r per sample its norm: ``d_{k+1} = r d / ||d||``, clipped to the box. r is multiplied by
-    ``1 - gamma`` if the iterate is adversarial, else by ``1 + gamma``; alpha_k falls along a cosine from ``step_size``
-    to a hundredth of it (Algorithm 1 of Rony et al. 2019). Every iterate counts, the last one too.
+    the next perturbation and a radius r, one per sample, its norm: ``d_{k+1} = r d / ||d||``, clipped to the box. r is
+    multiplied by ``1 - gamma`` if the iterate is adversarial, else by ``1 + gamma``; alpha_k falls along a cosine from
+    ``step_size`` to a hundredth of it (Algorithm 1 of Rony et al. 2019). Every iterate is a candidate, also the last.
 
-    A gradient that is zero or not finite does not change the direction, where the authors' code takes random noise for
-    one; the result counts such steps.
+    A gradient that is zero or not finite leaves the direction as it is, whereas the authors' code replaces it by random
+    noise; the result counts such steps.
 
     Args:
-        threat: :class:`advfeat.L2`; eps is the largest radius asked about, and may be infinite.
+        threat: :class:`advfeat.L2`; eps, which may be infinite, decides only which examples the result holds, not the
+            search.
         steps: gradient steps.
         gamma: the relative change of the radius at each step, above 0 and below 1.
         init_norm: the radius before the first step, in units of eps (pixel scale [0, 1]).
         step_size: of the first step, likewise.
-        levels: round iterates to so many equally spaced values of the box, at least 2, as 256 does to those of 8-bit
-            images; None for no rounding.
+        levels: the number of equally spaced values of the box to which iterates are rounded, at least 2: 256 for those
+            of 8-bit images; None for no rounding.
         objective: as for :class:`advfeat.PGD`. The default has the direction of the cross-entropy, which the authors
             take, and does not saturate.
         targeted: look for the nearest point that is classified as ``target``.

@@ -29,11 +29,12 @@ from advfeat.threat import Threat
 class FAB(GradientAttack):
     """FAB: walk along the decision boundary towards the image, and keep the nearest point beyond it.
 
-    At x_k the boundary is taken for a hyperplane. With d the shortest way to it within the box from x_k and d_0 that
-    from the image x, ``x_{k+1} = (1 - a)(x_k + eta d) + a (x + eta d_0)``, where a weighs the two by their lengths, at
-    most ``alpha_max`` for the image. A point of another class is a candidate for the nearest; from there the walk goes
-    on at ``x + beta (x_{k+1} - x)``. The hyperplane is that of the class whose boundary is the nearest, by the
-    gradients of all classes, or, with ``targets``, of one class at a time (FAB-T).
+    At x_k the boundary is approximated by a hyperplane. With d the shortest displacement within the box that takes x_k
+    onto it, and d_0 the one that takes the image x onto it, ``x_{k+1} = (1 - a)(x_k + eta d) + a (x + eta d_0)``, where
+    the weight a of the image follows from the lengths of d and d_0 and is at most ``alpha_max``. A point of another
+    class is a candidate for the nearest; the walk then continues from ``x + beta (x_{k+1} - x)``. The hyperplane is
+    that of the class whose boundary is nearest according to the gradients of all classes, or, with ``targets``, that of
+    one class at a time (FAB-T).
 
     An example counts as a success if it is misclassified and within eps; a sample without one stays as it was. With an
     infinite eps and ``minimise`` the distances are the smallest found, see ``AttackResult.smallest_distance``.
@@ -41,15 +42,16 @@ class FAB(GradientAttack):
     Args:
         threat: the ball and the box; eps may be infinite.
         steps: steps per start.
-        targets: None for all classes at once, with a gradient of each in every step; or so many classes in turn, those
-            with the largest other logits at x, each for the samples that are left. AutoAttack takes 9.
+        targets: None to consider all classes at once, which takes the gradient of each class in every step; or the
+            number of other classes to take in turn, those with the largest logits at x first, each for the samples that
+            are left. AutoAttack takes 9.
         target_order: with ``targets``, "malt" for the order of MALT in place of that of the logits, see
             :class:`advfeat.Auto`.
         restarts: number of starts: x itself, then random points of the ball of eps / 2.
-        alpha_max: the largest weight of the way from x, in [0, 1].
-        eta: how far beyond the hyperplane a step goes, at least 1.
-        beta: how much of the way back a walk goes that has crossed the boundary, in [0, 1].
-        minimise: go on with a sample that has an example within eps, for a nearer one.
+        alpha_max: the largest weight a of the image, in [0, 1].
+        eta: the factor by which a step overshoots the hyperplane, at least 1; with 1 it ends on it.
+        beta: the share of its perturbation that an iterate keeps once it has crossed the boundary, in [0, 1].
+        minimise: once a sample has an example within eps, go on to look for a nearer one.
         seed: of the random starts; the same at every call, so that an evaluation can be repeated.
         autocast: as for :class:`advfeat.PGD`.
         graph: has no effect: what a step does depends on which samples are left.
@@ -57,7 +59,7 @@ class FAB(GradientAttack):
     Attributes:
         objective: what ``value`` reports, the margin of the logits; FAB does not follow it.
         targeted: always False.
-        random_start: always True, of the starts after the first.
+        random_start: always True; it concerns the starts after the first.
 
     Raises:
         ValueError: a setting is out of range.

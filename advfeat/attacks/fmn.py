@@ -25,25 +25,29 @@ from advfeat.threat import L2, Threat
 class FMN(MinimumNormAttack):
     """FMN, the fast minimum-norm attack: the smallest L-inf, L2 or L1 perturbation that changes the class.
 
-    A step of length alpha along ``g / ||g||_2`` is projected onto a ball of a radius per sample and onto the box. After
-    an adversarial iterate the radius is ``min(r (1 - gamma), ||d*||)``, with d* the smallest perturbation found so far;
-    after another one ``r (1 + gamma)``, or, as long as none was found, ``||d|| + |L| / ||g||_q``: where the boundary
-    L = 0 of the linearised margin lies, with q the dual norm. alpha and gamma fall along a cosine from the first step
-    to the last (Algorithm 1 of Pintor et al. 2021). Every iterate counts, the last one too.
+    A step of length alpha along ``g / ||g||_2`` is projected onto a ball, whose radius r differs between samples, and
+    onto the box. After an adversarial iterate the radius is ``min(r (1 - gamma), ||d*||)``, with d* the smallest
+    perturbation found so far; after any other iterate it is ``r (1 + gamma)``, or, as long as no adversarial iterate
+    has been found, ``||d|| + |L| / ||g||_q``, the distance at which the linearised margin L reaches 0, with q the dual
+    norm. alpha and gamma fall along a cosine from the first step to the last (Algorithm 1 of Pintor et al. 2021). Every
+    iterate is a candidate, also the last.
 
-    Two things are added unless ``as_published``. A radius at which nothing was found grows by at least gamma: the
-    estimate ends on the boundary itself where the margin is linear, and half of the samples never cross it. And what of
-    a gradient leads out of the box at its edge is left out: steps along it end where they began, while the estimate
-    counts on it. In L2 the published algorithm finds nothing for a fifth of the digits.
+    Unless ``as_published``, two things are added. First, as long as nothing has been found, the radius is at least
+    ``(1 + gamma) ||d||``: where the margin is linear, the estimate above ends exactly on the boundary, and half of the
+    samples never cross it. Second, the components of a gradient that point out of the box at its edge are set to zero:
+    a step along them goes nowhere, but the estimate counts on them. In L2 the published algorithm finds no adversarial
+    example for a fifth of the digits.
 
     Args:
-        threat: the ball and the box; eps is the largest radius asked about, and may be infinite.
+        threat: the ball and the box; eps, which may be infinite, decides only which examples the result holds, not the
+            search.
         steps: gradient steps.
         step_size: alpha at the first step, in units of eps (pixel scale [0, 1]).
         last_step_size: alpha towards the last step; None for a hundredth of ``step_size``.
         gamma: the relative change of the radius at the first step, above 0 and below 1.
         last_gamma: the same towards the last step.
-        as_published: leave out both additions. With them, a gradient that leads out of the box alone counts as zero.
+        as_published: leave out both additions. With them, a gradient of which every component points out of the box
+            counts as zero.
         targeted: look for the nearest point that is classified as ``target``.
         autocast: as for :class:`advfeat.PGD`.
         graph: as for :class:`advfeat.PGD`.

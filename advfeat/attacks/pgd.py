@@ -46,12 +46,12 @@ class PGD(GradientAttack):
             :class:`advfeat.objectives.Representation`.
         schedule: how the step size changes from the first step to the last: "constant", or "cosine" to fall from
             ``step_size`` towards 0, ``step_size * (1 + cos(pi k / steps)) / 2`` at step k.
-        momentum: how much of the steps before stays in a step, see ``momentum_form``; 0 for none.
-        momentum_form: "heavy-ball" of Polyak (1964): before it moves along the gradient, a step repeats the last
-            movement, projection included, times ``momentum``, at least 0 and below 1; see :mod:`advfeat.ops`. Or
-            "mi-fgsm" of Dong et al. (2018): a step is along the sum of all gradients so far, each divided by its L1
-            norm, those before multiplied by ``momentum`` at every step, above 0 and at most 1 (theirs); see
-            :func:`advfeat.ops.accumulate_gradient_`.
+        momentum: the weight of the previous steps in a step, see ``momentum_form``; 0 for none.
+        momentum_form: "heavy-ball" of Polyak (1964): before it moves along the gradient, a step repeats the previous
+            displacement (that after the projection), multiplied by ``momentum``, which is at least 0 and below 1; see
+            :mod:`advfeat.ops`. Or "mi-fgsm" of Dong et al. (2018): a step moves along a running sum of gradients; at
+            every step the sum is multiplied by ``momentum``, which is above 0 and at most 1 (the paper's value), and
+            the new gradient, divided by its L1 norm, is added; see :func:`advfeat.ops.accumulate_gradient_`.
         objective: maximised, or minimised with ``targeted``; see :mod:`advfeat.objectives`. The default never
             saturates.
         random_start: start at a random point of the ball instead of at x.
@@ -74,18 +74,19 @@ class PGD(GradientAttack):
             again.
         skip_cycles: end a sample's attack once its iterates are proven to repeat. The result is that of all steps, with
             the same x_adv, value, success, first_success and counts of bad gradients; ``samples_forwarded`` shows what
-            was saved: nearly all of many steps of eps / 4, little with the default step size (docs/performance.md). L2
-            iterates hardly ever repeat, except where the gradient is zero. Samples leave the batch and others take
-            their places, as with ``stop``; as there, results are equal up to the rounding by which a model's outputs
-            depend on the rest of the batch. The proof holds for a model that always gives the same gradient at the same
-            image, not for one that draws random numbers. It takes memory for one more image per sample, and needs a
-            constant schedule, no momentum, and a ``step_size`` that is a number or None.
+            was saved: almost everything in a long run with steps of eps / 4, little with the default step size
+            (docs/performance.md). L2 iterates hardly ever repeat, except where the gradient is zero. As with ``stop``,
+            samples leave the batch and others take their places, and results are equal up to rounding, since a model's
+            outputs can depend on the rest of the batch in the last bits. The proof holds for a model that always gives
+            the same gradient at the same image, not for one that draws random numbers. It takes memory for one more
+            image per sample, and needs a constant schedule, no momentum, and a ``step_size`` that is a number or None.
 
     Raises:
         TypeError: a setting has the wrong type.
-        ValueError: a setting is out of range, ``step_size`` is None with an infinite eps, it is "polyak" and the attack
-            is untargeted, the optimum of the objective unknown or the momentum that of MI-FGSM; ``momentum_form`` is
-            given without momentum; or ``skip_cycles`` is given where steps do not depend on the iterate alone.
+        ValueError: a setting is out of range; ``step_size`` is None with an infinite eps; ``step_size`` is "polyak" and
+            the attack is untargeted, the optimum of the objective is unknown, or the momentum is that of MI-FGSM;
+            ``momentum_form`` is given without momentum; or ``skip_cycles`` is set although steps depend on more than
+            the iterate.
 
     Example:
         attack = advfeat.PGD(advfeat.L2(0.5), steps=100, step_size=0.1, targeted=True)

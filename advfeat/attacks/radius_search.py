@@ -27,22 +27,23 @@ _CLOSE, _HALF = 0.05, 0.5
 class RadiusSearch(Attack):
     """Search for the smallest radius at which an attack succeeds, with a radius of its own for each sample.
 
-    Each round runs the attack once on all samples that are left, so that ten rounds are ten batched runs. A sample
-    whose nearest example is at distance d, and for which the attack failed at the radius l (0 at first), is next
-    attacked at ``max((l + d) / 2, s d)``: bisection, except that s = 0.95 at first after another attack, whose
-    distances are close to the smallest; ``1 - s`` doubles up to 1/2 with each success. Without any example, radii halve
-    from eps. A sample leaves once l is within ``tolerance`` of d.
+    Each round runs the attack once on all samples that are left, so that ten rounds are ten batched runs. Let d be the
+    distance of a sample's nearest example so far, and l the largest radius at which the attack failed (0 at first). The
+    next radius is ``max((l + d) / 2, s d)``. With s = 1/2 this is bisection; after ``first``, whose distances are
+    already close to the smallest, s is 0.95 at first, and ``1 - s`` doubles with each success, up to 1/2. As long as a
+    sample has no example at all, its radius starts at eps and is halved in each round. A sample leaves once l is within
+    ``tolerance`` of d.
 
     The result holds the nearest example of each sample, as for :class:`advfeat.FMN`; a failure at some radius does not
     prove that there is none, so distances are upper bounds.
 
     Args:
         attack: an attack whose success is known and whose eps, the largest radius, is finite, such as
-            ``advfeat.APGD(advfeat.L2(3.0))``. Of :class:`advfeat.PGD` the best iterate should be kept.
+            ``advfeat.APGD(advfeat.L2(3.0))``. For :class:`advfeat.PGD`, set ``keep="best"``.
         rounds: the number of radii tried for each sample, at least 0.
-        first: an attack that looks for the nearest example, such as :class:`advfeat.FMN`, from whose distances the
-            search starts; in the same norm and box. None for none.
-        tolerance: the relative difference between the two radii at which a sample is done, at least 0 and below 1.
+        first: an attack that looks for the nearest example, such as :class:`advfeat.FMN`, in the same norm and box; the
+            search starts from the distances that it finds. None to start without.
+        tolerance: a sample is done once l and d differ by no more than this share of d; at least 0 and below 1.
 
     Raises:
         TypeError: ``attack`` or ``first`` is not an attack.
@@ -117,8 +118,8 @@ class RadiusSearch(Attack):
         """A copy with some settings changed, of the search or of both attacks.
 
         Args:
-            **changes: new values by setting name; those that the search itself does not have are those of both attacks,
-                as in ``replace(threat=...)``.
+            **changes: new values by setting name; settings that the search itself does not have are changed in both
+                attacks, as in ``replace(threat=...)``.
 
         Returns:
             The copy.

@@ -36,14 +36,14 @@ _START, _QUERIES = 2, 3  # streams of random numbers; 0 and 1 are those of rando
 class Square(GradientAttack):
     """Square: replace the perturbation in a random window, and keep the change where the objective gets better.
 
-    It asks the model for logits alone, never for a gradient, so that it also attacks models whose gradients are
-    masked. Each query runs the samples that are still correct, once. The windows shrink on a fixed schedule; each
+    It asks the model for logits alone, never for a gradient, so that it also attacks models whose gradients are masked.
+    Each query is one forward pass of the samples that are still correct. The windows shrink on a fixed schedule; each
     sample has its own, keyed by its id, so that results do not depend on the batch (in AutoAttack's code all samples of
     a batch share them, and windows never reach the last row and column).
 
     * L-inf: the start is vertical stripes of +-eps; a query sets each channel of a window to +-eps.
     * L2 and L1: the start is a grid of tiles, each with a bump of either sign; a query moves the mass of one window,
-      and what is left of eps, into another, as a bump added to what was there.
+      together with the unused part of eps, into another window, as a bump added to what is there.
 
     The result holds the best example of each sample; a success ranks above a failure.
 
@@ -53,7 +53,8 @@ class Square(GradientAttack):
         objective: maximised, or minimised with ``targeted``. AutoAttack takes the margin of the logits,
             :class:`advfeat.CW`.
         p_init: the share of the image that the first windows cover, above 0 and at most 1.
-        rescale_schedule: shrink the windows over the given number of steps as over 10,000; AutoAttack does not.
+        rescale_schedule: rescale the schedule of the windows, which is made for 10,000 queries, to the given number of
+            steps; AutoAttack does not.
         restarts: number of starts, each for the samples that are not broken yet.
         targeted: minimise the objective, towards ``target``.
         seed: of the random numbers; the same at every call, so that an evaluation can be repeated.
@@ -67,7 +68,7 @@ class Square(GradientAttack):
         random_start: always True.
 
     Raises:
-        ValueError: eps is infinite, the norm is another, or a setting is out of range.
+        ValueError: eps is infinite, the norm is none of these, or a setting is out of range.
         TypeError: a setting has the wrong type.
 
     Example:

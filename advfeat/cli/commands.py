@@ -162,7 +162,7 @@ class Evaluate:
     """Radii, in pixel scale [0, 1]; may be fractions (default: 0.25 0.5 for l2, 4/255 8/255 for linf, 12 for l1)."""
     curve: bool = False
     """Search for the nearest adversarial example of each sample: robust accuracy at every radius from one run.
-    Each sample is attacked at radii of its own; strong then means ddn or fmn, followed by auto at up to six radii."""
+    Each sample has its own radii; with --curve, strong means ddn or fmn, followed by auto at up to six radii."""
     radii: OptionalRadii = None
     """Radii to print with --curve (default: those of --eps)."""
     attack: Literal["strong", "pgd", "apgd", "auto", "square", "autoattack", "fmn", "ddn"] = "strong"
@@ -181,22 +181,22 @@ class Evaluate:
     momentum: OptionalShare = None
     """Share of the last movement that each step repeats, at least 0 and below 1 (pgd only; default: 0)."""
     restarts: Count = 1
-    """Number of random starts; 1 starts pgd at the sample itself, apgd and auto at one random point."""
+    """Number of random starts. With 1, pgd starts at the sample itself, apgd and auto at one random point."""
     stop: bool = False
     """Stop each sample at its first success (pgd only): same accuracy, several times faster, no final margins."""
     diagnose: bool = False
-    """Look for masked gradients, on 64 samples: Square, a longer attack and another seed on what the attack left, and
-    probes of the gradient. The verdict below the table says what they found."""
+    """Look for masked gradients, on at most 64 samples per check: Square and a longer attack on the survivors, the
+    attack with another seed, and probes of the gradient. The verdict below the table says what they found."""
     transfer: OptionalPath = None
-    """Run folder of another model, whose adversarial examples are tried on what the attack left."""
+    """Run folder of another model, whose adversarial examples are tried on the survivors of the attack."""
     out: OptionalPath = None
     """JSON file for the results and all settings; per-sample outcomes go to NAME.samples.jsonl beside it. With --curve
-    the file holds them, and the picture is NAME.png."""
+    the file itself holds them, and the picture is NAME.png."""
     examples: OptionalPath = None
     """File for the adversarial examples with labels, flags and distances: .safetensors or .npz."""
     state: OptionalPath = None
-    """Folder for what the attacks have found so far: the same command resumes from it after a kill, also with another
-    --batch-size. A kill loses one batch of one attack, or ten seconds."""
+    """Folder in which the attacks save what they have found: the same command, if killed, resumes from it, also with
+    another --batch-size. A kill loses the last batch of one attack, or the last ten seconds if they are more."""
     table: OptionalPath = None
     """File for a table: one row per model and radius, with the robust accuracy after each attack in turn. Its suffix is
     the format: .csv, .md (Markdown), .tex (LaTeX with booktabs) or .json."""

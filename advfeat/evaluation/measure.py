@@ -63,13 +63,13 @@ def evaluate(
     Args:
         model: Module or function that maps images in [0, 1] to logits [B, classes], or to an output with ``.logits``. A
             binary model may give a single logit, positive for class 1. It runs in eval mode and in its own precision,
-            and its state is restored: attacks keep images in float64 for a float64 model, else in float32, and each
-            call casts them to its dtype. Convolutions in float32 follow torch's settings: on recent GPUs they use
-            TensorFloat-32 unless ``torch.backends.cudnn.allow_tf32`` is False.
+            and its state is restored afterwards. Attacks keep images in float64 for a float64 model and otherwise in
+            float32; each call of the model casts them to the model's dtype. Convolutions in float32 follow torch's
+            settings: on recent GPUs they use TensorFloat-32 unless ``torch.backends.cudnn.allow_tf32`` is False.
         source: Data set of this package, or an object with the same attributes
-            (:class:`advfeat.datasets.LabelledImages`), or a ``torch.utils.data`` dataset of (image, label), whose
-            classes are its ``classes``, else the model's. A ``DataLoader`` stands for its dataset, in the dataset's
-            order, and sets the batch size; a sampler or collate_fn that changes the dataset is refused.
+            (:class:`advfeat.datasets.LabelledImages`), or a ``torch.utils.data`` dataset of (image, label); the class
+            names are its ``classes`` if it has them, else the model's. A ``DataLoader`` stands for its dataset, in the
+            dataset's order, and sets the batch size; a sampler or collate_fn that changes the dataset is refused.
         attacks: Radii in pixel scale (each stands for :func:`strong_attack` with ``norm``), attacks, or pairs of a name
             and an attack.
         norm: Norm for bare radii.
@@ -80,15 +80,17 @@ def evaluate(
             of attacks are those of the mean logits (:func:`advfeat.models.averaged`). Randomness is detected from two
             passes over the first images and reported in a warning and in the result.
         same_classes: Match classes by index instead of by name, for a model that names its classes.
-        diagnose: Look for masked gradients: Square and a longer attack on samples that are left, the same attack with
-            another seed, probes of the gradient and of the logits, an attack at a radius where every model has to fail.
-            On at most 64 samples each, at the largest radius of each norm that left some. In passes of a sample, up to
-            40,000 forward and 60,000 backward, and the attack itself once more on 64 samples.
-        transfer: Another model for the same data, whose adversarial examples are tried on samples that are left.
+        diagnose: Look for masked gradients: Square and a longer attack on the survivors, the same attack with another
+            seed, probes of the gradient and of the logits, and an attack at a radius where every model has to fail.
+            Each check takes at most 64 samples, for each norm at the largest radius at which samples survive. The cost
+            is up to 40,000 forward and 60,000 backward passes of one sample, and the attack itself once more on 64
+            samples.
+        transfer: Another model for the same data, whose adversarial examples are tried on the survivors.
         progress: Counts samples, see :class:`advfeat.progress.Reporter`.
-        state: Folder for what the attacks have found so far, from which the same call resumes after a kill, also with
-            another batch size. It needs as much room as the images that are broken. One attack of an ensemble is then
-            run on all samples before the next, and all examples are held in memory. None keeps nothing.
+        state: Folder in which the attacks save what they have found, so that the same call resumes after the process
+            was killed, also with another batch size. It takes as much disk space as the images that are broken. With
+            it, each attack of an ensemble runs on all samples before the next one starts, and all examples are held in
+            memory. None saves nothing.
         keep_examples: Return the adversarial examples, too: as much memory as the data set for each attack.
 
     Returns:
@@ -97,8 +99,8 @@ def evaluate(
 
     Raises:
         ValueError: If the model does not fit the data or has other classes, an attack is targeted, labels are out of
-            range, images are outside [0, 1], or two attacks have the same name; if ``state`` is that of another
-            evaluation, or the model or the data set has no fingerprint to tell.
+            range, images are outside [0, 1], or two attacks have the same name; if ``state`` belongs to another
+            evaluation, or cannot be checked because the model or the data set has no fingerprint.
         TypeError: If an argument is not a model, data set or list of attacks.
         RuntimeError: If an attack leaves its ball.
     """

@@ -82,17 +82,17 @@ def robustness_curve(
     """Measure robust accuracy at all radii, by a search for the nearest adversarial example of each sample.
 
     Only correctly classified samples are attacked; the distance of a misclassified one is 0. The attack may use a
-    faster copy of the model and low precision; an example counts where the model itself misclassifies it, and its
-    distance is measured again in float64. Where rounding keeps it on the right side of the boundary, it is moved away
-    from the image by up to 1 % (unless the model is random, where another look would be another chance); failing that,
-    the sample is attacked again on the model itself.
+    faster copy of the model and low precision; an example counts only if the model itself misclassifies it, and its
+    distance is measured again in float64. If the model itself classifies it correctly, because of rounding, it is moved
+    up to 1 % farther from the image (unless the model is random, where a second look would be a second chance); if that
+    does not help, the sample is attacked again on the model itself.
 
     Args:
         model: As for :func:`advfeat.evaluation.evaluate`.
         source: As for :func:`advfeat.evaluation.evaluate`.
         attack: An attack that looks for the nearest adversarial example (:class:`advfeat.FMN`, :class:`advfeat.DDN`,
-            :class:`advfeat.FAB` with ``minimise``, :class:`advfeat.RadiusSearch`), up to its eps. Any other is searched
-            with, ``RadiusSearch(attack)``. None takes :func:`curve_attack`.
+            :class:`advfeat.FAB` with ``minimise``, :class:`advfeat.RadiusSearch`), up to its eps. Any other attack is
+            searched over radii, as ``RadiusSearch(attack)``. None takes :func:`curve_attack`.
         norm: Norm for ``attack=None``.
         radii: Radii of the table in pixel scale [0, 1]; None takes the usual ones of the norm.
         batch_size: As for :func:`advfeat.evaluation.evaluate`.

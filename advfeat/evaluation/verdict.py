@@ -28,8 +28,8 @@ class Finding:
 
     Attributes:
         name: A stable code, such as "no-gradient".
-        severity: "fault": the robust accuracy cannot be trusted, and is too high if anything. "note": it can be, as far
-            as this goes, but who reads it should know.
+        severity: "fault": the robust accuracy cannot be trusted, and is too high if anything. "note": the finding does
+            not discredit it, but whoever reads it should know.
         attack: Name of the attack that it is about; None for the model.
         samples: Number of samples that show it.
         of: Number of samples that were looked at.
@@ -58,11 +58,11 @@ class Finding:
 class Verdict:
     """The findings of the checks that were made; :meth:`lines` has them in words.
 
-    Without a fault the number still is an upper bound: it says what the attacks that ran could not break.
+    Even without a fault the number is only an upper bound: it says what the attacks that ran could not break.
 
     Attributes:
         findings: Faults first.
-        checks: Names of the checks that were made; one that is not among them found nothing because nobody looked.
+        checks: Names of the checks that were made; a check that is not among them was not made, and so found nothing.
         forward_passes: Samples passed forward through the model for the checks alone.
         backward_passes: Samples passed backward through the model for the checks alone.
     """
@@ -74,7 +74,7 @@ class Verdict:
 
     @property
     def faults(self) -> tuple[Finding, ...]:
-        """The findings for which a number cannot be trusted."""
+        """The findings because of which the number cannot be trusted."""
         return tuple(f for f in self.findings if f.severity == "fault")
 
     @property
@@ -89,7 +89,7 @@ class Verdict:
     def lines(self) -> list[str]:
         """Return one line per kind of finding, and one for the checks that found no fault.
 
-        Where several attacks show the same, the line has the numbers of the one with the most samples.
+        If several attacks have the same finding, the line has the numbers of the one with the most samples.
         """
         of_a_kind: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:

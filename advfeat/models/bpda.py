@@ -70,7 +70,7 @@ class BPDA(nn.Module):
 
 
 def bpda(module: Callable, backward: Callable | None = None) -> BPDA:
-    """Wraps a part of a model that has no useful gradient: the forward pass is its own, the gradient another's.
+    """Wraps a part of a model that has no useful gradient: it keeps its forward pass and gets another gradient.
 
     Backward pass differentiable approximation (Athalye et al. 2018, Section 4.1): an attack on a model whose input is
     quantised, compressed or otherwise not differentiable follows the gradient of ``backward`` instead, evaluated at the
@@ -82,8 +82,8 @@ def bpda(module: Callable, backward: Callable | None = None) -> BPDA:
 
     Args:
         module: a module or a function from one tensor to another, of floating-point numbers.
-        backward: a differentiable module or function with the same shapes; None for the identity, for a ``module``
-            whose output has the shape of its input.
+        backward: a differentiable module or function with the same shapes; None for the identity, which requires that
+            the output of ``module`` has the shape of its input.
 
     Returns:
         The module to take its place.

@@ -3,12 +3,12 @@
     from advfeat.compat.autoattack import AutoAttack           # was: from autoattack import AutoAttack
 
 An existing script needs only this line changed, and libraries that import ``autoattack`` themselves, such as
-RobustBench, take it by ``sys.modules["autoattack"] = advfeat.compat.autoattack``. Constructor, versions, attributes set
-after construction, results and the lines of the log are those of the authors' code. The differences are:
+RobustBench, use it once ``sys.modules["autoattack"] = advfeat.compat.autoattack`` is set. Constructor, versions,
+attributes set after construction, results and the lines of the log are those of the authors' code. The differences are:
 
 * Random numbers are keyed by the position of a sample in the data, so that results do not depend on the batch size, and
   the caller's random state is left alone. Numbers agree with the authors' up to their spread over seeds.
-* With fewer classes than targets the targeted attacks take those that there are, where the authors' code fails.
+* With fewer classes than targets, the targeted attacks use all other classes, whereas the authors' code fails.
 * An evaluation with a ``state_path`` really resumes, and returns the adversarial examples found before, too.
 * TensorFlow models are refused.
 """
@@ -100,9 +100,9 @@ class AutoAttack:
         model: logits of images [B, C, H, W] in [0, 1].
         norm: "Linf", "L2" or "L1".
         eps: the radius.
-        seed: of the random numbers; None for the time.
+        seed: of the random numbers; None takes the current time.
         verbose: print the log.
-        attacks_to_run: for a custom version: their names.
+        attacks_to_run: for version "custom": the names of the attacks.
         version: "standard", "plus", "rand", or "custom" for ``attacks_to_run``.
         is_tf_model: not supported.
         device: where the model is; "cuda" means the CPU where there is no GPU.
@@ -226,7 +226,7 @@ class AutoAttack:
             broken come back as they were.
 
         Raises:
-            ValueError: an attack is unknown, or the state is that of other attacks.
+            ValueError: an attack is unknown, or the state was saved by an evaluation with other attacks.
         """
         for name in self.attacks_to_run:
             if name not in _NAMES:
