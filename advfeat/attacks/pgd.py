@@ -37,7 +37,7 @@ class PGD(GradientAttack):
     host learns one step late which samples have finished.
 
     Args:
-        threat: :class:`advfeat.L2` or :class:`advfeat.Linf`, the ball and the box.
+        threat: :class:`advfeat.Linf`, :class:`advfeat.L2` or :class:`advfeat.L1`, the ball and the box.
         steps: number of gradient steps; 0 evaluates the start.
         step_size: the length of a step (L2) or the step per value (L-inf), in the units of eps (pixel scale [0, 1]): a
             float or a tensor, array or list [B]. None for ``2.5 * eps / steps`` (Madry et al. 2018), or with the cosine

@@ -25,6 +25,7 @@ def by_hand(name, z, y):
         return scipy.special.logsumexp(z) - z[y]
     if name == "CW":
         return max(others) - z[y]
+    assert name == "DLR", f"no formula for {name}"
     top = np.sort(z)[::-1]
     return (max(others) - z[y]) / (top[0] - top[2])
 

@@ -75,7 +75,7 @@ def kills_and_flags(name: str, folder: Path, moments: int, seed: int) -> int:
 
 
 def _compare(undisturbed: Path, killed: Path) -> None:
-    (x_adv, broken), (again, flags) = torch.load(undisturbed), torch.load(killed)
+    (x_adv, broken), (again, flags) = (torch.load(path, weights_only=True) for path in (undisturbed, killed))
     assert torch.equal(flags, broken) and 0 < broken.sum() < len(broken)
     torch.testing.assert_close(again, x_adv, rtol=0, atol=1e-9)
 
