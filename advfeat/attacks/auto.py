@@ -36,7 +36,7 @@ class Auto(InTurn):
     otherwise the targeted DLR. Costs up to ``steps * (restarts + target_classes)`` gradients per sample.
 
     Args:
-        threat: :class:`advfeat.Linf`, :class:`advfeat.L2` or :class:`advfeat.L1` with a finite eps, in pixel scale [0, 1].
+        threat: :class:`advfeat.Linf`, :class:`advfeat.L2` or :class:`advfeat.L1` with a finite eps, in pixel scale.
         steps: gradient steps per run.
         target_classes: the largest number of target classes: the other classes with the largest logits at x, in that
             order.
