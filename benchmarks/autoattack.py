@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from advfeat.compat.autoattack import AutoAttack
@@ -44,22 +45,32 @@ RADII = {
 }
 
 
+PASSES = {"forward": 0, "backward": 0}
+
+
+def _counted(logits: Tensor, x: Tensor) -> Tensor:
+    PASSES["forward"] += len(x)
+    if logits.requires_grad and x.requires_grad:
+        logits.register_hook(_count_backward)
+    return logits
+
+
+def _count_backward(gradient: Tensor) -> None:
+    PASSES["backward"] += len(gradient)
+
+
+torch.fx.wrap("_counted")  # so that a traced copy of the model counts as well
+
+
 class Counted(nn.Module):
-    """A model that counts the samples that pass through it, forward and backward."""
+    """A model that counts the samples that pass through it and through its copies, in ``PASSES``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.forwarded, self.backwarded = model, 0, 0
+        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        self.forwarded += len(x)
-        logits = self.model(x)
-        if logits.requires_grad and x.requires_grad:
-            logits.register_hook(self._count)
-        return logits
-
-    def _count(self, gradient: Tensor) -> None:
-        self.backwarded += len(gradient)
+        return _counted(self.model(x), x)
 
 
 def reference(model: nn.Module, norm: str, eps: float, seed: int) -> Any:
@@ -82,13 +93,13 @@ LIBRARIES: dict[str, Callable[[nn.Module, str, float, int], Any]] = {"advfeat": 
 
 def in_turn(library: str, model: nn.Module, norm: str, eps: float, seed: int, x: Tensor, y: Tensor) -> list[dict]:
     """A row for each attack: what it took, and which samples it left."""
-    counted = Counted(model)
+    counted = Counted(model).eval()
     evaluation = LIBRARIES[library](counted, NORMS[norm], eps, seed)
     with torch.no_grad():
         left = (model(x).argmax(1) == y).nonzero()[:, 0]
     rows = []
     for name in ATTACKS:
-        counted.forwarded = counted.backwarded = 0
+        PASSES.update(forward=0, backward=0)
         began = time.perf_counter()
         if len(left):
             evaluation.attacks_to_run = [name]
@@ -104,8 +115,7 @@ def in_turn(library: str, model: nn.Module, norm: str, eps: float, seed: int, x:
             "seed": seed,
             "attack": name,
             "seconds": time.perf_counter() - began,
-            "forward": counted.forwarded,
-            "backward": counted.backwarded,
+            **PASSES,
             "robust": len(left) / len(x),
             "left": left.tolist(),
         }
