@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import overload
 
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advfeat._arguments import check_autocast, flag
+from advfeat.models.folding import folded, same_function
 from advfeat.models.model import Classifier
-
-# Tolerance for rounding, relative to the largest feature. A different function is off by much more.
-_SAME = 1e-2
 
 
 @overload
@@ -32,8 +29,8 @@ def attack_copy(model: Callable, *, autocast: torch.dtype | None = None, compile
     Only the body of a :class:`Classifier` is changed: a trace of another module would lose methods and hooks that a
     representation or an objective may need. Any other module, and a Classifier that cannot be copied, is returned as it
     is, without a copy. BatchNorm stays in a body that torch.fx cannot trace (control flow on values), or whose traced
-    form gives other features for two noise images (layers called twice, hooks). Parameters of the copy need no
-    gradient. Later changes to the model do not affect the copy.
+    form gives other features or gradients for two noise images (layers called twice, hooks, parts that run without
+    gradients). Parameters of the copy need no gradient. Later changes to the model do not affect the copy.
 
     Args:
         model: the model.
@@ -82,20 +79,12 @@ def _compiled(model: Callable) -> Callable:
 
 def _fused(model: Classifier) -> nn.Module:
     """The body with BatchNorm folded, or unchanged where that is impossible."""
-    from torch.fx.experimental import optimization
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            fused = optimization.fuse(copy.deepcopy(model.body), inplace=True)
-        # Folding a layer that is called twice, or has a hook, changes the function, so the outputs are compared. In
-        # float64, because TensorFloat-32, torch's default for convolutions on GPUs, can make a deep network differ by
-        # more than a different function would.
-        x = model.normalise(_probe(model)).double()
-        expected, got = (copy.deepcopy(body).double()(x) for body in (model.body, fused))
+        fused = folded(model.body)
+        same = same_function(model.body, fused, model.normalise(_probe(model)))
     except Exception:  # fx raises errors of many kinds
         return model.body
-    if not bool((got - expected).abs().max() <= _SAME * expected.abs().max()):
+    if not same:
         return model.body
     for parameter in fused.parameters():  # fusing creates new parameters
         parameter.requires_grad_(False)

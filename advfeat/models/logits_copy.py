@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -11,16 +10,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advfeat.models.attack_copy import attack_copy
+from advfeat.models.folding import folded, same_function
 from advfeat.models.model import Classifier
-
-_SAME = 1e-6  # of the largest logit, in float64
 
 
 def logits_copy(model: Callable, x: Tensor) -> Callable:
     """A copy of a module that computes the same logits faster, or the model itself where there is none.
 
     BatchNorm is folded into the convolutions before it, in those parts that torch.fx can trace; on the CPU weights are
-    laid out as channels_last. The copy is used only if it gives the same logits for x, in float64 and up to rounding.
+    laid out as channels_last. The copy is used only if it gives the same logits and gradients for x, up to rounding.
     There is no copy of functions, and of modules in train mode, with hooks, compiled, or spread over devices. Later
     changes of the model do not affect the copy: whoever attacks it asks the model itself about each success.
 
@@ -36,11 +34,9 @@ def logits_copy(model: Callable, x: Tensor) -> Callable:
     if isinstance(model, Classifier):
         return attack_copy(model)
     try:
-        with torch.inference_mode(False), torch.no_grad():
-            expected = copy.deepcopy(model).double()(x.double())
+        with torch.inference_mode(False):
             for twin in (_fold(copy.deepcopy(model)), copy.deepcopy(model)):
-                got = copy.deepcopy(twin).double()(x.double())
-                if bool((got - expected).abs().max() <= _SAME * expected.abs().max()):
+                if same_function(model, twin, x):
                     return _prepared(twin, x.device)
     except Exception:  # a user's module may raise anything
         return model
@@ -59,14 +55,10 @@ def _is_plain(model: nn.Module) -> bool:
 
 def _fold(module: nn.Module) -> nn.Module:
     """The module with BatchNorm folded, where torch.fx can trace it; otherwise the same of its children, in place."""
-    from torch.fx.experimental import optimization
-
     if not any(isinstance(part, _BatchNorm) for part in module.modules()):
         return module
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return optimization.fuse(module, inplace=False)
+        return folded(module)
     except Exception:  # fx raises errors of many kinds
         for name, child in module.named_children():
             setattr(module, name, _fold(child))

@@ -188,6 +188,25 @@ class Shared(nn.Module):
         return torch.cat([self.a(self.conv(x)), self.b(self.conv(x))], dim=1)
 
 
+class Rounded(nn.Module):
+    """Rounds its images; with gradients by a straight-through estimator."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = plain_body()
+
+    def forward(self, x):
+        return self.layers(x + (x.round() - x).detach() if torch.is_grad_enabled() else x.round())
+
+
+def test_a_copy_has_the_gradient_of_the_model():
+    model = trained_statistics(Classifier(Rounded(), nn.Linear(2, 3), 3, (1, 6, 6))).eval()
+    x = torch.rand(3, 1, 6, 6, requires_grad=True)
+    wanted, found = (torch.autograd.grad(each(x).sum(), x)[0] for each in (model, attack_copy(model)))
+    torch.testing.assert_close(found, wanted)
+    assert wanted.any()
+
+
 @pytest.mark.parametrize("hooked", [False, True])
 def test_a_body_that_folds_into_another_function_keeps_its_batchnorm(hooked):
     body = plain_body() if hooked else Shared()

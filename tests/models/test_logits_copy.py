@@ -66,6 +66,38 @@ def test_what_a_copy_would_change_is_left_alone(net):
         assert logits_copy(model, x) is model
 
 
+class WithoutGradients(nn.Module):
+    """Parts that run without gradients, or otherwise with them: a trace would not have what an attack sees."""
+
+    def __init__(self, net: nn.Module, kind: str) -> None:
+        super().__init__()
+        self.norm, self.body, self.kind = nn.BatchNorm2d(1), nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), kind
+
+    def forward(self, x):
+        if self.kind == "hidden":
+            with torch.no_grad():
+                x = self.norm(x)
+        elif torch.is_grad_enabled():  # a straight-through estimator where an attack asks for gradients
+            x = x + (x.round() - x).detach()
+        else:
+            x = x.round()
+        return self.body(self.norm(x))
+
+
+@pytest.mark.parametrize("kind", ["hidden", "straight-through"])
+def test_a_copy_has_the_gradients_of_the_model(net, kind):
+    model, x = WithoutGradients(net, kind).eval(), torch.rand(4, 1, 8, 8)
+    gradients = []
+    for each in (model, logits_copy(model, x[:2])):
+        point = x.clone().requires_grad_()
+        logits = each(point)
+        # Only the parameters need gradients where the image is hidden.
+        found = torch.autograd.grad(logits.sum(), point, allow_unused=True)[0] if logits.requires_grad else None
+        gradients.append(torch.zeros_like(x) if found is None else found)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert gradients[0].any() == (kind != "hidden")
+
+
 def test_what_the_model_does_not_confirm_is_attacked_on_the_model_itself(net):
     """Here the copy is of another network altogether."""
     torch.manual_seed(1)
