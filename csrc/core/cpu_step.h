@@ -52,6 +52,20 @@ struct Blocks {
         grain(std::max<int64_t>(1, kGrain / std::min(a.dim, kBlock))) {}
 };
 
+// Calls body(row, scratch), which returns the GradFlags of the row, for rows that are passed over some thirty times,
+// and counts bad gradients. A few such rows are worth a thread.
+template <typename Body>
+void for_each_searched_row(const StepArgs& a, Body body) {
+  const int64_t grain = std::max<int64_t>(1, kGrain / 16 / a.dim);
+  parallel_for(0, a.rows, grain, [&](int64_t first, int64_t last) {
+    std::vector<double> scratch(row_scratch(a.dim));
+    for (int64_t row = first; row < last; ++row) {
+      const uint8_t flags = body(row, scratch.data());
+      if (a.grad) count_bad(a, row, !(flags & kGradNonzero), flags & kGradNotFinite);
+    }
+  });
+}
+
 template <typename Args, typename Body>
 void for_each_block(const Args& a, int64_t row, Body body) {
   for (int64_t begin = 0; begin < a.dim; begin += kBlock) body(row, begin, std::min(begin + kBlock, a.dim));

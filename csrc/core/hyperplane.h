@@ -44,12 +44,6 @@ struct Way {
 // The highest bits of a magnitude that is finite are below this.
 constexpr uint64_t kInfinityBits = 0x7FF0000000000000u;
 
-ADVFEAT_HOST_DEVICE inline double number_of(uint64_t bits) {
-  double v;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
-}
-
 constexpr double kAllTheWay = 0x1p1000;  // a multiplier with which every value goes to its bound
 
 // A Newton step from the sums over values at their bounds, of s r, and over the others, of s (L2: of s^2).

@@ -60,9 +60,9 @@ static Way threshold_way(const PlaneRow& row, const double* room, double gap, in
   uint64_t bits = 0;
   for (int bit = 62; bit >= lowest; --bit) {
     const uint64_t more = bits | uint64_t{1} << bit;
-    if (more < kInfinityBits && closed(number_of(more)) >= gap) bits = more;
+    if (more < kInfinityBits && closed(magnitude_of(more)) >= gap) bits = more;
   }
-  way.l = number_of(bits);
+  way.l = magnitude_of(bits);
   if (way.l == 0) {  // nothing to close
     way.l = kAllTheWay;
     return way;

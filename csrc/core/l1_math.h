@@ -47,28 +47,6 @@ ADVFEAT_HOST_DEVICE inline int64_t l1_left_out(double share, int64_t dim) {
   return below < 0 ? 0 : (below > dim - 1 ? dim - 1 : below);
 }
 
-// The magnitude with these bits, in the arithmetic type.
-ADVFEAT_HOST_DEVICE inline float magnitude_of(uint32_t bits) {
-  float v;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
-}
-ADVFEAT_HOST_DEVICE inline double magnitude_of(uint64_t bits) {
-  double v;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
-}
-ADVFEAT_HOST_DEVICE inline uint32_t bits_of(float v) {
-  uint32_t bits;
-  std::memcpy(&bits, &v, sizeof bits);
-  return bits;
-}
-ADVFEAT_HOST_DEVICE inline uint64_t bits_of(double v) {
-  uint64_t bits;
-  std::memcpy(&bits, &v, sizeof bits);
-  return bits;
-}
-
 // The search for a threshold that `wanted` magnitudes or, where some are equal, a few more reach: its bits, from the
 // highest on. Magnitudes are ordered as their bits are. A count of exactly those wanted ends it: any lower bits
 // separate the same values.

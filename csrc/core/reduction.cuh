@@ -139,4 +139,19 @@ __device__ inline void max_over(Blocks& blocks, double (&v)[N]) {
   blocks.reduce(v, [](double a, double b) { return larger(a, b); });
 }
 
+// Of a row of `dim` values that one block does: body(i) adds value i to v, or makes v larger by it; each thread gets
+// the results.
+template <int N, typename Body>
+__device__ inline void sum_row(int64_t dim, double (&v)[N], Body body) {
+  OneBlock block;
+  for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) body(i);
+  sum_over(block, v);
+}
+template <int N, typename Body>
+__device__ inline void max_row(int64_t dim, double (&v)[N], Body body) {
+  OneBlock block;
+  for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) body(i);
+  max_over(block, v);
+}
+
 }  // namespace advfeat::cuda

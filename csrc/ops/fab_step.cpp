@@ -57,14 +57,8 @@ void fab_step(const FabArgs& a) {
   const StepArgs& s = a.step;
   const RowKernels& k = row_kernels(s.dtype, s.grad_dtype);
   const RowBox box(s);
-  // A row is passed over some thirty times, so that a few of them are worth a thread.
-  const int64_t grain = std::max<int64_t>(1, kGrain / 16 / s.dim);
-  parallel_for(0, s.rows, grain, [&](int64_t first, int64_t last) {
-    std::vector<double> scratch(row_scratch(s.dim));
-    for (int64_t row = first; row < last; ++row) {
-      const uint8_t flags = k.fab_row(s, box.box(), row, a.norm, numbers_of_row(a, row), scratch.data());
-      count_bad(s, row, !(flags & kGradNonzero), flags & kGradNotFinite);
-    }
+  for_each_searched_row(s, [&](int64_t row, double* scratch) {
+    return k.fab_row(s, box.box(), row, a.norm, numbers_of_row(a, row), scratch);
   });
 }
 

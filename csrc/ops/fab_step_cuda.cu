@@ -9,13 +9,6 @@
 namespace advfeat::cuda {
 namespace {
 
-struct Sums {
-  __device__ double operator()(double a, double b) const { return a + b; }
-};
-struct Largest {
-  __device__ double operator()(double a, double b) const { return larger(a, b); }
-};
-
 // A value: the magnitude of its gradient, and the rooms on the two ways.
 struct Rooms {
   double s, r, r0;
@@ -55,12 +48,7 @@ class FabRow {
     return v;
   }
 
-  // Reduces body(i, v) over the row's values into N numbers, which every thread gets.
-  template <int N, typename Combine, typename Body>
-  __device__ void reduce(double (&v)[N], Combine combine, Body body) const {
-    for (int64_t i = threadIdx.x; i < dim_; i += blockDim.x) body(i);
-    block_reduce(v, combine);
-  }
+  __device__ int64_t dim() const { return dim_; }
 
  private:
   __device__ static double room(double w, double gap, double from, double lo, double hi) {
@@ -85,7 +73,7 @@ template <Norm norm, typename T, typename G>
 __device__ void newton_ways(const FabRow<T, G>& row, double scale, double gap, double gap0, Ways& ways) {
   while (!ways.way.done || !ways.way0.done) {
     double v[4] = {0, 0, 0, 0};
-    row.reduce(v, Sums(), [&](int64_t i) {
+    sum_row(row.dim(), v, [&](int64_t i) {
       const Rooms rooms = row.rooms(i, scale, gap, gap0);
       const double slope = norm == Norm::l2 ? rooms.s * rooms.s : rooms.s;
       const bool at = (norm == Norm::l2 ? ways.way.l * rooms.s : ways.way.l) >= rooms.r;
@@ -109,7 +97,7 @@ __device__ void threshold_ways(const FabRow<T, G>& row, double scale, double gap
   const double far = fabs(gap), far0 = fabs(gap0);
   const auto closed = [&](double l, double l0, double (&v)[2]) {
     v[0] = v[1] = 0;
-    row.reduce(v, Sums(), [&](int64_t i) {
+    sum_row(row.dim(), v, [&](int64_t i) {
       const Rooms rooms = row.rooms(i, scale, gap, gap0);
       if (rooms.s >= l) v[0] += rooms.s * rooms.r;
       if (rooms.s >= l0) v[1] += rooms.s * rooms.r0;
@@ -122,18 +110,18 @@ __device__ void threshold_ways(const FabRow<T, G>& row, double scale, double gap
   for (int bit = 62; bit >= kLowest; --bit) {
     const uint64_t one = uint64_t{1} << bit, more = bits | one, more0 = bits0 | one;
     if (more >= kInfinityBits && more0 >= kInfinityBits) continue;
-    closed(number_of(more), number_of(more0), v);
+    closed(magnitude_of(more), magnitude_of(more0), v);
     if (more < kInfinityBits && v[0] >= far) bits = more;
     if (more0 < kInfinityBits && v[1] >= far0) bits0 = more0;
   }
   const auto set = [](Way& way, bool is_short, uint64_t of) {
-    way.l = is_short ? -1 : number_of(of);
+    way.l = is_short ? -1 : magnitude_of(of);
     if (way.l == 0) way.l = kAllTheWay;  // nothing to close
   };
   set(ways.way, short_of, bits);
   set(ways.way0, short_of0, bits0);
   double w[6] = {0, 0, 0, 0, 0, 0};
-  row.reduce(w, Sums(), [&](int64_t i) {
+  sum_row(row.dim(), w, [&](int64_t i) {
     const Rooms rooms = row.rooms(i, scale, gap, gap0);
     const auto add_to = [&](int first, double l, double r) {
       if (rooms.s > l) w[first] += rooms.s * r;
@@ -161,9 +149,9 @@ __device__ void measure(const FabRow<T, G>& row, double scale, double gap, doubl
     }
   };
   if constexpr (norm == Norm::linf)
-    row.reduce(v, Largest(), body);
+    max_row(row.dim(), v, body);
   else
-    row.reduce(v, Sums(), body);
+    sum_row(row.dim(), v, body);
   ways.length = norm == Norm::l2 ? sqrt(v[0]) : v[0];
   ways.length0 = norm == Norm::l2 ? sqrt(v[1]) : v[1];
 }
@@ -174,7 +162,7 @@ __global__ void __launch_bounds__(kTileThreads) fab_rows(const __grid_constant__
     const FabRow<T, G> row(a, index);
     const FabNumbers n = numbers_of_row(a, index);
     double most[1] = {0};
-    row.reduce(most, Largest(), [&](int64_t i) { most[0] = larger(most[0], fabs(row.grad(i))); });
+    max_row(row.dim(), most, [&](int64_t i) { most[0] = larger(most[0], fabs(row.grad(i))); });
     const bool is_zero = most[0] == 0, not_finite = !finite(most[0]);
     const bool usable = !is_zero && !not_finite && finite(n.gap);
     const double scale = inverse_power_of_two(exponent_of(most[0]), 1000);
@@ -182,7 +170,7 @@ __global__ void __launch_bounds__(kTileThreads) fab_rows(const __grid_constant__
     Ways ways;
     if (usable) {  // the same for all threads
       double along[1] = {0};
-      row.reduce(along, Sums(), [&](int64_t i) { along[0] += (row.grad(i) * scale) * (row.x0(i) - row.x(i)); });
+      sum_row(row.dim(), along, [&](int64_t i) { along[0] += (row.grad(i) * scale) * (row.x0(i) - row.x(i)); });
       gap0 = gap + along[0];
       if constexpr (norm == Norm::l1)
         threshold_ways(row, scale, gap, gap0, ways);

@@ -8,13 +8,6 @@
 namespace advfeat::cuda {
 namespace {
 
-struct Sums {
-  __device__ double operator()(double a, double b) const { return a + b; }
-};
-struct Largest {
-  __device__ double operator()(double a, double b) const { return larger(a, b); }
-};
-
 template <typename T, typename G>
 class L1Row {
  public:
@@ -66,12 +59,7 @@ class L1Row {
     if (velocity_) store(velocity_[i], sub(static_cast<A>(load(out_[i])), before));
   }
 
-  // Combines what body(i) adds to v for the row's values; every thread gets the results.
-  template <int N, typename Combine, typename Body>
-  __device__ void reduce(double (&v)[N], Combine combine, Body body) const {
-    for (int64_t i = threadIdx.x; i < dim_; i += blockDim.x) body(i);
-    block_reduce(v, combine);
-  }
+  __device__ int64_t dim() const { return dim_; }
 
  private:
   Box<A, StepArgs> box_;
@@ -90,17 +78,17 @@ __device__ void set_step(L1Row<T, G>& row, const L1Args& a, int64_t index) {
   using A = ArithmeticOf<T>;
   using Bits = decltype(bits_of(A{}));
   double most[1] = {0}, nonzero[1] = {0};
-  row.reduce(most, Largest(), [&](int64_t i) { most[0] = larger(most[0], row.magnitude(i)); });
+  max_row(row.dim(), most, [&](int64_t i) { most[0] = larger(most[0], row.magnitude(i)); });
   const bool is_zero = most[0] == 0, not_finite = !finite(most[0]);
   if (threadIdx.x == 0) count_bad(a.step, index, is_zero, not_finite);
   if (is_zero || not_finite) return;  // the same for all threads
-  row.reduce(nonzero, Sums(), [&](int64_t i) { nonzero[0] += row.magnitude(i) > 0 ? 1 : 0; });
+  sum_row(row.dim(), nonzero, [&](int64_t i) { nonzero[0] += row.magnitude(i) > 0 ? 1 : 0; });
   const int64_t wanted = a.step.dim - l1_left_out(at(a.share, index), a.step.dim);
   ThresholdSearch<Bits> search(bits_of(static_cast<A>(most[0])), nonzero[0], static_cast<double>(wanted));
   while (!search.done()) {
     const A threshold = magnitude_of(search.trial);
     double count[1] = {0};
-    row.reduce(count, Sums(), [&](int64_t i) { count[0] += row.magnitude(i) >= threshold ? 1 : 0; });
+    sum_row(row.dim(), count, [&](int64_t i) { count[0] += row.magnitude(i) >= threshold ? 1 : 0; });
     search.counted(count[0]);
   }
   const A step_size = static_cast<A>(at(a.step.step_size, index));
@@ -119,18 +107,18 @@ __global__ void __launch_bounds__(kTileThreads) l1_rows(const __grid_constant__ 
     search.done = is_point || !finite(eps);
     if (!search.done) {
       double sum[1] = {0}, most[1] = {0};
-      row.reduce(sum, Sums(), [&](int64_t i) {
+      sum_row(row.dim(), sum, [&](int64_t i) {
         const auto way = row.way(i);
         const double size = fabs(way.d), room = way.room;
         sum[0] += size > room ? room : size;  // a NaN stays
       });
-      row.reduce(most, Largest(), [&](int64_t i) { most[0] = larger(most[0], fabs(row.way(i).d)); });
+      max_row(row.dim(), most, [&](int64_t i) { most[0] = larger(most[0], fabs(row.way(i).d)); });
       search.high = most[0];
       l1_search_step(search, eps, sum[0], 0);
     }
     while (!search.done) {  // the same for all threads
       double v[2] = {0, 0};
-      row.reduce(v, Sums(), [&](int64_t i) {
+      sum_row(row.dim(), v, [&](int64_t i) {
         const auto way = row.way(i);
         const double left = fabs(way.d) - search.l, room = way.room, part = left < 0 ? 0 : left;
         v[0] += part > room ? room : part;
