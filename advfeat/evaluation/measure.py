@@ -1,4 +1,4 @@
-"""Clean and robust accuracy, and how often a model predicts the label or the relabelled target."""
+"""Clean accuracy, and robust accuracy under each attack."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from advfeat import _model_checks, forward
+from advfeat import _model_checks
 from advfeat._arguments import flag, whole_number
-from advfeat._checks import check_images, check_labels, evenly_spaced
 from advfeat.attacks import Attack
 from advfeat.datasets.base import read_images
 from advfeat.datasets.loader import batch_size_for
 from advfeat.datasets.protocol import Data, LabelledImages
-from advfeat.datasets.torch_dataset import TorchDataset, as_source, some_of
+from advfeat.datasets.torch_dataset import some_of
 from advfeat.evaluation.breakdown import Tally
+from advfeat.evaluation.clean import (
+    BATCH,
+    checked,
+    clean_predictions,
+    data_fingerprint,
+    layers_in_train_mode,
+    model_fingerprint,
+    selected,
+)
 from advfeat.evaluation.diagnosis import diagnose as diagnosed
 from advfeat.evaluation.given import named_attacks
 from advfeat.evaluation.results import AVERAGE, BATCHES, DRAWS, Evaluation, Examples, Robustness
@@ -28,12 +36,10 @@ from advfeat.evaluation.resumable import in_turn
 from advfeat.evaluation.state import State, open_state
 from advfeat.evaluation.under_attack import Judged, attacked_samples, distances, mean
 from advfeat.evaluation.verdict import verdict
-from advfeat.forward import class_margins, predicted_classes, unwrapped
+from advfeat.forward import unwrapped
 from advfeat.intervals import Share
-from advfeat.models import averaged, check_fits, fingerprint
+from advfeat.models import averaged
 from advfeat.progress import Reporter
-
-_BATCH = 500  # default batch size
 
 
 def evaluate(
@@ -105,21 +111,21 @@ def evaluate(
         RuntimeError: If an attack leaves its ball.
     """
     limit = None if limit is None else whole_number("limit", limit)
-    batch_size = batch_size_for(source, batch_size, _BATCH)
+    batch_size = batch_size_for(source, batch_size, BATCH)
     keep_examples = flag("keep_examples", keep_examples)
     source, positions = some_of(source, limit)
-    model, source, same_classes = _checked(model, source, same_classes)
+    model, source, same_classes = checked(model, source, same_classes)
     asked = averaged(model, draws)
     named = named_attacks(attacks, norm)
     diagnose = flag("diagnose", diagnose)
     if transfer is not None:
         _model_checks.check_model(transfer)
         transfer = unwrapped(transfer)
-    train_mode = _layers_in_train_mode(model)
-    index = _select(model, source, limit, same_classes)
+    train_mode = layers_in_train_mode(model)
+    index = selected(model, source, limit, same_classes)
     n = len(index)
     report = Reporter(progress, "evaluate", n * (1 + len(named)))
-    prediction, margins, answers = _clean(model, source, index, batch_size, report, asked)
+    prediction, margins, answers = clean_predictions(model, source, index, batch_size, report, asked)
     correct = prediction == source.labels[index]
     deterministic = answers.deterministic
     if not deterministic and draws == 1:
@@ -128,6 +134,7 @@ def evaluate(
         _model_checks.warn_of_batches(BATCHES, 2)
     if answers.probabilities:
         _model_checks.warn_of_probabilities(2)
+    judged = Judged(asked, len(source.classes), deterministic)
     rows = correct.nonzero()[:, 0]
 
     alone: dict[str, Tensor] = {}
@@ -136,7 +143,6 @@ def evaluate(
     with _state(state, model, source, index, named, int(draws)) as kept:
         for name, attack in named:
             report.advance(n - len(rows))
-            judged = Judged(asked, len(source.classes), deterministic)
             tallies[name], seen[name] = attacked_samples(
                 judged, source, attack, index[rows], batch_size, report, state=kept, name=name, keep=keep_examples
             )
@@ -168,8 +174,8 @@ def evaluate(
         deterministic=deterministic,
         depends_on_batch=answers.depend_on_batch,
         draws=int(draws),
-        model_fingerprint=_fingerprint(model),
-        data_fingerprint=_data_fingerprint(source, index),
+        model_fingerprint=model_fingerprint(model),
+        data_fingerprint=data_fingerprint(source, index),
         index=index if positions is None else positions[index],
         labels=source.labels[index],
         prediction=prediction,
@@ -184,7 +190,6 @@ def evaluate(
     _warn_of_unattacked(found)
     more = None
     if diagnose or transfer is not None:
-        judged = Judged(asked, len(source.classes), deterministic)
         more = diagnosed(
             judged,
             source,
@@ -227,170 +232,10 @@ def accuracy(
     return evaluate(model, source, batch_size=batch_size, limit=limit, same_classes=same_classes).clean
 
 
-def label_agreement(
-    model: nn.Module | Callable,
-    source: Data,
-    relabel: Callable[[Tensor], Tensor] | None = None,
-    *,
-    batch_size: int | None = None,
-    limit: int | None = None,
-    same_classes: bool = False,
-) -> dict[str, Share]:
-    """Measure how often a model predicts the label, and how often the relabelled target.
-
-    A model trained on D_det predicts y + 1 if it follows the robust features, and y if it follows the non-robust ones
-    (Table 10, Appendix D.6: 43.7 % y, 16.2 % y + 1).
-
-    Args:
-        model: See :func:`evaluate`.
-        source: See :func:`evaluate`.
-        relabel: Function from labels int64 [n] to labels int64 [n]; None is ``(y + 1) mod classes``.
-        batch_size: See :func:`evaluate`.
-        limit: See :func:`evaluate`.
-        same_classes: See :func:`evaluate`.
-
-    Returns:
-        The shares "label", "relabelled" and "other".
-
-    Raises:
-        ValueError: If ``relabel`` gives labels of another shape or device; also as :func:`evaluate`.
-        TypeError: If ``relabel`` is not a function or gives no integer tensor; also as :func:`evaluate`.
-    """
-    if relabel is not None and not callable(relabel):
-        raise TypeError(f"relabel should be a function of labels, got {type(relabel).__name__}")
-    limit = None if limit is None else whole_number("limit", limit)
-    batch_size = batch_size_for(source, batch_size, _BATCH)
-    source, _ = some_of(source, limit)
-    model, source, same_classes = _checked(model, source, same_classes)
-    index = _select(model, source, limit, same_classes)
-    n, labels, classes = len(index), source.labels[index], len(source.classes)
-    other = (labels + 1) % classes if relabel is None else relabel(labels)
-    if not isinstance(other, Tensor):
-        raise TypeError(f"relabel should give a tensor of labels, got {type(other).__name__}")
-    if other.shape != labels.shape:
-        raise ValueError(f"relabel should give labels of shape {tuple(labels.shape)}, got {tuple(other.shape)}")
-    if other.is_floating_point() or other.is_complex() or other.dtype == torch.bool:
-        raise TypeError(f"relabel should give labels, int64, got {other.dtype}")
-    if other.device != labels.device:
-        raise ValueError(f"relabel should give labels on the device of its own, {labels.device}, got {other.device}")
-    if bool(((other < 0) | (other >= classes)).any()):
-        least, most = (int(value) for value in other.aminmax())
-        raise ValueError(f"relabel should give labels from 0 to {classes - 1}, got values from {least} to {most}")
-    prediction, _, answers = _clean(model, source, index, batch_size, Reporter(None, "", 0), model)
-    if not answers.deterministic:
-        _model_checks.warn_of_randomness("a prediction is a single draw", 2)
-    if answers.depend_on_batch:
-        _model_checks.warn_of_batches(BATCHES, 2)
-    same, moved = prediction == labels, prediction == other
-    return {
-        "label": Share(int(same.sum()), n),
-        "relabelled": Share(int(moved.sum()), n),
-        "other": Share(int((~same & ~moved).sum()), n),
-    }
-
-
-def _checked(model: Any, source: Data, same_classes: Any) -> tuple[Callable, LabelledImages, bool]:
-    """Return model, data set and settings in the form used internally."""
-    same_classes = flag("same_classes", same_classes)
-    _model_checks.check_model(model)
-    _model_checks.check_values(model)
-    model = unwrapped(model)
-    return model, as_source(source, model), same_classes
-
-
-def _select(model: Callable, source: LabelledImages, limit: int | None, same_classes: bool) -> Tensor:
-    """Return the positions of the samples to evaluate on, after checking that the model fits the data."""
-    if len(source) == 0:
-        raise ValueError(f"there should be at least one sample to evaluate on, {source.name!r} has none")
-    index = evenly_spaced(len(source), limit)
-    name = getattr(source, "name", "data")
-    check_fits(model, source.classes, source.image_shape, f"data set {name!r}", same_classes)
-    if isinstance(source.labels, Tensor) and source.labels.device.type != "cpu":
-        raise ValueError(f"labels of {name!r} should be on the CPU, got them on {source.labels.device}")
-    check_labels(source.labels, len(source.classes), name)
-    return index
-
-
-class _Answers(NamedTuple):
-    """Properties of a model's output.
-
-    Attributes:
-        deterministic: Whether two passes give the same logits.
-        depend_on_batch: Whether the logits of an image depend on its batch.
-        probabilities: Whether the output looks like probabilities.
-    """
-
-    deterministic: bool = True
-    depend_on_batch: bool = False
-    probabilities: bool = False
-
-
-def _clean(
-    model: Callable, source: LabelledImages, index: Tensor, batch_size: int, report: Reporter, asked: Callable
-) -> tuple[Tensor, Tensor, _Answers]:
-    """Compute predictions and margins of the samples at ``index``, and properties of the model's output.
-
-    ``asked`` is what predicts: the model, or its average over several passes.
-    """
-    parts: list[tuple[Tensor, Tensor]] = []
-    device, classes, answers = forward.device_of(model), len(source.classes), _Answers()
-    for ids in index.split(batch_size):
-        images = read_images(source, ids)
-        check_images(images, ids, getattr(source, "name", "data"))
-        if not parts and isinstance(source, TorchDataset):
-            _check_still(images, read_images(source, ids), source.name)
-        x = images.to(device)
-        logits = forward.logits(asked, x if parts else x.clone(), classes).cpu()  # a model may modify its input
-        if not parts:
-            same = _model_checks.is_deterministic(model, x, classes)
-            by_batch = same and _model_checks.depends_on_batch(model, x, classes)
-            answers = _Answers(same, by_batch, _model_checks.are_probabilities(logits, model))
-        parts.append((predicted_classes(logits), class_margins(logits, source.labels[ids])))
-        report.advance(len(ids))
-    prediction, margins = (torch.cat(part) for part in zip(*parts, strict=True))
-    return prediction, margins.float(), answers
-
-
-def _check_still(first: Tensor, second: Tensor, name: str) -> None:
-    """Warn about a data set whose images change between readings, as with random transforms."""
-    if not torch.equal(first, second):
-        warnings.warn(
-            f"images of {name!r} should not change from one reading to the next: each attack would see other images "
-            "than the clean accuracy was measured on. Leave out transforms that draw random numbers",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-
-
-def _layers_in_train_mode(model: Callable) -> int:
-    """The number of layers that behave otherwise in train mode than in eval mode, and are in train mode."""
-    if not isinstance(model, nn.Module):
-        return 0
-    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
-    return sum(isinstance(module, kinds) and module.training for module in model.modules())
-
-
 def _warn_of_unattacked(found: Evaluation) -> None:
     for r in found.robustness:
         if r.unattacked:
             warnings.warn(f"{r.name}: {r.unattacked}", RuntimeWarning, stacklevel=3)
-
-
-def _fingerprint(model: Callable) -> str | None:
-    try:
-        return fingerprint(model) if isinstance(model, nn.Module) else None
-    except TypeError:  # the state holds more than tensors and JSON values
-        return None
-
-
-def _data_fingerprint(source: LabelledImages, index: Tensor) -> str | None:
-    """Return the fingerprint of the evaluated samples, so that a subset of a large folder is not hashed in full."""
-    if len(index) < len(source) and hasattr(source, "subset"):
-        source = source.subset(index)
-    try:
-        return getattr(source, "fingerprint", None)
-    except (TypeError, NotImplementedError):  # raised by the base class for a user's own data set
-        return None
 
 
 def _examples(
@@ -414,7 +259,7 @@ def _examples(
             if _inside(smaller, attack):
                 carried = alone[name] & ~robust[name] & ~robust[other]
                 x_adv[carried] = found[other].images[carried].to(x_adv.dtype)
-        pairs = zip(x_adv.split(_BATCH), images.split(_BATCH), strict=True)
+        pairs = zip(x_adv.split(BATCH), images.split(BATCH), strict=True)
         found[name] = Examples(x_adv, torch.cat([distances(attack, *pair).float() for pair in pairs]))
     return {name: found[name] for name, _ in named}
 
@@ -430,7 +275,7 @@ def _state(
     """Open the state of an evaluation, if there is to be one."""
     if folder is None:
         return contextlib.nullcontext()
-    prints = {"model_fingerprint": _fingerprint(model), "data_fingerprint": _data_fingerprint(source, index)}
+    prints = {"model_fingerprint": model_fingerprint(model), "data_fingerprint": data_fingerprint(source, index)}
     for name, value in prints.items():
         if value is None:
             raise ValueError(

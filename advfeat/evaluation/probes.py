@@ -84,9 +84,8 @@ def measure_way(model: Callable, x: Tensor, y: Tensor, x_other: Tensor, y_other:
         The measurement.
     """
     towards, n = x_other - x, len(x)
-    # For logits that are nearly one-hot, as probabilities or a tanh's are, sums in float32 would be as exact.
-    change, explained = torch.zeros(n, device=x.device), torch.zeros(n, device=x.device)
-    zero, lengths = torch.zeros(n, device=x.device), []
+    explained, zero = torch.zeros(n, device=x.device), torch.zeros(n, device=x.device)
+    lengths = []
     with no_trace(model, x.device):
 
         def difference(at: Tensor) -> Tensor:
