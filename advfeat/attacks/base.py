@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from advfeat._arguments import check_autocast, flag, whole_number
+from advfeat._arguments import check_autocast, flag, number, whole_number
 from advfeat.attacks.context import Run, undisturbed
 from advfeat.attacks.inputs import check_inputs, check_tensor
 from advfeat.attacks.result import AttackResult
@@ -392,6 +392,24 @@ def take_integer(attack: object, name: str, least: int | None) -> None:
         ValueError: the setting is below ``least``.
     """
     object.__setattr__(attack, name, whole_number(name, getattr(attack, name), least))
+
+
+def take_number_below(attack: object, name: str, most: float) -> None:
+    """Converts a setting to a Python float between 0 and a limit, both excluded.
+
+    Args:
+        attack: the attack, whose field is set.
+        name: the name of the setting.
+        most: the limit.
+
+    Raises:
+        TypeError: the setting is not a number.
+        ValueError: the setting is out of range.
+    """
+    value = float(number(name, getattr(attack, name)))
+    object.__setattr__(attack, name, value)
+    if not 0 < value < most:
+        raise ValueError(f"{name} should be above 0 and below {most:g}, got {value:g}")
 
 
 def check_settings(attack: Settings) -> None:

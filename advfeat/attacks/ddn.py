@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from advfeat._arguments import number, whole_number
-from advfeat.attacks.base import GivenObjective, check_settings
+from advfeat._arguments import whole_number
+from advfeat.attacks.base import GivenObjective, check_settings, take_number_below
 from advfeat.attacks.context import Run
 from advfeat.attacks.minimum_norm import MinimumNormAttack, Walk, distance, ends_of_box
 from advfeat.attacks.result import AttackResult
@@ -74,16 +74,10 @@ class DDN(MinimumNormAttack):
         check_settings(self)
         if not isinstance(self.threat, L2):
             raise ValueError(f"threat should be advfeat.L2 for DDN, got {self.threat!r}; advfeat.FMN takes other norms")
-        self._check_numbers()
+        for name, most in (("gamma", 1.0), ("init_norm", math.inf), ("step_size", math.inf)):
+            take_number_below(self, name, most)
         if self.levels is not None:
             object.__setattr__(self, "levels", whole_number("levels", self.levels, 2))
-
-    def _check_numbers(self) -> None:
-        for name, most in (("gamma", 1.0), ("init_norm", math.inf), ("step_size", math.inf)):
-            value = float(number(name, getattr(self, name)))
-            object.__setattr__(self, name, value)
-            if not 0 < value < most:
-                raise ValueError(f"{name} should be above 0 and below {most:g}, got {value:g}")
 
     def check(self, x: Tensor, target: Tensor, start: Tensor | None, sample_ids: Tensor | None) -> int | None:
         """See :meth:`advfeat.attacks.Attack.check`.

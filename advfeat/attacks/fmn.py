@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advfeat._arguments import flag, number
 from advfeat.attacks.apgd import ROUNDING
-from advfeat.attacks.base import GivenObjective, check_settings
+from advfeat.attacks.base import GivenObjective, check_settings, take_number_below
 from advfeat.attacks.context import Run
 from advfeat.attacks.minimum_norm import MinimumNormAttack, Walk, ends_of_box
 from advfeat.attacks.result import AttackResult
@@ -83,10 +83,7 @@ class FMN(MinimumNormAttack):
         if self.last_step_size is None:
             object.__setattr__(self, "last_step_size", number("step_size", self.step_size) / 100)
         for name, most in (("step_size", math.inf), ("last_step_size", math.inf), ("gamma", 1.0), ("last_gamma", 1.0)):
-            value = float(number(name, getattr(self, name)))
-            object.__setattr__(self, name, value)
-            if not 0 < value < most:
-                raise ValueError(f"{name} should be above 0 and below {most:g}, got {value:g}")
+            take_number_below(self, name, most)
 
     def _run(self, run: Run) -> AttackResult:
         return _Walk(self, run).run()
