@@ -31,10 +31,12 @@ from benchmarks import (  # noqa: E402
     minimum_norm,
     ops,
     peers,
+    queries,
     representation,
     reproduction,
     scaling,
     schedules,
+    searches,
     stand_ins,
     zoo,
 )
@@ -274,6 +276,21 @@ def test_the_minimum_norm_command(tmp_path, monkeypatch):
         r["attack"] for r in rows
     }
     assert max(row["optimality"] for row in rows) <= 1
+
+
+def test_the_searches_command(tmp_path):
+    searches.main(["--rows", "2", "--rounds", "2", "--out", str(tmp_path)])
+    rows = whole(tmp_path, "searches", "")["tables"]["searches"]
+    assert [row["op"] for row in rows] == list(searches.candidates(1)) and all(row["ratio"] > 0 for row in rows)
+    for name, (fused, sorts) in searches.candidates(3).items():
+        torch.testing.assert_close(fused(), sorts(), rtol=0, atol=1e-5, msg=name)
+
+
+def test_the_queries_command(tmp_path):
+    queries.main(["--samples", "12", "--queries", "20", "--seeds", "1", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "queries_digits.json").read_text())["tables"]["queries_digits"]
+    assert [row["norm"] for row in rows] == list(queries.NORMS)
+    assert all(0 <= row["differ"] <= 12 and row["float32_passes"] > 12 for row in rows)
 
 
 @pytest.mark.slow
