@@ -60,8 +60,8 @@ class Square(GradientAttack):
         seed: of the random numbers; the same at every call, so that an evaluation can be repeated.
         autocast: as for :class:`advfeat.PGD`.
         bf16_queries: run the queries under bfloat16 autocast, if the device computes that natively (CUDA from sm_80 on,
-            CPUs with AVX512-BF16 or AMX), in about half the time. A success counts once the model without autocast
-            confirms it, in one more pass. Has no effect with ``autocast``, and on images of fewer than 1,024 values.
+            CPUs with AVX512-BF16 or AMX), in less time. A success counts once the model without autocast confirms it,
+            in one more pass. Has no effect with ``autocast``, and on images of fewer than 1,024 values.
         graph: has no effect: what a query does depends on which samples are left.
 
     Attributes:
