@@ -53,12 +53,12 @@ demo: compile
 	@$(VENV)/bin/advfeat demo
 
 test: compile
-	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # What a change is tried with while it is made: two minutes where make test takes ten. Tests of random examples draw ten
 # where make test draws forty (tests/conftest.py).
 check: compile lint
-	HYPOTHESIS_PROFILE=check $(PY) -m pytest -q -n $(TEST_JOBS) --dist loadfile -m "not slow and not emulated and not compare" $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=check $(PY) -m pytest -q -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not emulated and not compare" $(PYTEST_ARGS)
 
 # Against the oldest and the newest torch, each in an environment of its own; downloads both.
 test-torch-versions:

@@ -9,6 +9,7 @@ ADVFEAT_DATA=DIR with CIFAR-10, Fashion-MNIST or MNIST in torchvision's layout t
 
 from __future__ import annotations
 
+import collections
 import os
 import random
 import zlib
@@ -65,6 +66,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("thorough") and not is_thorough(config):
             item.add_marker(pytest.mark.skip(reason="takes minutes: run with --thorough"))
+    # Files are handed out in this order: those of the longest tests first, so that no process is left alone with one.
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
