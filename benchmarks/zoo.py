@@ -301,6 +301,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=100, help="test images of each evaluation")
     parser.add_argument("--only", nargs="+", help="models by their names in the table")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS], help="of the honest models")
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -322,7 +323,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in filter(wanted, REPAIRED):
         add(f"{name}, with advfeat.bpda", masked(name, advfeat.bpda), "linf")
     for name in filter(wanted, HONEST):
-        for setting in SETTINGS:
+        for setting in options.settings:
             add(f"{name}, {setting}", honest(name), setting)
     source = digits("test", max(options.limit // 4, 1))  # each pass is one of ten
     for name in filter(wanted, AVERAGED):

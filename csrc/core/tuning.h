@@ -34,6 +34,9 @@ constexpr int kStages = 2;
 // Rows cut into tiles: eight vectors per thread, so that the block's reduction is small beside its reads; at most 1024
 // tiles, so that one block combines them in a few steps. A short row is shared by more threads, two vectors each.
 constexpr int kTileThreads = 256;
+// Blocks of the L1 kernel on a multiprocessor, for __launch_bounds__: 64 registers a thread. Left to itself nvcc makes
+// room for a fifth on sm_80, and spills.
+constexpr int kSearchBlocks = 4;
 constexpr int kShortRowVectors = 2;
 constexpr int64_t kTileVectors = 8 * kTileThreads;
 constexpr int64_t kMaxTiles = 1024;

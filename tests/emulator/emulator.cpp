@@ -33,6 +33,7 @@ std::recursive_mutex one_at_a_time;
 namespace {
 
 constexpr size_t kStack = 128 * 1024, kPage = 4096;
+constexpr size_t kPlace = 64 * 5, kPlaces = 200;  // where stacks begin, below their highest address: 62 KiB at most
 constexpr size_t kGuard = 4096;             // bytes behind the shared memory that was asked for
 constexpr unsigned char kUnwritten = 0xFF;  // a NaN in every floating dtype
 
@@ -45,7 +46,7 @@ struct Copy {
   unsigned char read[16];
 };
 
-enum class At { work, block_barrier, cluster_barrier, shuffle, phase, end };
+enum class At : unsigned char { work, block_barrier, cluster_barrier, shuffle, phase, end };
 
 // A thread of a kernel, on its own stack.
 struct Fiber {
@@ -53,9 +54,7 @@ struct Fiber {
   jmp_buf place;     // ... and how it goes on
   bool started = false;
   void* stack = nullptr;
-  At at = At::end;
-  bool predicate = false;
-  double shuffled = 0;
+  bool exchange = false;                   // which of the two arrays its next shuffle goes through
   const unsigned char* barrier = nullptr;  // whose phase it waits for, in the storage
   uint32_t parity = 0;
   std::vector<std::vector<Copy>> copies;  // the committed groups, then the open one
@@ -70,7 +69,13 @@ struct Fiber {
 
 // Everything of the launch that runs.
 std::vector<std::unique_ptr<Fiber>> fibers;  // of a cluster: block by block
+// What is looked up of all fibers again and again, side by side rather than in each: thousands of them do not fit into
+// a cache.
+std::vector<At> at;
+std::vector<char> predicates;  // that a barrier asks for
+std::vector<double> shuffles[2];  // what a warp exchanges, in one and the other by turns
 Fiber* running = nullptr;
+unsigned running_index = 0;  // among the fibers
 jmp_buf scheduler;
 const std::function<void()>* kernel_body = nullptr;
 std::string failure;
@@ -176,8 +181,8 @@ void leave() {
   if (_setjmp(running->place) == 0) _longjmp(scheduler, 1);
 }
 
-void wait_at(At at) {
-  running->at = at;
+void wait_at(At place) {
+  at[running_index] = place;
   leave();
 }
 
@@ -191,13 +196,16 @@ void run_kernels() {
   }
 }
 
-void go_on(Fiber& fiber) {
+void go_on(unsigned index) {
+  Fiber& fiber = *fibers[index];
   running = &fiber;
+  running_index = index;
   if (_setjmp(scheduler) == 0) {
     if (fiber.started) _longjmp(fiber.place, 1);
     fiber.started = true;
     getcontext(&fiber.first);
-    fiber.first.uc_stack = {fiber.stack, 0, kStack};
+    // Stacks that all began at the same place of a page would drive each other out of the cache.
+    fiber.first.uc_stack = {fiber.stack, 0, kStack - index % kPlaces * kPlace};
     fiber.first.uc_link = nullptr;
     makecontext(&fiber.first, run_kernels, 0);
     setcontext(&fiber.first);
@@ -214,9 +222,12 @@ void go_on(Fiber& fiber) {
 
 void start_fibers(unsigned count) {
   while (fibers.size() < count) fibers.push_back(std::make_unique<Fiber>());
+  at.assign(count, At::work);
+  predicates.resize(count);
+  for (auto& values : shuffles) values.resize(count);
   for (unsigned i = 0; i < count; ++i) {
-    fibers[i]->at = At::work;
     fibers[i]->copies.clear();
+    fibers[i]->exchange = false;
   }
 }
 
@@ -237,7 +248,10 @@ std::vector<char> laggards(unsigned count) {
 // The fibers of one block of the cluster.
 class Block {
  public:
-  Block(unsigned cluster, unsigned rank) : index_(cluster * shape.cluster + rank), rank_(rank) { draw_laggards(); }
+  Block(unsigned cluster, unsigned rank)
+      : index_(cluster * shape.cluster + rank), rank_(rank), first_(rank * shape.threads), at_(&at[first_]) {
+    draw_laggards();
+  }
 
   bool all(At at) const { return count(at) == shape.threads; }
 
@@ -257,46 +271,45 @@ class Block {
   bool open() {
     bool opened = false;
     for (unsigned i = 0; i < shape.threads; ++i) {
-      if (fiber(i).at != At::phase || !has_ended(fiber(i))) continue;
-      fiber(i).at = At::work;
+      if (at_[i] != At::phase || !has_ended(*fibers[first_ + i])) continue;
+      at_[i] = At::work;
       opened = true;
     }
     if (all(At::block_barrier)) {
       bool any = false;
-      for (unsigned i = 0; i < shape.threads; ++i) any |= fiber(i).predicate;
-      for (unsigned i = 0; i < shape.threads; ++i) {
-        fiber(i).predicate = any;
-        fiber(i).at = At::work;
-      }
+      for (unsigned i = 0; i < shape.threads; ++i) any |= predicates[first_ + i] != 0;
+      std::fill_n(&predicates[first_], shape.threads, any);
+      std::fill_n(at_, shape.threads, At::work);
       draw_laggards();
       opened = true;
     }
     for (unsigned warp = 0; warp < shape.threads; warp += kWarpSize) {
       unsigned here = 0;
-      for (unsigned i = warp; i < warp + kWarpSize; ++i) here += fiber(i).at == At::shuffle;
+      for (unsigned i = warp; i < warp + kWarpSize; ++i) here += at_[i] == At::shuffle;
       if (here < kWarpSize) continue;
-      for (unsigned i = warp; i < warp + kWarpSize; ++i) fiber(i).at = At::work;
+      std::fill_n(at_ + warp, kWarpSize, At::work);
       opened = true;
     }
     return opened;
   }
 
   void pass_cluster_barrier() {
-    for (unsigned i = 0; i < shape.threads; ++i) fiber(i).at = At::work;
+    std::fill_n(at_, shape.threads, At::work);
     draw_laggards();
   }
 
  private:
   bool work_on(bool laggard) {
-    bool worked = false;
-    for (unsigned thread : shuffled(shape.threads)) {
-      if (fiber(thread).at != At::work || static_cast<bool>(laggards_[thread / kWarpSize]) != laggard) continue;
-      worked = true;
+    std::vector<unsigned> can;
+    for (unsigned thread = 0; thread < shape.threads; ++thread)
+      if (at_[thread] == At::work && static_cast<bool>(laggards_[thread / kWarpSize]) == laggard) can.push_back(thread);
+    std::shuffle(can.begin(), can.end(), draw);
+    for (unsigned thread : can) {
       threadIdx.x = thread;
-      go_on(fiber(thread));
+      go_on(first_ + thread);
       if (!failure.empty()) give_up();
     }
-    return worked;
+    return !can.empty();
   }
 
   bool has_ended(const Fiber& waiting) const {
@@ -307,14 +320,11 @@ class Block {
 
   void draw_laggards() { laggards_ = laggards((shape.threads + kWarpSize - 1) / kWarpSize); }
 
-  Fiber& fiber(unsigned thread) const { return *fibers[rank_ * shape.threads + thread]; }
-  unsigned count(At at) const {
-    unsigned found = 0;
-    for (unsigned i = 0; i < shape.threads; ++i) found += fiber(i).at == at;
-    return found;
-  }
+  unsigned count(At place) const { return static_cast<unsigned>(std::count(at_, at_ + shape.threads, place)); }
 
   unsigned index_, rank_;
+  unsigned first_;  // of its fibers among all
+  At* at_;          // of the first of them
   std::vector<char> laggards_;  // by warp
 };
 
@@ -396,9 +406,9 @@ void launch(const Launch& asked, const std::function<void()>& body) {
 void block_barrier() { block_barrier_or(false); }
 
 bool block_barrier_or(bool predicate) {
-  running->predicate = predicate;
+  predicates[running_index] = predicate;
   wait_at(At::block_barrier);
-  return running->predicate;
+  return predicates[running_index] != 0;
 }
 
 void cluster_barrier() { wait_at(At::cluster_barrier); }
@@ -414,12 +424,13 @@ void* in_block_of_cluster(void* shared, unsigned rank) {
 
 double shuffle_xor(double value, int lanes) {
   if (lanes < 0 || lanes >= static_cast<int>(kWarpSize)) fail("a shuffle beyond the warp");
-  running->shuffled = value;
+  // Nobody writes to these again before all have come to the next shuffle, which goes through the others.
+  std::vector<double>& values = shuffles[running->exchange];
+  running->exchange = !running->exchange;
+  values[running_index] = value;
   wait_at(At::shuffle);
   const unsigned first = (blockIdx.x % shape.cluster) * shape.threads;
-  const double got = fibers[first + (threadIdx.x ^ static_cast<unsigned>(lanes))]->shuffled;
-  wait_at(At::shuffle);  // until all have read
-  return got;
+  return values[first + (threadIdx.x ^ static_cast<unsigned>(lanes))];
 }
 
 void copy_async(void* to, const void* from, size_t bytes) {

@@ -250,7 +250,8 @@ def test_digits_reach_97_percent_and_adversarial_training_makes_them_robust():
     standard = train(config, *data)
     assert standard.history[-1]["test_accuracy"] >= 0.97
     robust = train(config.replace(attack=paper_attack(1.0), epochs=6), *data)
-    at = {name: evaluate(r.model, data[1], attacks=[0.5, 1.0]).robustness for name, r in
+    attacks = [advfeat.PGD(advfeat.L2(eps), steps=20, step_size=2.5 * eps / 20, keep="best") for eps in (0.5, 1.0)]
+    at = {name: evaluate(r.model, data[1], attacks=attacks).robustness for name, r in
           (("standard", standard), ("robust", robust))}  # fmt: skip
     assert robust.history[-1]["test_accuracy"] > 0.9
     assert at["robust"][0].accuracy.value > at["standard"][0].accuracy.value + 0.15
