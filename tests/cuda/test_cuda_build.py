@@ -59,7 +59,7 @@ class Kernel:
 
     def __post_init__(self) -> None:
         if self.number >= 90:
-            self.shared = max(self.shared - 1024, 0)  # each block's that has any, for the system; counted from Hopper on
+            self.shared = max(self.shared - 1024, 0)  # each block's that has any, for the system; from Hopper on
         rest = self.symbol.removeprefix("_ZN").removeprefix("_Z")
         while length := re.match(r"\d+", rest):
             end = length.end() + int(length[0])
