@@ -96,8 +96,7 @@ __device__ void set_step(L1Row<T, G>& row, const L1Args& a, int64_t index) {
 }
 
 template <typename T, typename G>
-__global__ void __launch_bounds__(kTileThreads, kSearchBlocks)
-    l1_rows(const __grid_constant__ L1Args a) {
+__global__ void __launch_bounds__(kTileThreads, kSearchBlocks) l1_rows(const __grid_constant__ L1Args a) {
   using A = ArithmeticOf<T>;
   for (int64_t index = blockIdx.x; index < a.step.rows; index += gridDim.x) {
     L1Row<T, G> row(a.step, index);

@@ -34,8 +34,8 @@ namespace {
 
 constexpr size_t kStack = 128 * 1024, kPage = 4096;
 constexpr size_t kPlace = 64 * 5, kPlaces = 200;  // where stacks begin, below their highest address: 62 KiB at most
-constexpr size_t kGuard = 4096;             // bytes behind the shared memory that was asked for
-constexpr unsigned char kUnwritten = 0xFF;  // a NaN in every floating dtype
+constexpr size_t kGuard = 4096;                   // bytes behind the shared memory that was asked for
+constexpr unsigned char kUnwritten = 0xFF;        // a NaN in every floating dtype
 
 // It may read at once or as late as the wait for it.
 struct Copy {
@@ -72,7 +72,7 @@ std::vector<std::unique_ptr<Fiber>> fibers;  // of a cluster: block by block
 // What is looked up of all fibers again and again, side by side rather than in each: thousands of them do not fit into
 // a cache.
 std::vector<At> at;
-std::vector<char> predicates;  // that a barrier asks for
+std::vector<char> predicates;     // that a barrier asks for
 std::vector<double> shuffles[2];  // what a warp exchanges, in one and the other by turns
 Fiber* running = nullptr;
 unsigned running_index = 0;  // among the fibers
@@ -323,8 +323,8 @@ class Block {
   unsigned count(At place) const { return static_cast<unsigned>(std::count(at_, at_ + shape.threads, place)); }
 
   unsigned index_, rank_;
-  unsigned first_;  // of its fibers among all
-  At* at_;          // of the first of them
+  unsigned first_;              // of its fibers among all
+  At* at_;                      // of the first of them
   std::vector<char> laggards_;  // by warp
 };
 
