@@ -84,7 +84,7 @@ def load(folder: Path) -> Emulator:
     if sys.platform != "linux" or shutil.which(compiler[0]) is None:
         pytest.skip(f"the emulator needs Linux and a C++ compiler, {compiler[0]} is not here")
     # longjmp goes from one stack to another, which a fortified one refuses
-    flags = ["-std=c++20", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-w", "-U_FORTIFY_SOURCE"]
+    flags = ["-std=c++20", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-w", "-U_FORTIFY_SOURCE"]
     flags += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", "as_on_cpu.h", f"-I{EMULATOR}"]
     flags += [f"-I{path}" for path in cpp_extension.include_paths()]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
