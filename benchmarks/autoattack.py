@@ -7,8 +7,8 @@ and the share of samples left. A summary compares the times, seed by seed, and t
 samples that one library leaves and the other does not, ``reference_differs`` those on which two seeds of the reference
 disagree.
 
-The models: ``--model RUN`` one or more times; without it scikit-learn's digits and two small networks trained on the
-spot, one of them adversarially.
+The models: ``--model RUN`` one or more times; without it scikit-learn's digits and three models trained on the spot, a
+small network, the same trained adversarially and a linear model.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import io
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from advfeat.compat.autoattack import AutoAttack
 from advfeat.datasets import sources
 from advfeat.datasets.base import Source
+from advfeat.models import adapt
 from advfeat.models import load as load_model
 from advfeat.training import TrainConfig, fast_attack, train
 from benchmarks.measure import RESULTS, machine, say, spread, write_results
@@ -194,6 +196,13 @@ def models_of(options: argparse.Namespace, train_set: Callable[[], Source]) -> d
     for name, attack in (("standard", None), ("adversarial", fast_attack(0.5))):
         config = TrainConfig(epochs=options.epochs, lr=0.1, batch_size=32, width=8, attack=attack)
         made[name] = train(config, train_set(), device="cpu").model.eval()
+    source = train_set()
+    shape, classes = tuple(source.images()[0].shape), len(source.classes)
+    linear = adapt(
+        nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes)), num_classes=classes, input_shape=shape
+    )
+    config = TrainConfig(epochs=options.epochs, lr=0.1, batch_size=32)
+    made["linear"] = train(config, source, device="cpu", model=linear).model.eval()
     return made
 
 

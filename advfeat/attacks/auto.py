@@ -16,7 +16,7 @@ from advfeat.attacks.ensemble import InTurn
 from advfeat.attacks.pgd import PGD
 from advfeat.attacks.record import Record
 from advfeat.attacks.result import AttackResult
-from advfeat.attacks.target_order import TargetOrder, check_target_order, other_classes
+from advfeat.attacks.target_order import TargetOrder, check_target_order, other_classes, ranks_at_once
 from advfeat.objectives import TargetedDLR
 from advfeat.settings import CHANGES_NO_RESULT, OMITTED_AT_DEFAULT
 from advfeat.threat import Threat
@@ -84,7 +84,7 @@ class Auto(InTurn):
         more: dict[str, Any] = {"steps": self.steps, "autocast": self.autocast, "graph": self.graph}
         first = APGD(threat, restarts=self.restarts, seed=self.seed, **more)
         if self.target_order == "logits":
-            then = tuple(RankedAPGD(threat, rank=k, seed=self.seed + 1 + k, **more) for k in range(targets))
+            then = ranked(targets, threat, seed=self.seed + 1, **more)
         elif targets:  # one attack for all ranks: the order is computed once
             then = (RankedAPGD(threat, ranks=targets, target_order="malt", seed=self.seed + 1, **more),)
         else:
@@ -94,7 +94,7 @@ class Auto(InTurn):
     @property
     def names(self) -> tuple[str, ...]:
         """See :class:`InTurn`: "apgd-margin", then "apgd-t" for each target class."""
-        return ("", "apgd-margin", *("apgd-t" for _ in range(self.target_classes)))
+        return ("", "apgd-margin", *("apgd-t" for _ in self.attacks[2:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,8 @@ class RankedAPGD(APGD):
     Args:
         objective: the targeted DLR loss; the other settings are as for :class:`advfeat.APGD`.
         rank: 0 for the other class with the largest logit at x, 1 for the second largest, and so on.
-        ranks: so many classes from this rank on, each for the samples that those before leave.
+        ranks: so many classes from this rank on, each for the samples that those before leave. Several of them share
+            a batch where they find room.
         target_order: see :class:`Auto`.
     """
 
@@ -128,15 +129,41 @@ class RankedAPGD(APGD):
         classes, exist, more, backwarded = other_classes(run, logits, self.target_order, self.rank + self.ranks)
         found.samples_forwarded, found.samples_backwarded = forwarded + more, backwarded
         enough = (logits > -torch.inf).sum(dim=1) >= 4  # a class whose logit is -inf is excluded
-        left = torch.ones_like(enough)
-        for k in range(self.rank, min(self.rank + self.ranks, classes.shape[1])):
-            rows = (exist[:, k] & enough & left).nonzero()[:, 0]
-            if not rows.numel():
+        left = enough.clone()
+        last = min(self.rank + self.ranks, classes.shape[1])
+        room = run.room if self.restarts == 1 else 0  # later starts are for those that the first has left
+        for ranks in ranks_at_once(self.rank, last, room, lambda: int(left.sum())):
+            rows = [(exist[:, k] & left).nonzero()[:, 0] for k in ranks]
+            together = torch.cat(rows)
+            if not together.numel():
                 continue
-            pairs = torch.stack([run.target[rows], classes[rows, k]], dim=1)
-            attack = self if self.ranks == 1 else self.replace(rank=k, ranks=1, seed=(self.seed or 0) + k - self.rank)
-            result = APGD._run(attack, run.rows(rows, pairs))
-            found.take_over(rows, result, failures=k == self.rank)
-            assert result.success is not None
-            left[rows[result.success]] = False
+            others = torch.cat([classes[of_rank, k] for k, of_rank in zip(ranks, rows, strict=True)])
+            part = run.rows(together, torch.stack([run.target[together], others], dim=1))
+            counts = [len(of_rank) for of_rank in rows]
+            part.seeds = [((self.seed or 0) + k - self.rank, count) for k, count in zip(ranks, counts, strict=True)]
+            results = APGD._run(self, part).split(counts)
+            for k, of_rank, result in zip(ranks, rows, results, strict=True):
+                # As if one came after the other: a class counts only where none before it was reached.
+                result = result.at(left[of_rank])
+                of_rank = of_rank[left[of_rank]]
+                found.take_over(of_rank, result, failures=k == self.rank)
+                assert result.success is not None
+                left[of_rank[result.success]] = False
         return found
+
+
+def ranked(targets: int, threat: Threat, seed: int, **settings: Any) -> tuple[RankedAPGD, ...]:
+    """APGD towards each of so many classes: the first, which breaks the most, and the others.
+
+    Args:
+        targets: how many classes.
+        threat: the threat model.
+        seed: of the first class; those that follow have the next numbers.
+        **settings: of :class:`RankedAPGD`.
+
+    Returns:
+        At most two attacks, so that the samples that the first leaves can be pooled for the second.
+    """
+    first = RankedAPGD(threat, rank=0, seed=seed, **settings)
+    others = RankedAPGD(threat, rank=1, ranks=max(targets - 1, 1), seed=seed + 1, **settings)
+    return (first, others)[: min(targets, 2)]

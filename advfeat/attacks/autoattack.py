@@ -10,7 +10,7 @@ import torch
 
 from advfeat._arguments import flag
 from advfeat.attacks.apgd import APGD
-from advfeat.attacks.auto import RankedAPGD
+from advfeat.attacks.auto import ranked
 from advfeat.attacks.base import Attack, check_settings
 from advfeat.attacks.ensemble import InTurn
 from advfeat.attacks.fab import FAB
@@ -103,9 +103,8 @@ class AutoAttack(InTurn):
         found: dict[str, tuple[Attack, ...]] = {
             "apgd-ce": (untargeted(CrossEntropy(), self.seed),),
             "apgd-dlr": (untargeted(DLR(), self.seed + 1),),
-            "apgd-t": tuple(
-                RankedAPGD(threat, steps=_STEPS, rank=k, large_radii=in_l1, seed=self.seed + 2 + k, **more)
-                for k in range(5 if in_l1 else _TARGETS)
+            "apgd-t": ranked(
+                5 if in_l1 else _TARGETS, threat, steps=_STEPS, large_radii=in_l1, seed=self.seed + 2, **more
             ),
             "fab": (FAB(threat, steps=_STEPS, restarts=many, seed=self.seed, **more),),
             "fab-t": (FAB(threat, steps=_STEPS, targets=_TARGETS, seed=self.seed, **more),),

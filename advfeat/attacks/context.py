@@ -72,6 +72,7 @@ class Run:
         sample_ids: int64 [n], or None for 0 ... n-1.
         watched: a wrapper of the same model, to be reused; None for a new one.
         statistics: whether anything besides ``x_adv`` is needed.
+        room: how many samples a pass through the model may hold; None for as many as there are.
 
     Attributes:
         model: the model as objectives see it.
@@ -81,6 +82,10 @@ class Run:
         start: the first iterates as given, or None.
         threat: on the device, for these samples.
         statistics: as above.
+        room: as above, at least n. The parts of a run have that of the whole, so that an attack may try several starts
+            of the few samples that are left in one pass.
+        seeds: for a run that holds several starts of its samples, as an attack has put them together: the seed of each
+            start and its number of samples, in order; None for the attack's own seed.
         known_logits: the logits at x0, [n, classes], once they have been computed or given; see :meth:`logits_at_x`.
     """
 
@@ -95,11 +100,13 @@ class Run:
         *,
         watched: AttackedModel | None = None,
         statistics: bool = True,
+        room: int | None = None,
     ) -> None:
         largest = attack.check(x, target, start, sample_ids)
         self.model = AttackedModel(model) if watched is None else watched
         self.model.expect_label(largest)
         self.threat, self.statistics = attack.threat.to(x.device), statistics
+        self.room, self.seeds = max(len(x), room or 0), cast("list[tuple[int, int]] | None", None)
         self._kind, self._strides = _kind(x, target), _strides(x)
         # Clones: the inputs must not change, and tensors made under inference_mode cannot take part in autograd.
         self.x0 = x.detach().clone(memory_format=memory_format_for(model, x))
@@ -151,6 +158,7 @@ class Run:
         """
         part = object.__new__(Run)
         part.model, part.threat, part.statistics = self.model, self.threat.rows(rows), self.statistics
+        part.room, part.seeds = self.room, None
         part.x0, part.ids = self.x0[rows], self.ids[rows]
         part.target = self.target[rows] if target is None else target
         part.start = None if self.start is None else self.start[rows]
@@ -168,7 +176,7 @@ class Run:
             A run that shares everything else with this one.
         """
         other = self.rows(slice(None))
-        other.threat = threat
+        other.threat, other.seeds = threat, self.seeds
         return other
 
     def logits_at_x(self) -> tuple[Tensor, int]:
@@ -208,8 +216,28 @@ class Run:
         if self.start is not None:
             return self.threat.project_(self.start.clone(), self.x0)
         if attack.random_start:
-            return random_iterate(attack, self.threat, self.x0, self.ids, restart)
+            return self.random_iterate(attack, restart)
         return self.x0.clone()
+
+    def random_iterate(self, attack: GradientAttack, restart: int) -> Tensor:
+        """Random points of the balls, from the seed of the attack or from :attr:`seeds`.
+
+        Args:
+            attack: gives the seed.
+            restart: the number of the restart.
+
+        Returns:
+            A new tensor [n, ...].
+        """
+        if self.seeds is None:
+            return random_iterate(attack, self.threat, self.x0, self.ids, restart)
+        found, first = torch.empty_like(self.x0), 0
+        for seed, count in self.seeds:
+            rows = slice(first, first + count)
+            own, threat = attack.replace(seed=seed), self.threat.rows(rows)
+            found[rows] = random_iterate(own, threat, self.x0[rows], self.ids[rows], restart)
+            first += count
+        return found
 
     def result(
         self,

@@ -136,21 +136,21 @@ class InTurn(Attack):
         for (given, x, target, ids), found in watch.of(self.attacks[0]._over(model, watch.without(first()))):
             size = size or x.shape[0]
             if waiting and waiting[0].x.shape[1:] != x.shape[1:]:  # images of different sizes cannot share a batch
-                self._go_on(model, waiting, at_least=1)
+                self._go_on(model, waiting, 1, size)
             waiting.append(_Left.of(given, found, x, target, ids))
             self._begin(found, watch.seconds - seen)
             seen = watch.seconds
-            self._go_on(model, waiting, at_least=size if len(waiting) < _WAITING else 1)
+            self._go_on(model, waiting, size if len(waiting) < _WAITING else 1, size)
             while waiting and self._is_done(waiting[0]):
                 left = waiting.popleft()
                 yield left.given, left.found
-        self._go_on(model, waiting, at_least=1)
+        self._go_on(model, waiting, 1, size)
         yield from ((left.given, left.found) for left in waiting)
 
-    def _go_on(self, model: Callable, batches: Collection[_Left], at_least: int) -> None:
+    def _go_on(self, model: Callable, batches: Collection[_Left], at_least: int, room: int) -> None:
         """Runs each attack after the first on its pooled survivors, if there are at least ``at_least``.
 
-        Writes the findings into the results of the batches.
+        Writes the findings into the results of the batches; ``room`` is the size of a batch.
         """
         for turn, attack in enumerate(self.attacks[1:], start=1):
             some = [left for left in batches if left.turn == turn and len(left.rows)]
@@ -160,7 +160,7 @@ class InTurn(Attack):
             counts = [len(left.rows) for left in some]
             began = time.perf_counter()
             with undisturbed(attack, model, x.device):
-                run = Run(attack, model, x, target, None, ids)
+                run = Run(attack, model, x, target, None, ids, room=room)
                 known = [left.logits for left in some if left.logits is not None]
                 run.known_logits = torch.cat(known) if len(known) == len(some) else None
                 more = attack.part_of(run)

@@ -14,10 +14,11 @@ from torch import Tensor
 from advfeat import ops
 from advfeat._arguments import flag, number, whole_number
 from advfeat.attacks.base import GivenObjective, GradientAttack, check_settings
-from advfeat.attacks.context import Run, random_iterate
+from advfeat.attacks.breakdown import Cost
+from advfeat.attacks.context import Run
 from advfeat.attacks.record import Record
 from advfeat.attacks.result import AttackResult
-from advfeat.attacks.target_order import TargetOrder, check_target_order, other_classes
+from advfeat.attacks.target_order import TargetOrder, check_target_order, other_classes, ranks_at_once
 from advfeat.forward import class_logits, predicted_classes
 from advfeat.objectives import CW, as_objective
 from advfeat.ops import Number
@@ -109,26 +110,66 @@ class FAB(GradientAttack):
         return None
 
     def _run(self, run: Run) -> AttackResult:
-        walk = _Walk(self, run)
-        if len(run):
-            walk.look_at_x()
-            for rank in range(walk.ranks):
-                for restart in range(self.restarts):
-                    walk.go(rank, restart)
+        n, device = len(run), run.x0.device
+        nearest = torch.full((n,), math.inf, dtype=torch.float64, device=device)
+        record = Record(run.x0, targeted=False)
+        walks = _Walks(self, run, None, record, nearest)
+        passes = Cost()
+        if n:
+            logits = walks.look_at_x()
+            if self.targets is None:
+                walks.go()
+            else:
+                passes += self._towards_each_class(run, logits, record, nearest)
+        passes += Cost(walks.forwarded, walks.backwarded)
         found = run.result(
-            walk.record, forwarded=walk.forwarded, backwarded=walk.backwarded, why_eager="FAB's steps are not replayed"
+            record,
+            forwarded=passes.samples_forwarded,
+            backwarded=passes.samples_backwarded,
+            why_eager="FAB's steps are not replayed",
         )
-        found.smallest_distance = walk.nearest
+        found.smallest_distance = nearest
         return found
 
+    def _towards_each_class(self, run: Run, logits: Tensor, record: Record, nearest: Tensor) -> Cost:
+        """Walks towards one class after the other, or towards several at once where they find room."""
+        wanted = min(cast("int", self.targets), logits.shape[1] - 1)
+        classes, exist, *passes = other_classes(run, logits, self.target_order, wanted)
+        spent = Cost(*passes)
 
-class _Walk:
-    """All walks of a batch; ``nearest`` is the distance of the best example of each sample, in units of eps."""
+        def left() -> Tensor:
+            return nearest > (0 if self.minimise else run.threat.eps)
 
-    def __init__(self, attack: FAB, run: Run) -> None:
-        self.attack, self.samples, self.record = attack, run, Record(run.x0, targeted=False)
+        for ranks in ranks_at_once(0, wanted, run.room, lambda: int(left().sum())):
+            rows = [(exist[:, k] & left()).nonzero()[:, 0] for k in ranks]
+            together, counts = torch.cat(rows), [len(of_rank) for of_rank in rows]
+            if not len(together):
+                continue
+            part = run.rows(together)
+            part.seeds = [((self.seed + (k << 60)) % 2**63, count) for k, count in zip(ranks, counts, strict=True)]
+            others = torch.cat([classes[of_rank, k] for k, of_rank in zip(ranks, rows, strict=True)])
+            before = record.rows(together)
+            before.status.zero_()
+            walks = _Walks(self, part, others, before, nearest[together].clone())
+            walks.go()
+            spent += Cost(walks.forwarded, walks.backwarded)
+            for k, of_rank in enumerate(rows):
+                # As if one came after the other: a class counts only where the ones before it leave something to find.
+                at = torch.arange(sum(counts[:k]), sum(counts[: k + 1]), device=together.device)[left()[of_rank]]
+                walks.write(at, together[at], record, nearest)
+        return spent
+
+
+class _Walks:
+    """A walk for each of n samples, towards a class of its own or, without ``classes``, towards all of them.
+
+    ``record`` and ``nearest``, the distances of its examples in units of eps, hold what was found before; both are
+    updated in place.
+    """
+
+    def __init__(self, attack: FAB, run: Run, classes: Tensor | None, record: Record, nearest: Tensor) -> None:
+        self.attack, self.samples, self.classes, self.record, self.nearest = attack, run, classes, record, nearest
         n, device = len(run), run.x0.device
-        self.nearest = torch.full((n,), math.inf, dtype=torch.float64, device=device)
         self.eps = torch.as_tensor(run.threat.eps, dtype=torch.float64, device=device).expand(n)
         self.forwarded = self.backwarded = 0
         self.unit: Tensor | None = None
@@ -142,8 +183,8 @@ class _Walk:
             self.unit = unit.reshape(1, -1, *[1] * max(run.x0.dim() - 2, 0)) if unit.numel() > 1 else unit
             self.lo, self.hi = lo / unit, hi / unit
 
-    def look_at_x(self) -> None:
-        """Evaluates the images, and ranks the other classes by their logits there."""
+    def look_at_x(self) -> Tensor:
+        """Evaluates the images; returns the logits there."""
         run = self.samples
         with torch.no_grad():
             logits = self._logits(run.x0)
@@ -152,35 +193,51 @@ class _Walk:
         self.record.keep(torch.ones_like(wrong), run.x0, _margins(logits, run.target), wrong)
         self.record.see(wrong, torch.zeros((), dtype=torch.int32, device=wrong.device))
         self.nearest[wrong] = 0
-        classes, targets = logits.shape[1], self.attack.targets
-        self.ranks = 1 if targets is None else min(targets, classes - 1)
-        order = other_classes(run, logits, self.attack.target_order, self.ranks)
-        self.order, self.exists, forwarded, backwarded = order
-        self.forwarded, self.backwarded = self.forwarded + forwarded, self.backwarded + backwarded
+        return logits
 
-    def go(self, rank: int, restart: int) -> None:
-        """One start towards the class of this rank, or towards all, for the samples that are left."""
+    def write(self, at: Tensor, rows: Tensor, record: Record, nearest: Tensor) -> None:
+        """Writes what some of the walks found into a record of the samples, where it is nearer.
+
+        Args:
+            at: int64 [m], the walks.
+            rows: int64 [m], their samples in the record.
+            record: of the samples.
+            nearest: float64, the distances of the samples' examples so far.
+        """
+        record.status[rows] += self.record.status[at]
+        nearer = self.nearest[at] < nearest[rows]
+        at, rows = at[nearer], rows[nearer]
+        nearest[rows] = self.nearest[at]
+        first = record.first_success[rows]
+        record.put(rows, self.record.rows(at), but=("status", "first_success"))
+        record.first_success[rows] = torch.where(first < 0, self.record.first_success[at], first)
+
+    def go(self) -> None:
+        """All starts, each for the samples that are left."""
+        for restart in range(self.attack.restarts):
+            self._start(restart)
+
+    def _start(self, restart: int) -> None:
         attack, run = self.attack, self.samples
         done = (self.nearest <= 0) if attack.minimise else (self.nearest <= self.eps)
-        rows = (~done & (self.exists[:, rank] if attack.targets else True)).nonzero()[:, 0]
+        rows = (~done).nonzero()[:, 0]
         if not len(rows):
             return
-        part = run.rows(rows)
-        x = part.x0.clone()
         if restart > 0:
-            half = part.within(_halved(part.threat))
-            x = random_iterate(attack, half.threat, part.x0, part.ids, (rank << 20) + restart)
+            x = run.within(_halved(run.threat)).random_iterate(attack, restart)[rows]
+        else:
+            x = run.x0[rows]
         self._crossed = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
-        rows, x = self._step_on(rows, x, rank, starts=restart == 0)
+        rows, x = self._step_on(rows, x, starts=restart == 0)
         for step in range(attack.steps):
             if not len(rows):
                 return
             part = run.rows(rows)
             x = self._beyond_the_plane(x, part, rows)
-            rows, x = self._step_on(rows, x, rank, step=step + 1, last=step + 1 == attack.steps)
+            rows, x = self._step_on(rows, x, step=step + 1, last=step + 1 == attack.steps)
 
     def _step_on(
-        self, rows: Tensor, x: Tensor, rank: int, *, starts: bool = False, step: int = 0, last: bool = False
+        self, rows: Tensor, x: Tensor, *, starts: bool = False, step: int = 0, last: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Looks at the iterates, keeps what is nearer, and finds the hyperplane there or at the point gone back to.
 
@@ -207,7 +264,7 @@ class _Walk:
             if not self.attack.minimise:
                 left = self.nearest[rows] > self.eps[rows]
                 rows, x, crossed = rows[left], x[left], crossed[left]
-        logits, gap, w = self._boundary(rows, x, rank)
+        logits, gap, w = self._boundary(rows, x)
         fresh = (~crossed).nonzero()[:, 0]
         if len(fresh):
             wrong = self._wrong(logits[fresh], self.samples.target[rows[fresh]])
@@ -222,7 +279,7 @@ class _Walk:
                 crossed = crossed.clone()
                 crossed[back] = True
                 x = self._gone_back(x, rows, back)
-                _, gap[back], w[back] = self._boundary(rows[back], x[back], rank)
+                _, gap[back], w[back] = self._boundary(rows[back], x[back])
         if not self.attack.minimise:
             left = self.nearest[rows] > self.eps[rows]
             if not left.all():
@@ -256,10 +313,9 @@ class _Walk:
         x[at] = x0 + self.attack.beta * (x[at] - x0)
         return x
 
-    def _boundary(self, rows: Tensor, x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _boundary(self, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The logits, how far ``<w, .>`` has to fall to the hyperplane, and its normal w, in units of eps."""
-        run, attack = self.samples, self.attack
-        target = run.target[rows]
+        target = self.samples.target[rows]
         point = x.detach().requires_grad_()
         if not len(rows):
             return x.new_zeros((0, 1)), torch.zeros(0, dtype=torch.float64, device=x.device), point.detach()
@@ -267,8 +323,8 @@ class _Walk:
             logits = self._logits(point)
         self.forwarded += len(rows)
         own = logits.gather(1, target[:, None])[:, 0]
-        if attack.targets is not None:
-            other = logits.gather(1, self.order[rows, rank][:, None])[:, 0]
+        if self.classes is not None:
+            other = logits.gather(1, self.classes[rows][:, None])[:, 0]
             gap = (own - other).detach().to(torch.float64)
             w = self._gradient(own - other, point, keep=False)
         else:

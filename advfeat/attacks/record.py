@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -124,15 +126,16 @@ class Record:
             setattr(part, name, None if tensor is None else tensor[rows])
         return part
 
-    def put(self, rows: Tensor, part: Record) -> None:
+    def put(self, rows: Tensor, part: Record, but: Collection[str] = ()) -> None:
         """Writes the record of some of the samples back.
 
         Args:
             rows: int64 indices.
             part: their record.
+            but: names of tensors that stay as they are.
         """
         for name in self._TENSORS:
             tensor = getattr(self, name)
-            if tensor is not None:
+            if tensor is not None and name not in but:
                 tensor[rows] = getattr(part, name)
         self.knows_success &= part.knows_success

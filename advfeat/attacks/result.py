@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -97,6 +97,19 @@ class AttackResult:
             parts.append(AttackResult(**sliced))
             first += count
         return parts
+
+    def at(self, rows: Tensor) -> AttackResult:
+        """The result of some of the samples, with the passes of all.
+
+        Args:
+            rows: bool [n] or int64 indices.
+
+        Returns:
+            A copy.
+        """
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        parts: dict[str, Any] = {name: v[rows] if isinstance(v, Tensor) else v for name, v in values.items()}
+        return AttackResult(**parts)
 
     def take_over(self, rows: Tensor, more: AttackResult, failures: bool = False) -> None:
         """Merges the result of a further attack on some of the samples, in place; both results must have ``success``.

@@ -17,6 +17,7 @@ from advfeat.attacks.context import Run
 from advfeat.attacks.gradient import successes, value_and_grad
 from advfeat.attacks.record import Record
 from advfeat.attacks.result import AttackResult
+from advfeat.attacks.square_moves import Centre, Choices, moves_of
 from advfeat.objectives import CW, as_objective
 from advfeat.ops import Number
 from advfeat.random import philox
@@ -190,8 +191,7 @@ class _Search:
         self.sign = -1.0 if attack.targeted else 1.0
         self.seed = (attack.seed + (restart << 40)) % 2**63
         self.rows = torch.arange(len(run), device=run.x0.device)
-        self.moves = _KINDS[type(attack.threat)](run.x0.shape)
-        self.words = self.moves.words
+        self.moves = moves_of(attack.threat, run.x0.shape)
         self.passes = 0
         # By the image and not the batch, so that a sample's result does not depend on those beside it.
         large = math.prod(run.x0.shape[1:]) >= _BF16_VALUES
@@ -205,30 +205,36 @@ class _Search:
         self.x0 = run.x0.contiguous()  # a window is found by its pixels' numbers; the model gets the images' own layout
         self.format = _format(run.x0)
         uniform = _uniforms(self.seed, run.ids, self.moves.start_words, _START)
-        self.x = self._inside(self.moves.start(self._centre(), uniform))
+        self.centre = self._centre_of_part()
+        self.x = self._inside(self.moves.start(self.centre, uniform))
         value, success = self._queried(self.x, last=self.attack.steps == 0)
         self.value = self.sign * value
         self._keep(self.x, value, success, 0)
-        first, block = 0, torch.empty(0, device=self.x0.device)
+        first, self.block = 0, Choices(0, 0)
         for query in range(self.attack.steps):
             if not len(self.rows):
                 break
-            if query % _BLOCK == 0:
-                first, count = query, min(_BLOCK, self.attack.steps - query)
-                block = _uniforms(self.seed, self.part.ids, self.words * count, _QUERIES, self.words * query)
-                block = block.reshape(len(self.rows), count, self.words)
-                kept = torch.arange(len(self.rows), device=self.x0.device)
-            side = self.attack.side_of(query, *self.x0.shape[2:])
-            candidate = self._inside(self.moves.query(self._centre(), self.x, side, block[kept, query - first]))
+            if query == first + self.block.count:
+                first, self.block = query, self._block(query)
+            candidate = self._inside(self.moves.query(self.centre, self.x, self.block, query - first))
             value, success = self._queried(candidate)
             accepted = (self.sign * value > self.value) | success
             ops.copy_rows_(self.x, candidate, accepted)
             self.value = torch.where(accepted, self.sign * value, self.value)
             if self.quick is not None and query + 1 == self.attack.steps:  # what the record keeps
                 self.value = self.sign * self._evaluated(self.attack, self.part, self.x, self.target)[0]
-            left = self._keep(self.x, self.sign * self.value, success, query + 1)
-            kept = kept if left is None else kept[left]
+            self._keep(self.x, self.sign * self.value, success, query + 1)
         return self.passes
+
+    def _block(self, query: int) -> Choices:
+        """The random choices of the queries from this one on, as long as the windows have the same side."""
+        attack, size = self.attack, self.x0.shape[2:]
+        side, count = attack.side_of(query, *size), 1
+        while count < min(_BLOCK, attack.steps - query) and attack.side_of(query + count, *size) == side:
+            count += 1
+        words = self.moves.words
+        uniform = _uniforms(self.seed, self.part.ids, words * count, _QUERIES, words * query)
+        return self.moves.block(self.centre, uniform.reshape(len(self.rows), count, words), side)
 
     def _queried(self, x: Tensor, last: bool = False) -> tuple[Tensor, Tensor]:
         """The objective and the successes at x; with ``quick``, of which the model in its own precision is sure."""
@@ -246,21 +252,23 @@ class _Search:
         self.passes += len(x)
         return _evaluated(attack, part, x.contiguous(memory_format=self.format), target)
 
-    def _centre(self) -> _Centre:
+    def _centre_of_part(self) -> Centre:
         threat = self.part.threat
-        unit = torch.as_tensor(threat.unit, dtype=self.x0.dtype, device=self.x0.device).reshape(-1, 1, 1)
         eps = torch.as_tensor(threat.eps, dtype=self.x0.dtype, device=self.x0.device).reshape(-1, 1, 1, 1)
-        return _Centre(self.x0, unit, eps.expand(len(self.x0), 1, 1, 1))
+        unit = None
+        if threat.has_unit:
+            unit = torch.as_tensor(threat.unit, dtype=self.x0.dtype, device=self.x0.device).reshape(-1, 1, 1)
+        return Centre(self.x0, eps.expand(len(self.x0), 1, 1, 1), unit)
 
     def _inside(self, candidate: Tensor) -> Tensor:
         return self.part.threat.project_(candidate, self.x0)
 
-    def _keep(self, x: Tensor, value: Tensor, success: Tensor, query: int) -> Tensor | None:
-        """Stores what is broken, and at the end everything; the samples that are left, or None for all of them."""
+    def _keep(self, x: Tensor, value: Tensor, success: Tensor, query: int) -> None:
+        """Stores what is broken, and at the end everything; goes on with the samples that are left."""
         last = query == self.attack.steps
         stored = torch.ones_like(success) if last else success
         if not bool(stored.any()):
-            return None
+            return
         rows = self.rows[stored]
         record = self.record
         assert record.x is not None
@@ -271,130 +279,9 @@ class _Search:
         self.rows, self.x, self.value = self.rows[left], self.x[left], self.value[left]
         self.part = self.run_.rows(self.rows)
         self.x0, self.target = self.x0[left], self.part.target
-        return left
-
-
-@dataclass(frozen=True)
-class _Centre:
-    """The images [B, C, H, W] around which is searched, the unit of their perturbations and eps [B, 1, 1, 1] in it."""
-
-    x0: Tensor
-    unit: Tensor
-    eps: Tensor
-
-
-class _Stripes:
-    """L-inf: stripes at first, then windows of one sign per channel."""
-
-    def __init__(self, shape: torch.Size) -> None:
-        self.channels, self.height, self.width = shape[1:]
-        self.start_words, self.words = self.channels * self.width, 2 + self.channels
-
-    def start(self, centre: _Centre, uniform: Tensor) -> Tensor:
-        signs = _signs(uniform).reshape(-1, self.channels, 1, self.width).to(centre.x0.dtype)
-        return centre.x0 + centre.eps * signs * centre.unit
-
-    def query(self, centre: _Centre, x: Tensor, side: int, uniform: Tensor) -> Tensor:
-        window = _Window(uniform[:, :2], side, x)
-        signs = _signs(uniform[:, 2:]).reshape(-1, self.channels, 1, 1).to(x.dtype)
-        # Beyond the ball on the side of the sign: the projection clips it.
-        beyond = window.of(centre.x0) + (2 * centre.eps * centre.unit * signs)[..., 0]
-        return window.put(x.clone(memory_format=torch.contiguous_format), beyond)
-
-
-class _Bumps:
-    """L2 and L1: bumps in tiles at first, then windows whose mass moves into others."""
-
-    order, decay = 2, 2
-
-    def __init__(self, shape: torch.Size) -> None:
-        self.channels, self.height, self.width = shape[1:]
-        self.tile = max(min(self.height, self.width) // 5, 1)
-        self.tiles = self.height // self.tile, self.width // self.tile
-        self.start_words = self.tiles[0] * self.tiles[1] * (1 + self.channels)
-        self.words = 5 + self.channels  # two corners, a direction, and a sign per channel
-        self.bumps: dict[int, Tensor] = {}  # by side
-
-    def norm(self, delta: Tensor, dims: tuple[int, ...]) -> Tensor:
-        return torch.linalg.vector_norm(delta, self.order, dim=dims, keepdim=True)
-
-    def start(self, centre: _Centre, uniform: Tensor) -> Tensor:
-        n, tile, (down, across) = len(centre.x0), self.tile, self.tiles
-        uniform = uniform.reshape(n, down, across, 1 + self.channels)
-        bumps = self._turned(tile, uniform[..., 0], centre.x0)  # [n, down, across, tile, tile]
-        signs = _signs(uniform[..., 1:]).to(bumps.dtype).movedim(-1, 1)  # [n, C, down, across]
-        grid = signs[..., None, None] * bumps[:, None]
-        grid = grid.transpose(3, 4).reshape(n, self.channels, down * tile, across * tile)
-        delta = torch.zeros_like(centre.x0)
-        top, left = (self.height % tile) // 2, (self.width % tile) // 2
-        delta[:, :, top : top + down * tile, left : left + across * tile] = grid
-        return centre.x0 + self.scaled(delta, centre) * centre.unit
-
-    def query(self, centre: _Centre, x: Tensor, side: int, uniform: Tensor) -> Tensor:
-        into, source = _Window(uniform[:, :2], side, x), _Window(uniform[:, 2:4], side, x)
-        delta = (x - centre.x0) / centre.unit
-        unspent = self.unspent(centre.eps, self.norm(delta, (1, 2, 3)))[..., 0]
-        there = into.of(delta)
-        both = torch.cat([there, source.of(delta) * source.outside(into)], dim=2)
-        bump = self._turned(side, uniform[:, 4], x).flatten(1)[:, None]
-        bump = bump * _signs(uniform[:, 5:, None]).to(x.dtype)
-        placed = bump + there / (self.norm(there, (2,)) + 1e-12)
-        placed = placed / (self.norm(placed, (2,)) + 1e-12) * self.amplitude(unspent, self.norm(both, (2,)))
-        into.put(source.put(delta, torch.zeros_like(there)), placed)
-        return centre.x0 + self.bounded(delta, centre) * centre.unit
-
-    def unspent(self, eps: Tensor, length: Tensor) -> Tensor:
-        return (eps.square() - length.square()).clamp(min=0)
-
-    def amplitude(self, unspent: Tensor, union: Tensor) -> Tensor:
-        return (unspent / self.channels + union.square()).sqrt()
-
-    def scaled(self, delta: Tensor, centre: _Centre) -> Tensor:
-        length = self.norm(delta, (1, 2, 3))
-        return delta * (centre.eps / torch.where(length > 0, length, torch.ones_like(length)))
-
-    bounded = scaled
-
-    def _turned(self, side: int, uniform: Tensor, like: Tensor) -> Tensor:
-        """The bump, or its transpose, for each number: [..., side, side]."""
-        if side not in self.bumps:
-            self.bumps[side] = self._bump(side).to(like)
-        bump = self.bumps[side]
-        return torch.where((uniform > 0.5)[..., None, None], bump.T, bump)
-
-    def _bump(self, side: int) -> Tensor:
-        """A bump upwards in the upper half of a window and one downwards in the lower half, of norm 1; float64."""
-        half = side // 2
-        bump = torch.cat([self._hill(half, side), -self._hill(side - half, side)])
-        return bump / torch.linalg.vector_norm(bump, self.order).clamp(min=1e-300)
-
-    def _hill(self, height: int, width: int) -> Tensor:
-        """Squares around the middle, the smaller ones on top of the larger, of norm 1; float64 [height, width]."""
-        hill = torch.zeros(height, width, dtype=torch.float64)
-        if height == 0:
-            return hill
-        for k in range(max(height // 2, width // 2) + 1):
-            top, left = height // 2 - k, width // 2 - k
-            hill[max(top, 0) : top + 2 * k + 1, max(left, 0) : left + 2 * k + 1] += (k + 1.0) ** -self.decay
-        return hill / torch.linalg.vector_norm(hill, self.order)
-
-
-class _SharpBumps(_Bumps):
-    """L1: narrower bumps, and lengths in L1. The projection onto ball and box takes the place of scaling."""
-
-    order, decay = 1, 4
-
-    def unspent(self, eps: Tensor, length: Tensor) -> Tensor:
-        return (eps - length).clamp(min=0)
-
-    def amplitude(self, unspent: Tensor, union: Tensor) -> Tensor:
-        return (unspent / self.channels + union) * self.channels
-
-    def bounded(self, delta: Tensor, centre: _Centre) -> Tensor:
-        return delta
-
-
-_KINDS: dict[type[Threat], type] = {Linf: _Stripes, L2: _Bumps, L1: _SharpBumps}
+        self.centre = self._centre_of_part()
+        if query > 0:
+            self.block.keep(left)
 
 
 def _uniforms(seed: int, ids: Tensor, count: int, stream: int, first: int = 0) -> Tensor:
@@ -402,39 +289,6 @@ def _uniforms(seed: int, ids: Tensor, count: int, stream: int, first: int = 0) -
     quads = torch.arange(first // 4, (first + count + 3) // 4, device=ids.device)
     words = philox(seed, ids, quads, stream).reshape(len(ids), -1)[:, first % 4 : first % 4 + count]
     return (words.to(torch.float32) + 0.5) * 2.0**-32
-
-
-def _signs(uniform: Tensor) -> Tensor:
-    return torch.where(uniform < 0.5, -1.0, 1.0)
-
-
-class _Window:
-    """A square window in each image, at a random place."""
-
-    def __init__(self, uniform: Tensor, side: int, like: Tensor) -> None:
-        (self.channels, height, width), self.side = like.shape[1:], side
-        self.top = (uniform[:, 0] * (height - side + 1)).long().clamp(max=height - side)
-        self.left = (uniform[:, 1] * (width - side + 1)).long().clamp(max=width - side)
-        steps = torch.arange(side, device=like.device)
-        self.down, self.across = steps[:, None], steps[None]
-        pixels = (self.top[:, None, None] + self.down) * width + self.left[:, None, None] + self.across
-        self.pixels = pixels.reshape(-1, 1, side * side).expand(-1, self.channels, -1)
-
-    def of(self, images: Tensor) -> Tensor:
-        """The values of images [B, C, H, W] in the window: [B, C, side * side]."""
-        return images.flatten(2).gather(2, self.pixels)
-
-    def put(self, images: Tensor, values: Tensor) -> Tensor:
-        """Writes such values into contiguous images, in place; returns the images."""
-        images.flatten(2).scatter_(2, self.pixels, values)
-        return images
-
-    def outside(self, other: _Window) -> Tensor:
-        """Which pixels are not in the other window: bool [B, 1, side * side]."""
-        down = (self.top - other.top)[:, None, None] + self.down
-        across = (self.left - other.left)[:, None, None] + self.across
-        inside = (down >= 0) & (down < self.side) & (across >= 0) & (across < self.side)
-        return ~inside.reshape(-1, 1, self.side * self.side)
 
 
 def _format(x: Tensor) -> torch.memory_format:

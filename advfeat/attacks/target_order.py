@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -26,6 +27,27 @@ def check_target_order(target_order: str) -> None:
     """
     if target_order not in TARGET_ORDERS:
         raise ValueError(f'target_order should be "logits" or "malt", got {target_order!r}')
+
+
+def ranks_at_once(first: int, last: int, room: int, left: Callable[[], int]) -> Iterator[range]:
+    """Which target classes are attacked in one batch, in order of their ranks.
+
+    The first class of all goes alone, since it breaks the most. Of those that follow, which break few, as many as find
+    room: the batch of the few samples that are left is then as large as the first one was.
+
+    Args:
+        first: the first rank, 0 for the class that is attacked first.
+        last: the rank after the last.
+        room: how many samples a pass may hold.
+        left: tells how many samples are left.
+
+    Yields:
+        The ranks of a batch.
+    """
+    while first < last:
+        count = 1 if first == 0 else max(room // max(left(), 1), 1)
+        yield range(first, min(first + count, last))
+        first += count
 
 
 def other_classes(run: Run, logits: Tensor, target_order: TargetOrder, wanted: int) -> tuple[Tensor, Tensor, int, int]:

@@ -20,10 +20,12 @@ def test_the_standard_version_is_as_published(threat):
     (first,), targeted, (fab,), (square,) = parts.values()
     assert type(first) is APGD and first.objective.name == "CrossEntropy"
     assert (first.steps, first.restarts, first.large_radii) == (100, 5 if in_l1 else 1, in_l1)
-    assert [type(a) for a in targeted] == [RankedAPGD] * (5 if in_l1 else 9)
-    assert [a.rank for a in targeted] == list(range(len(targeted)))
+    assert [type(a) for a in targeted] == [RankedAPGD] * 2
+    ranks = [k for a in targeted for k in range(a.rank, a.rank + a.ranks)]
+    assert ranks == list(range(5 if in_l1 else 9))
     assert all((a.steps, a.restarts, a.large_radii) == (100, 1, in_l1) for a in targeted)
-    assert len({a.seed for a in targeted} | {first.seed}) == len(targeted) + 1
+    seeds = {a.seed + k for a in targeted for k in range(a.ranks)}  # of each class its own
+    assert len(seeds | {first.seed}) == len(ranks) + 1
     assert isinstance(fab, FAB) and (fab.steps, fab.restarts, fab.targets) == (100, 1, 9)
     assert (fab.alpha_max, fab.eta, fab.beta) == (0.1, 1.05, 0.9)
     assert isinstance(square, Square)

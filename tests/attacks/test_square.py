@@ -11,7 +11,7 @@ from torch import nn
 
 import advfeat
 from advfeat import L1, L2, Ensemble, Linf, Square, Threat
-from advfeat.attacks import square
+from advfeat.attacks import square, square_moves
 from advfeat.datasets import load
 
 THREATS = [Linf(0.15), L2(1.0), L1(4.0)]
@@ -49,11 +49,11 @@ def test_windows_shrink_as_in_auto_attack(threat, side, sides):
 
 
 def test_a_bump_is_two_hills_of_opposite_sign():
-    bump = square._Bumps(torch.Size([1, 1, 9, 9]))._bump(5)
+    bump = square_moves.Bumps(torch.Size([1, 1, 9, 9]))._bump(5)
     assert bump.shape == (5, 5) and float(bump.norm()) == pytest.approx(1)
     assert (bump[:2] > 0).all() and (bump[2:] < 0).all()
     # The hill of 3x5: 1 at the middle, 1/4 on the square around it, 1/9 on what is left.
-    hill = square._Bumps(torch.Size([1, 1, 9, 9]))._hill(3, 5)
+    hill = square_moves.Bumps(torch.Size([1, 1, 9, 9]))._hill(3, 5)
     ring, rest = 1 / 4 + 1 / 9, 1 / 9
     row = [rest, ring, ring, ring, rest]
     want = torch.tensor([row, [rest, ring, 1 + ring, ring, rest], row])
@@ -88,17 +88,20 @@ def test_examples_lie_in_ball_and_box_and_every_pass_counts(net, digits, threat)
 def test_a_window_holds_the_pixels_of_its_square(seed, side, height, width):
     g = torch.Generator().manual_seed(seed)
     images, uniform = torch.rand(4, 3, height, width, generator=g), torch.rand(4, 4, generator=g)
-    window, other = square._Window(uniform[:, :2], side, images), square._Window(uniform[:, 2:], side, images)
+    windows = square_moves.Windows(side, (3, height, width), images.device)
+    corners = windows.corner(uniform.reshape(4, 2, 2))  # of two windows in each image
+    window, other = (windows.pixels(corners[0][:, i] * width + corners[1][:, i]) for i in range(2))
+    down, across = (c[:, 0] - c[:, 1] for c in corners)
     for i in range(4):
         masks = []
-        for w in (window, other):
+        for k in range(2):
+            top, left = (int(c[i, k]) for c in corners)
             masks.append(torch.zeros(height, width, dtype=torch.bool))
-            masks[-1][w.top[i] : w.top[i] + side, w.left[i] : w.left[i] + side] = True
+            masks[-1][top : top + side, left : left + side] = True
             assert masks[-1].sum() == side * side
-        assert torch.equal(window.of(images)[i], images[i][:, masks[0]])
-        assert torch.equal(window.outside(other)[i, 0], ~masks[1][masks[0]])
-        put = window.put(images.clone(), torch.zeros(4, 3, side * side))
-        assert torch.equal(put[i], images[i] * ~masks[0])
+        assert torch.equal(images.flatten(2).gather(2, window)[i], images[i][:, masks[0]])
+        assert torch.equal(images.flatten(2).gather(2, other)[i], images[i][:, masks[1]])
+        assert torch.equal(windows.outside(down, across)[i, 0], ~masks[1][masks[0]])
 
 
 class _Two(nn.Module):

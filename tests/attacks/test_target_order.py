@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from support.short_evaluation import task
 from torch import nn
 
 from advfeat import FAB, L1, L2, Auto, Linf, Threat
-from advfeat.attacks import PGD
+from advfeat.attacks import PGD, auto, fab
 from advfeat.attacks.auto import RankedAPGD
 from advfeat.attacks.context import Run
-from advfeat.attacks.target_order import other_classes
+from advfeat.attacks.target_order import other_classes, ranks_at_once
 
 CLASSES = 20
 
@@ -81,6 +82,62 @@ def test_ranks_in_one_attack_are_those_of_single_attacks():
     assert torch.equal(whole.success, success) and 0 < success.sum() < 12
 
 
+@pytest.mark.parametrize("norm, eps", [("linf", 0.08), ("l2", 0.25), ("l1", 1.5)])
+@pytest.mark.parametrize("kind", ["apgd-t", "large radii", "fab-t", "fab-t, nearest", "fab-t, five starts"])
+def test_classes_tried_at_once_give_what_they_give_one_after_the_other(monkeypatch, kind, norm, eps):
+    net, source = task()
+    x, y = source.images()[2:], source.labels[2:]
+    threat = Threat.of(norm, eps)
+    more = {"large_radii": norm == "l1"} if kind == "large radii" else {}
+    if kind.startswith("fab"):
+        attack = FAB(threat, steps=6, targets=4, minimise="nearest" in kind, restarts=5 if "five" in kind else 1)
+    else:
+        attack = RankedAPGD(threat, steps=6, ranks=4, seed=3, **more)
+    tried = []
+
+    def result(room):
+        def recorded(*args):
+            for ranks in ranks_at_once(*args):
+                tried.append(len(ranks))
+                yield ranks
+
+        for module in (auto, fab):
+            monkeypatch.setattr(module, "ranks_at_once", recorded)
+        tried.clear()
+        return attack.part_of(Run(attack, net, x, y, room=room))
+
+    whole = result(10 * len(x))
+    assert tried == [1, 3]  # the first breaks the most
+    monkeypatch.setattr(Run, "room", property(lambda self: 0, lambda self, value: None), raising=False)
+    single = result(None)
+    assert tried == [1, 1, 1, 1]
+    for name in ("x_adv", "value", "success", "distance", "first_success", "zero_grad_steps", "nonfinite_grad_steps"):
+        assert torch.equal(getattr(whole, name), getattr(single, name)), name
+    assert 0 < whole.success.sum() < len(x)
+    if kind.startswith("fab"):
+        assert torch.equal(whole.smallest_distance, single.smallest_distance)
+    passes = [(r.samples_forwarded, r.samples_backwarded) for r in (whole, single)]
+    assert passes[0] >= passes[1]
+
+
+def test_the_room_of_a_batch_is_kept_by_its_parts_and_taken_by_the_classes():
+    net, source = task()
+    x, y = source.images(), source.labels
+    largest = [0]
+
+    def counted(z):
+        largest[0] = max(largest[0], len(z))
+        return net(z)
+
+    attack = Auto(Linf(0.03), steps=5)
+    attack.run(counted, x, y)
+    assert largest == [len(x)]
+    largest[0] = 0
+    for _ in attack.over(counted, zip(x.split(7), y.split(7), strict=True)):
+        pass
+    assert largest[0] <= 2 * 7  # what several batches leave is pooled, from 7 samples on
+
+
 def test_auto_takes_the_order_and_counts_its_passes():
     model, x, y = problem(3)
     passes = [0]
@@ -89,12 +146,12 @@ def test_auto_takes_the_order_and_counts_its_passes():
         passes[0] += len(z)
         return model(z)
 
-    auto = Auto(L2(0.2), steps=5, target_classes=2, target_order="malt")
-    result = auto.run(counted, x, y)
+    attack = Auto(L2(0.2), steps=5, target_classes=2, target_order="malt")
+    result = attack.run(counted, x, y)
     assert result.samples_forwarded == passes[0]
-    assert [type(a).__name__ for a in auto.attacks] == ["PGD", "APGD", "RankedAPGD"]
+    assert [type(a).__name__ for a in attack.attacks] == ["PGD", "APGD", "RankedAPGD"]
     assert len(Auto(L1(1.0), target_classes=0, target_order="malt").attacks) == 2
-    pooled = [r for _, r in auto.over(model, zip(x.split(5), y.split(5), strict=True))]
+    pooled = [r for _, r in attack.over(model, zip(x.split(5), y.split(5), strict=True))]
     assert torch.equal(torch.cat([r.success for r in pooled]), result.success)
 
 

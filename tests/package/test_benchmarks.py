@@ -300,9 +300,9 @@ def test_the_autoattack_command(tmp_path):
     autoattack.main(["--samples", "8", "--seeds", "2", "--norms", "linf", "--epochs", "1", "--out", str(tmp_path)])
     tables = whole(tmp_path, "autoattack_digits", "attacks")["tables"]
     summed = tables["autoattack_digits"]
-    assert [row["attack"] for row in summed] == [*autoattack.ATTACKS, "all"] * 2
+    assert [row["attack"] for row in summed] == [*autoattack.ATTACKS, "all"] * 3
     assert all(row["to_advfeat"] > 0 and row["differ"] <= 8 for row in summed)
-    assert len(tables["autoattack_digits_attacks"]) == 2 * 2 * 2 * 4
+    assert len(tables["autoattack_digits_attacks"]) == 3 * 2 * 2 * 4
 
 
 @pytest.mark.slow

@@ -28,7 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from advfeat.attacks import APGD, FAB, Attack, Square
-from advfeat.attacks.auto import RankedAPGD
+from advfeat.attacks.auto import ranked
+from advfeat.attacks.context import Run, undisturbed
+from advfeat.attacks.result import AttackResult
 from advfeat.compat.autoattack.state import EvaluationState
 from advfeat.forward import class_logits, logits_of, predicted_classes
 from advfeat.models import averaged
@@ -255,7 +257,7 @@ class AutoAttack:
                 break
             batches = rows.split(bs)
             for i, at in enumerate(batches):
-                found = self._attacked(name, x_orig[at], y_orig[at], at)
+                found = self._attacked(name, x_orig[at], y_orig[at], at, bs)
                 labels = self._predicted(found).to(y_orig)
                 broken = labels != y_orig[at]
                 hit = at[broken.cpu()]
@@ -311,8 +313,8 @@ class AutoAttack:
     def _threat(self) -> Threat:
         return Threat.of(_NORMS[self.norm], float(self.epsilon))
 
-    def _attacked(self, name: str, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """The examples of one attack for a batch, on the device."""
+    def _attacked(self, name: str, x: Tensor, y: Tensor, ids: Tensor, room: int) -> Tensor:
+        """The examples of one attack for a batch, on the device; a pass holds so many samples at most."""
         x, y, ids = x.to(self.device), y.to(self.device), ids.to(self.device)
         left, result = torch.arange(len(x), device=self.device), x.clone()
         draws = {"apgd-ce": self.apgd.eot_iter, "apgd-dlr": self.apgd.eot_iter, "apgd-t": self.apgd_targeted.eot_iter}
@@ -321,7 +323,7 @@ class AutoAttack:
         for attack in self._attacks(name, self._number_of_classes(x)):
             if not len(left):
                 break
-            found = attack.run(quick, x[left], y[left], sample_ids=ids[left])
+            found = _run(attack, quick, x[left], y[left], ids[left], room)
             assert found.success is not None
             success, x_adv = found.success, found.x_adv
             if quick is not model and success.any():
@@ -330,7 +332,7 @@ class AutoAttack:
                 doubtful = claimed[self._predicted(x_adv[claimed]).to(y) == y[left[claimed]]]
                 if len(doubtful):
                     rows = left[doubtful]
-                    again = attack.run(model, x[rows], y[rows], sample_ids=ids[rows])
+                    again = _run(attack, model, x[rows], y[rows], ids[rows], room)
                     success[doubtful], x_adv[doubtful] = cast("Tensor", again.success), again.x_adv
             result[left[success]] = x_adv[success]
             left = left[~success]
@@ -351,18 +353,13 @@ class AutoAttack:
         if name == "apgd-t":
             targeted = self.apgd_targeted
             large = {"large_radii": targeted.use_largereps and self.norm == "L1"}
-            ranks = range(min(targeted.n_target_classes, classes - 1))
-            return [
-                RankedAPGD(
-                    threat, steps=targeted.n_iter, rank=k, restarts=targeted.n_restarts, seed=seed + 1 + k, **large
-                )
-                for k in ranks
-            ]
+            targets = min(targeted.n_target_classes, classes - 1)
+            return [*ranked(targets, threat, seed + 1, steps=targeted.n_iter, restarts=targeted.n_restarts, **large)]
         if name in ("fab", "fab-t"):
             fab, to_one = self.fab, name == "fab-t"
             walk: dict[str, Any] = {"alpha_max": fab.alpha_max, "eta": fab.eta, "beta": fab.beta, "seed": seed}
-            targets = fab.n_target_classes if to_one else None
-            return [FAB(threat, steps=fab.n_iter, targets=targets, restarts=1 if to_one else fab.n_restarts, **walk)]
+            to_classes = fab.n_target_classes if to_one else None
+            return [FAB(threat, steps=fab.n_iter, targets=to_classes, restarts=1 if to_one else fab.n_restarts, **walk)]
         square = self.square
         search: dict[str, Any] = {"p_init": square.p_init, "rescale_schedule": square.rescale_schedule, "seed": seed}
         search["bf16_queries"] = square.bf16_queries
@@ -438,6 +435,12 @@ class AutoAttack:
         if getattr(self, "log_path", None) is not None:
             with open(self.log_path, "a") as file:  # type: ignore[arg-type]
                 file.write(f"{line}\n")
+
+
+def _run(attack: Attack, model: Callable, x: Tensor, y: Tensor, ids: Tensor, room: int) -> AttackResult:
+    """An attack on what is left of a batch, which takes as much room as the whole batch had."""
+    with undisturbed(attack, model, x.device):
+        return attack.part_of(Run(attack, model, x, y, None, ids, room=room))
 
 
 def _pairs(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
