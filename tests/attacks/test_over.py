@@ -92,7 +92,7 @@ def test_what_auto_leaves_of_several_batches_shares_its_passes():
     seen.clear()
     for a, b in zip(x.split(8), y.split(8), strict=True):
         attack.run(model, a, b)
-    assert together < 0.7 * len(seen)
+    assert together < 0.8 * len(seen)
     assert samples <= sum(seen), "the other classes are ranked once per sample"
 
 

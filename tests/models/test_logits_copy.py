@@ -111,5 +111,5 @@ def test_what_the_model_does_not_confirm_is_attacked_on_the_model_itself(net):
     broken = net(expected).argmax(1) != y
     assert torch.equal(net(found).argmax(1) != y, broken) and 0 < broken.sum()
     attack._quick = lambda z: -net(z)  # claims a success at once
-    examples = attack._attacked("apgd-ce", x, y, torch.arange(20))
+    examples = attack._attacked("apgd-ce", x, y, torch.arange(20), 20)
     assert torch.equal(net(examples).argmax(1) != y, broken)

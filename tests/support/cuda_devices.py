@@ -42,6 +42,9 @@ class CudaDevice:
     def skip_long_rows(self, values: int, dtypes: Sequence[torch.dtype], but: Sequence[torch.dtype] = ()) -> None:
         """Ends the test where rows of so many values would take too long; not for float32, nor for the dtypes `but`."""
 
+    def skip_layout(self, values: int, layout: str) -> None:
+        """Ends the test where a layout changes nothing in rows of so many values that others do not change."""
+
 
 LONG = 50_000  # values of a row that the emulator takes its time over
 
@@ -69,4 +72,8 @@ class EmulatedDevice(CudaDevice):
     def skip_long_rows(self, values: int, dtypes: Sequence[torch.dtype], but: Sequence[torch.dtype] = ()) -> None:
         # 16 blocks of 512 threads take some tenths of a second. Other dtypes go the same ways in shorter rows.
         if values > LONG and not self._slow and not set(dtypes) <= {torch.float32, *but}:
+            pytest.skip("slow in the emulator: run with --thorough")
+
+    def skip_layout(self, values: int, layout: str) -> None:
+        if values > LONG and not self._slow and layout not in ("odd_start", "odd_rows_last"):
             pytest.skip("slow in the emulator: run with --thorough")
